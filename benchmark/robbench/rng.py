@@ -1,0 +1,77 @@
+"""Counter-based random numbers on tensors: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers").
+
+A number is a pure function of (key, sample, trial, step, element): the same on every device, whatever the batch
+width, the sharding or the order, and without any global generator. The arithmetic is integer arithmetic on int64
+tensors, where a 32 × 32 → 64 bit product wraps to exactly the bits that Philox asks for.
+
+`bits` and `uniform` are bit-identical everywhere; `normal` goes through log, cos and sin, whose last bit may differ
+between devices.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["bits", "make_key", "normal", "philox4x32", "uniform"]
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments (golden ratio, sqrt(3) - 1)
+_MASK = 0xFFFFFFFF
+
+
+def make_key(seed: int, stage: str) -> tuple[int, int]:
+    """Derive the two 32-bit key words of a stage (an attack's name) from the run's seed."""
+    digest = hashlib.sha256(f"{seed}\x00{stage}".encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def philox4x32(
+    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Apply ten Philox rounds to counters given as four broadcastable int64 tensors of 32-bit values.
+
+    Returns four int64 tensors of 32-bit values, of the broadcast shape.
+    """
+    k0, k1 = key
+    for _ in range(10):
+        # The signed product wraps modulo 2**64, so the arithmetic shift followed by the mask is the high word.
+        p0, p1 = c0 * _M0, c2 * _M1
+        hi0, lo0 = (p0 >> 32) & _MASK, p0 & _MASK
+        hi1, lo1 = (p1 >> 32) & _MASK, p1 & _MASK
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def bits(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: int) -> Tensor:
+    """Draw n 32-bit words a lane: [L], [L] int64 -> [L, n] int64 in [0, 2**32)."""
+    block = torch.arange((n + 3) // 4, device=sample.device)
+    words = philox4x32(
+        sample[:, None] & _MASK,
+        trial[:, None] & _MASK,
+        torch.full_like(sample[:, None], step & _MASK),
+        block[None, :],
+        key,
+    )
+    lanes = len(sample), block.shape[0]
+    return torch.stack([w.expand(lanes) for w in words], dim=-1).flatten(1)[:, :n]
+
+
+def uniform(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: int) -> Tensor:
+    """Draw n numbers a lane, uniform on the 2**24 multiples of 2**-24 in [0, 1): [L, n] float32.
+
+    24 bits are what float32 holds exactly, so float64 runs see the same numbers.
+    """
+    return (bits(key, sample, trial, step, n) >> 8).to(torch.float32) * 2.0**-24
+
+
+def normal(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: int) -> Tensor:
+    """Draw n standard normal numbers a lane by Box-Muller: [L, n] float32."""
+    pairs = (n + 1) // 2
+    u = uniform(key, sample, trial, step, 2 * pairs)
+    # 1 - u lies in (0, 1]: the logarithm is finite.
+    radius = torch.sqrt(-2.0 * torch.log1p(-u[:, :pairs]))
+    angle = (2.0 * math.pi) * u[:, pairs:]
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :n]

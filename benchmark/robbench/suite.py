@@ -1,0 +1,200 @@
+"""Suites: named lists of attacks with their budgets, read from TOML without torch.
+
+```toml
+version = 1
+title = "White-box gradient attacks"
+judge = "any"            # or "final": only the last point of a trial counts
+mode = "full"            # every attack on every correctly classified sample; "cascade": survivors only
+
+[threat.mnist]           # the threat model per data set
+norm = "Linf"
+eps = "0.3"
+
+[[attack]]
+name = "PGD-20-xent"     # also the name of its random numbers
+kind = "pgd"             # from `robbench list attacks`; every other key is a parameter of that attack
+objective = "ce"
+steps = 20
+on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what differs on one data set
+```
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from robbench.errors import SuiteError, unknown_name
+from robbench.numbers import parse_fraction
+from robbench.types import JUDGES, NORMS, Judge, Threat
+
+if TYPE_CHECKING:
+    from robbench.attacks import Attack
+
+__all__ = ["Mode", "Stage", "Suite", "build_attack", "load_suite", "suite_names"]
+
+Mode = Literal["full", "cascade"]
+_KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One attack of a suite, on one data set: the name of its column, its kind and its parameters."""
+
+    name: str
+    kind: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A suite as its file says it."""
+
+    name: str
+    version: int
+    title: str
+    description: str
+    judge: Judge
+    mode: Mode
+    threats: dict[str, Threat]
+    attacks: tuple[dict[str, Any], ...]
+
+    def stages(self, dataset: str) -> list[Stage]:
+        """List the attacks with their budgets for a data set; one without its own takes the general ones."""
+        return [_stage(table, dataset, self.name) for table in self.attacks]
+
+    def threat(self, dataset: str) -> Threat:
+        """Look up the threat model for a data set.
+
+        Raises:
+            SuiteError: the suite has none.
+        """
+        if dataset not in self.threats:
+            raise SuiteError(
+                f"Suite {self.name!r} has no threat model for data set {dataset!r} (it has: "
+                f"{', '.join(self.threats)}). Give one: --eps 8/255 (and --norm), or threat= in Python."
+            )
+        return self.threats[dataset]
+
+
+def suite_names() -> list[str]:
+    """List the built-in suites."""
+    folder = resources.files("robbench") / "suites"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """Load a built-in suite by name, or a suite file by its path (ending in .toml).
+
+    Raises:
+        SuiteError: unknown name, or an invalid file (which key, what was given, what is allowed).
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise SuiteError(f"No suite file at {name}.")
+        return _parse(path.stem, path.read_text(encoding="utf-8"), name)
+    if name not in suite_names():
+        raise SuiteError(unknown_name("suite", name, suite_names()) + " A path to a .toml file works as well.")
+    text = (resources.files("robbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
+    return _parse(name, text, f"{name}.toml")
+
+
+def build_attack(stage: Stage) -> Attack:
+    """Make the attack of a stage.
+
+    Raises:
+        SuiteError: unknown kind, or a parameter that the attack does not have or does not accept.
+    """
+    from robbench.attacks import ATTACKS  # torch is needed from here on
+
+    if stage.kind not in ATTACKS:
+        raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, ATTACKS))
+    cls = ATTACKS[stage.kind]
+    allowed = {f.name: str(f.type) for f in fields(cls)}
+    values: dict[str, Any] = {}
+    for key, given in stage.params.items():
+        if key not in allowed:
+            raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): " + unknown_name("parameter", key, allowed))
+        values[key] = _typed(given, allowed[key], f"Attack {stage.name!r}: {key}")
+    try:
+        return cls(**values)
+    except SuiteError as error:
+        raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): {error}") from None
+
+
+def _typed(given: Any, kind: str, where: str) -> Any:
+    """Bring a TOML value to the type of a dataclass field; radii and steps may be written as exact fractions."""
+    if kind.startswith("float") and not isinstance(given, bool):
+        try:
+            return float(parse_fraction(given, where))
+        except ValueError as error:
+            raise SuiteError(str(error)) from None
+    expected: type = {"int": int, "bool": bool, "str": str}[kind]
+    if not isinstance(given, expected) or (expected is int and isinstance(given, bool)):
+        raise SuiteError(f"{where}: {given!r} given; allowed: {kind}")
+    return given
+
+
+def _stage(table: dict[str, Any], dataset: str, suite: str) -> Stage:
+    general = {k: v for k, v in table.items() if k != "on"}
+    merged = {**general, **table.get("on", {}).get(dataset, {})}
+    try:
+        return Stage(name=merged.pop("name"), kind=merged.pop("kind"), params=merged)
+    except KeyError as missing:
+        raise SuiteError(f"Suite {suite!r}: an attack has no {missing.args[0]!r}; given: {general}") from None
+
+
+def _parse(name: str, text: str, where: str) -> Suite:
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"{where}: not valid TOML: {error}") from None
+    for problem in _problems(table):
+        raise SuiteError(f"{where}: {problem}")
+    suite = Suite(
+        name=name,
+        version=table["version"],
+        title=table.get("title", name),
+        description=table.get("description", ""),
+        judge=table.get("judge", "any"),
+        mode=table.get("mode", "full"),
+        threats={k: _threat(v, f"{where}: threat.{k}") for k, v in table.get("threat", {}).items()},
+        attacks=tuple(table["attack"]),
+    )
+    for dataset in ("", *suite.threats, *{d for a in suite.attacks for d in a.get("on", {})}):
+        names = [s.name for s in suite.stages(dataset)]
+        for again in {n for n in names if names.count(n) > 1}:
+            raise SuiteError(f"{where}: two attacks are named {again!r}; a name is a column and must be unique")
+    return suite
+
+
+def _problems(table: dict[str, Any]) -> Iterator[str]:
+    for key in table:
+        if key not in _KEYS:
+            yield unknown_name("key", key, _KEYS)
+    if table.get("version") != 1:
+        yield f"version: {table.get('version')!r} given; allowed: 1"
+    if table.get("judge", "any") not in JUDGES:
+        yield f"judge: {table['judge']!r} given; allowed: {', '.join(JUDGES)}"
+    if table.get("mode", "full") not in get_args(Mode):
+        yield f"mode: {table['mode']!r} given; allowed: {', '.join(get_args(Mode))}"
+    attacks = table.get("attack")
+    if not isinstance(attacks, list) or not attacks:
+        yield "attack: at least one [[attack]] table is needed"
+
+
+def _threat(table: dict[str, Any], where: str) -> Threat:
+    norm, eps = table.get("norm"), table.get("eps")
+    if norm not in NORMS or eps is None or set(table) - {"norm", "eps"}:
+        raise SuiteError(f"{where}: {table} given; expected norm ({', '.join(NORMS)}) and eps, and nothing else")
+    try:
+        radius: Fraction = parse_fraction(eps, "eps")
+    except ValueError as error:
+        raise SuiteError(f"{where}: {error}") from None
+    return Threat(norm=norm, eps=radius)

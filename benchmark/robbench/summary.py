@@ -1,0 +1,104 @@
+"""Per-sample records → the numbers of a result. A pure function, apart from running; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from robbench.files import digest
+from robbench.stats import wilson
+from robbench.store import Accuracy, AttackResult, ResultFile, ThreatResult
+from robbench.suite import Suite
+from robbench.types import Status, Threat
+
+__all__ = ["robust_samples", "summarize"]
+
+_DEAD = 0.01  # share of exactly zero gradients from which on a reader is warned
+
+
+def _accuracy(successes: int, n: int) -> Accuracy:
+    low, high = wilson(successes, n)
+    return Accuracy(value=successes / n if n else 0.0, low=low, high=high)
+
+
+def robust_samples(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Tell per sample whether it is correctly classified and broken by no attack in `rows`; indexed by sample."""
+    lost = rows["status"].isin([Status.MISCLASSIFIED, Status.BROKEN])
+    return ~lost.groupby(rows["sample"]).any()
+
+
+def summarize(
+    rows: pd.DataFrame,
+    *,
+    attacks: dict[str, dict[str, Any]],
+    flags: dict[str, str],
+    identity: dict[str, Any],
+    threat: Threat,
+    suite: Suite,
+    **described: Any,
+) -> ResultFile:
+    """Make a result from the records of its samples.
+
+    In a cascade, an attack's robust accuracy counts what it and the stages before it left standing.
+
+    Args:
+        rows: one row per sample and attack, complete.
+        attacks: name -> configuration, in the order of the suite.
+        flags: what was noticed before the attacks.
+        identity: what was measured.
+        threat: the threat model.
+        suite: for its name, judge and mode.
+        **described: the remaining fields of `ResultFile`.
+    """
+    n = rows["sample"].nunique()
+    clean = n - rows.loc[rows["status"] == Status.MISCLASSIFIED, "sample"].nunique()
+    results, earlier = [], rows.iloc[:0]
+    for name, config in attacks.items():
+        mine = rows[rows["attack"] == name]
+        earlier = pd.concat([earlier, mine]) if suite.mode == "cascade" else mine
+        backwards, zero = int(mine["backwards"].sum()), int(mine["zero_gradients"].sum())
+        results.append(
+            AttackResult(
+                name=name,
+                robust_accuracy=_accuracy(int(robust_samples(earlier).sum()), n),
+                forwards=int(mine["forwards"].sum()),
+                backwards=backwards,
+                seconds=round(float(mine["seconds"].sum()), 3),
+                config=config,
+                zero_gradient_share=zero / backwards if backwards else 0.0,
+            )
+        )
+    return ResultFile(
+        schema_version=1,
+        run_id=digest(identity),
+        identity=identity,
+        threat=ThreatResult(norm=threat.norm, eps=threat.eps_text),
+        suite=suite.name,
+        judge=suite.judge,
+        mode=suite.mode,
+        n=n,
+        clean_accuracy=_accuracy(clean, n),
+        robust_accuracy=_accuracy(int(robust_samples(rows).sum()), n),
+        attacks=results,
+        flags={**flags, **_measured_flags(rows, results)},
+        forwards=sum(r.forwards for r in results),
+        backwards=sum(r.backwards for r in results),
+        seconds=round(sum(r.seconds for r in results), 3),
+        **described,
+    )
+
+
+def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str, str]:
+    flags = {}
+    dead = [r for r in results if r.zero_gradient_share > _DEAD]
+    if dead:
+        worst = max(dead, key=lambda r: r.zero_gradient_share)
+        flags["zero_gradients"] = (
+            f"{worst.zero_gradient_share:.2%} of the gradients of {worst.name} were exactly zero (seen under "
+            f"{len(dead)} of {len(results)} attacks): where the gradient is dead, the attack stood still."
+        )
+    broken = int(rows["nonfinite"].sum())
+    if broken:
+        flags["nonfinite"] = f"{broken} queries were answered with NaN or infinity; none of them counts as a break."
+    return flags

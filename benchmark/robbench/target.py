@@ -1,0 +1,221 @@
+"""The classifier under test: brought onto the device, and checked before any number is derived from it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robbench.errors import DataError, ModelError
+
+__all__ = ["Target", "check_images", "classify", "pick_device", "prepare", "time_round"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A model ready to be attacked.
+
+    Attributes:
+        module: in eval mode, parameters frozen, on `device`; [L, C, H, W] in [0, 1] -> logits [L, K].
+        name: as it appears in results.
+        device: where it runs.
+        weights: SHA-256 of the weights.
+        identity: what else determines the function it computes.
+        paper: figures that its card quotes.
+    """
+
+    module: nn.Module
+    name: str
+    device: torch.device
+    weights: str
+    identity: dict[str, object]
+    paper: dict[str, object] = field(default_factory=dict)
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto`, `cpu`, `cuda` or `cuda:i`.
+
+    Raises:
+        ModelError: no such device here; the ones there are get named.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    known = ["cpu", *(f"cuda:{i}" for i in range(count))]
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in known:
+        raise ModelError(f"Device {name!r} given; available here: auto, {', '.join(known)}.")
+    return torch.device(wanted)
+
+
+def prepare(module: nn.Module, device: torch.device, x: Tensor) -> nn.Module:
+    """Return a frozen copy of a model on the device; the caller's own is left as it is.
+
+    Convolutions run in channels-last layout where the model works that way (a `.view` inside it may not).
+
+    Args:
+        module: in eval mode.
+        device: where to.
+        x: a few images to try it on, [n, C, H, W].
+
+    Raises:
+        ModelError: the model is in training mode.
+    """
+    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+    if training:
+        raise ModelError(
+            f"The model is in training mode ({training[0]}{' and more' if training[1:] else ''}), so dropout and "
+            "batch statistics would make its answers depend on chance and on the batch. Call model.eval() first."
+        )
+    try:
+        ours = copy.deepcopy(module)
+    except Exception:  # whatever a user's module raises: hooks, handles and generators do not copy
+        ours = module
+    ours = ours.to(device)
+    if ours is module:
+        return ours
+    ours.requires_grad_(False)
+    if any(p.dim() == 4 for p in ours.parameters()):
+        ours.to(memory_format=torch.channels_last)
+        try:
+            with torch.no_grad():
+                ours(x.to(device))
+        except RuntimeError:
+            ours.to(memory_format=torch.contiguous_format)
+    return ours
+
+
+def check_images(x: Tensor, y: Tensor) -> None:
+    """Check images and labels that a user brought.
+
+    Raises:
+        DataError: wrong shapes or types, or values outside [0, 1].
+    """
+    if x.dim() != 4 or not x.is_floating_point():
+        raise DataError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floating-point images [N, C, H, W].")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise DataError(f"y is {y.dtype} of shape {tuple(y.shape)}; expected {len(x)} integer labels [N].")
+    if not len(y):
+        raise DataError("x holds no images.")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):  # also catches NaN
+        raise DataError(
+            f"x spans [{low:g}, {high:g}]; expected [0, 1]. Divide pixel values by 255, and put mean/std "
+            "normalization inside the model: eps is measured on what the model is given."
+        )
+    if int(y.min()) < 0:
+        raise DataError(f"y holds the label {int(y.min())}; labels are 0 or more.")
+
+
+def classify(
+    target: Target, x: Tensor, y: Tensor, num_classes: int | None, lanes: int
+) -> tuple[NDArray[np.int64], dict[str, str]]:
+    """Predict clean images and look for answers that no robust accuracy can be derived from.
+
+    Args:
+        target: the model.
+        x: [N, C, H, W] in [0, 1], on the CPU.
+        y: [N] labels.
+        num_classes: how many logits there must be; None asks only for more than the largest label.
+        lanes: batch width, padded at the end so that kernels see one shape.
+
+    Returns:
+        Predictions [N], and flags: name of the problem -> sentence.
+
+    Raises:
+        ModelError: the output is not [N, K], is not finite, or has the wrong number of classes.
+    """
+    predictions: list[NDArray[np.int64]] = []
+    first = None
+    for batch, real in _batches(x, lanes):
+        logits = _logits(target, batch)[:real]
+        if first is None:
+            first = (batch, real, logits)
+            _check_logits(logits, y, num_classes)
+        if not bool(logits.isfinite().all()):
+            bad = int((~logits.isfinite().all(1)).nonzero()[0])
+            raise ModelError(
+                f"The model answers NaN or infinity to clean image number {len(predictions) * lanes + bad}: "
+                f"{logits[bad].tolist()}. A robust accuracy of it would mean nothing."
+            )
+        predictions.append(logits.argmax(1).cpu().numpy())
+    assert first is not None  # x is not empty
+    return np.concatenate(predictions), _flags(target, *first)
+
+
+def _batches(x: Tensor, lanes: int) -> Iterator[tuple[Tensor, int]]:
+    for start in range(0, len(x), lanes):
+        batch = x[start : start + lanes]
+        real = len(batch)
+        if real < lanes:
+            batch = torch.cat([batch, batch.new_zeros((lanes - real, *x.shape[1:]))])
+        yield batch, real
+
+
+def _logits(target: Target, batch: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            logits = target.module(batch.to(target.device))
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from None
+        raise ModelError(
+            f"The model cannot be run on images of shape {tuple(batch.shape)} ({batch.dtype}): {error}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch):
+        given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(f"The model answers with {given} to {len(batch)} images; expected logits [N, classes].")
+    return logits
+
+
+def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
+    found, top = logits.shape[1], int(y.max())
+    if num_classes is not None and found != num_classes:
+        raise ModelError(f"The model has {found} classes; the data set has {num_classes}.")
+    if found < 2 or top >= found:
+        raise ModelError(f"The model has {found} classes; the labels go up to {top}.")
+
+
+def _flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Look at the first batch again: chance in the answers, probabilities instead of logits."""
+    flags = {}
+    again = torch.stack([_logits(target, batch)[:real] for _ in range(2)])
+    scale = logits.norm(dim=1).clamp(min=1e-12)
+    change = float(((again - logits).norm(dim=2) / scale).max())
+    flips = int((again.argmax(2) != logits.argmax(1)).any(0).sum())
+    # Different kernels may round differently; 1e-4 of the logits' length is far above that (AutoAttack's check).
+    if change > 1e-4 or flips:
+        flags["randomized"] = (
+            f"The model answers differently to the same images ({flips} of {real} predictions changed, logits by up "
+            f"to {change:.1e} of their length): a break may be luck, and gradients are noisy. Attack the expectation "
+            "over its randomness before trusting these numbers."
+        )
+    sums = logits.sum(1)
+    if bool((logits >= 0).all() and (logits <= 1).all() and ((sums - 1).abs() < 1e-5).all()):
+        flags["probabilities"] = (
+            "The model's outputs are probabilities, not logits: cross-entropy on them vanishes where the model is "
+            "sure, and attacks look weaker than they are. Return the logits."
+        )
+    return flags
+
+
+def time_round(target: Target, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> float:
+    """Measure seconds for one forward and backward pass of a full batch, after one that warms up."""
+    x = torch.full((lanes, *shape), 0.5, dtype=dtype, device=target.device).requires_grad_(True)
+    begin = math.nan
+    for _ in range(2):
+        begin = time.perf_counter()
+        with torch.enable_grad():
+            out = target.module(x).sum()
+        if out.requires_grad:
+            torch.autograd.grad(out, x, allow_unused=True)
+        if target.device.type == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - begin

@@ -1,0 +1,1 @@
+"""Training: what a recipe means (`recipe`) and the one loop (`train`)."""

@@ -1,0 +1,59 @@
+"""Models with a known exact answer, and other things that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robbench import engine, rng
+from robbench.attacks import Attack
+from robbench.threat import Ball
+
+# The models here are tiny: threads only wait for each other, above all on a machine that is busy otherwise.
+torch.set_num_threads(1)
+
+
+class Linear(nn.Module):
+    """Two classes told apart by w·x + b in float64-exact arithmetic: logits (+s, −s) / 2 · scale."""
+
+    def __init__(self, w: Tensor, b: Tensor | float, classes: int = 2, scale: float = 1.0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w.flatten())
+        self.b = nn.Parameter(torch.as_tensor(b, dtype=w.dtype))
+        self.classes, self.scale = classes, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = (x.flatten(1) @ self.w + self.b) * self.scale / 2
+        rest = torch.full((len(x), self.classes - 2), -10.0 * self.scale, dtype=x.dtype)
+        return torch.cat([torch.stack([s, -s], dim=1), rest], dim=1)
+
+
+def run_attack(
+    model: nn.Module,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    *,
+    sample: np.ndarray | None = None,
+    lanes: int = 16,
+    seed: int = 0,
+    **options: object,
+) -> engine.Rows:
+    """Call the engine with the usual defaults; rows come back ordered by sample."""
+    ids = np.arange(len(y)) if sample is None else sample
+    rows = engine.attack_samples(model, attack, x, y, ids, ball, key=rng.make_key(seed, "test"), lanes=lanes, **options)
+    order = np.argsort(rows.sample)
+    columns = {n: getattr(rows, n)[order] for n in engine.Rows.__dataclass_fields__ if n != "x_adv"}
+    x_adv = None if rows.x_adv is None else rows.x_adv[torch.from_numpy(order)]
+    return engine.Rows(**columns, x_adv=x_adv)
+
+
+@pytest.fixture
+def repo() -> Path:
+    """The checkout that holds these tests."""
+    return Path(__file__).resolve().parents[1]

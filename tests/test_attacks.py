@@ -1,0 +1,132 @@
+"""Every attack against closed-form truth: linear models whose exact break radius is known."""
+
+import pytest
+import torch
+
+from conftest import Linear, run_attack
+from robbench.attacks import APGD, ATTACKS, FGSM, PGD
+from robbench.attacks.apgd import _windows
+from robbench.errors import SuiteError
+from robbench.threat import Ball
+from robbench.types import NORMS, Problem
+
+DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
+
+ALL = [
+    FGSM(objective="ce"),
+    FGSM(objective="margin"),
+    PGD(objective="ce", steps=30),
+    PGD(objective="margin", steps=30),
+    PGD(objective="dlr", steps=30, random_start=False),
+    APGD(objective="ce"),
+    APGD(objective="dlr"),
+    APGD(objective="margin", steps=50, restarts=2),
+]
+
+
+def name(value):
+    return value if isinstance(value, str) else f"{value.kind}-{value.objective}"
+
+
+def problem(norm, seed, n=6, classes=2):
+    """Images in the middle of the box, a random hyperplane, and the exact radius of each image."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(16, dtype=torch.float64, generator=generator)
+    x = 0.5 + 0.02 * torch.randn(n, 1, 4, 4, dtype=torch.float64, generator=generator)
+    model = Linear(w, -float(x.flatten(1).mean(0) @ w), classes)
+    s = x.flatten(1) @ w + model.b
+    y = (s < 0).long()
+    return model, x, y, (s.abs() / torch.linalg.vector_norm(w, ord=DUAL[norm])).detach()
+
+
+@pytest.mark.parametrize("attack", ALL, ids=name)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_breaks_a_linear_model_exactly_when_eps_exceeds_its_radius(attack, norm, classes):
+    model, x, y, radius = problem(norm, seed=len(norm) + classes, classes=classes)
+    for i in range(len(y)):
+        r = float(radius[i])
+        one = slice(i, i + 1)
+        assert run_attack(model, attack, x[one], y[one], Ball(norm, r + 1e-4), lanes=1).broken.all(), (r, "misses")
+        if r > 1e-4:
+            short = run_attack(model, attack, x[one], y[one], Ball(norm, r - 1e-4), lanes=1)
+            assert not short.broken.any(), (r, "breaks what cannot be broken")
+
+
+@pytest.mark.parametrize("attack", ALL, ids=name)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_moves_saturated_pixels(attack, norm, value):
+    """Every pixel lies exactly on the box; only moving inwards crosses the hyperplane."""
+    x = torch.full((1, 1, 4, 4), value)
+    inwards = 1.0 if value == 0 else -1.0
+    w = torch.full((16,), -inwards)
+    eps = {"Linf": 0.1, "L2": 0.4, "L1": 1.0}[norm]
+    reach = {"Linf": 1.6, "L2": 1.6, "L1": 1.0}[norm]
+    for share, broken in ((0.9, True), (1.1, False)):
+        model = Linear(w, share * reach - float(x.flatten(1) @ w))
+        rows = run_attack(model, attack, x, torch.tensor([0]), Ball(norm, eps), lanes=1, keep_adversarials=True)
+        assert bool(rows.broken[0]) is broken
+        if broken:
+            assert (rows.x_adv != x).any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", [PGD(objective="ce", steps=10), APGD(objective="ce", steps=20)], ids=name)
+def test_more_eps_never_breaks_less_on_a_linear_model(attack, norm):
+    model, x, y, radius = problem(norm, seed=3, n=20)
+    counts = [
+        run_attack(model, attack, x, y, Ball(norm, float(e))).broken.sum()
+        for e in torch.linspace(0, 1.2 * float(radius.max()), 8)
+    ]
+    assert counts == sorted(counts)
+    assert counts[0] == 0 and counts[-1] == 20
+
+
+def test_fgsm_is_one_full_step_from_x():
+    model, x, y, _ = problem("Linf", seed=1)
+    rows = run_attack(model, FGSM(), x, y, Ball("Linf", 1e-9))
+    assert rows.step.tolist() == [1] * len(y)
+    assert rows.forwards.tolist() == [2] * len(y)
+    assert rows.backwards.tolist() == [1] * len(y)
+
+
+def test_apgd_schedule_is_the_published_one():
+    """p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) from p_1 = 0.22, times 100 steps (Croce & Hein 2020, Sec. 3)."""
+    assert list(_windows(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_apgd_halves_the_step_and_returns_to_the_best_point():
+    attack, ball = APGD(objective="margin", steps=10), Ball("Linf", 0.1)
+    _, x, y, _ = problem("Linf", seed=2, n=1)
+
+    p = Problem(x=x, y=y, sample=torch.zeros(1, dtype=torch.int64), trial=torch.zeros(1, dtype=torch.int64), key=(0, 0))
+    s = attack.init(p, ball)
+    start, grad = s["x"], torch.ones_like(x)
+    logits = torch.zeros(1, 2, dtype=x.dtype)
+    sizes = []
+    for t in range(4):  # a loss that only falls: the start stays best
+        s = attack.step(p, ball, s, torch.tensor([t]), logits, torch.tensor([-float(t)], dtype=x.dtype), grad)
+        sizes.append(float(s["size"]))
+    assert sizes == pytest.approx([0.2, 0.2, 0.1, 0.05])  # windows of 2, then 1 steps
+    assert torch.equal(s["x_best"], start)
+    assert torch.equal(s["x_old"], start), "the step at a checkpoint starts from the best point"
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "message"),
+    [
+        (PGD, {"objective": "xent"}, "objective"),
+        (PGD, {"steps": 0}, "at least 1"),
+        (PGD, {"restarts": 3, "random_start": False}, "repeat"),
+        (APGD, {"steps": 0}, "at least 1"),
+        (APGD, {"objective": "logit"}, "Did you mean|Known"),
+    ],
+)
+def test_meaningless_budgets_are_refused(cls, given, message):
+    with pytest.raises(SuiteError, match=message):
+        cls(**given)
+
+
+def test_table_names_match_kinds():
+    assert all(cls.kind == kind for kind, cls in ATTACKS.items())

@@ -1,0 +1,313 @@
+"""The judge believes nothing, and the scheduler equals the plain loop whatever the width and the order."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import Linear, run_attack
+from robbench import engine, rng
+from robbench.attacks import APGD, FGSM, PGD
+from robbench.errors import ModelError
+from robbench.threat import Ball
+from robbench.types import Problem
+
+BALL = Ball("Linf", 0.15)
+FIELDS = [f for f in engine.Rows.__dataclass_fields__ if f not in ("seconds", "x_adv")]
+
+
+def network(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16 * 64, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * (2 / max(p[0].numel(), 1)) ** 0.5)
+    return net.to(dtype).eval().requires_grad_(False)
+
+
+def images(n, dtype=torch.float32, seed=1):
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def labelled(net, n, dtype=torch.float32):
+    x = images(n, dtype)
+    return x, net(x).argmax(1)
+
+
+def differing(a, b):
+    return [f for f in FIELDS if not np.array_equal(getattr(a, f), getattr(b, f), equal_nan=f == "distance")]
+
+
+ATTACKS = [
+    FGSM(),
+    PGD(objective="margin", steps=7, restarts=3),
+    APGD(objective="ce", steps=25),
+    APGD(objective="dlr", steps=25, restarts=2),
+]
+IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
+def test_float64_records_do_not_depend_on_width_or_order(attack):
+    net = network(torch.float64)
+    x, y = labelled(net, 150, torch.float64)
+    ball = Ball("Linf", 0.2)
+    ids = np.arange(150) * 7
+    base = run_attack(net, attack, x, y, ball, sample=ids, lanes=16)
+    assert 0 < base.broken.sum() < 150, "the comparison must see both outcomes"
+    for lanes, seed in ((64, 1), (256, 2), (5, 3)):
+        order = torch.randperm(150, generator=torch.Generator().manual_seed(seed))
+        other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
+        assert not differing(base, other), (lanes, differing(base, other))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
+def test_float32_flips_are_counted(attack, capsys):
+    """At one width none may flip, whatever the order or the neighbours; between widths they are counted."""
+    net = network()
+    x, y = labelled(net, 200)
+    ball = Ball("Linf", 0.2)
+    base = run_attack(net, attack, x, y, ball, lanes=64)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(5))
+    shuffled = run_attack(net, attack, x[order], y[order], ball, sample=order.numpy(), lanes=64)
+    assert not differing(base, shuffled)
+    shards = [
+        run_attack(net, attack, x[i : i + 50], y[i : i + 50], ball, sample=np.arange(i, i + 50), lanes=64)
+        for i in range(0, 200, 50)
+    ]
+    assert np.array_equal(np.concatenate([s.broken for s in shards]), base.broken)
+    flips = {w: int((run_attack(net, attack, x, y, ball, lanes=w).broken != base.broken).sum()) for w in (16, 256)}
+    with capsys.disabled():
+        print(f"\n  float32 verdict flips against 64 lanes, of 200 samples: {flips}")
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_scheduler_equals_the_plain_loop(norm):
+    net = network(torch.float64)
+    x, y = labelled(net, 20, torch.float64)
+    ball = Ball(norm, {"Linf": 0.05, "L2": 0.3, "L1": 1.5}[norm])
+    attack = PGD(objective="ce", steps=6)
+    p = Problem(
+        x=x, y=y, sample=torch.arange(20), trial=torch.zeros(20, dtype=torch.int64), key=rng.make_key(0, "test")
+    )
+    final = engine.perturb(net, attack, p, ball)
+    rows = run_attack(net, attack, x, y, ball, lanes=8, judge="final", keep_adversarials=True)
+    broken = torch.from_numpy(rows.broken)
+    assert torch.equal(broken, net(final).argmax(1) != y)
+    assert torch.allclose(rows.x_adv[broken], final[broken])
+    assert (rows.forwards == 7).all() and (rows.backwards == 6).all()
+    assert np.array_equal(rows.prediction, net(final).argmax(1).numpy())
+
+
+def test_any_iterate_is_at_least_as_strong_as_the_final_one():
+    net = network()
+    x, y = labelled(net, 60)
+    attack = PGD(objective="ce", steps=5, relative_step=0.9)
+    worst = run_attack(net, attack, x, y, Ball("Linf", 0.02))
+    final = run_attack(net, attack, x, y, Ball("Linf", 0.02), judge="final")
+    assert (worst.broken | ~final.broken).all()
+    assert (worst.forwards <= final.forwards).all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """An attack that proposes whatever the test tells it to."""
+
+    kind: ClassVar[str] = "scripted"
+    version: ClassVar[int] = 1
+    needs_grad: ClassVar[bool] = False
+    points: tuple[float, ...]  # every pixel takes these values in turn
+    trials: int = 1
+
+    @property
+    def steps(self):
+        return len(self.points) - 1
+
+    def init(self, p, ball):
+        return {"x": torch.full_like(p.x, self.points[0])}
+
+    def loss(self, logits, p):
+        return torch.zeros_like(logits[:, 0])
+
+    def step(self, p, ball, s, t, logits, loss, grad):
+        values = torch.tensor(self.points)[(t + 1).clamp(max=self.steps)]
+        return {"x": torch.ones_like(s["x"]) * values.view(-1, 1, 1, 1)}
+
+
+def threshold_model():
+    """Says class 1 as soon as the mean pixel reaches 0.6, for any input."""
+    return Linear(-torch.ones(4) / 4, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("points", "broken", "step"),
+    [
+        ((0.9,), False, 0),  # outside the ball
+        ((1.5,), False, 0),  # outside the box
+        ((float("nan"),), False, 0),
+        ((float("inf"),), False, 0),
+        ((0.5, 0.9, 0.6), True, 2),  # the allowed one counts
+        ((0.61, 0.5, 0.9), True, 0),  # the first success is latched
+        ((0.5, 0.55), False, 1),
+    ],
+)
+def test_only_allowed_points_count(points, broken, step):
+    x = torch.full((1, 1, 2, 2), 0.5)
+    rows = run_attack(threshold_model(), Scripted(points=points), x, torch.tensor([0]), BALL, lanes=1)
+    assert bool(rows.broken[0]) is broken
+    assert rows.step[0] == step
+    assert rows.forwards[0] == step + 1
+    assert np.isnan(rows.distance[0]) != broken
+
+
+def test_the_record_names_the_winning_trial():
+    x = torch.full((1, 1, 2, 2), 0.5)
+
+    class SecondTry(Scripted):
+        def init(self, p, ball):
+            return {"x": p.x + 0.11 * (p.trial == 1).view(-1, 1, 1, 1)}
+
+    rows = run_attack(threshold_model(), SecondTry(points=(0.5,), trials=3), x, torch.tensor([0]), BALL, lanes=2)
+    assert (rows.broken[0], rows.trial[0], rows.forwards[0], rows.prediction[0]) == (True, 1, 2, 1)
+
+
+class Poisoned(nn.Module):
+    """Answers NaN where a pixel exceeds 0.55."""
+
+    def forward(self, x):
+        s = 0.6 - x.flatten(1).mean(1)
+        s = torch.where(x.flatten(1).amax(1) > 0.55, torch.nan, s)
+        return torch.stack([s, -s], dim=1)
+
+
+def test_a_nan_answer_is_no_break_and_is_counted():
+    x = torch.full((3, 1, 2, 2), 0.5)
+    rows = run_attack(Poisoned(), PGD(steps=4), x, torch.zeros(3, dtype=torch.int64), BALL, lanes=2)
+    assert not rows.broken.any()
+    assert (rows.nonfinite > 0).all()
+
+
+class Flat(nn.Module):
+    """Correct and without any gradient: quantized input."""
+
+    def forward(self, x):
+        s = 0.6 - x.flatten(1).round().mean(1) + 0 * x.flatten(1).sum(1)
+        return torch.stack([s, -s], dim=1)
+
+
+def test_zero_gradients_are_counted():
+    rows = run_attack(Flat(), PGD(steps=4), torch.full((3, 1, 2, 2), 0.2), torch.zeros(3, dtype=torch.int64), BALL)
+    assert (rows.zero_gradients == 4).all()
+
+
+def test_a_model_without_a_gradient_is_named():
+    class Detached(nn.Module):
+        def forward(self, x):
+            s = 0.6 - x.detach().flatten(1).mean(1)
+            return torch.stack([s, -s], dim=1)
+
+    with pytest.raises(ModelError, match="autograd"):
+        run_attack(Detached(), PGD(steps=4), torch.full((1, 1, 2, 2), 0.2), torch.tensor([0]), BALL)
+
+
+class Hungry(nn.Module):
+    """Runs out of memory above a batch of `most`, as the allocators word it."""
+
+    def __init__(self, net, most, error):
+        super().__init__()
+        self.net, self.most, self.error, self.widths = net, most, error, []
+
+    def forward(self, x):
+        self.widths.append(len(x))
+        if len(x) > self.most:
+            raise self.error
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_out_of_memory_halves_the_lanes_and_goes_on(error):
+    net = network(torch.float64)
+    x, y = labelled(net, 30, torch.float64)
+    attack, ball = PGD(steps=5, restarts=2), Ball("Linf", 0.03)
+    told = []
+    hungry = Hungry(net, 6, error)
+    rows = run_attack(hungry, attack, x, y, ball, lanes=32, on_narrow=lambda w, why: told.append((w, why)))
+    assert [w for w, _ in told] == [16, 8, 4]
+    assert all("allocate" in why for _, why in told)
+    assert not differing(rows, run_attack(net, attack, x, y, ball, lanes=4)), "counts start again with the sample"
+
+
+def test_out_of_memory_at_one_lane_is_an_error():
+    net = network()
+    x, y = labelled(net, 2)
+    with pytest.raises(ModelError, match="single lane"):
+        run_attack(Hungry(net, 0, torch.OutOfMemoryError("CUDA out of memory.")), PGD(), x, y, BALL, lanes=4)
+
+
+def test_other_errors_pass_through():
+    net = network()
+    x, y = labelled(net, 2)
+    with pytest.raises(RuntimeError, match="kaput"):
+        run_attack(Hungry(net, 0, RuntimeError("kaput")), PGD(), x, y, BALL, lanes=4)
+
+
+def test_finished_rows_survive_an_interrupt():
+    net = network()
+    x, y = labelled(net, 40)
+    seen = []
+
+    def stop_after_ten(rows):
+        seen.extend(rows.sample.tolist())
+        if len(seen) >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_attack(net, FGSM(), x, y, BALL, lanes=5, on_rows=stop_after_ten)
+    assert len(seen) == len(set(seen)) == 10
+
+
+def test_the_tail_shrinks_only_to_verified_widths():
+    net = network()
+    x, y = labelled(net, 70)
+    watched = Hungry(net, 10**9, RuntimeError())
+    for narrower, allowed in (([], {64}), ([32, 16], {64, 32, 16})):
+        watched.widths.clear()
+        run_attack(watched, PGD(steps=3), x, y, Ball("Linf", 1e-6), lanes=64, narrower=narrower)
+        assert set(watched.widths) <= allowed
+        assert (16 in watched.widths) == bool(narrower)
+
+
+def test_verified_widths_refuses_a_width_that_changes_bits():
+    class Fickle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x):
+            return self.net(x) * (1 + 1e-6 * (len(x) == 32))
+
+    assert 32 not in engine.verified_widths(Fickle(), (1, 8, 8), 128, torch.float32)
+    assert 32 in engine.verified_widths(network(torch.float64), (1, 8, 8), 128, torch.float64)
+
+
+def test_default_lanes():
+    cpu = torch.device("cpu")
+    assert [engine.default_lanes(s, cpu) for s in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224))] == [
+        256,
+        128,
+        32,
+        32,
+    ]

@@ -1,0 +1,59 @@
+"""Imports point down only, and what reads results never imports torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import robbench
+
+ROOT = Path(robbench.__file__).parent
+
+# Lower layers first; a module may import from its own layer and from the ones above it in this list.
+LAYERS = [
+    {"robbench", "types", "errors", "numbers", "files"},
+    {"rng", "losses", "stats", "hardware"},
+    {"threat", "data", "store", "models"},
+    {"attacks"},
+    {"engine", "suite"},
+    {"target", "summary"},
+    {"evaluation", "sanity", "training"},
+    {"executors"},
+    {"report", "regression"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+NO_TORCH = ["types", "errors", "numbers", "files", "stats", "store", "summary", "report", "models.card", "data", "suite"]
+
+
+def imports(path, everything):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("robbench"):
+            module = node.module.split(".")
+            if len(module) > 1:
+                yield module[1]
+            else:
+                yield from (a.name for a in node.names if (ROOT / f"{a.name}.py").exists() or (ROOT / a.name).is_dir())
+
+
+def test_imports_point_down():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        unit = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if unit == "__init__":
+            continue
+        for imported in imports(path, everything=True):
+            if LEVEL[imported] > LEVEL[unit]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
+    assert not wrong
+
+
+def test_readers_of_results_work_without_torch():
+    modules = [f"robbench.{m}" for m in [*NO_TORCH, "report.leaderboard", "report.terminal", "cli"] if m != "report"]
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import importlib\n"
+        f"for m in {modules!r}: importlib.import_module(m)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT.parent), "PATH": ""})

@@ -1,0 +1,96 @@
+"""Suites: budgets per data set, and what an invalid file is answered with."""
+
+from fractions import Fraction
+
+import pytest
+
+from robbench.errors import SuiteError
+from robbench.suite import build_attack, load_suite, suite_names
+
+
+def test_built_in_suites_build_on_every_data_set():
+    assert {"whitebox", "quick"} <= set(suite_names())
+    for name in suite_names():
+        suite = load_suite(name)
+        for dataset in (*suite.threats, "custom"):
+            for stage in suite.stages(dataset):
+                assert build_attack(stage).trials >= 1
+
+
+def test_whitebox_has_the_papers_budgets():
+    suite = load_suite("whitebox")
+    assert suite.threat("mnist").eps == Fraction(3, 10)
+    assert suite.threat("cifar10").eps == Fraction(8, 255)
+    names = [s.name for s in suite.stages("mnist")]
+    assert names == ["FGSM-xent", "FGSM-CW", "PGD-40-xent", "PGD-40-CW", "APGD-CE", "APGD-DLR"]
+    mnist = build_attack(suite.stages("mnist")[2])
+    assert (mnist.steps, mnist.step_size, mnist.random_start) == (40, 0.01, True)
+    cifar = build_attack(suite.stages("cifar10")[2])
+    assert cifar.steps == 20
+    assert cifar.relative_step * 8 / 255 == pytest.approx(2 / 255)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+GOOD = 'version = 1\n[threat.digits]\nnorm = "L2"\neps = "0.5"\n[[attack]]\nname = "a"\nkind = "pgd"\n'
+
+
+def test_a_suite_of_ones_own(tmp_path):
+    suite = load_suite(write(tmp_path, GOOD + 'step_size = "1/10"\non.mnist = { steps = 3 }\n'))
+    assert suite.name == "mine"
+    assert str(suite.threat("digits")) == "L2 0.5"
+    attack = build_attack(suite.stages("mnist")[0])
+    assert (attack.steps, attack.step_size) == (3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("version = ", "not valid TOML"),
+        (GOOD.replace("version = 1", "version = 2"), "version: 2 given; allowed: 1"),
+        (GOOD.replace("version = 1", 'version = 1\njudge = "best"'), "judge: 'best' given; allowed: any, final"),
+        (GOOD.replace("version = 1", 'version = 1\nmodus = "full"'), "Unknown key 'modus'. Did you mean mode"),
+        (GOOD.replace("version = 1", 'version = 1\nmode = "ful"'), "mode: 'ful' given; allowed: full, cascade"),
+        ("version = 1\n", "at least one"),
+        (GOOD.replace("L2", "L3"), "threat.digits"),
+        (GOOD.replace("0.5", "half"), "eps: 'half' given"),
+        (GOOD + '[[attack]]\nname = "a"\nkind = "fgsm"\n', "two attacks are named 'a'"),
+        (GOOD + '[[attack]]\nkind = "fgsm"\n', "no 'name'"),
+    ],
+)
+def test_invalid_files_are_refused(tmp_path, text, message):
+    with pytest.raises(SuiteError) as error:
+        load_suite(write(tmp_path, text))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('kind = "pdg"', "Did you mean pgd"),
+        ('kind = "pgd"\nstpes = 3', "Did you mean steps"),
+        ('kind = "pgd"\nsteps = "3"', "steps: '3' given; allowed: int"),
+        ('kind = "pgd"\nsteps = true', "steps: True given; allowed: int"),
+        ('kind = "pgd"\nrandom_start = 1', "random_start: 1 given; allowed: bool"),
+        ('kind = "pgd"\nstep_size = "big"', "step_size: 'big' given"),
+        ('kind = "pgd"\nobjective = "xent"', "Unknown objective 'xent'"),
+    ],
+)
+def test_invalid_attacks_are_refused(tmp_path, line, message):
+    suite = load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', line)))
+    with pytest.raises(SuiteError) as error:
+        build_attack(suite.stages("digits")[0])
+    assert message in str(error.value)
+
+
+def test_unknown_names():
+    with pytest.raises(SuiteError, match="Did you mean whitebox"):
+        load_suite("whitbox")
+    with pytest.raises(SuiteError, match="--eps 8/255"):
+        load_suite("whitebox").threat("imagenet")
+    with pytest.raises(SuiteError, match="No suite file"):
+        load_suite("nowhere.toml")
