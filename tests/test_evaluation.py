@@ -201,7 +201,10 @@ def test_a_different_run_in_the_same_place_is_refused_by_field(problem, tmp_path
     stored = (tmp_path / "digits" / "small" / "quick" / "result.json").read_bytes()
     with pytest.raises(ResultError, match="weights: stored") as error:
         evaluate(small(1), "quick", **call)
-    assert "--overwrite" in str(error.value) and "data" not in str(error.value).split("What differs")[1].split("weights")[0]
+    assert (
+        "--overwrite" in str(error.value)
+        and "data" not in str(error.value).split("What differs")[1].split("weights")[0]
+    )
     assert (tmp_path / "digits" / "small" / "quick" / "result.json").read_bytes() == stored
     replaced = evaluate(small(1), "quick", **call, overwrite=True)
     assert read_result(tmp_path / "digits" / "small" / "quick" / "result.json") == replaced

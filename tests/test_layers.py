@@ -24,7 +24,19 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-NO_TORCH = ["types", "errors", "numbers", "files", "stats", "store", "summary", "report", "models.card", "data", "suite"]
+NO_TORCH = [
+    "types",
+    "errors",
+    "numbers",
+    "files",
+    "stats",
+    "store",
+    "summary",
+    "report",
+    "models.card",
+    "data",
+    "suite",
+]
 
 
 def imports(path, everything):
@@ -52,8 +64,6 @@ def test_imports_point_down():
 def test_readers_of_results_work_without_torch():
     modules = [f"robbench.{m}" for m in [*NO_TORCH, "report.leaderboard", "report.terminal", "cli"] if m != "report"]
     code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "import importlib\n"
-        f"for m in {modules!r}: importlib.import_module(m)"
+        f"import sys; sys.modules['torch'] = None\nimport importlib\nfor m in {modules!r}: importlib.import_module(m)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT.parent), "PATH": ""})

@@ -14,9 +14,6 @@ def main() -> None:
     except RobbenchError as error:
         print(f"robbench: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nrobbench: stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `robbench … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +39,16 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where the data sets are (also ROBBENCH_DATA).", show_default=False)
 ]
 Results = Annotated[Path, typer.Option("--results", help="The results tree.")]
+
+
+@contextlib.contextmanager
+def _resumable(kept: str) -> Iterator[None]:
+    """Answer Ctrl-C with what was kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nrobbench: stopped. {kept} The same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _version(wanted: bool) -> None:
@@ -219,7 +231,7 @@ def eval_(
 
     reporter = TerminalReporter(hint_samples=samples is None)
     done = []
-    try:
+    with _resumable("Every image that was finished is kept."), contextlib.closing(reporter):
         for name in dict.fromkeys(names):
             done.append(
                 evaluate(
@@ -239,8 +251,6 @@ def eval_(
                     overwrite=overwrite,
                 )
             )
-    finally:
-        reporter.close()
     if as_json:
         objects = [_dump(r) for r in done]
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
@@ -269,16 +279,17 @@ def train(
         left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
         print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}", file=sys.stderr)
 
-    done = train(
-        entry,
-        data_dir=data_dir,
-        runs=runs,
-        device=device,
-        time_limit=limit,
-        restart=restart,
-        command=f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else ""),
-        report=report,
-    )
+    with _resumable(f"The last checkpoint is in {runs / entry.dataset / entry.name}."):
+        done = train(
+            entry,
+            data_dir=data_dir,
+            runs=runs,
+            device=device,
+            time_limit=limit,
+            restart=restart,
+            command=f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else ""),
+            report=report,
+        )
     recipe = entry.card.recipe
     assert recipe is not None  # train refuses a card without one
     print(f"{entry.full_name}: {done['iterations']} of {recipe.iterations} iterations in {done['seconds']} s.")

@@ -1,0 +1,93 @@
+"""What the README promises: its commands run, its code runs, its numbers are those of the committed results."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from robbench.report.leaderboard import percent, ranked, with_interval
+from robbench.store import load_results
+
+# Left to other tests or to a person: they need a network, other data, or write into the registry.
+ELSEWHERE = ("robbench data fetch", "robbench train", "robbench eval --model cifar10/", "make ", "pip ")
+
+
+def blocks(repo, language):
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(repo):
+    lines = [line.split("  #")[0].strip() for block in blocks(repo, "console") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_the_commands_run(repo, tmp_path):
+    ran = 0
+    for line in commands(repo):
+        if line.startswith(ELSEWHERE):
+            continue
+        words = shlex.split(line)
+        assert words[0] == "robbench", line
+        if words[1] == "eval":
+            words = [w for w in words if w not in ("--samples", "200")] + ["--samples", "8"]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr)
+        ran += 1
+    assert ran >= 4
+
+
+def test_every_option_named_exists(repo):
+    for line in commands(repo):
+        words = shlex.split(line)
+        if words[0] != "robbench":
+            continue
+        command = [w for w in words[1:3] if w in ("eval", "list", "show", "train", "data", "fetch", "leaderboard")]
+        done = subprocess.run(
+            [sys.executable, "-m", "robbench", *command, "--help"], capture_output=True, text=True, check=True
+        )
+        for option in (w for w in words if w.startswith("--")):
+            assert option in done.stdout, line
+
+
+def test_the_code_runs(repo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    images = torch.rand(12, 1, 8, 8)
+    for block in blocks(repo, "python"):
+        exec(block, {"model": model, "images": images, "labels": model(images).argmax(1)})
+    assert "value=" in capsys.readouterr().out
+    assert list((tmp_path / "results" / "custom" / "mine").glob("whitebox@*/result.json"))
+
+
+def test_the_table_is_the_committed_one(repo):
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- table: digits whitebox -->")[1].split("<!-- end -->")[0]
+    shown = [[c.strip() for c in line.strip("| ").split("|")] for line in table.strip().splitlines()[2:]]
+    stored = [
+        r for r in load_results(repo / "results") if r.dataset == "digits" and r.suite == "whitebox" and not r.overrides
+    ]
+    expected = [
+        [
+            r.model,
+            percent(r.clean_accuracy),
+            *[percent(a.robust_accuracy) for a in r.attacks],
+            with_interval(r.robust_accuracy),
+        ]
+        for _, r in ranked(stored)
+    ]
+    assert shown == expected
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/files.md"])
+def test_links_lead_somewhere(repo, name):
+    page = repo / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), (name, target)
