@@ -1,7 +1,5 @@
 """Robbench beside the libraries people use today, in one run: same model, images, budgets, cores and threads.
 
-`python perf/vs_peers.py --markdown out.md --json out.json`
-
 PGD on cross-entropy is held against torchattacks, APGD-CE and APGD-DLR against pyautoattack (the authors' code), with
 norm, eps and steps of the `whitebox` suite. All are given the correctly classified ones among the first N test images;
 one judge (prediction, ball, box, finiteness; float32, on the model as loaded) looks at what each returns.
@@ -38,6 +36,7 @@ from robbench.stats import mcnemar
 from robbench.suite import Suite, build_attack, load_suite
 from robbench.target import pick_device, prepare
 from robbench.threat import Ball
+from robbench.widths import default_lanes
 
 BATCH = 250  # AutoAttack's default; torchattacks has none
 NOTES = f"""\
@@ -49,9 +48,9 @@ NOTES = f"""\
 - forwards, backwards: samples passed through the model. robbench charges each sample what it cost; in brackets what was
   computed, with idle lanes and the check of narrower widths (its seconds include them, in every run).
 - Peers run in batches of {BATCH}; plain: on the model as `load_model` returns it (the headline); prepared: on the
-  channels-last copy that robbench runs on, so that memory layout alone explains nothing.
-- robbench stops a sample at its first confirmed break, any queried point counts (the suite's judge). pyautoattack keeps
-  a misclassified point but spends all steps; torchattacks returns the last point, whatever it is.
+  channels-last copy that robbench runs on.
+- robbench stops a sample at its first confirmed break at any queried point (the suite's judge); pyautoattack keeps such
+  a point but spends all steps; torchattacks returns the last point, whatever it is.
 """
 
 
@@ -95,7 +94,7 @@ Side = Callable[[nn.Module], tuple[Tensor, engine.Rows | None]]
 
 
 def ours(given: Given, attack: PGD | APGD, name: str) -> Side:
-    lanes = engine.default_lanes(given.x.shape[1:], given.device)
+    lanes = default_lanes(given.x.shape[1:], given.device)
 
     def run(model: nn.Module) -> tuple[Tensor, engine.Rows]:
         rows = engine.attack_samples(
@@ -133,7 +132,6 @@ def theirs(given: Given, attack: PGD | APGD) -> Side:
 
 @torch.no_grad()
 def wrong(model: nn.Module, given: Given, x: Tensor) -> NDArray[np.bool_]:
-    """Tell where a model's finite answers differ from the label."""
     logits = torch.cat([model(part.to(given.device)).cpu() for part in x.split(BATCH)])
     return ((logits.argmax(1) != given.y) & logits.isfinite().all(1)).numpy()
 
@@ -145,7 +143,7 @@ class Row:
     model: str
     attack: str
     who: str
-    robust: int
+    robust: int  # by our judge
     claims: int
     n: int
     passes: tuple[int, int]  # samples charged, forwards and backwards
@@ -163,8 +161,8 @@ def compare(model: str, name: str, attack: PGD | APGD, given: Given, repeats: in
     if find_spec(peer) is None:
         print(f"{peer} is not installed: no comparison of {name} on {model}.")
         return []
-    us, them = ours(given, attack, name), theirs(given, attack)
     modules = {"robbench": given.prepared, f"{peer}, plain": given.plain, f"{peer}, prepared": given.prepared}
+    us, them = ours(given, attack, name), theirs(given, attack)
     sides = [(who, us if who == "robbench" else them, module) for who, module in modules.items()]
     seconds: dict[str, list[float]] = {who: [] for who in modules}
     warm = {who: (counted := Counted(module), side(counted)) for who, side, module in sides}
@@ -225,9 +223,8 @@ def table(rows: list[Row], style: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    known = ["digits/at", "digits/natural", "cifar10/natural_resnet18"]
-    parser.add_argument("--models", nargs="+", default=known, metavar="NAME", help="registered models")
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["digits/at", "digits/natural", "cifar10/natural_resnet18"])
     parser.add_argument("--samples", type=int, default=256, help="first N images of the test set")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side")
     parser.add_argument("--seed", type=int, default=0)

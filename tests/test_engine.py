@@ -1,5 +1,6 @@
 """The judge believes nothing, and the scheduler equals the plain loop whatever the width and the order."""
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,9 +10,13 @@ import torch
 from torch import nn
 
 from conftest import Linear, run_attack
-from robbench import engine, rng
+from robbench import engine, rng, widths
 from robbench.attacks import APGD, FGSM, PGD
+from robbench.data import load
 from robbench.errors import ModelError
+from robbench.models.card import Registry
+from robbench.models.load import load_model
+from robbench.suite import build_attack, load_suite
 from robbench.threat import Ball
 from robbench.types import Problem
 
@@ -65,6 +70,23 @@ def test_float64_records_do_not_depend_on_width_or_order(attack):
         order = torch.randperm(150, generator=torch.Generator().manual_seed(seed))
         other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
         assert not differing(base, other), (lanes, differing(base, other))
+
+
+@pytest.mark.parametrize("stage", load_suite("whitebox").stages("digits"), ids=lambda s: s.name)
+def test_the_suite_on_a_trained_model_does_not_depend_on_width_or_order(stage):
+    net = copy.deepcopy(load_model(Registry.default().find("digits/at")).module).double()
+    data = load("digits")
+    x = torch.from_numpy(data.x[:100]).double() / data.scale
+    y = torch.from_numpy(data.y[:100])
+    correct = net(x).argmax(1) == y
+    x, y, ids = x[correct], y[correct], data.index[:100][correct.numpy()]
+    attack, ball = build_attack(stage), Ball("Linf", 0.2)
+    base = run_attack(net, attack, x, y, ball, sample=ids, lanes=64)
+    assert 0 < base.broken.sum() < len(y)
+    for lanes in (16, 256):
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(lanes))
+        other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
+        assert not differing(base, other), lanes
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
@@ -152,7 +174,7 @@ def threshold_model():
         ((1.5,), False, 0),  # outside the box
         ((float("nan"),), False, 0),
         ((float("inf"),), False, 0),
-        ((0.5, 0.9, 0.6), True, 2),  # the allowed one counts
+        ((0.5, 0.9, 0.61), True, 2),  # the allowed one counts
         ((0.61, 0.5, 0.9), True, 0),  # the first success is latched
         ((0.5, 0.55), False, 1),
     ],
@@ -299,13 +321,13 @@ def test_verified_widths_refuses_a_width_that_changes_bits():
         def forward(self, x):
             return self.net(x) * (1 + 1e-6 * (len(x) == 32))
 
-    assert 32 not in engine.verified_widths(Fickle(), (1, 8, 8), 128, torch.float32)
-    assert 32 in engine.verified_widths(network(torch.float64), (1, 8, 8), 128, torch.float64)
+    assert 32 not in widths.verified_widths(Fickle(), (1, 8, 8), 128, torch.float32)
+    assert 32 in widths.verified_widths(network(torch.float64), (1, 8, 8), 128, torch.float64)
 
 
 def test_default_lanes():
     cpu = torch.device("cpu")
-    assert [engine.default_lanes(s, cpu) for s in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224))] == [
+    assert [widths.default_lanes(s, cpu) for s in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224))] == [
         256,
         128,
         32,

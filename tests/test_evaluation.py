@@ -16,7 +16,8 @@ from torch import nn
 from conftest import Linear
 from robbench import evaluation
 from robbench.errors import DataError, ModelError, ResultError, RobbenchError, SuiteError
-from robbench.evaluation import Options, evaluate
+from robbench.evaluation import evaluate
+from robbench.inputs import Options, select
 from robbench.store import COLUMNS, load_results, read_result
 
 VOLATILE = {"seconds", "date"}
@@ -228,9 +229,7 @@ def test_a_random_subset_is_seeded(problem):
     a, b, c = (evaluate(model, "quick", **call, sample_seed=s) for s in (1, 1, 2))
     assert a.robust_accuracy == b.robust_accuracy
     assert a.selection == "20 of 60 drawn with sample seed 1"
-    from robbench.evaluation import _select
-
-    draws = [_select(60, Options(samples=20, sample_seed=s)) for s in (1, 1, 2)]
+    draws = [select(60, Options(samples=20, sample_seed=s)) for s in (1, 1, 2)]
     assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
     assert len(set(draws[0])) == 20
     assert c.n == 20

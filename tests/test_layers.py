@@ -12,11 +12,12 @@ ROOT = Path(robbench.__file__).parent
 # Lower layers first; a module may import from its own layer and from the ones above it in this list.
 LAYERS = [
     {"robbench", "types", "errors", "numbers", "files"},
-    {"rng", "losses", "stats", "hardware"},
-    {"threat", "data", "store", "models"},
+    {"rng", "losses", "stats", "hardware", "widths"},
+    {"threat", "formats", "data", "store", "models"},
     {"attacks"},
     {"engine", "suite"},
     {"target", "summary"},
+    {"inputs"},
     {"evaluation", "sanity", "training"},
     {"executors"},
     {"report", "regression"},

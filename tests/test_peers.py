@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from conftest import run_attack
-from robbench import engine
 from robbench.attacks import APGD, PGD
 from robbench.data import load
 from robbench.errors import DataError
@@ -15,6 +14,7 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import load_suite
 from robbench.threat import Ball
+from robbench.widths import default_lanes
 
 # The peer remarks on it whenever the DLR loss has a flat spot.
 pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")
@@ -41,7 +41,7 @@ def judged(model, x, y, x_adv, ball):
 
 
 def ours(model, x, y, ball, attack, **options):
-    lanes = engine.default_lanes(x.shape[1:], torch.device("cpu"))
+    lanes = default_lanes(x.shape[1:], torch.device("cpu"))
     rows = run_attack(model, attack, x, y, ball, lanes=lanes, keep_adversarials=True, **options)
     broken = judged(model, x, y, rows.x_adv, ball)
     assert np.array_equal(broken, rows.broken), "the records say what the adversarial examples show"

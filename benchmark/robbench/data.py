@@ -7,16 +7,10 @@ Only numpy is imported up front, so that listing the data sets stays quick.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import math
 import os
-import pickle
-import tarfile
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,14 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from robbench.errors import DataError, unknown_name
+from robbench.formats import Reader, Spec, blaming, read_batches, read_digits, read_idx, read_parquet
 from robbench.types import Dataset
 
 if TYPE_CHECKING:
-    from robbench.types import Int64Array, UInt8Array
-
-    # The file (for messages), x, labels, and the official indices or None where they just count on.
-    _Part = tuple[str, UInt8Array, Sequence[Any], Sequence[Any] | None]
-    _Reader = Callable[["_Spec", str, list[Path]], Iterator[_Part]]
+    from robbench.types import Int64Array
 
 __all__ = ["NAMES", "DataInfo", "data_dir", "describe", "fetch", "load"]
 
@@ -43,46 +34,27 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 _KRIZHEVSKY = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
 
 
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    """What is official about a data set, and what its files are called."""
-
-    title: str
-    shape: tuple[int, int, int]
-    num_classes: int
-    sizes: dict[str, int]
-    source: str
-    labels: tuple[str, ...] = ()
-    scale: int = 255
-    torchvision: str = ""  # the class that knows addresses and checksums
-    folders: tuple[str, ...] = ()  # where idx files are looked for
-    archive: str = ""  # official pickles, packed ...
-    unpacked: str = ""  # ... and the folder inside
-    batches: dict[str, list[str]] | None = None  # the pickles of each split
-    label: str = "label"  # in Parquet: this column; in a pickle: this and an s
-
-
 _SPECS = {
-    "digits": _Spec(
+    "digits": Spec(
         "Handwritten digits, 8×8", (1, 8, 8), 10, {"train": 898, "test": 899},
         "Alpaydin, Kaynak 1998 (UCI), as shipped with scikit-learn", _DIGITS, scale=16,
     ),
-    "mnist": _Spec(
+    "mnist": Spec(
         "MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, "LeCun, Cortes, Burges 1998", _DIGITS,
         torchvision="MNIST", folders=("mnist", "MNIST/raw", "."),
     ),
     # The files are named like MNIST's, so they are never taken from the data directory itself.
-    "fashion_mnist": _Spec(
+    "fashion_mnist": Spec(
         "Fashion-MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000},
         "Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747", _FASHION,
         torchvision="FashionMNIST", folders=("fashion_mnist", "FashionMNIST/raw"),
     ),
-    "cifar10": _Spec(
+    "cifar10": Spec(
         "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY, _CIFAR10,
         torchvision="CIFAR10", archive="cifar-10-python.tar.gz", unpacked="cifar-10-batches-py",
         batches={"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
     ),
-    "cifar100": _Spec(
+    "cifar100": Spec(
         "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY,
         torchvision="CIFAR100", archive="cifar-100-python.tar.gz", unpacked="cifar-100-python",
         batches={"train": ["train"], "test": ["test"]}, label="fine_label",
@@ -202,7 +174,7 @@ def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None])
     folder = _resolve(data_dir) / name
     for file, md5 in wanted:
         target = folder / file
-        with _blaming(f"{target}: cannot be stored"):
+        with blaming(f"{target}: cannot be stored"):
             folder.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 with target.open("rb") as stream:
@@ -232,7 +204,7 @@ def _download(url: str, target: Path, md5: str) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with _blaming(url):
+        with blaming(url):
             with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as out:
                 while block := response.read(1 << 20):
                     digest.update(block)
@@ -247,16 +219,7 @@ def _download(url: str, target: Path, md5: str) -> None:
         part.unlink(missing_ok=True)
 
 
-@contextmanager
-def _blaming(where: str) -> Iterator[None]:
-    """Turn any failure into a `DataError`: a damaged or hostile file can make its reader raise anything."""
-    try:
-        yield
-    except Exception as error:
-        raise DataError(f"{where}: {str(error) or type(error).__name__}") from error
-
-
-def _spec(name: str) -> _Spec:
+def _spec(name: str) -> Spec:
     if name not in _SPECS:
         raise DataError(unknown_name("data set", name, NAMES))
     return _SPECS[name]
@@ -277,23 +240,23 @@ def _layouts(name: str, split: str) -> list[str]:
     return [*official, f"{name}/{split}-*-of-*.parquet"]
 
 
-def _find(name: str, split: str, root: Path) -> tuple[_Reader, list[Path]] | None:
+def _find(name: str, split: str, root: Path) -> tuple[Reader, list[Path]] | None:
     """Find the files of one split and how to read them.
 
     The official archive comes before Parquet files: it is complete, and what `fetch` was asked to bring.
     """
     spec = _SPECS[name]
     if name == "digits":
-        return _read_digits, []
+        return read_digits, []
     for folder in (root / place for place in spec.folders):
         both = [[p for p in (folder / f"{s}.gz", folder / s) if p.is_file()] for s in _idx_names(split)]
         if all(both):
-            return _read_idx, [either[0] for either in both]
+            return read_idx, [either[0] for either in both]
     if not spec.archive:
         return None
     for path in (place / what for place in (root / name, root) for what in (spec.unpacked, spec.archive)):
         if path.exists():
-            return _read_batches, [path]
+            return read_batches, [path]
     shards = sorted((root / name).glob(f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"))
     if not shards:
         return None
@@ -304,117 +267,7 @@ def _find(name: str, split: str, root: Path) -> tuple[_Reader, list[Path]] | Non
         raise DataError(f"{root / name}: {len(missing)} files are missing: {', '.join(missing[:5])}")
     if len(shards) > len(complete):
         raise DataError(f"{root / name}: {shards[0].name} and {shards[-1].name} are of different copies.")
-    return _read_parquet, shards
-
-
-def _read_digits(spec: _Spec, split: str, files: list[Path]) -> Iterator[_Part]:
-    from sklearn.datasets import load_digits
-
-    images, target = load_digits(return_X_y=True)
-    start = 0 if split == "train" else spec.sizes["train"]
-    rows = slice(start, start + spec.sizes[split])
-    x = images.astype(np.uint8).reshape(-1, *spec.shape)
-    yield "digits", x[rows], target.tolist()[rows], range(len(x))[rows]
-
-
-def _read_idx(spec: _Spec, split: str, files: list[Path]) -> Iterator[_Part]:
-    yield str(files[1]), _idx(files[0], spec.shape[1:])[:, None], _idx(files[1], ()).tolist(), None
-
-
-def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
-    """Parse idx: 0, 0, type (8: unsigned byte), number of sizes; the sizes, big-endian uint32; the values."""
-    with _blaming(f"{path}: cannot be read"):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    magic, start = bytes((0, 0, 8, 1 + len(shape))), 8 + 4 * len(shape)
-    if raw[:4] != magic or len(raw) < start:
-        got = f"{len(raw)} bytes starting with {raw[:4].hex()}"
-        raise DataError(f"{path}: {got}, expected an idx header, {start} bytes starting with {magic.hex()}.")
-    sizes = tuple(np.frombuffer(raw[4:start], ">u4").tolist())
-    if sizes[1:] != shape:
-        raise DataError(f"{path}: images of {sizes[1:]} pixels, expected {shape}.")
-    if len(raw) != start + math.prod(sizes):
-        raise DataError(f"{path}: {len(raw)} bytes, expected {start + math.prod(sizes)} for sizes {sizes}.")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(sizes)
-
-
-def _read_parquet(spec: _Spec, split: str, files: list[Path]) -> Iterator[_Part]:
-    import pyarrow.parquet as pq
-    from PIL import Image
-
-    for path in files:
-        with _blaming(f"{path}: not a Parquet file with img{{bytes}} and {spec.label}"):
-            table = pq.read_table(path)
-            images = table["img"].combine_chunks().field("bytes").to_pylist()
-            labels = table[spec.label].to_pylist()
-            index = table["index"].to_pylist() if "index" in table.column_names else None
-        x = np.empty((len(images), *spec.shape), np.uint8)
-        for row, encoded in enumerate(images):
-            # Lossless formats only. Mode and size are known before decoding: a huge image costs nothing.
-            with (
-                _blaming(f"{path}: image in row {row}"),
-                Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image,
-            ):
-                if (image.mode, image.size) != ("RGB", spec.shape[:0:-1]):
-                    raise ValueError(f"{image.mode} {image.size}, expected RGB {spec.shape[:0:-1]}")
-                x[row] = np.asarray(image).transpose(2, 0, 1)
-        yield str(path), x, labels, index
-
-
-def _read_batches(spec: _Spec, split: str, files: list[Path]) -> Iterator[_Part]:
-    names = (spec.batches or {})[split]
-    raw = _members(files[0], spec.unpacked, names)
-    for name in names:
-        with _blaming(f"{files[0]}: {name}"):
-            batch = _BytesOnly(io.BytesIO(raw[name]), encoding="bytes").load()
-            x, labels = batch[b"data"], list(batch[f"{spec.label}s".encode()])
-            if (x.dtype, x.shape[1:]) != (np.uint8, (math.prod(spec.shape),)):
-                raise ValueError(f"data is {x.dtype} {x.shape}, expected uint8 [N, {math.prod(spec.shape)}]")
-        yield f"{files[0]}: {name}", x.reshape(-1, *spec.shape), labels, None
-
-
-def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Read the named files of a directory or a tar archive; nothing is ever unpacked to disk."""
-    found = {}
-    with _blaming(f"{source}: cannot be read"):
-        if source.is_dir():
-            found = {name: (source / name).read_bytes() for name in names}
-        else:
-            with tarfile.open(source, "r|gz") as archive:  # a stream: one pass, whatever the order inside
-                for member in archive:
-                    place, _, name = member.name.rpartition("/")
-                    if place == folder and name in names and member.isfile():
-                        found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-        if missing := set(names) - set(found):
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    return found
-
-
-def _byte_dtype(code: bytes | str, *_: int) -> np.dtype[Any]:
-    """Stand in for `numpy.dtype`: bytes only, and without the integer `align` (numpy 2.4.0–2.4.4 warn)."""
-    if code not in (b"u1", "u1"):
-        raise pickle.UnpicklingError(f"it holds an array of {code!r}, expected bytes")
-    return np.dtype("u1", copy=True)
-
-
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # what numpy's pickles call
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # since numpy 2
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _byte_dtype,
-    ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes for Python 2
-}
-
-
-class _BytesOnly(pickle.Unpickler):
-    """Unpickle containers, numbers, strings and byte arrays; refuse everything that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look a global up among the admitted ones."""
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"refused, it asks for {module}.{name}, which no data set needs")
-        return _ADMITTED[module, name]
+    return read_parquet, shards
 
 
 def _integers(values: Sequence[Any], stop: int, what: str) -> Int64Array:

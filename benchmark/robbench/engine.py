@@ -21,15 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench import rng
 from robbench.attacks.base import Attack
 from robbench.errors import ModelError
 from robbench.threat import Ball
 from robbench.types import Judge, Problem, State
+from robbench.widths import NARROWEST, device_of, verified_widths
 
-__all__ = ["Rows", "attack_samples", "default_lanes", "perturb", "query", "verified_widths"]
-
-_NARROWEST = 16  # below this, kernels change and the width of a lane costs little anyway
+__all__ = ["Rows", "attack_samples", "perturb", "query"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,7 @@ class Rows:
         forwards: forward passes this sample cost, [n] int64.
         backwards: backward passes this sample cost, [n] int64.
         distance: ‖x_adv − x‖ at the break (nan where robust), [n] float64.
-        zero_gradients: queries whose loss gradient was exactly zero everywhere, [n] int64.
+        zero_gradients: unsuccessful queries whose loss gradient was exactly zero everywhere, [n] int64.
         nonfinite: queries answered with NaN or infinity (never a break), [n] int64.
         seconds: this sample's share of the wall time, [n] float64.
         x_adv: adversarial examples [n, C, H, W] (the clean image where robust), if asked for.
@@ -63,13 +61,6 @@ class Rows:
     nonfinite: NDArray[np.int64]
     seconds: NDArray[np.float64]
     x_adv: Tensor | None = None
-
-
-def default_lanes(shape: Sequence[int], device: torch.device) -> int:
-    """Choose a lane width for images of this shape: wide enough to be efficient, the same on every such machine."""
-    pixels = int(np.prod(shape))
-    budget, low, high = (2**23, 64, 2048) if device.type == "cuda" else (2**17, 32, 256)
-    return min(max(1 << max(budget // pixels, 1).bit_length() - 1, low), high)
 
 
 def query(model: nn.Module, attack: Attack, p: Problem, x: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,7 +304,8 @@ class _Lanes:
         self.forwards += self.live
         self.backwards += more & with_grad
         self.nonfinite += self.live & (answers[1] == 0)
-        self.zero_gradients += more & with_grad & (answers[2] == 1)
+        # Where the point is a break already, the gradient is not needed any more.
+        self.zero_gradients += more & with_grad & (answers[2] == 1) & ~success
 
         ended = self.live & (success | last)
         retire = ended & (success | (self.trial + 1 >= attack.trials))
@@ -363,7 +355,7 @@ class _Lanes:
     def narrow(self) -> None:
         """Go on with fewer lanes when no sample waits and a verified narrower width holds all that are left."""
         left = int(self.live.sum())
-        if self.queue or not left or left > self.width // 2 or self.width <= _NARROWEST:
+        if self.queue or not left or left > self.width // 2 or self.width <= NARROWEST:
             return
         run = self.run
         if run.narrower is None:
@@ -382,43 +374,3 @@ class _Lanes:
         ):  # fmt: skip
             setattr(self, name, getattr(self, name)[keep])
         self.width = width
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Tell where a model lives: where its first parameter or buffer does."""
-    return next((v.device for v in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-def verified_widths(model: nn.Module, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> list[int]:
-    """List the narrower widths (halves of `lanes`, down to 16) at which a model gives the same bits as at `lanes`.
-
-    Which kernel runs, and so how sums are rounded, depends on the shape of a batch and not on its values: one
-    comparison of logits and input gradients on random images settles it for this model on this machine.
-
-    Args:
-        model: in eval mode.
-        shape: of one image, [C, H, W].
-        lanes: the full width.
-        dtype: of the images.
-    """
-    lane = torch.arange(lanes, device=device_of(model))
-    images = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(shape)))
-    images = images.to(dtype).view(lanes, *shape)
-
-    def answer(width: int) -> tuple[Tensor, Tensor]:
-        x = images[:width].clone().requires_grad_(True)
-        with torch.enable_grad():
-            logits = model(x)
-            # Unequal weights on the logits: no cancellation as in a cross-entropy that is already zero.
-            weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=dtype, device=x.device)).sum()
-            grad = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
-        return logits.detach(), torch.zeros_like(x) if grad is None else grad
-
-    logits, grad = answer(lanes)
-    found, width = [], lanes // 2
-    while width >= _NARROWEST:
-        z, g = answer(width)
-        if torch.equal(z, logits[:width]) and torch.equal(g, grad[:width]):
-            found.append(width)
-        width //= 2
-    return found

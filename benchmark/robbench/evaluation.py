@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,26 +12,23 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench import engine, rng
 from robbench.attacks import Attack, describe
-from robbench.data import load
-from robbench.errors import DataError, RobbenchError, SuiteError
-from robbench.files import digest
+from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
-from robbench.models.card import Registry, identity
-from robbench.models.load import load_model, module_digest
+from robbench.inputs import Images, Options, own_images, own_target, registered, select
 from robbench.store import SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, build_attack, load_suite
 from robbench.summary import summarize
-from robbench.target import Target, check_images, classify, pick_device, prepare, time_round
+from robbench.target import Target, classify, pick_device, time_round
 from robbench.threat import Ball, parse_threat
-from robbench.types import Dataset, Status, Threat
+from robbench.types import Status, Threat
+from robbench.widths import default_lanes, verified_widths
 
-__all__ = ["Options", "Reporter", "evaluate"]
+__all__ = ["Reporter", "Silent", "evaluate"]
 
 ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
 _COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
@@ -70,44 +66,6 @@ class Silent:
         """Ignore it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a run may ask for beyond model and suite.
-
-    Attributes:
-        norm: overrides the suite's norm.
-        eps: overrides the suite's radius ("8/255", 0.3), in [0, 1] pixel units.
-        samples: the first N in official order; None means all.
-        sample_seed: draw the N samples at random with this seed instead.
-        seed: seed of the attacks' random numbers.
-        lanes: batch width; None chooses by image size and device.
-        device: auto, cpu, cuda or cuda:i.
-        data_dir: where the data sets are; None means ROBBENCH_DATA.
-        models: further model registries.
-        results: results tree; None keeps nothing on disk.
-        overwrite: replace a stored result of a different run instead of refusing.
-    """
-
-    norm: str | None = None
-    eps: str | float | None = None
-    samples: int | None = None
-    sample_seed: int | None = None
-    seed: int = 0
-    lanes: int | None = None
-    device: str = "auto"
-    data_dir: str | Path | None = None
-    models: Sequence[str | Path] = ()
-    results: str | Path | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
-        for name, least in (("samples", 1), ("lanes", 1), ("seed", 0), ("sample_seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise RobbenchError(f"{name}: {value} given; it must be at least {least}.")
-
-
 def evaluate(
     model: str | nn.Module,
     suite: str = "whitebox",
@@ -131,7 +89,7 @@ def evaluate(
             which x and y are reported ("custom").
         name: how a module of your own is called in results; its class name by default.
         reporter: hears of progress.
-        **options: see `Options`.
+        **options: see `inputs.Options`.
 
     Returns:
         The result, as it is stored in result.json.
@@ -149,75 +107,12 @@ def evaluate(
     if isinstance(model, str):
         if x is not None or y is not None or dataset is not None or name is not None:
             raise RobbenchError("x, y, dataset and name go with a module of your own, not with a registered name.")
-        target, data = _registered(model, device, chosen)
-        images = _Images.of(data)
+        target, data = registered(model, device, chosen)
+        images = Images.of(data)
     else:
-        images = _own_images(x, y, dataset, chosen)
-        target = _own_target(model, name, device, images)
+        images = own_images(x, y, dataset, chosen)
+        target = own_target(model, name, device, images)
     return _Run(target, images, loaded, chosen, reporter or Silent()).go()
-
-
-@dataclass(frozen=True, eq=False)
-class _Images:
-    """Test images as the run uses them: x(positions) -> float images in [0, 1]."""
-
-    dataset: str
-    x: Callable[[NDArray[np.int64]], Tensor]
-    y: Tensor
-    index: NDArray[np.int64]
-    num_classes: int | None
-    digest: str
-    dtype: torch.dtype = torch.float32
-
-    @classmethod
-    def of(cls, data: Dataset) -> Self:
-        def images(at: NDArray[np.int64]) -> Tensor:
-            return torch.from_numpy(data.x[at]).to(torch.float32) / data.scale
-
-        return cls(data.name, images, torch.from_numpy(data.y), data.index, data.num_classes, data.digest)
-
-
-def _registered(name: str, device: torch.device, options: Options) -> tuple[Target, Dataset]:
-    entry = Registry.default([Path(m) for m in options.models]).find(name)
-    loaded = load_model(entry)
-    data = load(entry.dataset, "test", options.data_dir)
-    first = torch.from_numpy(data.x[:2]).float() / data.scale
-    target = Target(
-        module=prepare(loaded.module, device, first),
-        name=entry.name,
-        device=device,
-        weights=loaded.weights_sha256,
-        identity=identity(loaded.card),
-        paper=loaded.card.paper.model_dump(mode="json") if loaded.card.paper else {},
-    )
-    return target, data
-
-
-def _own_images(x: Tensor | None, y: Tensor | None, dataset: str | None, options: Options) -> _Images:
-    if (x is None) != (y is None):
-        raise DataError("x and y go together.")
-    if x is None or y is None:
-        if dataset is None:
-            raise DataError("Give images and labels (x=, y=), or the name of a data set (dataset=).")
-        return _Images.of(load(dataset, "test", options.data_dir))
-    x, y = x.detach().cpu(), y.detach().cpu().long()
-    check_images(x, y)
-    content = digest([list(x.shape), str(x.dtype), _bytes_digest(x), _bytes_digest(y)])
-    return _Images(dataset or "custom", lambda at: x[at], y, np.arange(len(y)), None, content, x.dtype)
-
-
-def _bytes_digest(t: Tensor) -> str:
-    return hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _own_target(model: nn.Module, name: str | None, device: torch.device, images: _Images) -> Target:
-    return Target(
-        module=prepare(model, device, images.x(np.arange(min(2, len(images.y))))),
-        name=name or type(model).__name__,
-        device=device,
-        weights=module_digest(model),
-        identity={"class": f"{type(model).__module__}.{type(model).__qualname__}", "structure": repr(model)},
-    )
 
 
 @dataclass(frozen=True)
@@ -262,15 +157,15 @@ class _Shards:
 class _Run:
     """A model, images, a suite and options, brought together."""
 
-    def __init__(self, target: Target, images: _Images, suite: Suite, options: Options, reporter: Reporter) -> None:
+    def __init__(self, target: Target, images: Images, suite: Suite, options: Options, reporter: Reporter) -> None:
         self.target, self.images, self.suite, self.options, self.reporter = target, images, suite, options, reporter
         self.threat = _threat(suite, images.dataset, options)
         self.stages = [
             _Stage(s.name, build_attack(s), rng.make_key(options.seed, s.name)) for s in suite.stages(images.dataset)
         ]
-        self.positions = _select(len(images.y), options)
+        self.positions = select(len(images.y), options)
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
-        self.lanes = options.lanes or engine.default_lanes(self.shape, target.device)
+        self.lanes = options.lanes or default_lanes(self.shape, target.device)
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
     def go(self) -> ResultFile:
@@ -333,7 +228,7 @@ class _Run:
 
     def _official(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Order sample ids as the run selects them: officially, or as they were drawn."""
-        order = self.images.index[_select(len(self.images.y), self.options, everything=True)]
+        order = self.images.index[select(len(self.images.y), self.options, everything=True)]
         kept: NDArray[np.int64] = order[np.isin(order, samples)]
         return kept
 
@@ -357,7 +252,7 @@ class _Run:
             self.reporter.stage(stage.name, int(todo.sum()), int((~lacking).sum()))
             if todo.any():
                 if narrower is None:
-                    narrower = engine.verified_widths(self.target.module, self.shape, self.lanes, self.images.dtype)
+                    narrower = verified_widths(self.target.module, self.shape, self.lanes, self.images.dtype)
                 self._run_stage(stage, x, y, index, np.flatnonzero(todo), narrower, shards)
             shards.flush()
             for rows in shards.rows:
@@ -464,18 +359,6 @@ def _threat(suite: Suite, dataset: str, options: Options) -> Threat:
         return parse_threat(norm, options.eps)
     except ValueError as error:
         raise SuiteError(str(error)) from None
-
-
-def _select(total: int, options: Options, everything: bool = False) -> NDArray[np.int64]:
-    """Positions of the samples: the first N, or the first N of a seeded permutation."""
-    count = total if everything or options.samples is None else min(options.samples, total)
-    if options.sample_seed is None:
-        return np.arange(count)
-    position = torch.arange(total)
-    order = rng.bits(rng.make_key(options.sample_seed, "samples"), position, torch.zeros_like(position), 0, 2)
-    # Two words make a tie, which position would break, as good as impossible.
-    shuffled: NDArray[np.int64] = np.lexsort((order[:, 1].numpy(), order[:, 0].numpy()))[:count]
-    return shuffled
 
 
 def _frame(rows: engine.Rows, attack: str, labels: dict[int, int]) -> pd.DataFrame:
