@@ -5,8 +5,6 @@ norm, eps and steps of the `whitebox` suite. All are given the correctly classif
 one judge (prediction, ball, box, finiteness; float32, on the model as loaded) looks at what each returns.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time
@@ -60,6 +58,7 @@ class Counted(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.forwards, self.backwards = model, 0, 0
+        self.train(model.training)  # a new module trains, and torchattacks would hand that mode on to the model
 
     def forward(self, x: Tensor) -> Tensor:
         """Answer as the model does."""
