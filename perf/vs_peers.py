@@ -34,7 +34,7 @@ from robbench.stats import mcnemar
 from robbench.suite import Suite, build_attack, load_suite
 from robbench.target import pick_device, prepare
 from robbench.threat import Ball
-from robbench.widths import default_lanes
+from robbench.widths import Widths, default_lanes
 
 BATCH = 250  # AutoAttack's default; torchattacks has none
 NOTES = f"""\
@@ -44,7 +44,7 @@ NOTES = f"""\
 - seconds: median [min–max], order alternating, after one uncounted run, without loading, preparing and clean
   predictions; speedup: median over paired runs of peer / robbench.
 - forwards, backwards: samples passed through the model. robbench charges each sample what it cost; in brackets what was
-  computed, with idle lanes and the check of narrower widths (its seconds include them, in every run).
+  computed, with idle lanes and, in this uncounted run, the check of narrower widths.
 - Peers run in batches of {BATCH}; plain: on the model as `load_model` returns it (the headline); prepared: on the
   channels-last copy that robbench runs on.
 - robbench stops a sample at its first confirmed break at any queried point (the suite's judge); pyautoattack keeps such
@@ -83,6 +83,7 @@ class Given:
     index: NDArray[np.int64]
     ball: Ball
     suite: Suite
+    widths: Widths  # checked in the uncounted run, as evaluation checks them once for all attacks
     n: int  # images before the misclassified ones were left out
     seed: int
     device: torch.device
@@ -93,12 +94,11 @@ Side = Callable[[nn.Module], tuple[Tensor, engine.Rows | None]]
 
 
 def ours(given: Given, attack: PGD | APGD, name: str) -> Side:
-    lanes = default_lanes(given.x.shape[1:], given.device)
 
     def run(model: nn.Module) -> tuple[Tensor, engine.Rows]:
         rows = engine.attack_samples(
-            model, attack, given.x, given.y, given.index, given.ball, key=rng.make_key(given.seed, name), lanes=lanes,
-            judge=given.suite.judge, keep_adversarials=True,
+            model, attack, given.x, given.y, given.index, given.ball, key=rng.make_key(given.seed, name),
+            widths=given.widths, judge=given.suite.judge, keep_adversarials=True,
         )  # fmt: skip
         assert rows.x_adv is not None
         return rows.x_adv[torch.from_numpy(np.argsort(rows.sample))], rows
@@ -197,7 +197,8 @@ def measure(model: str, args: argparse.Namespace, device: torch.device) -> list[
     n = min(args.samples, len(data))
     x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
     ball, prepared = Ball.of(suite.threat(entry.dataset)), prepare(plain, device, x[:2])
-    given = Given(plain, prepared, x, y, data.index[:n], ball, suite, n, args.seed, device)
+    widths = Widths(prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype)
+    given = Given(plain, prepared, x, y, data.index[:n], ball, suite, widths, n, args.seed, device)
     right = ~wrong(plain, given, x)
     given = replace(given, x=x[right], y=y[right], index=given.index[right])
     rows = []

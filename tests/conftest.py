@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robbench import engine, rng
 from robbench.attacks import Attack
 from robbench.threat import Ball
+from robbench.widths import Widths
 
 # The models here are tiny: threads only wait for each other, above all on a machine that is busy otherwise.
 torch.set_num_threads(1)
@@ -46,7 +47,9 @@ def run_attack(
 ) -> engine.Rows:
     """Call the engine with the usual defaults; rows come back ordered by sample."""
     ids = np.arange(len(y)) if sample is None else sample
-    rows = engine.attack_samples(model, attack, x, y, ids, ball, key=rng.make_key(seed, "test"), lanes=lanes, **options)
+    widths = options.pop("widths", None) or Widths(model, x.shape[1:], lanes, x.dtype)
+    key = rng.make_key(seed, "test")
+    rows = engine.attack_samples(model, attack, x, y, ids, ball, key=key, widths=widths, **options)
     order = np.argsort(rows.sample)
     columns = {n: getattr(rows, n)[order] for n in engine.Rows.__dataclass_fields__ if n != "x_adv"}
     x_adv = None if rows.x_adv is None else rows.x_adv[torch.from_numpy(order)]

@@ -18,8 +18,8 @@ ALL = [
     PGD(objective="ce", steps=30),
     PGD(objective="margin", steps=30),
     PGD(objective="dlr", steps=30, random_start=False),
-    APGD(objective="ce"),
-    APGD(objective="dlr"),
+    APGD(objective="ce", steps=40),
+    APGD(objective="dlr", steps=40),
     APGD(objective="margin", steps=50, restarts=2),
 ]
 
@@ -28,7 +28,7 @@ def name(value):
     return value if isinstance(value, str) else f"{value.kind}-{value.objective}"
 
 
-def problem(norm, seed, n=6, classes=2):
+def problem(norm, seed, n=4, classes=2):
     """Images in the middle of the box, a random hyperplane, and the exact radius of each image."""
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(16, dtype=torch.float64, generator=generator)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conftest import Linear, run_attack
-from robbench import engine, rng, widths
+from robbench import engine, rng
 from robbench.attacks import APGD, FGSM, PGD
 from robbench.data import load
 from robbench.errors import ModelError
@@ -19,6 +19,7 @@ from robbench.models.load import load_model
 from robbench.suite import build_attack, load_suite
 from robbench.threat import Ball
 from robbench.types import Problem
+from robbench.widths import Widths, default_lanes
 
 BALL = Ball("Linf", 0.15)
 FIELDS = [f for f in engine.Rows.__dataclass_fields__ if f not in ("seconds", "x_adv")]
@@ -301,33 +302,42 @@ def test_finished_rows_survive_an_interrupt():
     assert len(seen) == len(set(seen)) == 10
 
 
-def test_the_tail_shrinks_only_to_verified_widths():
-    net = network()
-    x, y = labelled(net, 70)
-    watched = Hungry(net, 10**9, RuntimeError())
-    for narrower, allowed in (([], {64}), ([32, 16], {64, 32, 16})):
-        watched.widths.clear()
-        run_attack(watched, PGD(steps=3), x, y, Ball("Linf", 1e-6), lanes=64, narrower=narrower)
-        assert set(watched.widths) <= allowed
-        assert (16 in watched.widths) == bool(narrower)
+class Fickle(nn.Module):
+    """Gives other bits at some widths."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.net, self.at, self.seen = network(), at, []
+
+    def forward(self, x):
+        self.seen.append(len(x))
+        return self.net(x) * (1 + 1e-6 * (len(x) in self.at))
 
 
-def test_verified_widths_refuses_a_width_that_changes_bits():
-    class Fickle(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = network()
+def test_only_widths_that_change_no_bit_are_used():
+    full = Widths(Fickle({96, 48}), (1, 8, 8), 128, torch.float32)
+    assert [full.fit(left) for left in (128, 97, 96, 60, 48, 33, 20, 16, 1)] == [128, 128, 128, 64, 64, 64, 32, 16, 16]
+    none = Widths(Fickle({96, 64, 48, 32, 16}), (1, 8, 8), 128, torch.float32)
+    assert none.fit(1) == 128
+    odd = Widths(Fickle(()), (1, 8, 8), 7, torch.float32)
+    assert odd.fit(1) == 7
 
-        def forward(self, x):
-            return self.net(x) * (1 + 1e-6 * (len(x) == 32))
 
-    assert 32 not in widths.verified_widths(Fickle(), (1, 8, 8), 128, torch.float32)
-    assert 32 in widths.verified_widths(network(torch.float64), (1, 8, 8), 128, torch.float64)
+def test_the_tail_shrinks_to_such_widths():
+    net = Fickle({96, 48, 32})
+    x, y = labelled(net, 150)
+    widths = Widths(net, (1, 8, 8), 128, torch.float32)
+    ball, attack = Ball("Linf", 0.2), PGD(objective="margin", steps=30)
+    run_attack(net, attack, x, y, ball, widths=widths)  # checks the widths
+    net.seen.clear()
+    rows = run_attack(net, attack, x, y, ball, widths=widths)
+    assert {128} < set(net.seen) <= {128, 64, 16}
+    assert not differing(rows, run_attack(net.net, attack, x, y, ball, lanes=128))
 
 
 def test_default_lanes():
     cpu = torch.device("cpu")
-    assert [widths.default_lanes(s, cpu) for s in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224))] == [
+    assert [default_lanes(s, cpu) for s in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224))] == [
         256,
         128,
         32,

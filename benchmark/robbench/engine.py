@@ -7,13 +7,13 @@ nothing they claim is believed.
 
 The width of the batch never changes while samples are waiting, so a sample's verdict does not depend on its
 neighbours. Once fewer samples than lanes are left, the engine may go on with fewer lanes, but only to widths at
-which this model, on this machine, was seen to return the same bits as at full width (`verified_widths`).
+which this model, on this machine, was seen to return the same bits as at full width (`widths.Widths`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from robbench.attacks.base import Attack
 from robbench.errors import ModelError
 from robbench.threat import Ball
 from robbench.types import Judge, Problem, State
-from robbench.widths import NARROWEST, device_of, verified_widths
+from robbench.widths import Widths, device_of
 
 __all__ = ["Rows", "attack_samples", "perturb", "query"]
 
@@ -103,9 +103,8 @@ def attack_samples(
     ball: Ball,
     *,
     key: tuple[int, int],
-    lanes: int,
+    widths: Widths,
     judge: Judge = "any",
-    narrower: Sequence[int] | None = None,
     on_rows: Callable[[Rows], None] | None = None,
     on_narrow: Callable[[int, str], None] | None = None,
     keep_adversarials: bool = False,
@@ -120,9 +119,8 @@ def attack_samples(
         sample: official indices [N]; they select the random numbers.
         ball: where adversarial examples must lie.
         key: from `rng.make_key(seed, stage)`.
-        lanes: width of the batch.
+        widths: the width of the batch; its halves are used when memory runs out, and later calls keep to that.
         judge: `any` queried point may break a sample, or the `final` point of a trial only.
-        narrower: widths the tail may shrink to, from `verified_widths`; None asks it when the tail is reached.
         on_rows: called with the rows of samples as they finish, so that nothing is lost by an interrupt.
         on_narrow: called with (new width, reason) when memory ran out and the lanes were halved.
         keep_adversarials: fill `Rows.x_adv`.
@@ -133,19 +131,18 @@ def attack_samples(
     Raises:
         ModelError: the output is not [L, K], or memory runs out at width 1.
     """
-    run = _Run(model, attack, x, y, sample, ball, key, judge, narrower, on_rows, keep_adversarials)
+    run = _Run(model, attack, x, y, sample, ball, key, judge, widths, on_rows, keep_adversarials)
     waiting = list(range(len(y)))
-    width = lanes
     while waiting:
-        failure = run.go(waiting, width)
+        failure = run.go(waiting)
         if failure is None:
             break
-        if width == 1:
+        if widths.lanes == 1:
             raise ModelError(f"Out of memory with a single lane: {failure}")
-        width //= 2
+        widths.halve()
         waiting = [i for i in waiting if i not in run.finished]  # samples in flight start again, from their counters
         if on_narrow is not None:
-            on_narrow(width, failure)
+            on_narrow(widths.lanes, failure)
     return run.collect()
 
 
@@ -162,21 +159,21 @@ class _Run:
         ball: Ball,
         key: tuple[int, int],
         judge: Judge,
-        narrower: Sequence[int] | None,
+        widths: Widths,
         on_rows: Callable[[Rows], None] | None,
         keep: bool,
     ) -> None:
         self.model, self.attack, self.ball, self.key, self.judge = model, attack, ball, key, judge
-        self.narrower = narrower
+        self.widths = widths
         self.x, self.y, self.sample, self.on_rows, self.keep = x, y, sample, on_rows, keep
         self.device = device_of(model)
         self.done: list[Rows] = []
         self.finished: set[int] = set()
 
-    def go(self, waiting: list[int], width: int) -> str | None:
+    def go(self, waiting: list[int]) -> str | None:
         """Work through the waiting samples; returns what the allocator said if memory ran out."""
         try:
-            _Lanes(self, waiting, width).loop()
+            _Lanes(self, waiting).loop()
         except torch.OutOfMemoryError as error:
             failure = str(error).splitlines()[0]
         except RuntimeError as error:  # the CPU allocator has no exception type of its own
@@ -214,10 +211,10 @@ class _Run:
 class _Lanes:
     """The lanes: device tensors for the attack, numpy arrays for the bookkeeping."""
 
-    def __init__(self, run: _Run, waiting: list[int], width: int) -> None:
+    def __init__(self, run: _Run, waiting: list[int]) -> None:
         self.run = run
         self.queue = waiting[::-1]  # popped from the end
-        self.width = width
+        self.width = width = run.widths.lanes
         lane = np.zeros(width, np.int64)
         self.live = np.zeros(width, bool)
         self.position, self.trial, self.t = lane.copy(), lane.copy(), lane.copy()
@@ -353,17 +350,13 @@ class _Lanes:
         run.finish(rows, position)
 
     def narrow(self) -> None:
-        """Go on with fewer lanes when no sample waits and a verified narrower width holds all that are left."""
-        left = int(self.live.sum())
-        if self.queue or not left or left > self.width // 2 or self.width <= NARROWEST:
+        """Go on with fewer lanes when no sample waits and a narrower width of the same bits holds all that are left."""
+        run, left = self.run, int(self.live.sum())
+        if self.queue or left > 0.75 * self.width:
             return
-        run = self.run
-        if run.narrower is None:
-            run.narrower = verified_widths(run.model, run.x.shape[1:], self.width, run.x.dtype)
-        fits = [w for w in run.narrower if left <= w < self.width]
-        if not fits:
+        width = run.widths.fit(left)
+        if width >= self.width:
             return
-        width = min(fits)
         keep = np.flatnonzero(self.live)
         keep = np.concatenate([keep, np.flatnonzero(~self.live)[: width - left]])
         at = torch.from_numpy(keep).to(run.device)

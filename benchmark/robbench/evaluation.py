@@ -26,7 +26,7 @@ from robbench.summary import summarize
 from robbench.target import Target, classify, pick_device, time_round
 from robbench.threat import Ball, parse_threat
 from robbench.types import Status, Threat
-from robbench.widths import default_lanes, verified_widths
+from robbench.widths import Widths, default_lanes
 
 __all__ = ["Reporter", "Silent", "evaluate"]
 
@@ -165,7 +165,8 @@ class _Run:
         ]
         self.positions = select(len(images.y), options)
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
-        self.lanes = options.lanes or default_lanes(self.shape, target.device)
+        lanes = options.lanes or default_lanes(self.shape, target.device)
+        self.widths = Widths(target.module, self.shape, lanes, images.dtype)
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
     def go(self) -> ResultFile:
@@ -180,7 +181,7 @@ class _Run:
         rows = store.open(options.overwrite) if store else empty_rows()
         x, y = images.x(self.positions), images.y[self.positions]
         with _Shards(store, [rows]) as shards:
-            prediction, flags = classify(self.target, x, y, images.num_classes, self.lanes)
+            prediction, flags = classify(self.target, x, y, images.num_classes, self.widths.lanes)
             computed = self._attack(x, y, prediction, shards)
         everything = pd.concat(shards.rows, ignore_index=True)
         summary = _Summary(self, overrides, flags, store)
@@ -240,7 +241,6 @@ class _Run:
         known = shards.rows[0]
         missing = {s.name: ~np.isin(index, known.loc[known["attack"] == s.name, "sample"]) for s in self.stages}
         self._announce(correct, missing)
-        narrower: list[int] | None = None
         broken = np.zeros(len(index), bool)
         for stage in self.stages:
             lacking = missing[stage.name]
@@ -251,9 +251,7 @@ class _Run:
                 todo &= ~broken
             self.reporter.stage(stage.name, int(todo.sum()), int((~lacking).sum()))
             if todo.any():
-                if narrower is None:
-                    narrower = verified_widths(self.target.module, self.shape, self.lanes, self.images.dtype)
-                self._run_stage(stage, x, y, index, np.flatnonzero(todo), narrower, shards)
+                self._run_stage(stage, x, y, index, np.flatnonzero(todo), shards)
             shards.flush()
             for rows in shards.rows:
                 hit = rows.loc[(rows["attack"] == stage.name) & (rows["status"] == Status.BROKEN), "sample"]
@@ -267,7 +265,6 @@ class _Run:
         y: Tensor,
         index: NDArray[np.int64],
         todo: NDArray[np.int64],
-        narrower: list[int],
         shards: _Shards,
     ) -> None:
         labels = dict(zip(index.tolist(), y.tolist(), strict=True))
@@ -277,7 +274,6 @@ class _Run:
             self.reporter.progress(stage.name, len(rows.sample), int(rows.broken.sum()))
 
         def narrowed(width: int, reason: str) -> None:
-            self.lanes = width
             self.reporter.note(f"{stage.name}: out of memory ({reason}); going on with {width} lanes.")
 
         engine.attack_samples(
@@ -288,9 +284,8 @@ class _Run:
             index[todo],
             Ball.of(self.threat),
             key=stage.key,
-            lanes=self.lanes,
             judge=self.suite.judge,
-            narrower=narrower,
+            widths=self.widths,
             on_rows=finished,
             on_narrow=narrowed,
         )
@@ -298,9 +293,9 @@ class _Run:
     def _announce(self, correct: NDArray[np.bool_], missing: dict[str, NDArray[np.bool_]]) -> None:
         seconds = 0.0
         if any((m & correct).any() for m in missing.values()):
-            one = time_round(self.target, self.shape, self.lanes, self.images.dtype)
+            one = time_round(self.target, self.shape, self.widths.lanes, self.images.dtype)
             for stage in self.stages:
-                batches = -(-int((missing[stage.name] & correct).sum()) // self.lanes)
+                batches = -(-int((missing[stage.name] & correct).sum()) // self.widths.lanes)
                 seconds += one * batches * stage.attack.trials * (stage.attack.steps + 1)
         title = f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
         names = [s.name for s in self.stages]
@@ -341,7 +336,7 @@ class _Summary:
             seed=run.options.seed,
             overrides=self.overrides,
             selection=selection,
-            lanes=run.lanes,
+            lanes=run.widths.lanes,
             hardware=describe_device(run.target.device),
             versions=versions(),
             date=run.date,

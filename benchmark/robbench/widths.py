@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robbench import rng
 
-__all__ = ["NARROWEST", "default_lanes", "device_of", "verified_widths"]
+__all__ = ["Widths", "default_lanes", "device_of"]
 
 NARROWEST = 16  # below this, kernels change and the width of a lane costs little anyway
 
@@ -25,36 +25,49 @@ def device_of(model: nn.Module) -> torch.device:
     return next((v.device for v in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
-def verified_widths(model: nn.Module, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> list[int]:
-    """List the narrower widths (halves of `lanes`, down to 16) at which a model gives the same bits as at `lanes`.
+class Widths:
+    """The width of a batch, and the narrower ones at which a model was seen to give the same bits.
 
-    Which kernel runs, and so how sums are rounded, depends on the shape of a batch and not on its values: one
-    comparison of logits and input gradients on random images settles it for this model on this machine.
+    Which kernel runs, and so how sums are rounded, depends on the shape of a batch and not on its values: comparing
+    logits and input gradients of random images at two widths settles it for this model on this machine. A width is
+    checked when it is first wanted.
 
-    Args:
-        model: in eval mode.
-        shape: of one image, [C, H, W].
+    Attributes:
         lanes: the full width.
-        dtype: of the images.
     """
-    lane = torch.arange(lanes, device=device_of(model))
-    images = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(shape)))
-    images = images.to(dtype).view(lanes, *shape)
 
-    def answer(width: int) -> tuple[Tensor, Tensor]:
-        x = images[:width].clone().requires_grad_(True)
+    def __init__(self, model: nn.Module, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> None:
+        self.model, self.shape, self.lanes, self.dtype = model, tuple(shape), lanes, dtype
+        self._full: tuple[Tensor, Tensor] | None = None
+        self._same: dict[int, bool] = {}
+
+    def fit(self, left: int) -> int:
+        """Return the narrowest checked width that holds `left` lanes: of the full one, 3/4, 1/2, 3/8 … down to 16."""
+        halves = [self.lanes >> k for k in range(1, self.lanes.bit_length())]
+        tried = sorted({w for half in halves for w in (half, half + half // 2) if w % NARROWEST == 0})
+        return next((w for w in tried if w >= left and self.same(w)), self.lanes)
+
+    def same(self, width: int) -> bool:
+        """Tell whether a narrower batch gives the bits of the full one."""
+        if width not in self._same:
+            if self._full is None:
+                self._full = self._answer(self.lanes)
+            logits, grad = self._answer(width)
+            self._same[width] = torch.equal(logits, self._full[0][:width]) and torch.equal(grad, self._full[1][:width])
+        return self._same[width]
+
+    def halve(self) -> None:
+        """Make the full width half of what it was, because memory ran out."""
+        self.lanes //= 2
+        self._full, self._same = None, {}
+
+    def _answer(self, width: int) -> tuple[Tensor, Tensor]:
+        lane = torch.arange(width, device=device_of(self.model))
+        pixels = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(self.shape)))
+        x = pixels.to(self.dtype).view(width, *self.shape).requires_grad_(True)
         with torch.enable_grad():
-            logits = model(x)
+            logits = self.model(x)
             # Unequal weights on the logits: no cancellation as in a cross-entropy that is already zero.
-            weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=dtype, device=x.device)).sum()
-            grad = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
+            weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=x.device)).sum()
+        grad = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
         return logits.detach(), torch.zeros_like(x) if grad is None else grad
-
-    logits, grad = answer(lanes)
-    found, width = [], lanes // 2
-    while width >= NARROWEST:
-        z, g = answer(width)
-        if torch.equal(z, logits[:width]) and torch.equal(g, grad[:width]):
-            found.append(width)
-        width //= 2
-    return found
