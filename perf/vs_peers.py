@@ -9,10 +9,13 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +31,7 @@ from robbench.attacks import APGD, PGD
 from robbench.data import load
 from robbench.errors import RobbenchError
 from robbench.hardware import describe_device, versions
+from robbench.memory import keep_freed_memory
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.stats import mcnemar
@@ -45,8 +49,9 @@ NOTES = f"""\
   predictions; speedup: median over paired runs of peer / robbench.
 - forwards, backwards: samples passed through the model. robbench charges each sample what it cost; in brackets what was
   computed, with idle lanes and, in this uncounted run, the check of narrower widths.
-- Peers run in batches of {BATCH}; plain: on the model as `load_model` returns it (the headline); prepared: on the
-  channels-last copy that robbench runs on.
+- Peers run in batches of {BATCH}. plain: on the model as `load_model` returns it, in a process of its own with the
+  usual memory settings (the headline). prepared: on the channels-last copy that robbench runs on, in robbench's
+  process, which keeps freed memory.
 - robbench stops a sample at its first confirmed break at any queried point (the suite's judge); pyautoattack keeps such
   a point but spends all steps; torchattacks returns the last point, whatever it is.
 """
@@ -72,6 +77,17 @@ class Counted(nn.Module):
         self.backwards += len(grad)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What all processes agree on."""
+
+    samples: int
+    seed: int
+    threads: int
+    device: str
+    data_dir: str | None
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """What every side is given: the model twice, correctly classified images on the CPU, and the protocol."""
@@ -83,56 +99,90 @@ class Given:
     index: NDArray[np.int64]
     ball: Ball
     suite: Suite
+    dataset: str
     widths: Widths  # checked in the uncounted run, as evaluation checks them once for all attacks
     n: int  # images before the misclassified ones were left out
     seed: int
     device: torch.device
 
 
-# From a model to adversarials [n, C, H, W] on the CPU, and robbench's records.
-Side = Callable[[nn.Module], tuple[Tensor, engine.Rows | None]]
+@cache
+def given(model: str, setup: Setup) -> Given:
+    """Load a model and its images, once in each process."""
+    suite, device = load_suite("whitebox"), pick_device(setup.device)
+    entry = Registry.default().find(model)
+    data = load(entry.dataset, "test", setup.data_dir)
+    plain = load_model(entry, device).module
+    n = min(setup.samples, len(data))
+    x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
+    ball, prepared = Ball.of(suite.threat(entry.dataset)), prepare(plain, device, x[:2])
+    widths = Widths(prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype)
+    index = data.index[:n]
+    g = Given(plain, prepared, x, y, index, ball, suite, entry.dataset, widths, n, setup.seed, device)
+    right = ~wrong(plain, g, x)
+    return replace(g, x=x[right], y=y[right], index=index[right])
 
 
-def ours(given: Given, attack: PGD | APGD, name: str) -> Side:
-
-    def run(model: nn.Module) -> tuple[Tensor, engine.Rows]:
-        rows = engine.attack_samples(
-            model, attack, given.x, given.y, given.index, given.ball, key=rng.make_key(given.seed, name),
-            widths=given.widths, judge=given.suite.judge, keep_adversarials=True,
-        )  # fmt: skip
-        assert rows.x_adv is not None
-        return rows.x_adv[torch.from_numpy(np.argsort(rows.sample))], rows
-
-    return run
+def ours(g: Given, attack: PGD | APGD, name: str, model: nn.Module) -> tuple[Tensor, engine.Rows]:
+    rows = engine.attack_samples(
+        model, attack, g.x, g.y, g.index, g.ball, key=rng.make_key(g.seed, name), widths=g.widths,
+        judge=g.suite.judge, keep_adversarials=True,
+    )  # fmt: skip
+    assert rows.x_adv is not None
+    return rows.x_adv[torch.from_numpy(np.argsort(rows.sample))], rows
 
 
-def theirs(given: Given, attack: PGD | APGD) -> Side:
-    def make(model: nn.Module) -> Any:
-        if isinstance(attack, APGD):
-            from pyautoattack.autopgd_base import APGDAttack
+def theirs(g: Given, attack: PGD | APGD, model: nn.Module) -> Tensor:
+    peer: Any
+    if isinstance(attack, APGD):
+        from pyautoattack.autopgd_base import APGDAttack
 
-            return APGDAttack(
-                model, n_iter=attack.steps, norm=given.ball.norm, n_restarts=attack.restarts, eps=given.ball.eps,
-                seed=given.seed, loss=attack.objective, device=given.device,
-            ).perturb  # fmt: skip
+        peer = APGDAttack(
+            model, n_iter=attack.steps, norm=g.ball.norm, n_restarts=attack.restarts, eps=g.ball.eps,
+            seed=g.seed, loss=attack.objective, device=g.device,
+        ).perturb  # fmt: skip
+    else:
         from torchattacks import PGD as Peer
 
-        torch.manual_seed(given.seed)
-        step = attack.relative_step * given.ball.eps if attack.step_size is None else attack.step_size
-        return Peer(model, eps=given.ball.eps, alpha=step, steps=attack.steps, random_start=attack.random_start)
+        torch.manual_seed(g.seed)
+        step = attack.relative_step * g.ball.eps if attack.step_size is None else attack.step_size
+        peer = Peer(model, eps=g.ball.eps, alpha=step, steps=attack.steps, random_start=attack.random_start)
+    pairs = zip(g.x.split(BATCH), g.y.split(BATCH), strict=True)
+    return torch.cat([peer(x.to(g.device), y.to(g.device)).cpu() for x, y in pairs])
 
-    def run(model: nn.Module) -> tuple[Tensor, None]:
-        peer = make(model)
-        pairs = zip(given.x.split(BATCH), given.y.split(BATCH), strict=True)
-        return torch.cat([peer(x.to(given.device), y.to(given.device)).cpu() for x, y in pairs]), None
 
-    return run
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One run of one side."""
+
+    seconds: float
+    broken: NDArray[np.bool_]  # by the one judge
+    claimed: int  # left standing, by the side's own account
+    charged: tuple[int, int]
+    computed: tuple[int, int]
+
+
+def run(setup: Setup, model: str, stage: str, who: str, count: bool) -> Answer:
+    """Run one side once, in the process that it belongs to; `count` counts passes, which costs a little time."""
+    g = given(model, setup)
+    (attack,) = (build_attack(s) for s in g.suite.stages(g.dataset) if s.name == stage)
+    assert isinstance(attack, PGD | APGD)
+    module = g.plain if who.endswith("plain") else g.prepared
+    counted = Counted(module) if count else module
+    begin = time.perf_counter()
+    x_adv, rows = ours(g, attack, stage, counted) if who == "robbench" else (theirs(g, attack, counted).detach(), None)
+    seconds = time.perf_counter() - begin  # the tensors are on the CPU, so a GPU is done as well
+    broken = wrong(g.plain, g, x_adv) & g.ball.contains(g.x, x_adv).numpy()
+    claimed = int((~(wrong(module, g, x_adv) if rows is None else rows.broken)).sum())
+    computed = (counted.forwards, counted.backwards) if isinstance(counted, Counted) else (0, 0)
+    charged = computed if rows is None else (int(rows.forwards.sum()), int(rows.backwards.sum()))
+    return Answer(seconds, broken, claimed, charged, computed)
 
 
 @torch.no_grad()
-def wrong(model: nn.Module, given: Given, x: Tensor) -> NDArray[np.bool_]:
-    logits = torch.cat([model(part.to(given.device)).cpu() for part in x.split(BATCH)])
-    return ((logits.argmax(1) != given.y) & logits.isfinite().all(1)).numpy()
+def wrong(model: nn.Module, g: Given, x: Tensor) -> NDArray[np.bool_]:
+    logits = torch.cat([model(part.to(g.device)).cpu() for part in x.split(BATCH)])
+    return ((logits.argmax(1) != g.y) & logits.isfinite().all(1)).numpy()
 
 
 @dataclass(frozen=True)
@@ -154,59 +204,53 @@ class Row:
     p: float | None = None
 
 
-def compare(model: str, name: str, attack: PGD | APGD, given: Given, repeats: int) -> list[Row]:
+def start(setup: Setup, keep: bool) -> None:
+    """Begin a process: robbench keeps freed memory (as `evaluate` does), a peer's user does not."""
+    torch.set_num_threads(setup.threads)
+    # pyautoattack remarks on zero gradients of the DLR loss at every batch.
+    warnings.filterwarnings("ignore", message="there are .* points with zero gradient")
+    if keep:
+        keep_freed_memory()
+
+
+def compare(model: str, name: str, peer: str, setup: Setup, repeats: int, processes: dict[bool, Executor]) -> list[Row]:
     """Measure robbench and its peer on one model and attack."""
-    peer = "pyautoattack" if isinstance(attack, APGD) else "torchattacks"
-    if find_spec(peer) is None:
-        print(f"{peer} is not installed: no comparison of {name} on {model}.")
-        return []
-    modules = {"robbench": given.prepared, f"{peer}, plain": given.plain, f"{peer}, prepared": given.prepared}
-    us, them = ours(given, attack, name), theirs(given, attack)
-    sides = [(who, us if who == "robbench" else them, module) for who, module in modules.items()]
-    seconds: dict[str, list[float]] = {who: [] for who in modules}
-    warm = {who: (counted := Counted(module), side(counted)) for who, side, module in sides}
+    sides = ["robbench", f"{peer}, plain", f"{peer}, prepared"]
+
+    def answer(who: str, count: bool = False) -> Answer:
+        return processes[not who.endswith("plain")].submit(run, setup, model, name, who, count).result()
+
+    warm = {who: answer(who, count=True) for who in sides}
+    seconds: dict[str, list[float]] = {who: [] for who in sides}
     for repeat in range(repeats):
-        for who, side, module in sides[:: -1 if repeat % 2 else 1]:
-            begin = time.perf_counter()
-            side(module)  # returns tensors on the CPU, so a GPU is done as well
-            seconds[who].append(time.perf_counter() - begin)
-    rows: list[Row] = []
-    broken: dict[str, NDArray[np.bool_]] = {}
-    for who, module in modules.items():
-        counted, (x_adv, own) = warm[who]
-        broken[who] = wrong(given.plain, given, x_adv) & given.ball.contains(given.x, x_adv).numpy()
-        claimed = int((~(wrong(module, given, x_adv) if own is None else own.broken)).sum())
+        for who in sides[:: -1 if repeat % 2 else 1]:
+            seconds[who].append(answer(who).seconds)
+    rows = []
+    n = given(model, setup).n
+    us = warm["robbench"].broken
+    for who, side in warm.items():
         versus: dict[str, Any] = {}
-        if own is None:
-            mine, its = int((broken["robbench"] > broken[who]).sum()), int((broken[who] > broken["robbench"]).sum())
+        if who != "robbench":
+            mine, its = int((us > side.broken).sum()), int((side.broken > us).sum())
             ratio = median(b / a for a, b in zip(seconds["robbench"], seconds[who], strict=True))
             versus = {"speedup": ratio, "only_robbench": mine, "only_peer": its, "p": mcnemar(mine, its)}
-        computed = counted.forwards, counted.backwards
-        charged = computed if own is None else (int(own.forwards.sum()), int(own.backwards.sum()))
-        robust = int((~broken[who]).sum())
-        rows.append(Row(model, name, who, robust, claimed, given.n, charged, computed, seconds[who], **versus))
+        robust = int((~side.broken).sum())
+        rows.append(Row(model, name, who, robust, side.claimed, n, side.charged, side.computed, seconds[who], **versus))
     return rows
 
 
-def measure(model: str, args: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Measure all attacks on one model."""
-    suite = load_suite("whitebox")
-    entry = Registry.default().find(model)
-    data = load(entry.dataset, "test", args.data_dir)
-    plain = load_model(entry, device).module
-    n = min(args.samples, len(data))
-    x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
-    ball, prepared = Ball.of(suite.threat(entry.dataset)), prepare(plain, device, x[:2])
-    widths = Widths(prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype)
-    given = Given(plain, prepared, x, y, data.index[:n], ball, suite, widths, n, args.seed, device)
-    right = ~wrong(plain, given, x)
-    given = replace(given, x=x[right], y=y[right], index=given.index[right])
+def measure(model: str, setup: Setup, repeats: int, processes: dict[bool, Executor]) -> list[Row]:
+    """Measure what the peers have: PGD on cross-entropy and APGD on both losses (FGSM is a PGD of one step)."""
     rows = []
-    for stage in suite.stages(entry.dataset):
+    g = given(model, setup)
+    for stage in g.suite.stages(g.dataset):
         attack = build_attack(stage)
-        # What the peers have: APGD on both losses, PGD on cross-entropy (FGSM is a PGD of one step).
         if isinstance(attack, APGD) or (type(attack) is PGD and attack.objective == "ce"):
-            rows += compare(model, stage.name, attack, given, args.repeats)
+            peer = "pyautoattack" if isinstance(attack, APGD) else "torchattacks"
+            if find_spec(peer) is None:
+                print(f"{peer} is not installed: no comparison of {stage.name} on {model}.")
+            else:
+                rows += compare(model, stage.name, peer, setup, repeats, processes)
     return rows
 
 
@@ -234,26 +278,32 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every number here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
-    # pyautoattack remarks on zero gradients of the DLR loss at every batch.
-    warnings.filterwarnings("ignore", message="there are .* points with zero gradient")
+    setup = Setup(args.samples, args.seed, args.threads, args.device, args.data_dir)
+    start(setup, keep=True)
     found = versions() | {p: version(p) if find_spec(p) else "missing" for p in ("pyautoattack", "torchattacks")}
-    header = f"{describe_device(device)}; " + ", ".join(f"{k} {v}" for k, v in found.items())
+    hardware = describe_device(pick_device(args.device))
+    header = f"{hardware}; " + ", ".join(f"{k} {v}" for k, v in found.items())
     header += f"; n={args.samples}, seed {args.seed}, {args.threads} torch threads, {args.repeats} runs of each side"
     rows: list[Row] = []
-    for model in args.models:
-        try:
-            rows += measure(model, args, device)
-        except RobbenchError as error:
-            print(f"{model} is left out: {error}")
+    with ExitStack() as stack:
+        processes: dict[bool, Executor] = {
+            keep: stack.enter_context(
+                ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start, initargs=(setup, keep))
+            )
+            for keep in (True, False)
+        }
+        for model in args.models:
+            try:
+                rows += measure(model, setup, args.repeats, processes)
+            except RobbenchError as error:
+                print(f"{model} is left out: {error}")
     print(f"{header}\n\n{table(rows, 'simple')}\n\n{NOTES}")
     if args.markdown:
         args.markdown.write_text(f"{header}\n\n{table(rows, 'github')}\n\n{NOTES}", encoding="utf-8")
     if args.json:
-        setup = {"hardware": describe_device(device), "versions": found, "suite": "whitebox", "batch": BATCH}
-        setup |= {k: getattr(args, k) for k in ("samples", "repeats", "seed", "threads")}
-        args.json.write_text(json.dumps(setup | {"rows": [asdict(r) for r in rows]}, indent=1), encoding="utf-8")
+        record = {"hardware": hardware, "versions": found, "suite": "whitebox", "batch": BATCH, **vars(args)}
+        record |= {"rows": [asdict(r) for r in rows]}
+        args.json.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
 
 
 if __name__ == "__main__":

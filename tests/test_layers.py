@@ -11,7 +11,7 @@ ROOT = Path(robbench.__file__).parent
 
 # Lower layers first; a module may import from its own layer and from the ones above it in this list.
 LAYERS = [
-    {"robbench", "types", "errors", "numbers", "files"},
+    {"robbench", "types", "errors", "numbers", "files", "memory"},
     {"rng", "losses", "stats", "hardware", "widths"},
     {"threat", "formats", "data", "store", "models"},
     {"attacks"},

@@ -20,6 +20,7 @@ from robbench.attacks import Attack, describe
 from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
 from robbench.inputs import Images, Options, own_images, own_target, registered, select
+from robbench.memory import keep_freed_memory
 from robbench.store import SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, build_attack, load_suite
 from robbench.summary import summarize
@@ -103,6 +104,7 @@ def evaluate(
         allowed = ", ".join(Options.__dataclass_fields__)
         raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
     device = pick_device(chosen.device)
+    keep_freed_memory()
     loaded = load_suite(suite)
     if isinstance(model, str):
         if x is not None or y is not None or dataset is not None or name is not None:

@@ -30,6 +30,7 @@ from robbench.data import load
 from robbench.errors import CardError, ModelError
 from robbench.files import digest, write_atomically
 from robbench.hardware import describe_device, versions
+from robbench.memory import keep_freed_memory
 from robbench.models.architectures import Normalized, build
 from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, Recipe, identity, write_training
 from robbench.models.load import save_weights
@@ -86,6 +87,7 @@ def train(
         CardError: the card has no recipe, or its weights come from a package.
         ModelError: the loss became NaN, or the checkpoint belongs to another recipe.
     """
+    keep_freed_memory()
     card = entry.card
     if card.recipe is None or (card.weights is not None and card.weights.path is None):
         raise CardError(f"{entry.full_name} has no recipe of its own to train by (weights from elsewhere).")
