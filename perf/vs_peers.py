@@ -301,9 +301,9 @@ def main() -> None:
     if args.markdown:
         args.markdown.write_text(f"{header}\n\n{table(rows, 'github')}\n\n{NOTES}", encoding="utf-8")
     if args.json:
-        record = {"hardware": hardware, "versions": found, "suite": "whitebox", "batch": BATCH, **vars(args)}
-        record |= {"rows": [asdict(r) for r in rows]}
-        args.json.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+        record = {"hardware": hardware, "versions": found, "suite": "whitebox", "batch": BATCH, **asdict(setup)}
+        record |= {"repeats": args.repeats, "rows": [asdict(r) for r in rows]}
+        args.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

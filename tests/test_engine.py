@@ -145,6 +145,7 @@ class Scripted:
     kind: ClassVar[str] = "scripted"
     version: ClassVar[int] = 1
     needs_grad: ClassVar[bool] = False
+    memoryless: ClassVar[bool] = False
     points: tuple[float, ...]  # every pixel takes these values in turn
     trials: int = 1
 
@@ -189,6 +190,35 @@ def test_only_allowed_points_count(points, broken, step):
     assert np.isnan(rows.distance[0]) != broken
 
 
+@pytest.mark.parametrize(
+    ("points", "forwards"), [((0.5,) * 9, 1), ((0.45, 0.5) * 5, 2), ((0.41, 0.43) + (0.5, 0.55) * 4, 4)]
+)
+def test_going_in_circles_ends_a_trial(points, forwards):
+    class Circling(Scripted):
+        memoryless = True
+
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    rows = run_attack(threshold_model(), Circling(points=points, trials=2), x, y, BALL, lanes=2)
+    assert not rows.broken[0] and rows.forwards[0] == 2 * forwards
+    for options in ({"judge": "final"}, {"detect_cycles": False}):
+        rows = run_attack(threshold_model(), Circling(points=points, trials=2), x, y, BALL, lanes=2, **options)
+        assert rows.forwards[0] == 2 * len(points)
+
+
+@pytest.mark.parametrize("objective", ["ce", "margin"])
+def test_cycles_save_passes_and_change_no_verdict(objective):
+    net = load_model(Registry.default().find("digits/at")).module
+    data = load("digits")
+    x, y = torch.from_numpy(data.x[:200]).float() / data.scale, torch.from_numpy(data.y[:200])
+    correct = net(x).argmax(1) == y
+    x, y = x[correct], y[correct]
+    attack, ball = PGD(objective=objective, steps=40), Ball("Linf", 0.2)
+    with_, without = (run_attack(net, attack, x, y, ball, lanes=64, detect_cycles=d) for d in (True, False))
+    assert set(differing(with_, without)) == {"step", "forwards", "backwards"}
+    assert np.array_equal(with_.step[with_.broken], without.step[without.broken])
+    assert with_.forwards.sum() < 0.9 * without.forwards.sum()
+
+
 def test_the_record_names_the_winning_trial():
     x = torch.full((1, 1, 2, 2), 0.5)
 
@@ -226,6 +256,8 @@ class Flat(nn.Module):
 
 def test_zero_gradients_are_counted():
     rows = run_attack(Flat(), PGD(steps=4), torch.full((3, 1, 2, 2), 0.2), torch.zeros(3, dtype=torch.int64), BALL)
+    assert (rows.zero_gradients == 1).all(), "no gradient, no step: the trial goes in circles at once"
+    rows = run_attack(Flat(), APGD(steps=4), torch.full((3, 1, 2, 2), 0.2), torch.zeros(3, dtype=torch.int64), BALL)
     assert (rows.zero_gradients == 4).all()
 
 

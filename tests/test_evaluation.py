@@ -116,8 +116,16 @@ def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("computed again")
 
+    class Listener(evaluation.Silent):
+        def note(self, text):
+            notes.append(text)
+
+    notes: list[str] = []
     monkeypatch.setattr(evaluation.engine, "attack_samples", forbidden)
-    assert evaluate(model, "quick", **call) == first
+    monkeypatch.setattr(evaluation, "classify", forbidden)
+    assert evaluate(model, "quick", **call, reporter=Listener()) == first
+    assert evaluate(model, "quick", **call, samples=20).n == 20
+    assert notes == [f"custom/small · quick · Linf 0.05: known since {first.date[:10]}, nothing to compute."]
 
 
 def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):

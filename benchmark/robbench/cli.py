@@ -216,7 +216,9 @@ def eval_(
     overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure robust accuracy: run a suite of attacks against one or more models.
+    """Measure the robust accuracy of models.
+
+    Runs a suite of attacks and judges every claimed break.
 
     Interrupted runs go on where they stopped, and asking for more samples computes only the new ones.
     """
@@ -268,7 +270,10 @@ def train(
     models: Models = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Train a card's model by its recipe, and write its weights and their digest into the registry."""
+    """Train a model by its card's recipe.
+
+    Writes the weights and their digest into the registry; stopped anywhere, the same command goes on.
+    """
     from robbench.models.card import Registry
 
     entry = Registry.default(models or []).find(card)

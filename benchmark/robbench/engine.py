@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -105,6 +105,7 @@ def attack_samples(
     key: tuple[int, int],
     widths: Widths,
     judge: Judge = "any",
+    detect_cycles: bool = True,
     on_rows: Callable[[Rows], None] | None = None,
     on_narrow: Callable[[int, str], None] | None = None,
     keep_adversarials: bool = False,
@@ -121,6 +122,8 @@ def attack_samples(
         key: from `rng.make_key(seed, stage)`.
         widths: the width of the batch; its halves are used when memory runs out, and later calls keep to that.
         judge: `any` queried point may break a sample, or the `final` point of a trial only.
+        detect_cycles: end a trial of a memoryless attack when it comes back to one of its last two points: with a
+            deterministic model and judge `any`, everything from there on has been judged before.
         on_rows: called with the rows of samples as they finish, so that nothing is lost by an interrupt.
         on_narrow: called with (new width, reason) when memory ran out and the lanes were halved.
         keep_adversarials: fill `Rows.x_adv`.
@@ -132,6 +135,7 @@ def attack_samples(
         ModelError: the output is not [L, K], or memory runs out at width 1.
     """
     run = _Run(model, attack, x, y, sample, ball, key, judge, widths, on_rows, keep_adversarials)
+    run.cycles = detect_cycles and attack.memoryless and judge == "any"
     waiting = list(range(len(y)))
     while waiting:
         failure = run.go(waiting)
@@ -146,29 +150,27 @@ def attack_samples(
     return run.collect()
 
 
+@dataclass(eq=False)
 class _Run:
-    """One call of `attack_samples`: its constants, and the rows of finished samples."""
+    """One call of `attack_samples`: what it was given, and the rows of finished samples."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        attack: Attack,
-        x: Tensor,
-        y: Tensor,
-        sample: NDArray[np.int64],
-        ball: Ball,
-        key: tuple[int, int],
-        judge: Judge,
-        widths: Widths,
-        on_rows: Callable[[Rows], None] | None,
-        keep: bool,
-    ) -> None:
-        self.model, self.attack, self.ball, self.key, self.judge = model, attack, ball, key, judge
-        self.widths = widths
-        self.x, self.y, self.sample, self.on_rows, self.keep = x, y, sample, on_rows, keep
-        self.device = device_of(model)
-        self.done: list[Rows] = []
-        self.finished: set[int] = set()
+    model: nn.Module
+    attack: Attack
+    x: Tensor
+    y: Tensor
+    sample: NDArray[np.int64]
+    ball: Ball
+    key: tuple[int, int]
+    judge: Judge
+    widths: Widths
+    on_rows: Callable[[Rows], None] | None
+    keep: bool
+    done: list[Rows] = field(default_factory=list)
+    finished: set[int] = field(default_factory=set)
+    cycles: bool = False
+
+    def __post_init__(self) -> None:
+        self.device = device_of(self.model)
 
     def go(self, waiting: list[int]) -> str | None:
         """Work through the waiting samples; returns what the allocator said if memory ran out."""
@@ -231,6 +233,7 @@ class _Lanes:
             key=run.key,
         )
         self.state: State = {}
+        self.before = torch.full_like(self.p.x, torch.nan)  # the point before the last, where cycles are looked for
 
     def loop(self) -> None:
         """Refill, query, judge, step, until nothing waits and nothing is live."""
@@ -271,6 +274,8 @@ class _Lanes:
         for name in ("x", "y", "sample", "trial"):
             getattr(self.p, name).index_copy_(0, at, getattr(new, name))
         self.state = {k: v.index_copy(0, at, started[k]) for k, v in self.state.items()}
+        if self.run.cycles:
+            self.before = self.before.index_fill(0, at, torch.nan)
 
     def round(self) -> NDArray[np.int64]:
         """Query all lanes once; returns the lanes whose sample goes on with its next trial."""
@@ -305,10 +310,12 @@ class _Lanes:
         self.zero_gradients += more & with_grad & (answers[2] == 1) & ~success
 
         ended = self.live & (success | last)
-        retire = ended & (success | (self.trial + 1 >= attack.trials))
-        if bool((self.live & ~retire).any()) or self.queue:
+        if (self.live & ~ended).any():
             t = torch.from_numpy(self.t).to(run.device)
             self.state = attack.step(self.p, run.ball, self.state, t, logits, loss, grad)
+            if run.cycles:
+                ended |= self.live & self.cycled(x)
+        retire = ended & (success | (self.trial + 1 >= attack.trials))
         self.seconds[self.live] += (time.perf_counter() - begin) / self.live.sum()
         if retire.any():
             self.retire(np.flatnonzero(retire), success, answers[3], distance, x)
@@ -316,6 +323,14 @@ class _Lanes:
         self.trial[again] += 1
         self.t += 1
         return again
+
+    def cycled(self, x: Tensor) -> NDArray[np.bool_]:
+        """Tell which lanes step from x back to x or to the point before it."""
+        new, before = self.state["x"], self.before
+        self.before = x
+        back = (new == x).flatten(1).all(1) | (new == before).flatten(1).all(1)
+        cycled: NDArray[np.bool_] = back.cpu().numpy()
+        return cycled
 
     def retire(
         self,
@@ -362,6 +377,7 @@ class _Lanes:
         at = torch.from_numpy(keep).to(run.device)
         self.p = replace(self.p, x=self.p.x[at], y=self.p.y[at], sample=self.p.sample[at], trial=self.p.trial[at])
         self.state = {k: v[at] for k, v in self.state.items()}
+        self.before = self.before[at]
         for name in (
             "live", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite", "seconds",
         ):  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from robbench import engine, rng
@@ -21,7 +21,7 @@ from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
 from robbench.inputs import Images, Options, own_images, own_target, registered, select
 from robbench.memory import keep_freed_memory
-from robbench.store import SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
+from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, build_attack, load_suite
 from robbench.summary import summarize
 from robbench.target import Target, classify, pick_device, time_round
@@ -33,6 +33,11 @@ __all__ = ["Reporter", "Silent", "evaluate"]
 
 ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
 _COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
+_NOTHING: dict[str, Any] = {
+    name: np.nan if name == "distance" else 0
+    for name in ("trial", "step", "forwards", "backwards", "distance", "zero_gradients", "nonfinite", "seconds")
+}
+"""What a sample costs that a stage has nothing to do for."""
 
 
 class Reporter(Protocol):
@@ -124,28 +129,35 @@ class _Stage:
     key: tuple[int, int]
 
 
+Columns = dict[str, Any]
+"""Records as they come: arrays by the names of the columns of outcomes.parquet."""
+
+
 @dataclass(eq=False)
 class _Shards:
     """Rows of the run: those known from disk, and new ones, committed every few seconds and on the way out."""
 
     store: RunStore | None
     rows: list[pd.DataFrame]
-    fresh: list[pd.DataFrame] = field(default_factory=list)
+    fresh: list[Columns] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
 
-    def add(self, rows: pd.DataFrame) -> None:
-        if len(rows):
-            self.rows.append(rows)
-            self.fresh.append(rows)
+    def add(self, attack: str, status: ArrayLike, rows: Columns) -> None:
+        """Take the records of one attack; columns may hold one value for all of them."""
+        if n := len(rows["sample"]):
+            columns = {"attack": attack, "status": status, **rows}
+            self.fresh.append({name: np.broadcast_to(columns[name], n) for name in COLUMNS})
         if time.monotonic() - self.last > _COMMIT_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        if self.fresh and self.store is not None:
-            for _, shard in pd.concat(self.fresh, ignore_index=True).groupby("attack", sort=False):
-                self.store.commit(shard)
-        self.fresh = []
-        self.last = time.monotonic()
+        """Make what has come since the last time safe."""
+        if self.fresh:
+            shard = pd.DataFrame({name: np.concatenate([c[name] for c in self.fresh]) for name in COLUMNS})
+            self.rows.append(shard.astype(COLUMNS))
+            if self.store is not None:
+                self.store.commit(self.rows[-1])
+        self.fresh, self.last = [], time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -169,6 +181,7 @@ class _Run:
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
         lanes = options.lanes or default_lanes(self.shape, target.device)
         self.widths = Widths(target.module, self.shape, lanes, images.dtype)
+        self.deterministic = True
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
     def go(self) -> ResultFile:
@@ -180,32 +193,38 @@ class _Run:
             if value is not None
         } | ({"seed": str(options.seed)} if options.seed else {})
         store = self._store(standard=not overrides)
-        rows = store.open(options.overwrite) if store else empty_rows()
+        known = store.open(options.overwrite) if store else empty_rows()
+        before = read_result(store.result_path) if store and store.result_path.exists() else None
+        missing = self._missing(known)
+        if before is not None and not any(m.any() for m in missing.values()):
+            # Nothing to compute: hardware, date and flags stay those of the computation.
+            self.reporter.note(f"{self.title()}: known since {before.date[:10]}, nothing to compute.")
+            result = self._summary(images.index[self.positions], known, overrides, before.flags)
+            kept = ("hardware", "versions", "date", "lanes", "flags")
+            return result.model_copy(update={k: getattr(before, k) for k in kept})
         x, y = images.x(self.positions), images.y[self.positions]
-        with _Shards(store, [rows]) as shards:
+        with _Shards(store, [known]) as shards:
             prediction, flags = classify(self.target, x, y, images.num_classes, self.widths.lanes)
-            computed = self._attack(x, y, prediction, shards)
-        everything = pd.concat(shards.rows, ignore_index=True)
-        summary = _Summary(self, overrides, flags, store)
-        result = summary.of(images.index[self.positions], everything)
-        if store is None:
-            return result
-        before = summary.stored()
-        if computed or before is None:
-            known = everything.groupby("sample").size()
-            complete = known.index[known == len(self.stages)].to_numpy()
-            order = self._official(complete)
-            merged = summary.of(order, everything)
-            store.finish(_ordered(everything, order, [s.name for s in self.stages]), merged)
-            leftover = everything[~everything["sample"].isin(complete)]
-            if len(leftover):
-                for _, shard in leftover.groupby("attack"):
-                    store.commit(shard)
-        else:  # nothing new: the hardware and the date are those of the computation, not of this look at it
-            result = result.model_copy(
-                update={k: getattr(before, k) for k in ("hardware", "versions", "date", "lanes", "flags")}
-            )
-        return result
+            self._announce(prediction == y.numpy(), missing)
+            self.deterministic = "randomized" not in flags
+            self._attack(x, y, prediction, missing, shards)
+        rows = pd.concat(shards.rows, ignore_index=True)
+        if store is not None:
+            stages = rows.groupby("sample").size()
+            complete = rows["sample"].isin(stages.index[stages == len(self.stages)])
+            order = self._official(rows.loc[complete, "sample"].unique())
+            merged = _ordered(rows[complete], order, [s.name for s in self.stages])
+            store.finish(merged, self._summary(order, merged, overrides, flags), leftover=rows[~complete])
+        return self._summary(images.index[self.positions], rows, overrides, flags)
+
+    def title(self) -> str:
+        """Name the run as people speak of it."""
+        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
+
+    def _missing(self, known: pd.DataFrame) -> dict[str, NDArray[np.bool_]]:
+        """Tell for every stage which of the samples it has no record of."""
+        index = self.images.index[self.positions]
+        return {s.name: ~np.isin(index, known.loc[known["attack"] == s.name, "sample"]) for s in self.stages}
 
     def _store(self, standard: bool) -> RunStore | None:
         if self.options.results is None:
@@ -235,62 +254,62 @@ class _Run:
         kept: NDArray[np.int64] = order[np.isin(order, samples)]
         return kept
 
-    def _attack(self, x: Tensor, y: Tensor, prediction: NDArray[np.int64], shards: _Shards) -> bool:
-        """Run every stage on what it lacks; tells whether anything was computed."""
-        index = self.images.index[self.positions]
-        label = y.numpy()
-        correct = prediction == label
-        known = shards.rows[0]
-        missing = {s.name: ~np.isin(index, known.loc[known["attack"] == s.name, "sample"]) for s in self.stages}
-        self._announce(correct, missing)
-        broken = np.zeros(len(index), bool)
-        for stage in self.stages:
-            lacking = missing[stage.name]
-            shards.add(_unattacked(index, label, prediction, lacking & ~correct, stage.name, Status.MISCLASSIFIED))
-            todo = lacking & correct
-            if self.suite.mode == "cascade":
-                shards.add(_unattacked(index, label, prediction, todo & broken, stage.name, Status.SKIPPED))
-                todo &= ~broken
-            self.reporter.stage(stage.name, int(todo.sum()), int((~lacking).sum()))
-            if todo.any():
-                self._run_stage(stage, x, y, index, np.flatnonzero(todo), shards)
-            shards.flush()
-            for rows in shards.rows:
-                hit = rows.loc[(rows["attack"] == stage.name) & (rows["status"] == Status.BROKEN), "sample"]
-                broken |= np.isin(index, hit)
-        return any(m.any() for m in missing.values())
-
-    def _run_stage(
+    def _attack(
         self,
-        stage: _Stage,
         x: Tensor,
         y: Tensor,
-        index: NDArray[np.int64],
-        todo: NDArray[np.int64],
+        prediction: NDArray[np.int64],
+        missing: dict[str, NDArray[np.bool_]],
         shards: _Shards,
     ) -> None:
+        """Run every stage on what it lacks."""
+        index, label, known = self.images.index[self.positions], y.numpy(), shards.rows[0]
+        broken = np.isin(index, known.loc[known["status"] == Status.BROKEN, "sample"])
+        for stage in self.stages:
+            lacking = missing[stage.name]
+            idle = {Status.MISCLASSIFIED: lacking & (prediction != label)}
+            todo = lacking & (prediction == label)
+            if self.suite.mode == "cascade":
+                idle[Status.SKIPPED] = todo & broken
+                todo &= ~broken
+            for status, where in idle.items():
+                rows = {"sample": index[where], "label": label[where], "prediction": prediction[where]}
+                shards.add(stage.name, status.value, {**_NOTHING, **rows})
+            self.reporter.stage(stage.name, int(todo.sum()), int((~lacking).sum()))
+            if todo.any():
+                broken |= np.isin(index, self._run_stage(stage, x[todo], y[todo], index[todo], shards))
+            shards.flush()
+
+    def _run_stage(
+        self, stage: _Stage, x: Tensor, y: Tensor, index: NDArray[np.int64], shards: _Shards
+    ) -> NDArray[np.int64]:
+        """Run one attack; returns the samples that it broke."""
         labels = dict(zip(index.tolist(), y.tolist(), strict=True))
 
         def finished(rows: engine.Rows) -> None:
-            shards.add(_frame(rows, stage.name, labels))
+            columns = {name: getattr(rows, name) for name in COLUMNS if hasattr(rows, name)}
+            columns["label"] = [labels[i] for i in rows.sample.tolist()]
+            shards.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), columns)
             self.reporter.progress(stage.name, len(rows.sample), int(rows.broken.sum()))
 
         def narrowed(width: int, reason: str) -> None:
             self.reporter.note(f"{stage.name}: out of memory ({reason}); going on with {width} lanes.")
 
-        engine.attack_samples(
+        rows = engine.attack_samples(
             self.target.module,
             stage.attack,
-            x[todo],
-            y[todo],
-            index[todo],
+            x,
+            y,
+            index,
             Ball.of(self.threat),
             key=stage.key,
-            judge=self.suite.judge,
             widths=self.widths,
+            judge=self.suite.judge,
+            detect_cycles=self.deterministic,
             on_rows=finished,
             on_narrow=narrowed,
         )
+        return rows.sample[rows.broken]
 
     def _announce(self, correct: NDArray[np.bool_], missing: dict[str, NDArray[np.bool_]]) -> None:
         seconds = 0.0
@@ -299,50 +318,35 @@ class _Run:
             for stage in self.stages:
                 batches = -(-int((missing[stage.name] & correct).sum()) // self.widths.lanes)
                 seconds += one * batches * stage.attack.trials * (stage.attack.steps + 1)
-        title = f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
         names = [s.name for s in self.stages]
-        self.reporter.plan(title, names, len(correct), int(correct.sum()), seconds, str(self.target.device))
+        self.reporter.plan(self.title(), names, len(correct), int(correct.sum()), seconds, str(self.target.device))
 
-
-@dataclass(frozen=True, eq=False)
-class _Summary:
-    """Turns rows into results of this run."""
-
-    run: _Run
-    overrides: dict[str, str]
-    flags: dict[str, str]
-    store: RunStore | None
-
-    def stored(self) -> ResultFile | None:
-        """The result on disk, if this run has one."""
-        if self.store is None or not self.store.result_path.exists():
-            return None
-        return read_result(self.store.result_path)
-
-    def of(self, samples: NDArray[np.int64], rows: pd.DataFrame) -> ResultFile:
-        run = self.run
-        total = len(run.images.y)
-        if run.options.sample_seed is not None:
-            selection = f"{len(samples)} of {total} drawn with sample seed {run.options.sample_seed}"
+    def _summary(
+        self, samples: NDArray[np.int64], rows: pd.DataFrame, overrides: dict[str, str], flags: dict[str, str]
+    ) -> ResultFile:
+        """Make the result for these samples."""
+        total, options = len(self.images.y), self.options
+        if options.sample_seed is not None:
+            selection = f"{len(samples)} of {total} drawn with sample seed {options.sample_seed}"
         else:
             selection = f"all {total}" if len(samples) == total else f"first {len(samples)} of {total}"
         return summarize(
             rows[rows["sample"].isin(samples)],
-            attacks={s.name: describe(s.attack) for s in run.stages},
-            flags=self.flags,
-            identity=run.identity(),
-            model=run.target.name,
-            dataset=run.images.dataset,
-            threat=run.threat,
-            suite=run.suite,
-            seed=run.options.seed,
-            overrides=self.overrides,
+            attacks={s.name: describe(s.attack) for s in self.stages},
+            flags=flags,
+            identity=self.identity(),
+            model=self.target.name,
+            dataset=self.images.dataset,
+            threat=self.threat,
+            suite=self.suite,
+            seed=options.seed,
+            overrides=overrides,
             selection=selection,
-            lanes=run.widths.lanes,
-            hardware=describe_device(run.target.device),
+            lanes=self.widths.lanes,
+            hardware=describe_device(self.target.device),
             versions=versions(),
-            date=run.date,
-            paper=dict(run.target.paper),
+            date=self.date,
+            paper=dict(self.target.paper),
         )
 
 
@@ -356,41 +360,6 @@ def _threat(suite: Suite, dataset: str, options: Options) -> Threat:
         return parse_threat(norm, options.eps)
     except ValueError as error:
         raise SuiteError(str(error)) from None
-
-
-def _frame(rows: engine.Rows, attack: str, labels: dict[int, int]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "sample": rows.sample,
-            "attack": attack,
-            "status": np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value),
-            "label": [labels[i] for i in rows.sample.tolist()],
-            "prediction": rows.prediction,
-            "trial": rows.trial,
-            "step": rows.step,
-            "forwards": rows.forwards,
-            "backwards": rows.backwards,
-            "distance": rows.distance,
-            "zero_gradients": rows.zero_gradients,
-            "nonfinite": rows.nonfinite,
-            "seconds": rows.seconds,
-        }
-    )
-
-
-def _unattacked(
-    index: NDArray[np.int64],
-    label: NDArray[np.int64],
-    prediction: NDArray[np.int64],
-    where: NDArray[np.bool_],
-    attack: str,
-    status: Status,
-) -> pd.DataFrame:
-    """Rows of samples that a stage has nothing to do for."""
-    rows = pd.DataFrame({"sample": index[where], "attack": attack, "status": status.value})
-    rows = rows.assign(label=label[where], prediction=prediction[where])
-    rows = rows.assign(trial=0, step=0, forwards=0, backwards=0, distance=np.nan)
-    return rows.assign(zero_gradients=0, nonfinite=0, seconds=0.0)
 
 
 def _ordered(rows: pd.DataFrame, samples: NDArray[np.int64], stages: list[str]) -> pd.DataFrame:

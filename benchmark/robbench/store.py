@@ -173,16 +173,17 @@ class RunStore:
 
     def commit(self, rows: pd.DataFrame) -> None:
         """Write a shard: from now on these rows are never computed again."""
-        first, count = int(rows["sample"].iloc[0]), len(rows)
-        name = f"{digest([rows['attack'].iloc[0], rows['sample'].tolist()])[:16]}-{first}-{count}.parquet"
-        write_atomically(self.partial / name, rows.to_parquet(index=False))
+        name = digest([rows["attack"].tolist(), rows["sample"].tolist()])[:16]
+        write_atomically(self.partial / f"{name}.parquet", rows.to_parquet(index=False))
 
-    def finish(self, rows: pd.DataFrame, result: ResultFile) -> None:
-        """Write the merged records and the summary, and drop the shards."""
+    def finish(self, rows: pd.DataFrame, result: ResultFile, leftover: pd.DataFrame) -> None:
+        """Write the merged records and the summary, and drop the shards but for rows of incomplete samples."""
         write_atomically(self.outcomes_path, rows.to_parquet(index=False))
         write_atomically(self.result_path, dump_result(result).encode())
         shutil.rmtree(self.partial, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another unfinished run may still have shards there
+        if len(leftover):
+            self.commit(leftover)
+        with contextlib.suppress(OSError):  # other unfinished work may still have shards there
             self.partial.parent.rmdir()
 
     def _mismatch(self, stored: ResultFile) -> str:

@@ -45,6 +45,7 @@ class APGD:
     kind: ClassVar[str] = "apgd"
     version: ClassVar[int] = 1
     needs_grad: ClassVar[bool] = True
+    memoryless: ClassVar[bool] = False
 
     objective: str = "ce"
     steps: int = 100

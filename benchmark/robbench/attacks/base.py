@@ -25,6 +25,8 @@ class Attack(Protocol):
     kind: ClassVar[str]
     version: ClassVar[int]
     needs_grad: ClassVar[bool]
+    memoryless: ClassVar[bool]
+    """Whether the next point depends on the last one alone, so that coming back to a point is going in circles."""
 
     @property
     def trials(self) -> int:

@@ -31,6 +31,7 @@ class PGD:
     kind: ClassVar[str] = "pgd"
     version: ClassVar[int] = 1
     needs_grad: ClassVar[bool] = True
+    memoryless: ClassVar[bool] = True
 
     objective: str = "ce"
     steps: int = 20
