@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.errors import SuiteError, unknown_name
-from robbench.losses import LOSSES
+from robbench.attacks.base import Climbing
 from robbench.threat import Ball
 from robbench.types import Problem, State
 
@@ -33,35 +32,17 @@ def _windows(steps: int) -> dict[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD:
+class APGD(Climbing):
     """PGD with momentum whose step size halves at checkpoints where progress stalls, restarting from the best point.
 
-    Attributes:
-        objective: `ce`, `dlr` or `margin`.
-        steps: the budget N that the checkpoint schedule is made from.
-        restarts: independent random starts; the worst counts.
+    The checkpoint schedule is made from `steps`.
     """
 
     kind: ClassVar[str] = "apgd"
     version: ClassVar[int] = 1
-    needs_grad: ClassVar[bool] = True
     memoryless: ClassVar[bool] = False
 
-    objective: str = "ce"
     steps: int = 100
-    restarts: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse budgets that mean nothing."""
-        if self.objective not in LOSSES:
-            raise SuiteError(unknown_name("objective", self.objective, LOSSES))
-        if self.steps < 1 or self.restarts < 1:
-            raise SuiteError(f"steps {self.steps}, restarts {self.restarts} given; both must be at least 1")
-
-    @property
-    def trials(self) -> int:
-        """One trial per restart."""
-        return self.restarts
 
     @cached_property
     def _window(self) -> list[int]:
@@ -84,10 +65,6 @@ class APGD:
             "halved": lanes + 1,  # whether the last checkpoint halved; 1 spares the first from the second rule
             "size": lanes + (1.0 if ball.norm == "L1" else 2.0) * ball.eps,
         }
-
-    def loss(self, logits: Tensor, p: Problem) -> Tensor:
-        """Evaluate the objective."""
-        return LOSSES[self.objective](logits, p.y)
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Keep the best point, halve at checkpoints, step with momentum."""

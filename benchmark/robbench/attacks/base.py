@@ -8,15 +8,17 @@ gradient, and the trial is over. Restarts and target classes are trials.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from robbench.errors import SuiteError, unknown_name
+from robbench.losses import LOSSES
 from robbench.threat import Ball
 from robbench.types import Problem, State
 
-__all__ = ["Attack", "describe"]
+__all__ = ["Attack", "Climbing", "describe"]
 
 
 class Attack(Protocol):
@@ -57,6 +59,39 @@ class Attack(Protocol):
         Returns:
             The next state; tensors that do not change are passed on.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climbing:
+    """What attacks share that climb one untargeted loss by its gradient, from `restarts` starts.
+
+    Attributes:
+        objective: which loss is increased: `ce`, `margin` (the papers' "CW") or `dlr`.
+        steps: steps per trial.
+        restarts: independent starts; the worst counts.
+    """
+
+    needs_grad: ClassVar[bool] = True
+
+    objective: str = "ce"
+    steps: int = 20
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse budgets that mean nothing."""
+        if self.objective not in LOSSES:
+            raise SuiteError(unknown_name("objective", self.objective, LOSSES))
+        if self.steps < 1 or self.restarts < 1:
+            raise SuiteError(f"steps {self.steps}, restarts {self.restarts} given; both must be at least 1")
+
+    @property
+    def trials(self) -> int:
+        """One trial per restart."""
+        return self.restarts
+
+    def loss(self, logits: Tensor, p: Problem) -> Tensor:
+        """Evaluate the objective."""
+        return LOSSES[self.objective](logits, p.y)
 
 
 def describe(attack: Attack) -> dict[str, Any]:

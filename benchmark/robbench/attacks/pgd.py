@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robbench.errors import SuiteError, unknown_name
-from robbench.losses import LOSSES
+from robbench.attacks.base import Climbing
+from robbench.errors import SuiteError
 from robbench.threat import Ball
 from robbench.types import Problem, State
 
@@ -16,51 +16,32 @@ __all__ = ["FGSM", "PGD"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class PGD(Climbing):
     """x ← Π(x + step · steepest(∇loss)), from x or from a random point of the ball.
 
     Attributes:
-        objective: which loss is increased: `ce`, `margin` (the papers' "CW") or `dlr`.
-        steps: steps per trial.
         step_size: in pixel units [0, 1]; None takes `relative_step` of eps.
         relative_step: step size as a share of eps, where `step_size` is not given.
         random_start: start from a random point of the ball (Madry et al.) instead of from x.
-        restarts: independent random starts; the worst counts.
     """
 
     kind: ClassVar[str] = "pgd"
     version: ClassVar[int] = 1
-    needs_grad: ClassVar[bool] = True
     memoryless: ClassVar[bool] = True
 
-    objective: str = "ce"
-    steps: int = 20
     step_size: float | None = None
     relative_step: float = 0.25
     random_start: bool = True
-    restarts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse budgets that mean nothing."""
-        if self.objective not in LOSSES:
-            raise SuiteError(unknown_name("objective", self.objective, LOSSES))
-        if self.steps < 1 or self.restarts < 1:
-            raise SuiteError(f"steps {self.steps}, restarts {self.restarts} given; both must be at least 1")
+        super().__post_init__()
         if self.restarts > 1 and not self.random_start:
             raise SuiteError(f"restarts {self.restarts} without random_start would repeat one computation")
-
-    @property
-    def trials(self) -> int:
-        """One trial per restart."""
-        return self.restarts
 
     def init(self, p: Problem, ball: Ball) -> State:
         """Start at x or at a random point."""
         return {"x": ball.random(p) if self.random_start else p.x.clone()}
-
-    def loss(self, logits: Tensor, p: Problem) -> Tensor:
-        """Evaluate the objective."""
-        return LOSSES[self.objective](logits, p.y)
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take one projected step of steepest ascent."""

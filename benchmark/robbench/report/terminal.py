@@ -59,12 +59,12 @@ class TerminalReporter:
                     TextColumn("  {task.description:<14}"),
                     BarColumn(),
                     MofNCompleteColumn(),
-                    TextColumn("{task.fields[robust]}"),
+                    TextColumn("{task.fields[standing]}"),
                     TimeRemainingColumn(compact=True),
                     console=self.console,
                 )
                 self.progress_bar.start()
-            self.tasks[name] = self.progress_bar.add_task(escape(name), total=todo, robust="")
+            self.tasks[name] = self.progress_bar.add_task(escape(name), total=todo, standing="")
         elif done:
             self.console.print(f"  {escape(name)}: {done} known from an earlier run, {todo} to attack")
 
@@ -74,8 +74,9 @@ class TerminalReporter:
         count[0] += finished
         count[1] += broken
         if self.progress_bar is not None:
-            robust = f"{100 * (1 - count[1] / count[0]):5.1f} % of attacked robust"
-            self.progress_bar.update(self.tasks[name], advance=finished, robust=robust)
+            # Broken images finish first, so a share of the finished ones would start at zero.
+            standing = f"{100 * (1 - count[1] / max(count[2], 1)):5.1f} % still standing"
+            self.progress_bar.update(self.tasks[name], advance=finished, standing=standing)
 
     def note(self, text: str) -> None:
         """Print a warning."""
