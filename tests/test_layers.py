@@ -40,7 +40,7 @@ NO_TORCH = [
 ]
 
 
-def imports(path, everything):
+def imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("robbench"):
             module = node.module.split(".")
@@ -56,7 +56,7 @@ def test_imports_point_down():
         unit = path.relative_to(ROOT).parts[0].removesuffix(".py")
         if unit == "__init__":
             continue
-        for imported in imports(path, everything=True):
+        for imported in imports(path):
             if LEVEL[imported] > LEVEL[unit]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
     assert not wrong

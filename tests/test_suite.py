@@ -58,6 +58,8 @@ def test_a_suite_of_ones_own(tmp_path):
         ("version = 1\n", "at least one"),
         (GOOD.replace("L2", "L3"), "threat.digits"),
         (GOOD.replace("0.5", "half"), "eps: 'half' given"),
+        (GOOD.replace("L2", "Linf").replace("0.5", "8"), "8/255"),
+        (GOOD.replace('eps = "0.5"\n', ""), "expected norm and eps"),
         (GOOD + '[[attack]]\nname = "a"\nkind = "fgsm"\n', "two attacks are named 'a'"),
         (GOOD + '[[attack]]\nkind = "fgsm"\n', "no 'name'"),
     ],

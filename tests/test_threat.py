@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from robbench.threat import Ball, parse_eps, parse_threat
+from robbench.numbers import parse_eps, parse_threat
+from robbench.threat import Ball
 from robbench.types import NORMS, Problem
 
 SETTINGS = settings(max_examples=60, deadline=None)

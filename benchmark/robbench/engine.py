@@ -134,8 +134,7 @@ def attack_samples(
     Raises:
         ModelError: the output is not [L, K], or memory runs out at width 1.
     """
-    run = _Run(model, attack, x, y, sample, ball, key, judge, widths, on_rows, keep_adversarials)
-    run.cycles = detect_cycles and attack.memoryless and judge == "any"
+    run = _Run(model, attack, x, y, sample, ball, key, judge, widths, on_rows, keep_adversarials, detect_cycles)
     waiting = list(range(len(y)))
     while waiting:
         failure = run.go(waiting)
@@ -165,12 +164,13 @@ class _Run:
     widths: Widths
     on_rows: Callable[[Rows], None] | None
     keep: bool
+    detect_cycles: bool
     done: list[Rows] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
-    cycles: bool = False
 
     def __post_init__(self) -> None:
         self.device = device_of(self.model)
+        self.cycles = self.detect_cycles and self.attack.memoryless and self.judge == "any"
 
     def go(self, waiting: list[int]) -> str | None:
         """Work through the waiting samples; returns what the allocator said if memory ran out."""

@@ -21,11 +21,12 @@ from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
 from robbench.inputs import Images, Options, own_images, own_target, registered, select
 from robbench.memory import keep_freed_memory
+from robbench.numbers import parse_threat
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, build_attack, load_suite
 from robbench.summary import summarize
 from robbench.target import Target, classify, pick_device, time_round
-from robbench.threat import Ball, parse_threat
+from robbench.threat import Ball
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
 

@@ -1,8 +1,10 @@
-"""Exact numbers as people write them: `8/255`, `0.3`, `2`."""
+"""Exact numbers as people write them: `8/255`, `0.3`, `2`; and threats made of them."""
 
 from fractions import Fraction
 
-__all__ = ["parse_fraction"]
+from robbench.types import NORMS, Threat
+
+__all__ = ["parse_eps", "parse_fraction", "parse_threat"]
 
 
 def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> Fraction:
@@ -21,3 +23,26 @@ def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> 
     if value < 0:
         raise ValueError(f"{what}: {text!r} given; it must not be negative")
     return value
+
+
+def parse_eps(text: str | int | float | Fraction) -> Fraction:
+    """Parse a radius exactly, in [0, 1] pixel units: "8/255" or 0.3.
+
+    Raises:
+        ValueError: not a number or negative.
+    """
+    return parse_fraction(text, "eps")
+
+
+def parse_threat(norm: str, eps: str | int | float | Fraction) -> Threat:
+    """Build a threat from text.
+
+    Raises:
+        ValueError: unknown norm, unreadable radius, or an Linf radius above 1 (most likely one counted in 0..255).
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm: {norm!r} given; allowed: {', '.join(NORMS)}")
+    radius = parse_eps(eps)
+    if norm == "Linf" and radius > 1:
+        raise ValueError(f'eps: {eps!r} given; an Linf radius lies in [0, 1] (write 8 of 255 levels as "8/255")')
+    return Threat(norm=norm, eps=radius)

@@ -24,14 +24,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from robbench.errors import SuiteError, unknown_name
-from robbench.numbers import parse_fraction
-from robbench.types import JUDGES, NORMS, Judge, Threat
+from robbench.numbers import parse_fraction, parse_threat
+from robbench.types import JUDGES, Judge, Threat
 
 if TYPE_CHECKING:
     from robbench.attacks import Attack
@@ -190,11 +189,9 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
 
 
 def _threat(table: dict[str, Any], where: str) -> Threat:
-    norm, eps = table.get("norm"), table.get("eps")
-    if norm not in NORMS or eps is None or set(table) - {"norm", "eps"}:
-        raise SuiteError(f"{where}: {table} given; expected norm ({', '.join(NORMS)}) and eps, and nothing else")
+    if set(table) != {"norm", "eps"}:
+        raise SuiteError(f"{where}: {table} given; expected norm and eps, and nothing else")
     try:
-        radius: Fraction = parse_fraction(eps, "eps")
+        return parse_threat(table["norm"], table["eps"])
     except ValueError as error:
         raise SuiteError(f"{where}: {error}") from None
-    return Threat(norm=norm, eps=radius)

@@ -7,39 +7,14 @@ Attacks ask a `Ball` where they may go (`project`), where to start (`random`) an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from robbench import rng
-from robbench.numbers import parse_fraction
-from robbench.types import NORMS, Norm, Problem, Threat
+from robbench.types import Norm, Problem, Threat
 
-__all__ = ["Ball", "parse_eps", "parse_threat"]
-
-
-def parse_eps(text: str | int | float | Fraction) -> Fraction:
-    """Parse a radius exactly, in [0, 1] pixel units: "8/255" or 0.3.
-
-    Raises:
-        ValueError: not a number or negative.
-    """
-    return parse_fraction(text, "eps")
-
-
-def parse_threat(norm: str, eps: str | int | float | Fraction) -> Threat:
-    """Build a threat from text.
-
-    Raises:
-        ValueError: unknown norm, unreadable radius, or an Linf radius above 1 (most likely one counted in 0..255).
-    """
-    if norm not in NORMS:
-        raise ValueError(f"norm: {norm!r} given; allowed: {', '.join(NORMS)}")
-    radius = parse_eps(eps)
-    if norm == "Linf" and radius > 1:
-        raise ValueError(f'eps: {eps!r} given; an Linf radius lies in [0, 1] (write 8 of 255 levels as "8/255")')
-    return Threat(norm=norm, eps=radius)
+__all__ = ["Ball"]
 
 
 def _rows(v: Tensor, like: Tensor) -> Tensor:
