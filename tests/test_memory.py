@@ -29,4 +29,7 @@ def test_blocks_are_not_faulted_in_again():
         done = subprocess.run([sys.executable, "-c", CODE, mode], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert run("keep") < 100 < run("leave")
+    kept, left = run("keep"), run("leave")
+    if left <= 100:
+        pytest.skip(f"without it there are {left} faults here: another allocator, or a kernel that does not count them")
+    assert kept < 100
