@@ -14,7 +14,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work():
     for _ in range(3):
-        a = [torch.ones(1 << 18) for _ in range(8)]
+        a = [torch.ones(10 << 20) for _ in range(3)]  # 40 MiB each: glibc maps more than 32 anew unless told otherwise
         del a
 work()
 before = faults()
@@ -29,7 +29,7 @@ def test_blocks_are_not_faulted_in_again():
         done = subprocess.run([sys.executable, "-c", CODE, mode], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
+    # Without: 9 blocks of 10,240 pages. With: none, or a few blocks while the heap finds its shape.
     kept, left = run("keep"), run("leave")
-    if left <= 100:
-        pytest.skip(f"without it there are {left} faults here: another allocator, or a kernel that does not count them")
-    assert kept < 100
+    assert left > 80_000
+    assert kept < left / 2
