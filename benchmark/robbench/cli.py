@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+_BUDGETS = ("auto", "full", "cpu")
+_PRECISIONS = ("auto", "float32", "bfloat16")
+
 app = typer.Typer(
     name="robbench",
     no_args_is_help=True,
@@ -114,8 +117,9 @@ def _models(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
 def _weights_state(card: Any) -> str:
     if card.weights is None:
         return "not trained yet"
-    if card.trained and card.recipe and card.trained.iterations < card.recipe.iterations:
-        return f"trained {card.trained.iterations} of {card.recipe.iterations} iterations"
+    if card.trained and card.recipe and (card.trained.instead or card.trained.iterations < card.recipe.iterations):
+        other = f" ({card.trained.instead})" if card.trained.instead else ""
+        return f"trained {card.trained.iterations} of {card.recipe.iterations} iterations{other}"
     return "yes" if card.weights.path else f"in package {card.weights.package}"
 
 
@@ -262,9 +266,17 @@ def eval_(
 
 @app.command()
 def train(
-    card: Annotated[str, typer.Argument(help="The model to train, by its card's name.")],
+    card: Annotated[str | None, typer.Argument(help="The model to train, by its card's name.")] = None,
+    all_missing: Annotated[
+        bool, typer.Option("--all-missing", help="Train all that lack weights or are partly trained, in order.")
+    ] = False,
     time_limit: Annotated[str | None, typer.Option(help="Stop after this long (90, 90s, 9m, 2h); resumable.")] = None,
     restart: Annotated[bool, typer.Option(help="Forget an earlier, unfinished training.")] = False,
+    budget: Annotated[
+        str, typer.Option(help="full, cpu (the card's smaller recipe for a CPU), or auto: by the device.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: by the device and image size.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
     models: Models = None,
@@ -274,31 +286,56 @@ def train(
 
     Writes the weights and their digest into the registry; stopped anywhere, the same command goes on.
     """
-    from robbench.models.card import Registry
+    from robbench.models.card import Entry, Registry
 
-    entry = Registry.default(models or []).find(card)
+    if (card is None) != all_missing:
+        raise RobbenchError("Give either the name of a card to train, or --all-missing.")
+    if restart and all_missing:
+        raise RobbenchError("--restart forgets the training of one card; give its name instead of --all-missing.")
+    for option, given, allowed in (("--budget", budget, _BUDGETS), ("--precision", precision, _PRECISIONS)):
+        if given not in allowed:
+            raise RobbenchError(f"{option}: {unknown_name('value', given, allowed)}")
+    registry = Registry.default(models or [])
+    entry = None if card is None else registry.find(card)
     limit = None if time_limit is None else _seconds(time_limit)
-    from robbench.training.train import Progress, train
+    from robbench.report.curve import draw_curve
+    from robbench.training.missing import missing, train_missing
+    from robbench.training.train import Progress, Trained, train
 
     def report(p: Progress) -> None:
         left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
-        print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}", file=sys.stderr)
+        seen = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
+        print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{seen}", file=sys.stderr)
 
-    with _resumable(f"The last checkpoint is in {runs / entry.dataset / entry.name}."):
-        done = train(
-            entry,
-            data_dir=data_dir,
-            runs=runs,
-            device=device,
-            time_limit=limit,
-            restart=restart,
-            command=f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else ""),
-            report=report,
+    def done(entry: Entry, trained: Trained) -> None:
+        draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
+        table = trained.table
+        print(f"{entry.full_name}: {table['iterations']} of {trained.wanted} iterations in {table['seconds']} s.")
+        if not trained.kept:
+            print("The card keeps its weights: they have seen more iterations. The same command goes on with these.")
+        print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
+
+    options: dict[str, Any] = {
+        "data_dir": data_dir,
+        "runs": runs,
+        "device": device,
+        "budget": budget,
+        "precision": precision,
+        "compiled": compiled,
+        "time_limit": limit,
+        "report": report,
+    }
+    with _resumable(f"The last checkpoint is in {runs}."):
+        if entry is not None:
+            command = f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else "")
+            done(entry, train(entry, restart=restart, command=command, **options))
+            return
+        before = missing(registry, device=device, budget=options["budget"])
+        train_missing(registry, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=done, **options)
+        left = missing(Registry.default(models or []), device=device, budget=options["budget"])
+        print(
+            f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else "")
         )
-    recipe = entry.card.recipe
-    assert recipe is not None  # train refuses a card without one
-    print(f"{entry.full_name}: {done['iterations']} of {recipe.iterations} iterations in {done['seconds']} s.")
-    print(f"Its robustness: robbench eval --model {entry.full_name}")
 
 
 def _seconds(text: str) -> float:

@@ -29,6 +29,9 @@ from robbench.widths import Widths, device_of
 
 __all__ = ["Rows", "attack_samples", "perturb", "query"]
 
+Classifier = Callable[[Tensor], Tensor]
+"""Images [L, C, H, W] in [0, 1] -> logits [L, K]: a module, or what wraps one."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -63,7 +66,7 @@ class Rows:
     x_adv: Tensor | None = None
 
 
-def query(model: nn.Module, attack: Attack, p: Problem, x: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+def query(model: Classifier, attack: Attack, p: Problem, x: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Ask the model once: logits [L, K], the attack's loss [L] and its gradient at x (zeros without `with_grad`)."""
     if not with_grad:
         with torch.no_grad():
@@ -82,7 +85,7 @@ def query(model: nn.Module, attack: Attack, p: Problem, x: Tensor, with_grad: bo
     return logits.detach(), loss.detach(), torch.zeros_like(x) if grad is None else grad
 
 
-def perturb(model: nn.Module, attack: Attack, p: Problem, ball: Ball) -> Tensor:
+def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor:
     """Run one trial of an attack as the plain loop, with no judge and no early stop: the final point of each lane.
 
     Adversarial training uses this; tests hold the scheduler against it.

@@ -13,15 +13,14 @@ from typing import Any
 
 from robbench.errors import CardError, unknown_name
 from robbench.files import write_atomically
+from robbench.models.recipes import Adversary, Budget, Distillation, Pairing, Recipe
 from robbench.models.schema import (
     DATASETS,
-    Adversary,
     Architecture,
     DatasetFacts,
     ModelCard,
     Paper,
     Preprocess,
-    Recipe,
     ThreatClaim,
     Trained,
     Weights,
@@ -33,9 +32,12 @@ __all__ = [
     "WEIGHTS_FOLDER",
     "Adversary",
     "Architecture",
+    "Budget",
     "DatasetFacts",
+    "Distillation",
     "Entry",
     "ModelCard",
+    "Pairing",
     "Paper",
     "Preprocess",
     "Recipe",

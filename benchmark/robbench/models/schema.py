@@ -1,26 +1,15 @@
 """What a model card may say: the tables of its TOML, checked strictly, with every problem worded at once."""
 
 import difflib
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from robbench.errors import CardError
-from robbench.numbers import parse_fraction
+from robbench.models.fields import Exact, Numbers, Scalar, Table, Text, hex64, relative, top_level
+from robbench.models.recipes import Budget, Recipe
 from robbench.types import Norm, Threat
 
 
@@ -41,60 +30,14 @@ DATASETS: dict[str, DatasetFacts] = {
 }
 
 
-def _exact(given: object) -> Fraction:
-    if isinstance(given, bool) or not isinstance(given, str | int | float | Fraction):
-        raise ValueError(f'{given!r} given; allowed: a fraction such as "8/255" or a decimal such as 0.3')
-    try:
-        return parse_fraction(given)
-    except ValueError as error:
-        # The caller prefixes the key, which says more than the parser's "number".
-        raise ValueError(str(error).removeprefix("number: ")) from None
-
-
-def _scalar(given: object) -> int | float | str | bool:
-    if not isinstance(given, int | float | str) or (isinstance(given, float) and not math.isfinite(given)):
-        raise ValueError(f"{given!r} given; allowed: an integer, a finite number, text, true or false")
-    return given
-
-
-def _relative(text: str) -> str:
-    parts = PurePosixPath(text).parts
-    if not parts or parts[0] == "/" or ".." in parts or set(text) & set("\\:\0"):
-        raise ValueError(f"{text!r} given; allowed: a relative path with / that stays inside its folder")
-    return text
-
-
-def _hex64(text: str) -> str:
-    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise ValueError(f"{text!r} given; expected: 64 lower-case hexadecimal digits")
-    return text
-
-
-def _top_level(text: str) -> str:
-    # A dotted name would have to be imported to be found, and reading a card must not run code.
-    if not text.isidentifier():
-        raise ValueError(f"{text!r} given; allowed: the name of a top-level Python package")
-    return text
-
-
-Scalar = Annotated[int | float | str | bool, PlainValidator(_scalar)]
-Exact = Annotated[Fraction, PlainValidator(_exact), PlainSerializer(str, when_used="json")]
-Numbers = Annotated[tuple[float, ...], Field(strict=False)]  # a TOML list, kept immutable
-Text = Annotated[str, Field(min_length=1)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
-
-
-class Architecture(_Table):
+class Architecture(Table):
     """A name from `architectures.ARCHITECTURES` and the arguments of its builder."""
 
     name: Text
-    args: dict[str, Scalar] = {}
+    args: dict[str, Scalar] = Field(default_factory=dict)
 
 
-class Preprocess(_Table):
+class Preprocess(Table):
     """Normalization `(x - mean) / std` per channel, for x in [0, 1]; it lives inside the loaded module."""
 
     mean: Numbers
@@ -109,7 +52,7 @@ class Preprocess(_Table):
         return self
 
 
-class ThreatClaim(_Table):
+class ThreatClaim(Table):
     """What the model claims to resist; `eps` is exact, in [0, 1] pixel units."""
 
     norm: Norm
@@ -120,73 +63,13 @@ class ThreatClaim(_Table):
         return Threat(norm=self.norm, eps=self.eps)
 
 
-class Adversary(_Table):
-    """The attack inside adversarial training; `eps` and `step_size` are exact, in [0, 1] pixel units.
-
-    `mix` is the weight of the adversarial loss against the clean one: 1 trains on adversarial examples only
-    (Madry et al. 2018).
-    """
-
-    attack: Text = "pgd"
-    norm: Norm = "Linf"
-    eps: Annotated[Exact, Field(gt=0)]
-    step_size: Annotated[Exact, Field(gt=0)]
-    steps: Annotated[int, Field(ge=1)]
-    random_start: bool = True
-    loss: Literal["ce", "margin"] = "ce"
-    mix: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-
-class Recipe(_Table):
-    """How to train the model.
-
-    `alpha` is the strength of label smoothing, `beta` that of logit squeezing, `sigma` the standard deviation
-    of the Gaussian noise on the inputs (exact, in [0, 1] pixel units). `milestones` are fractions of
-    `iterations`, at each of which the `steps` schedule multiplies the learning rate by `gamma`.
-    """
-
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
-    beta: Annotated[float, Field(ge=0)] = 0.0
-    sigma: Annotated[Exact, Field(ge=0, le=1)] = Fraction(0)
-    iterations: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    optimizer: Literal["adam", "sgd"]
-    lr: Annotated[float, Field(gt=0)]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "cosine", "steps"] = "constant"
-    milestones: Numbers = ()
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    augment: Literal["none", "crop", "crop_flip"] = "none"
-    seed: Annotated[int, Field(ge=0)] = 0
-    adversary: Adversary | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        # A key that the chosen optimizer or schedule would ignore is a mistake, not a preference.
-        if self.optimizer == "adam" and (self.momentum or self.nesterov):
-            raise ValueError("momentum or nesterov given with optimizer 'adam'; allowed: with 'sgd' only")
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov = true given without momentum; expected: momentum > 0")
-        if (self.schedule == "steps") != bool(self.milestones):
-            raise ValueError(
-                f"schedule {self.schedule!r} given with {len(self.milestones)} milestones; "
-                "expected: milestones with 'steps', and only with it"
-            )
-        bounded = all(0 < m < 1 for m in self.milestones)
-        if not bounded or list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones {list(self.milestones)} given; expected: increasing, in (0, 1)")
-        return self
-
-
-class Weights(_Table):
+class Weights(Table):
     """Where the weights are: `path` under the registry's `weights/`, or `resource` in a Python `package`."""
 
-    path: Annotated[str, AfterValidator(_relative)] | None = None
-    package: Annotated[str, AfterValidator(_top_level)] | None = None
-    resource: Annotated[str, AfterValidator(_relative)] | None = None
-    sha256: Annotated[str, AfterValidator(_hex64)]
+    path: Annotated[str, AfterValidator(relative)] | None = None
+    package: Annotated[str, AfterValidator(top_level)] | None = None
+    resource: Annotated[str, AfterValidator(relative)] | None = None
+    sha256: Annotated[str, AfterValidator(hex64)]
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -197,17 +80,20 @@ class Weights(_Table):
         return self
 
 
-class Paper(_Table):
+class Paper(Table):
     """The published figures that this model is to be compared with (`figures`: column name to value)."""
 
     source: Text
     table: Text
     row: str = ""
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
-class Trained(_Table):
-    """What training really happened, written by the trainer (`seconds` of wall time, `date` as text)."""
+class Trained(Table):
+    """What training really happened, written by the trainer (`seconds` of wall time, `date` as text).
+
+    `instead` says in which way the card's CPU budget changed the recipe; it is empty where the recipe itself was used.
+    """
 
     iterations: Annotated[int, Field(ge=0)]
     seconds: Annotated[float, Field(ge=0)]
@@ -216,23 +102,41 @@ class Trained(_Table):
     date: str
     seed: int
     command: str = ""
+    precision: str = "float32"
+    instead: str = ""
 
 
-class ModelCard(_Table):
-    """One model: the content of `<dataset>/<name>.toml`."""
+class ModelCard(Table):
+    """One model: the content of `<dataset>/<name>.toml`.
+
+    `priority` orders `robbench train --all-missing`: higher first.
+    """
 
     version: Literal[1]
     title: Text
     dataset: DatasetName
     description: str = ""
     licence: str = ""
+    priority: int = 0
     architecture: Architecture
     preprocess: Preprocess | None = None
     threat: ThreatClaim | None = None
     recipe: Recipe | None = None
+    cpu_budget: Budget | None = None
     weights: Weights | None = None
     paper: Paper | None = None
     trained: Trained | None = None
+
+    @model_validator(mode="after")
+    def _budgeted(self) -> Self:
+        if self.cpu_budget:
+            if self.recipe is None:
+                raise ValueError("cpu_budget: given without a recipe; expected: a recipe that it changes")
+            try:
+                self.cpu_budget.apply(self.recipe)
+            except ValueError as error:
+                raise ValueError(f"cpu_budget: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _channels(self) -> Self:

@@ -3,63 +3,99 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robbench import rng
-from robbench.attacks import PGD, Attack
+from robbench.attacks import ATTACKS, PGD, Attack
+from robbench.errors import CardError, unknown_name
 from robbench.models.card import Adversary, Recipe
+from robbench.training.targets import smooth_labels, wrong_mass
+from robbench.types import Problem
 
-__all__ = ["add_noise", "augment", "inner_attack", "learning_rate", "objective", "smooth_labels", "squeeze"]
+__all__ = [
+    "Diverging",
+    "add_noise",
+    "augment",
+    "divergence",
+    "inner_attack",
+    "learning_rate",
+    "objective",
+    "pair",
+    "squeeze",
+]
 
 
-def smooth_labels(y: Tensor, alpha: float, classes: int) -> Tensor:
-    """Label smoothing: y_warm = y_hot − α (y_hot − 1/K) (Shafahi et al. 2019, Sec. 2): [N] -> [N, K] float32."""
-    hot = F.one_hot(y, classes).to(torch.float32)
-    return hot - alpha * (hot - 1 / classes)
+def squeeze(z: Tensor, p: float = 2.0) -> Tensor:
+    """Logit squeezing: the p-norm of all logits of the batch, not raised to p, over N (Shafahi et al. 2019, Eq. 5).
 
-
-def squeeze(logits: Tensor) -> Tensor:
-    """Logit squeezing: the 2-norm of all logits of the batch, not squared, over N (Shafahi et al. 2019, Eq. 5).
-
-    Eq. 5 leaves open over what the norm is taken. Read per sample, Σ_i L_i + β ‖z_i‖, all logits zero would be a
-    minimum for every β ≥ 0.95 (the norm of the cross-entropy's gradient there, with ten classes), yet Table 5 has
-    99 % accuracy at β = 5. Read over the batch, Σ_i L_i + β ‖Z‖, that happens from β = 0.95 √N on: 6.7 at the
-    paper's batch of 50, between β = 5, which trains, and β = 10, which collapses, in Table 5; and 10.7 at its
-    CIFAR-10 batch of 128, where β = 10 still trains. The sum over the batch is divided by N, as the loss is.
+    Eq. 5 leaves open over what the norm is taken; a later version of the paper (arXiv:1910.11585) names the Frobenius
+    norm of the mini-batch's logits. Read per sample, Σ_i L_i + β ‖z_i‖, all logits zero would be a minimum for every
+    β ≥ 0.95 (the norm of the cross-entropy's gradient there, with ten classes), yet Table 5 has 99 % accuracy at
+    β = 5. Read over the batch, Σ_i L_i + β ‖Z‖, that happens from β = 0.95 √N on: 6.7 at the paper's batch of 50,
+    between β = 5, which trains, and β = 10, which collapses, in Table 5; and 10.7 at its CIFAR-10 batch of 128, where
+    β = 10 still trains. The sum over the batch is divided by N, as the loss is.
     """
-    norm: Tensor = torch.linalg.vector_norm(logits)
-    return norm / len(logits)
+    norm: Tensor = torch.linalg.vector_norm(z, ord=p)
+    return norm / len(z)
 
 
-def objective(logits: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
-    """Cross-entropy with smoothed labels plus β times the squeezing term, averaged over the batch: a scalar."""
-    if recipe.alpha == 0:
-        loss = F.cross_entropy(logits, y)
+def objective(z: Tensor, y: Tensor, recipe: Recipe, target: Tensor | None = None) -> Tensor:
+    """How badly logits fit, averaged over the batch, plus β times the squeezing term: a scalar.
+
+    The fit is the cross-entropy with the recipe's labels or, where a teacher's logits `target` [N, K] are given, the
+    mean absolute difference from them (Seguin et al. 2021, App. A).
+    """
+    if target is not None:
+        loss = F.l1_loss(z, target)
+    elif recipe.alpha == 0:
+        loss = F.cross_entropy(z, y)
     else:
-        loss = F.cross_entropy(logits, smooth_labels(y, recipe.alpha, logits.shape[1]))
-    return loss if recipe.beta == 0 else loss + recipe.beta * squeeze(logits)
+        standard = recipe.smoothing == "standard"
+        mass = z.shape[1] if standard else wrong_mass(recipe.smoothing, z, y, recipe.temperature)
+        loss = F.cross_entropy(z, smooth_labels(y, recipe.alpha, mass))
+    return loss if recipe.beta == 0 else loss + recipe.beta * squeeze(z, recipe.squeeze_norm)
 
 
-def add_noise(x: Tensor, sigma: float, sample: Tensor, iteration: int, key: tuple[int, int]) -> Tensor:
+def divergence(z: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax reference ‖ softmax z): [N, K], [N, K] -> [N] (Zhang et al. 2019, Eq. 5)."""
+    return F.kl_div(z.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def pair(kind: str, z: Tensor, z_adv: Tensor | None) -> Tensor:
+    """How much the logits of two batches differ: a scalar.
+
+    `trades`: the mean divergence of z' from z. `alp`: the mean square of z − z' over images and classes. `clp`: that of
+    the first half of z minus the second, an odd last image left out (Kannan et al. 2018, Sec. 4).
+    """
+    if kind == "clp":
+        half = len(z) // 2
+        return F.mse_loss(z[:half], z[half : 2 * half])
+    assert z_adv is not None, "the schema asks for an adversary"
+    return divergence(z_adv, z).mean() if kind == "trades" else F.mse_loss(z, z_adv)
+
+
+def add_noise(x: Tensor, sigma: float, sample: Tensor, trial: Tensor, key: tuple[int, int]) -> Tensor:
     """Add Gaussian noise of standard deviation σ in pixel units, without clipping: [N, C, H, W] -> the same.
 
     The papers do not clip, and clipping would halve the noise on the many pixels that are exactly 0.
     """
-    noise = rng.normal(key, sample, torch.full_like(sample, iteration), 0, x[0].numel())
+    noise = rng.normal(key, sample, trial, 0, x[0].numel())
     return x + sigma * noise.view_as(x).to(x.dtype)
 
 
-def augment(x: Tensor, kind: str, sample: Tensor, iteration: int, key: tuple[int, int]) -> Tensor:
+def augment(x: Tensor, kind: str, sample: Tensor, trial: Tensor, key: tuple[int, int]) -> Tensor:
     """Shift each image by up to an eighth of its height, zero-padded, and flip half of them for `crop_flip`.
 
     An eighth is the 4 pixels of the usual CIFAR-10 crop.
     """
     n, _, height, width = x.shape
     pad = height // 8
-    u = rng.uniform(key, sample, torch.full_like(sample, iteration), 0, 3)
+    u = rng.uniform(key, sample, trial, 0, 3)
     top, left = (u[:, :2] * (2 * pad + 1)).long().unbind(1)
     rows = top[:, None] + torch.arange(height, device=x.device)
     columns = left[:, None] + torch.arange(width, device=x.device)
@@ -67,17 +103,44 @@ def augment(x: Tensor, kind: str, sample: Tensor, iteration: int, key: tuple[int
         columns = torch.where(u[:, 2:] < 0.5, columns.flip(1), columns)
     padded = F.pad(x, (pad, pad, pad, pad))
     lane = torch.arange(n, device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[lane, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    moved = padded.permute(0, 2, 3, 1)[lane, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return moved.contiguous(memory_format=torch.channels_last)
 
 
-def inner_attack(adversary: Adversary) -> Attack:
-    """Make the attack of adversarial training; it is the one that evaluation uses."""
-    return PGD(
-        objective=adversary.loss,
-        steps=adversary.steps,
-        step_size=float(adversary.step_size),
-        random_start=adversary.random_start,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Diverging(PGD):
+    """PGD that increases the divergence from a reference prediction [L, K]: the inner maximum of TRADES."""
+
+    reference: Tensor = field(compare=False)
+
+    def loss(self, logits: Tensor, p: Problem) -> Tensor:
+        """Evaluate KL(softmax reference ‖ softmax logits) per lane."""
+        return divergence(logits, self.reference)
+
+
+def inner_attack(adversary: Adversary, reference: Tensor | None = None) -> Attack:
+    """Make the attack of adversarial training, one of those that evaluation uses; `reference` is for loss `kl`.
+
+    Raises:
+        CardError: an unknown attack, or parameters that it does not have.
+    """
+    if adversary.attack not in ATTACKS:
+        raise CardError(f"recipe.adversary.attack: {unknown_name('attack', adversary.attack, ATTACKS)}")
+    cls = ATTACKS[adversary.attack]
+    allowed = {f.name for f in fields(cls)}
+    named = ("steps", "random_start", "step_size")
+    given: dict[str, Any] = {key: getattr(adversary, key) for key in named if key in adversary.model_fields_set}
+    if "step_size" in given:
+        given["step_size"] = float(given["step_size"])
+    given |= {} if adversary.loss == "kl" else {"objective": adversary.loss}
+    given |= adversary.args
+    for key in given:
+        if key not in allowed:
+            raise CardError(f"recipe.adversary: {unknown_name(f'parameter of {adversary.attack}', key, allowed)}")
+    if adversary.loss == "kl":
+        assert reference is not None, "the trainer predicts before it attacks"
+        return Diverging(reference=reference, **given)
+    return cls(**given)
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:

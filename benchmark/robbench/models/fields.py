@@ -1,0 +1,63 @@
+"""What the tables of a card are made of: field types that are checked strictly, each with its own wording."""
+
+import math
+from fractions import Fraction
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+
+from robbench.numbers import parse_fraction
+
+__all__ = ["Exact", "Numbers", "Scalar", "Table", "Text", "hex64", "relative", "top_level"]
+
+
+def _exact(given: object) -> Fraction:
+    if isinstance(given, bool) or not isinstance(given, str | int | float | Fraction):
+        raise ValueError(f'{given!r} given; allowed: a fraction such as "8/255" or a decimal such as 0.3')
+    try:
+        return parse_fraction(given)
+    except ValueError as error:
+        # The caller prefixes the key, which says more than the parser's "number".
+        raise ValueError(str(error).removeprefix("number: ")) from None
+
+
+def _scalar(given: object) -> int | float | str | bool:
+    if not isinstance(given, int | float | str) or (isinstance(given, float) and not math.isfinite(given)):
+        raise ValueError(f"{given!r} given; allowed: an integer, a finite number, text, true or false")
+    return given
+
+
+def relative(text: str) -> str:
+    """Accept a relative path that cannot leave its folder."""
+    parts = PurePosixPath(text).parts
+    if not parts or parts[0] == "/" or ".." in parts or set(text) & set("\\:\0"):
+        raise ValueError(f"{text!r} given; allowed: a relative path with / that stays inside its folder")
+    return text
+
+
+def hex64(text: str) -> str:
+    """Accept the hexadecimal digits of a SHA-256."""
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise ValueError(f"{text!r} given; expected: 64 lower-case hexadecimal digits")
+    return text
+
+
+def top_level(text: str) -> str:
+    """Accept the name of a package that can be found without importing another."""
+    # A dotted name would have to be imported to be found, and reading a card must not run code.
+    if not text.isidentifier():
+        raise ValueError(f"{text!r} given; allowed: the name of a top-level Python package")
+    return text
+
+
+Scalar = Annotated[int | float | str | bool, PlainValidator(_scalar)]
+Exact = Annotated[Fraction, PlainValidator(_exact), PlainSerializer(str, when_used="json")]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]  # a TOML list, kept immutable
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """A table of a card: unknown keys, wrong types and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)

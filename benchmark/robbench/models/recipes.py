@@ -1,0 +1,178 @@
+"""How a card says that its model is trained: one recipe of terms that combine, and what a small machine does instead.
+
+With z(x) the logits, x' the adversary's images and λ = `adversary.mix`, the loss of a batch is
+
+    (1 − λ) · fit(z(x)) + λ · fit(z(x')) + β ‖z‖ terms + pairing.weight · pair
+
+where `fit` is the cross-entropy with smoothed labels or, with a teacher, the L1 distance to its logits, and every x
+has its Gaussian noise.
+"""
+
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from robbench.models.fields import Exact, Numbers, Scalar, Table, Text
+from robbench.types import Norm
+
+__all__ = ["Adversary", "Budget", "Distillation", "Pairing", "Recipe"]
+
+
+class Adversary(Table):
+    """The attack inside adversarial training; `eps` and `step_size` are exact, in [0, 1] pixel units.
+
+    `attack` is any that `robbench list attacks` names, and `args` are further parameters of it; its final point is
+    trained on. `mix` is the weight of the adversarial loss against the clean one (Shafahi et al. 2019, Eq. 1): 1
+    trains on adversarial examples only (Madry et al. 2018). The loss `kl` is the divergence from the clean prediction
+    (Zhang et al. 2019).
+    """
+
+    attack: Text = "pgd"
+    norm: Norm = "Linf"
+    eps: Annotated[Exact, Field(gt=0)]
+    step_size: Annotated[Exact | None, Field(gt=0)] = None
+    steps: Annotated[int, Field(ge=1)]
+    random_start: bool = True
+    loss: Literal["ce", "margin", "dlr", "kl"] = "ce"
+    args: dict[str, Scalar] = Field(default_factory=dict)
+    mix: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.loss == "kl" and not (self.attack == "pgd" and self.random_start):
+            # At x itself the divergence from the prediction at x has no gradient.
+            raise ValueError("loss 'kl' given; allowed: with attack 'pgd' and random_start only")
+        return self
+
+
+class Pairing(Table):
+    """A penalty of `weight` on how much the logits of two batches differ.
+
+    Kinds: `trades` is KL(softmax z(x) ‖ softmax z(x')) (Zhang et al. 2019, Eq. 5, with weight = 1/λ); `alp` the mean
+    square of z(x) − z(x'); `clp` the mean square between the logits of the two halves of the batch, which are random
+    pairs of clean images (Kannan et al. 2018).
+    """
+
+    kind: Literal["trades", "alp", "clp"]
+    weight: Annotated[float, Field(gt=0)]
+
+
+class Distillation(Table):
+    """Fit the logits of `teacher` (a registered model) on clean images by their mean absolute difference.
+
+    Seguin et al. 2021: one target per image, the mean over `views` augmented views. Then `fix` = k keeps the k largest
+    logits of it and permutes or averages the `rest`; `correct` exchanges the logit of a wrong prediction with the true
+    class's; `ranks_from` names a second teacher that says which class gets which of the first one's sorted logits.
+    """
+
+    teacher: Text
+    views: Annotated[int, Field(ge=1)] = 10
+    fix: Annotated[int | None, Field(ge=1)] = None
+    rest: Literal["permute", "average"] = "permute"
+    correct: bool = False
+    ranks_from: Text | None = None
+
+
+class Recipe(Table):
+    """How to train the model.
+
+    `alpha` is the strength of label smoothing and `smoothing` where the withdrawn mass goes: to all classes alike
+    (`standard`), to the least likely class (`adversarial`), to the likeliest wrong one (`second_best`), or to all by
+    exp(−z / `temperature`) (`boltzmann`). `beta` is the strength of logit squeezing by the `squeeze_norm`-norm, `sigma`
+    the standard deviation of the Gaussian noise on the inputs (exact, in [0, 1] pixel units). `milestones` are
+    fractions of `iterations`, at each of which the `steps` schedule multiplies the learning rate by `gamma`. `ema` is
+    the decay of the running average of the weights that is kept in the end; 0 keeps the last weights.
+    """
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
+    smoothing: Literal["standard", "adversarial", "second_best", "boltzmann"] = "standard"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    squeeze_norm: Annotated[float, Field(ge=1)] = 2.0
+    sigma: Annotated[Exact, Field(ge=0, le=1)] = Fraction(0)
+    iterations: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    optimizer: Literal["adam", "sgd"]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    milestones: Numbers = ()
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    augment: Literal["none", "crop", "crop_flip"] = "none"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    adversary: Adversary | None = None
+    pairing: Pairing | None = None
+    distillation: Distillation | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        # A key that the chosen optimizer, schedule or term would ignore is a mistake, not a preference.
+        if self.optimizer == "adam" and (self.momentum or self.nesterov):
+            raise ValueError("momentum or nesterov given with optimizer 'adam'; allowed: with 'sgd' only")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov = true given without momentum; expected: momentum > 0")
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise ValueError(
+                f"schedule {self.schedule!r} given with {len(self.milestones)} milestones; "
+                "expected: milestones with 'steps', and only with it"
+            )
+        bounded = all(0 < m < 1 for m in self.milestones)
+        if not bounded or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {list(self.milestones)} given; expected: increasing, in (0, 1)")
+        if self.smoothing != "standard" and not self.alpha:
+            raise ValueError(f"smoothing {self.smoothing!r} given with alpha = 0; expected: alpha > 0")
+        if self.distillation and self.alpha:
+            raise ValueError("alpha given with a teacher; a teacher's logits take the place of the labels")
+        if self.pairing and (self.pairing.kind == "clp") == bool(self.adversary):
+            raise ValueError(
+                f"pairing {self.pairing.kind!r} given; allowed: 'clp' without an adversary, 'trades' and 'alp' with one"
+            )
+        if self.pairing and self.pairing.kind == "clp" and self.batch_size < 2:
+            raise ValueError("pairing 'clp' given with batch_size 1; expected: at least 2")
+        if self.adversary and not self.adversary.mix and not self.pairing:
+            raise ValueError("adversary.mix = 0 given; allowed: only with a pairing, nothing else would use its images")
+        return self
+
+
+class Budget(Table):
+    """What is trained in place of the recipe where there is only a CPU: the recipe with some values replaced.
+
+    `steps` and `step_size` are the adversary's. A model trained so says it in its card, and counts as partly trained.
+    """
+
+    iterations: Annotated[int | None, Field(ge=1)] = None
+    lr: Annotated[float | None, Field(gt=0)] = None
+    schedule: Literal["constant", "cosine"] | None = None
+    ema: Annotated[float | None, Field(ge=0, lt=1)] = None
+    steps: Annotated[int | None, Field(ge=1)] = None
+    step_size: Annotated[Exact | None, Field(gt=0)] = None
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Replace what the budget gives.
+
+        Raises:
+            ValueError: the outcome is not a valid recipe, or the adversary that is meant does not exist.
+        """
+        given = self.model_dump(exclude_none=True)
+        inner = {key: given.pop(key) for key in ("steps", "step_size") if key in given}
+        whole: dict[str, Any] = recipe.model_dump(exclude_unset=True) | given
+        if given.get("schedule"):
+            whole["milestones"] = ()
+        if inner:
+            if recipe.adversary is None:
+                raise ValueError(f"{', '.join(inner)} given; the recipe has no adversary")
+            whole["adversary"] = whole["adversary"] | inner
+        return Recipe.model_validate(whole)
+
+    def describe(self, recipe: Recipe) -> str:
+        """Say what is different, such as `10000 iterations instead of 100000`."""
+        parts = []
+        for key, value in self.model_dump(exclude_none=True).items():
+            source = recipe.adversary if key in ("steps", "step_size") else recipe
+            name = f"adversary.{key}" if source is recipe.adversary else key
+            parts.append(f"{name} {value} instead of {getattr(source, key)}")
+        return ", ".join(parts)

@@ -1,0 +1,44 @@
+"""The curve of a training run, drawn from its log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from robbench.errors import ResultError
+
+__all__ = ["draw_curve"]
+
+
+def draw_curve(log: Path, output: Path, title: str) -> None:
+    """Draw loss, and clean and quick robust accuracy where the log has them, over iterations, as PNG.
+
+    Raises:
+        ResultError: the log has no lines.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    if not lines:
+        raise ResultError(f"{log} is empty: nothing to draw.")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.subplots()
+    left.plot([line["iteration"] for line in lines], [line["loss"] for line in lines], color="#444444", label="loss")
+    left.set_xlabel("iteration")
+    left.set_ylabel("loss (mean since the last point)")
+    left.set_title(title)
+    seen = [line for line in lines if "clean" in line]
+    if seen:
+        right = left.twinx()
+        at = [line["iteration"] for line in seen]
+        # Two colours that are told apart with any colour vision, and two markers.
+        right.plot(at, [100 * line["clean"] for line in seen], "o-", color="#0072B2", label="clean accuracy")
+        right.plot(at, [100 * line["robust"] for line in seen], "s--", color="#D55E00", label="quick robust accuracy")
+        right.set_ylim(0, 100)
+        right.set_ylabel("accuracy on 128 test images, %")
+        right.legend(loc="center right", frameon=False)
+    left.legend(loc="upper left", frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)

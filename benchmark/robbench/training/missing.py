@@ -1,0 +1,87 @@
+"""Train whatever lacks weights or is only partly trained, the most important models first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from robbench.models.card import Entry, Registry
+from robbench.target import pick_device
+from robbench.training.train import BudgetName, Precision, Progress, Trained, recipe_for, train
+
+__all__ = ["missing", "train_missing"]
+
+
+def missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
+    """List the cards that training on this device would bring further: by priority, then name.
+
+    On a GPU that includes models which were trained by their card's CPU budget; on a CPU it does not.
+    """
+    where = pick_device(device)
+    found = []
+    for entry in registry.entries():
+        card = entry.card
+        if card.recipe is None or (card.weights is not None and card.weights.path is None):
+            continue
+        chosen: BudgetName = "auto" if budget == "cpu" and card.cpu_budget is None else budget
+        recipe, instead = recipe_for(entry, where, chosen)
+        done = card.trained if card.weights is not None else None
+        finished = done is not None and done.iterations >= recipe.iterations and (bool(instead) or not done.instead)
+        if not finished:
+            found.append(entry)
+    return sorted(found, key=lambda entry: -entry.card.priority)
+
+
+def train_missing(
+    registry: Registry,
+    *,
+    data_dir: str | Path | None = None,
+    runs: Path = Path("runs"),
+    device: str = "auto",
+    budget: BudgetName = "auto",
+    precision: Precision = "auto",
+    compiled: bool = False,
+    time_limit: float | None = None,
+    begin: Callable[[Entry], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
+    done: Callable[[Entry, Trained], None] = lambda _entry, _trained: None,
+) -> None:
+    """Train the cards that `missing` lists, one after the other, until all are done or the time is up.
+
+    Called again it goes on where it stopped: with the same card, from its checkpoint.
+
+    Args:
+        registry: where the cards are.
+        data_dir: as for `train`, like the next five.
+        runs: checkpoints and logs.
+        device: where to train.
+        budget: what to train.
+        precision: of the network.
+        compiled: whether to compile it.
+        report: called while a model is trained.
+        time_limit: for all of them together, in seconds.
+        begin: called with each card before its training.
+        done: called with each card and what `train` returned.
+
+    Raises:
+        CardError, ModelError, DataError: see `train`; models trained before it are kept.
+    """
+    end = None if time_limit is None else time.monotonic() + time_limit
+    for i, entry in enumerate(missing(registry, device=device, budget=budget)):
+        left = None if end is None else end - time.monotonic()
+        if i and left is not None and left <= 0:
+            return
+        begin(entry)
+        trained = train(
+            entry,
+            data_dir=data_dir,
+            runs=runs,
+            device=device,
+            budget="auto" if budget == "cpu" and entry.card.cpu_budget is None else budget,
+            precision=precision,
+            compiled=compiled,
+            time_limit=left,
+            report=report,
+        )
+        done(entry, trained)

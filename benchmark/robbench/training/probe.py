@@ -1,0 +1,52 @@
+"""A quick look at a network in training: accuracies on a few test images, for the progress line and the log alone.
+
+Nothing is chosen by them: no early stopping, no best checkpoint. The number to quote comes from `robbench eval`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robbench import engine, rng
+from robbench.attacks import PGD
+from robbench.data import load
+from robbench.models.card import Entry
+from robbench.suite import load_suite
+from robbench.threat import Ball
+from robbench.types import Problem
+
+__all__ = ["Probe"]
+
+_IMAGES = 128
+
+
+class Probe:
+    """Measures on the first test images: PGD on the margin, 10 steps, at the radius of the quick suite."""
+
+    def __init__(self, entry: Entry, data_dir: str | Path | None, device: torch.device, seed: int) -> None:
+        data = load(entry.dataset, "test", data_dir)
+        x = torch.from_numpy(data.x[:_IMAGES]).to(device, torch.float32) / data.scale
+        sample = torch.arange(len(x), device=device)
+        self.p = Problem(
+            x=x.contiguous(memory_format=torch.channels_last),
+            y=torch.from_numpy(data.y[:_IMAGES]).to(device),
+            sample=sample,
+            trial=torch.zeros_like(sample),
+            key=rng.make_key(seed, "train-probe"),
+        )
+        self.ball = Ball.of(load_suite("quick").threat(entry.dataset))
+        self.attack = PGD(objective="margin", steps=10)
+
+    def __call__(self, module: nn.Module) -> tuple[float, float]:
+        """Return clean and robust accuracy, each in [0, 1]; the module is left in training mode."""
+        module.eval()
+        with torch.no_grad():
+            right = module(self.p.x).argmax(1) == self.p.y
+        x_adv = engine.perturb(module, self.attack, self.p, self.ball)
+        with torch.no_grad():
+            kept = right & (module(x_adv).argmax(1) == self.p.y)
+        module.train()
+        return float(right.float().mean()), float(kept.float().mean())
