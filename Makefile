@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-DEMO   := digits/natural digits/at digits/ls095_sigma30 digits/lsq2_sigma30
+DEMO   := digits/natural digits/at digits/ls095_sigma03 digits/lsq2_sigma03
 SAMPLES ?=
 
 .PHONY: demo test lint types unit clean
@@ -14,6 +14,7 @@ demo: $(READY)
 	$(BIN)/robbench eval $(addprefix --model ,$(DEMO)) --suite whitebox --results build/demo $(if $(SAMPLES),--samples $(SAMPLES))
 
 test: lint types unit
+	$(BIN)/robbench cards --check
 	$(BIN)/robbench leaderboard --check
 
 lint: $(READY)

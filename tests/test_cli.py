@@ -14,7 +14,7 @@ import pytest
 
 from robbench.store import ResultFile
 
-MODELS = ["natural", "at", "ls095_sigma30", "lsq2_sigma30"]
+MODELS = ["natural", "at", "ls095_sigma03", "lsq2_sigma03"]
 
 
 def run(*args, cwd=None, code=0, **env):

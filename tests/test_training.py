@@ -514,7 +514,7 @@ def test_training_on_digits_learns(tmp_path):
 
 def test_committed_weights_match_their_cards():
     entries = [e for e in Registry.default().entries() if e.card.weights and e.card.weights.path]
-    assert {"natural", "at", "ls095_sigma30", "lsq2_sigma30"} <= {e.name for e in entries if e.dataset == "digits"}
+    assert {"natural", "at", "ls095_sigma03", "lsq2_sigma03"} <= {e.name for e in entries if e.dataset == "digits"}
     for entry in entries:
         loaded = load_model(entry)
         data_free = torch.zeros(1, *loaded.in_shape)

@@ -32,5 +32,5 @@ def test_the_wheel_works_on_its_own(repo, tmp_path):
     assert str(site) in where.stdout
     models = {row["model"]: row["weights"] for row in json.loads(run("list", "models", "--json"))}
     assert models["digits/at"] == "yes"
-    args = ["eval", "-m", "digits/at", "-m", "digits/ls095_sigma30", "-s", "quick", "--samples", "20", "--json"]
+    args = ["eval", "-m", "digits/at", "-m", "digits/ls095_sigma03", "-s", "quick", "--samples", "20", "--json"]
     assert [r["n"] for r in json.loads(run(*args))] == [20, 20]

@@ -338,6 +338,24 @@ def train(
         )
 
 
+@app.command()
+def cards(
+    models: Annotated[Path | None, typer.Option("--models", help="A registry other than the built-in one.")] = None,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a card is stale.")] = False,
+) -> None:
+    """Write the cards that a registry's families.toml describes; trained weights stay."""
+    from robbench.models.card import builtin_root
+    from robbench.models.families import stale_cards, write_cards
+
+    root = models or builtin_root()
+    paths = stale_cards(root) if check else write_cards(root)
+    for path in paths:
+        print(f"{path} is stale: run `robbench cards`." if check else f"{path} written.", file=sys.stderr)
+    if check and paths:
+        raise typer.Exit(1)
+    print("The cards are up to date." if not paths else f"{len(paths)} cards written.")
+
+
 def _seconds(text: str) -> float:
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")

@@ -1,0 +1,233 @@
+"""Card families: many cards from one compact definition and the tables of the papers, without torch.
+
+`families.toml` of a registry holds `[base.NAME]` (what cards have in common; `base = "..."` builds on another),
+`[[card]]` (single cards), `[[family]]` (one card for every row of a paper's table) and `[change."dataset/name"]`
+(what differs on one card). Tables are merged key by key. What training writes into a card (`weights`, `trained`)
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from robbench.errors import CardError, unknown_name
+from robbench.files import write_atomically
+from robbench.models.schema import parse_card
+
+__all__ = ["FAMILIES", "family_cards", "stale_cards", "write_cards"]
+
+FAMILIES = "families.toml"
+_KEPT = ("weights", "trained")
+_ORDER = ("version", "title", "dataset", "description", "licence", "priority")
+_THOUSANDS = re.compile(r"^(\d+)([kM])$")
+
+
+def family_cards(root: Path) -> dict[str, dict[str, Any]]:
+    """Expand a registry's `families.toml`: full name to the content of the card, without weights.
+
+    Raises:
+        CardError: the file is missing, not TOML, names an unknown base or card, or makes a card twice.
+    """
+    path = root / FAMILIES
+    try:
+        definition = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CardError(f"{path}: not valid TOML: {error}") from None
+    allowed = {"version", "base", "family", "card", "change"}
+    for key in definition:
+        if key not in allowed:
+            raise CardError(f"{path}: {unknown_name('key', key, allowed)}")
+    bases, changes = definition.get("base", {}), definition.get("change", {})
+    cards: dict[str, dict[str, Any]] = {}
+    for name, content in _named(definition, path, bases):
+        if name in cards:
+            raise CardError(f"{path}: {name} is made twice; rename or remove one.")
+        cards[name] = content
+    for name, change in changes.items():
+        if name not in cards:
+            raise CardError(f"{path}: change: {unknown_name('card', name, cards)}")
+        cards[name] = _merged(cards[name], change)
+    return {name: {"version": 1} | content for name, content in cards.items()}
+
+
+def _named(definition: dict[str, Any], path: Path, bases: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for table in definition.get("card", []):
+        own = {key: value for key, value in table.items() if key not in ("name", "base")}
+        yield table["name"], _merged(_base(table["base"], bases, path), own)
+    for family in definition.get("family", []):
+        base = _base(family["base"], bases, path)
+        for name, row in _rows(family):
+            if name in family.get("only", [name]):
+                yield f"{base['dataset']}/{name}{family.get('suffix', '')}", _merged(base, row)
+
+
+def _base(name: str, bases: dict[str, Any], path: Path) -> dict[str, Any]:
+    if name not in bases:
+        raise CardError(f"{path}: {unknown_name('base', name, bases)}")
+    own = dict(bases[name])
+    parent = own.pop("base", None)
+    return own if parent is None else _merged(_base(parent, bases, path), own)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "args"
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _read_table(name: str) -> list[dict[str, str]]:
+    text = (resources.files("robbench") / "papers" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def _rows(family: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Make the cards of a family's rows; a row that the table has twice is another seed."""
+    first, *others = family["tables"]
+    figures = [_figures(table) for table in others]
+    seen: dict[str, int] = {}
+    for i, (row, own) in enumerate(zip(_read_table(first["csv"]), _figures(first), strict=True)):
+        given = own | {key: value for table in figures for key, value in table[i].items()}
+        name, card = _row(row, family)
+        seed = seen.get(name, 0)
+        seen[name] = seed + 1
+        tables = " and ".join(table["table"] for table in family["tables"])
+        card["paper"] = {"source": family["source"], "table": tables, "row": _label(row), "figures": given}
+        if seed:
+            card["recipe"]["seed"] = seed
+            card["title"] += f" (seed {seed})"
+            name += f"_seed{seed}"
+        yield name, card
+
+
+def _figures(table: dict[str, str]) -> list[dict[str, float]]:
+    parameters = {"alpha", "beta", "sigma", "sigma_255", "iterations"}
+    prefix = table.get("prefix", "")
+    return [
+        {prefix + key: float(value.rstrip("*")) for key, value in row.items() if key not in parameters}
+        for row in _read_table(table["csv"])
+    ]
+
+
+def _label(row: dict[str, str]) -> str:
+    if not row["iterations"]:
+        return row["alpha"]
+    sigma = row["sigma"] if "sigma" in row else f"{row['sigma_255']}/255"
+    return f"alpha {row['alpha']}, beta {row['beta']}, sigma {sigma}, {row['iterations']}"
+
+
+def _row(row: dict[str, str], family: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and describe what a row trained, by its parameters."""
+    if not row["iterations"]:  # the paper's own comparison, Madry et al.'s model
+        return "at", {"title": "Madry adversarial training", "description": "Madry et al. 2018.", "recipe": {}}
+    alpha, beta = float(row["alpha"]), float(row["beta"])
+    sigma = row.get("sigma", row.get("sigma_255", "0"))
+    match = _THOUSANDS.match(row["iterations"])
+    assert match is not None, f"iterations {row['iterations']!r} in the paper's table"
+    iterations = int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]
+    recipe: dict[str, Any] = {"iterations": iterations}
+    names, titles, terms = [], [], []
+    if alpha:
+        recipe["alpha"] = alpha
+        names.append(f"ls{_short(alpha)}")
+        titles.append(f"Label smoothing {alpha:g}")
+        terms.append(f"one-warm labels with α = {alpha:g}")
+    if beta:
+        recipe["beta"] = beta
+        names.append(f"lsq{_short(beta)}")
+        titles.append(f"Logit squeezing {beta:g}")
+        terms.append(f"a penalty of β = {beta:g} on the 2-norm of the logits")
+    if float(sigma):
+        exact = sigma if family["sigma_unit"] == "1" else f"{sigma}/255"
+        recipe["sigma"] = exact
+        names.append(f"sigma{_short(float(sigma))}")
+        titles.append(f"Gaussian noise {exact}")
+        terms.append(f"Gaussian input noise with σ = {exact}")
+    title = " + ".join(titles)
+    if iterations != family["usual_iterations"]:
+        names.append(row["iterations"].lower())
+        title += f", {row['iterations']} iterations"
+    text = " and ".join(terms) + " (Shafahi et al. 2019)."
+    return "_".join(names), {"title": title, "description": text[0].upper() + text[1:], "recipe": recipe}
+
+
+def _short(number: float) -> str:
+    """Write 0.95 as 095 and 10 as 10: what begins with a 0 is a fraction."""
+    return f"{number:g}".replace(".", "")
+
+
+def _text(content: dict[str, Any]) -> str:
+    """Write a card as TOML: plain values, then tables; small tables on one line."""
+    document = tomlkit.document()
+    for key in sorted(content, key=lambda k: _ORDER.index(k) if k in _ORDER else len(_ORDER)):
+        value = content[key]
+        if not isinstance(value, Mapping):
+            document.add(key, tomlkit.item(value))
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            document.add(tomlkit.nl())
+            document.add(key, _table(value))
+    return tomlkit.dumps(document)
+
+
+def _table(value: Mapping[str, Any]) -> Any:
+    table = tomlkit.table()
+    inner = {k: v for k, v in value.items() if isinstance(v, Mapping)}
+    for key, one in value.items():
+        if key not in inner and one != []:
+            table.add(key, one)
+    for key, one in inner.items():
+        if key in ("adversary", "pairing", "distillation"):
+            table.add(tomlkit.nl())
+            table.add(key, _table(one))
+        elif one:
+            line = tomlkit.inline_table()
+            line.update(one)
+            table.add(key, line)
+    return table
+
+
+def _wanted(root: Path) -> Iterator[tuple[Path, str]]:
+    for name, content in family_cards(root).items():
+        path = root / f"{name}.toml"
+        if path.exists():
+            now = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = content | {key: now[key] for key in _KEPT if key in now}
+        text = _text(content)
+        parse_card(text, str(path))
+        yield path, text
+
+
+def stale_cards(root: Path) -> list[Path]:
+    """List the cards that are not as `families.toml` makes them, or are missing.
+
+    Raises:
+        CardError: see `family_cards`; or a card that is made would be invalid.
+    """
+    return [path for path, text in _wanted(root) if not path.exists() or path.read_text(encoding="utf-8") != text]
+
+
+def write_cards(root: Path) -> list[Path]:
+    """Write the cards that `stale_cards` would list, and return their paths.
+
+    Raises:
+        CardError: see `stale_cards`; nothing is written then.
+    """
+    wanted = dict(_wanted(root))
+    written = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    for path in written:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, wanted[path].encode())
+    return written
