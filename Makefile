@@ -16,6 +16,7 @@ demo: $(READY)
 test: lint types unit
 	$(BIN)/robbench cards --check
 	$(BIN)/robbench leaderboard --check
+	$(BIN)/robbench trained --check
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

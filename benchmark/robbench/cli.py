@@ -386,17 +386,39 @@ def leaderboard(
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
     """Write leaderboard.md from the results tree."""
-    from robbench.files import write_atomically
     from robbench.report.leaderboard import leaderboard as render
 
+    _page(render(_tree(results)), output, check, "leaderboard")
+
+
+@app.command()
+def trained(
+    results: Results = Path("results"),
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("docs/trained.md"),
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
+) -> None:
+    """Write docs/trained.md: the models trained here beside the papers' figures."""
+    from robbench.models.card import Registry, builtin_root
+    from robbench.report.trained import trained_models
+
+    _page(trained_models(Registry([builtin_root()]).entries(), _tree(results)), output, check, "trained")
+
+
+def _tree(results: Path) -> Path:
     if not results.is_dir():
         raise ResultError(f"No results tree at {results}; give another with --results DIR.")
-    text = render(results)
+    return results
+
+
+def _page(text: str, output: Path, check: bool, command: str) -> None:
+    """Write a generated page, or tell whether the one there is up to date."""
+    from robbench.files import write_atomically
+
     if not check:
         write_atomically(output, text.encode())
         print(f"{output} written.")
         return
     if not output.exists() or output.read_text(encoding="utf-8") != text:
-        print(f"{output} is stale: run `robbench leaderboard`.", file=sys.stderr)
+        print(f"{output} is stale: run `robbench {command}`.", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{output} is up to date.")
