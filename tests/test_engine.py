@@ -18,7 +18,7 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import build_attack, load_suite
 from robbench.threat import Ball
-from robbench.types import Problem
+from robbench.types import NORMS, Problem
 from robbench.widths import Widths, default_lanes
 
 BALL = Ball("Linf", 0.15)
@@ -144,7 +144,9 @@ class Scripted:
 
     kind: ClassVar[str] = "scripted"
     version: ClassVar[int] = 1
+    norms: ClassVar[tuple[str, ...]] = NORMS
     needs_grad: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
     memoryless: ClassVar[bool] = False
     points: tuple[float, ...]  # every pixel takes these values in turn
     trials: int = 1
@@ -156,7 +158,7 @@ class Scripted:
     def init(self, p, ball):
         return {"x": torch.full_like(p.x, self.points[0])}
 
-    def loss(self, logits, p):
+    def loss(self, logits, p, s):
         return torch.zeros_like(logits[:, 0])
 
     def step(self, p, ball, s, t, logits, loss, grad):
@@ -375,3 +377,37 @@ def test_default_lanes():
         32,
         32,
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromLogits(Scripted):
+    """Proposes the clean logits, written into the first pixels."""
+
+    needs_logits: ClassVar[bool] = True
+    points: tuple[float, ...] = (0.0, 0.0)
+
+    def init(self, p, ball):
+        return {"x": torch.zeros_like(p.x), "seen": p.logits.clone()}
+
+    def step(self, p, ball, s, t, logits, loss, grad):
+        assert torch.equal(s["seen"], p.logits)
+        x = torch.zeros_like(s["x"])
+        x.flatten(1)[:, :2] = p.logits[:, :2]
+        return {"x": x, "seen": s["seen"]}
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 16])
+def test_an_attack_that_asks_for_clean_logits_gets_them(lanes):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(9, 1, 2, 2, generator=generator, dtype=torch.float64)
+    w = torch.randn(4, generator=generator, dtype=torch.float64)
+    model = Linear(w, 0.0)
+    with torch.no_grad():
+        clean = model(x)
+    y = clean.argmax(1)
+    asked = []
+    model.register_forward_hook(lambda _m, given, _out: asked.append(given[0].clone()))
+    rows = run_attack(model, FromLogits(), x, y, Ball("Linf", 0.0), lanes=lanes)
+    assert (rows.forwards == 3).all(), "one for the logits, two queries"
+    points = {tuple(row[:2].tolist()) for batch in asked for row in batch.flatten(1)}
+    assert {tuple(row.tolist()) for row in clean} <= points

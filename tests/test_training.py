@@ -146,7 +146,7 @@ def test_trades_attacks_the_divergence():
     adversary = Adversary(eps=Fraction(1, 10), steps=3, step_size=Fraction(1, 20), loss="kl")
     attack = terms.inner_attack(adversary, reference)
     assert (attack.steps, attack.step_size, attack.random_start) == (3, 0.05, True)
-    loss = attack.loss(torch.tensor([[0.0, 1.0]]), None)
+    loss = attack.loss(torch.tensor([[0.0, 1.0]]), None, {})
     assert float(loss) == pytest.approx(float(terms.divergence(torch.tensor([[0.0, 1.0]]), reference)))
 
 

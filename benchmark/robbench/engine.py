@@ -66,16 +66,17 @@ class Rows:
     x_adv: Tensor | None = None
 
 
-def query(model: Classifier, attack: Attack, p: Problem, x: Tensor, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Ask the model once: logits [L, K], the attack's loss [L] and its gradient at x (zeros without `with_grad`)."""
+def query(model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask the model at `s["x"]`: logits [L, K], the attack's loss [L] and its gradient (zeros without `with_grad`)."""
+    x = s["x"]
     if not with_grad:
         with torch.no_grad():
             logits = model(x)
-            return logits, attack.loss(logits, p), torch.zeros_like(x)
+            return logits, attack.loss(logits, p, s), torch.zeros_like(x)
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(x)
-        loss = attack.loss(logits, p)
+        loss = attack.loss(logits, p, s)
         if not loss.requires_grad:
             raise ModelError(
                 "The model's output does not depend on its input through autograd (was it computed under no_grad, "
@@ -90,10 +91,13 @@ def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor
 
     Adversarial training uses this; tests hold the scheduler against it.
     """
+    if attack.needs_logits and p.logits is None:
+        with torch.no_grad():
+            p = replace(p, logits=model(p.x))
     s = attack.init(p, ball)
     for step in range(attack.steps):
         t = torch.full_like(p.sample, step)
-        s = attack.step(p, ball, s, t, *query(model, attack, p, s["x"], attack.needs_grad))
+        s = attack.step(p, ball, s, t, *query(model, attack, p, s, attack.needs_grad))
     return s["x"].detach()
 
 
@@ -170,6 +174,8 @@ class _Run:
     detect_cycles: bool
     done: list[Rows] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
+    logits: Tensor | None = None
+    """The model's answers to the clean images [N, K], where the attack wants them."""
 
     def __post_init__(self) -> None:
         self.device = device_of(self.model)
@@ -178,6 +184,8 @@ class _Run:
     def go(self, waiting: list[int]) -> str | None:
         """Work through the waiting samples; returns what the allocator said if memory ran out."""
         try:
+            if self.attack.needs_logits and self.logits is None:
+                self.logits = self.clean_logits()
             _Lanes(self, waiting).loop()
         except torch.OutOfMemoryError as error:
             failure = str(error).splitlines()[0]
@@ -191,6 +199,16 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return failure
+
+    def clean_logits(self) -> Tensor:
+        """Ask the model about the clean images, in batches of the full width."""
+        answers = []
+        with torch.no_grad():
+            for x in self.x.split(self.widths.lanes):  # type: ignore[no-untyped-call]  # torch's annotation is missing
+                padded = torch.zeros((self.widths.lanes, *x.shape[1:]), dtype=x.dtype)
+                padded[: len(x)] = x
+                answers.append(self.model(padded.to(self.device))[: len(x)])
+        return torch.cat(answers)
 
     def finish(self, rows: Rows, positions: NDArray[np.int64]) -> None:
         """Keep rows and hand them on."""
@@ -234,6 +252,7 @@ class _Lanes:
             sample=torch.zeros(width, dtype=torch.int64, device=device),
             trial=torch.zeros(width, dtype=torch.int64, device=device),
             key=run.key,
+            logits=None if run.logits is None else run.logits.new_zeros((width, run.logits.shape[1])),
         )
         self.state: State = {}
         self.before = torch.full_like(self.p.x, torch.nan)  # the point before the last, where cycles are looked for
@@ -255,6 +274,7 @@ class _Lanes:
             self.position[lane] = self.queue.pop()
         for counter in (self.trial, self.forwards, self.backwards, self.zero_gradients, self.nonfinite):
             counter[free] = 0
+        self.forwards[free] += self.run.logits is not None
         self.seconds[free] = 0.0
         self.live[free] = True
         lanes = np.concatenate([again, free])
@@ -269,6 +289,7 @@ class _Lanes:
             sample=torch.from_numpy(self.run.sample[self.position[lanes]]).to(device),
             trial=torch.from_numpy(self.trial[lanes]).to(device),
             key=self.run.key,
+            logits=None if self.run.logits is None else self.run.logits[position.to(device)],
         )
         started = self.run.attack.init(new, self.run.ball)
         if not self.state:
@@ -276,6 +297,8 @@ class _Lanes:
         at = at.to(device)
         for name in ("x", "y", "sample", "trial"):
             getattr(self.p, name).index_copy_(0, at, getattr(new, name))
+        if self.p.logits is not None and new.logits is not None:
+            self.p.logits.index_copy_(0, at, new.logits)
         self.state = {k: v.index_copy(0, at, started[k]) for k, v in self.state.items()}
         if self.run.cycles:
             self.before = self.before.index_fill(0, at, torch.nan)
@@ -287,7 +310,7 @@ class _Lanes:
         more = self.live & (self.t < attack.steps)
         with_grad = attack.needs_grad and bool(more.any())
         x = self.state["x"]
-        logits, loss, grad = query(run.model, attack, self.p, x, with_grad)
+        logits, loss, grad = query(run.model, attack, self.p, self.state, with_grad)
         if logits.dim() != 2 or len(logits) != len(x):
             raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
         finite = logits.isfinite().all(1)
@@ -378,7 +401,8 @@ class _Lanes:
         keep = np.flatnonzero(self.live)
         keep = np.concatenate([keep, np.flatnonzero(~self.live)[: width - left]])
         at = torch.from_numpy(keep).to(run.device)
-        self.p = replace(self.p, x=self.p.x[at], y=self.p.y[at], sample=self.p.sample[at], trial=self.p.trial[at])
+        kept = {name: getattr(self.p, name)[at] for name in ("x", "y", "sample", "trial")}
+        self.p = replace(self.p, **kept, logits=None if self.p.logits is None else self.p.logits[at])
         self.state = {k: v[at] for k, v in self.state.items()}
         self.before = self.before[at]
         for name in (

@@ -178,6 +178,12 @@ class _Run:
         self.stages = [
             _Stage(s.name, build_attack(s), rng.make_key(options.seed, s.name)) for s in suite.stages(images.dataset)
         ]
+        for stage in self.stages:
+            if self.threat.norm not in stage.attack.norms:
+                raise SuiteError(
+                    f"Attack {stage.name!r} ({stage.attack.kind}) given a threat of norm {self.threat.norm}; it is "
+                    f"made for: {', '.join(stage.attack.norms)}. Choose another suite, or --norm and --eps."
+                )
         self.positions = select(len(images.y), options)
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
         lanes = options.lanes or default_lanes(self.shape, target.device)

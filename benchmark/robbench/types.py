@@ -73,6 +73,7 @@ class Problem:
         sample: official index of each image, [L] int64; with `trial` it selects the random numbers.
         trial: which restart (or target) this lane is at, [L] int64.
         key: the two 32-bit words that key the random numbers of this attack, from the seed and its name.
+        logits: the model's answer to x, [L, K], where the attack asks for it (`needs_logits`).
     """
 
     x: Tensor
@@ -80,6 +81,7 @@ class Problem:
     sample: Tensor
     trial: Tensor
     key: tuple[int, int]
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

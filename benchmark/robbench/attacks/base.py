@@ -16,7 +16,7 @@ from torch import Tensor
 from robbench.errors import SuiteError, unknown_name
 from robbench.losses import LOSSES
 from robbench.threat import Ball
-from robbench.types import Problem, State
+from robbench.types import NORMS, Norm, Problem, State
 
 __all__ = ["Attack", "Climbing", "describe"]
 
@@ -26,7 +26,11 @@ class Attack(Protocol):
 
     kind: ClassVar[str]
     version: ClassVar[int]
+    norms: ClassVar[tuple[Norm, ...]]
+    """The geometries it is made for."""
     needs_grad: ClassVar[bool]
+    needs_logits: ClassVar[bool]
+    """Whether `Problem.logits`, the model's answer to the clean image, is wanted; it costs one forward pass."""
     memoryless: ClassVar[bool]
     """Whether the next point depends on the last one alone, so that coming back to a point is going in circles."""
 
@@ -41,8 +45,8 @@ class Attack(Protocol):
     def init(self, p: Problem, ball: Ball) -> State:
         """Start the trials: tensors with the lane first; `x` [L, C, H, W] is the first point to query."""
 
-    def loss(self, logits: Tensor, p: Problem) -> Tensor:
-        """Compute the loss to be increased: [L, K] -> [L]."""
+    def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
+        """Compute the loss to be increased at `s["x"]`: [L, K] -> [L]."""
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Move on from the answers at `s["x"]`.
@@ -71,7 +75,9 @@ class Climbing:
         restarts: independent starts; the worst counts.
     """
 
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
 
     objective: str = "ce"
     steps: int = 20
@@ -89,7 +95,7 @@ class Climbing:
         """One trial per restart."""
         return self.restarts
 
-    def loss(self, logits: Tensor, p: Problem) -> Tensor:
+    def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
         """Evaluate the objective."""
         return LOSSES[self.objective](logits, p.y)
 

@@ -15,7 +15,7 @@ from robbench.attacks import ATTACKS, PGD, Attack
 from robbench.errors import CardError, unknown_name
 from robbench.models.card import Adversary, Recipe
 from robbench.training.targets import smooth_labels, wrong_mass
-from robbench.types import Problem
+from robbench.types import Problem, State
 
 __all__ = [
     "Diverging",
@@ -113,7 +113,7 @@ class Diverging(PGD):
 
     reference: Tensor = field(compare=False)
 
-    def loss(self, logits: Tensor, p: Problem) -> Tensor:
+    def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
         """Evaluate KL(softmax reference ‖ softmax logits) per lane."""
         return divergence(logits, self.reference)
 
