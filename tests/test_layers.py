@@ -35,6 +35,7 @@ NO_TORCH = [
     "summary",
     "report",
     "models.card",
+    "models.sources",
     "data",
     "suite",
 ]

@@ -33,6 +33,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Where test images come from.")
 app.add_typer(data_app, name="data")
 
+_SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Models = Annotated[
     list[Path] | None,
@@ -205,12 +207,22 @@ def _dump(result: ResultFile) -> dict[str, Any]:
 
 @app.command("eval")
 def eval_(
-    model: Annotated[list[str], typer.Option("--model", "-m", help="A registered model (repeatable).")],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {_SOURCES} (repeatable).")
+    ],
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
     sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
     eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
     norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="The test set for a source, which has no card to name it.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help='For file: and hf:, such as "wide_resnet:depth=28,widen_factor=10".')
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="For file: and hf:, per channel, such as 0.49,0.48,0.45.")] = None,
+    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")] = 0,
     lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
@@ -227,11 +239,24 @@ def eval_(
     Interrupted runs go on where they stopped, and asking for more samples computes only the new ones.
     """
     from robbench.models.card import Registry
+    from robbench.models.sources import parse_source
     from robbench.report.terminal import TerminalReporter, print_results
     from robbench.suite import load_suite
 
     registry = Registry.default(models or [])
-    names = [registry.find(name).full_name for name in model]  # a typo is told before minutes of work
+    # A typo is told before minutes of work.
+    sources = {name for name in model if parse_source(name)}
+    names = [name if name in sources else registry.find(name).full_name for name in model]
+    about: dict[str, Any] = {
+        "dataset": dataset,
+        "architecture": architecture,
+        "mean": _per_channel("--mean", mean),
+        "std": _per_channel("--std", std),
+    }
+    if not sources and any(v is not None for v in about.values()):
+        raise RobbenchError(
+            f"--dataset, --architecture, --mean and --std go with a source ({_SOURCES}); a card names its own."
+        )
     load_suite(suite)
     from robbench.evaluation import evaluate
 
@@ -244,6 +269,7 @@ def eval_(
                     name,
                     suite,
                     reporter=reporter,
+                    **(about if name in sources else {}),
                     samples=samples,
                     sample_seed=sample_seed,
                     eps=eps,
@@ -262,6 +288,15 @@ def eval_(
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
     else:
         print_results(done)
+
+
+def _per_channel(option: str, text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RobbenchError(
+            f"{option}: {text!r} given; allowed: numbers with commas, one per channel, such as 0.49,0.48,0.45."
+        ) from None
 
 
 @app.command()

@@ -19,8 +19,9 @@ from robbench import engine, rng
 from robbench.attacks import Attack, describe
 from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
-from robbench.inputs import Images, Options, own_images, own_target, registered, select
+from robbench.inputs import Images, Options, own_images, own_target, registered, select, sourced
 from robbench.memory import keep_freed_memory
+from robbench.models.sources import Build, parse_source
 from robbench.numbers import parse_threat
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, build_attack, load_suite
@@ -81,20 +82,27 @@ def evaluate(
     y: Tensor | None = None,
     dataset: str | None = None,
     name: str | None = None,
+    architecture: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> ResultFile:
     """Measure the robust accuracy of a model.
 
     Args:
-        model: a registered model's name (`digits/natural`), or any module in eval mode that maps images
-            [N, C, H, W] in [0, 1] to logits [N, K].
+        model: a registered model's name (`digits/natural`), a source of models without a card (`file:PATH`, `hf:REPO`,
+            `timm:NAME`, `robustbench:NAME`, `package.module:function`; see docs/models.md), or any module in eval mode
+            that maps images [N, C, H, W] in [0, 1] to logits [N, K].
         suite: a suite's name, or the path of a suite file.
-        x: images [N, C, H, W] in [0, 1] for a module of your own; sample ids are their positions.
+        x: images [N, C, H, W] in [0, 1] for a source or a module of your own; sample ids are their positions.
         y: labels [N] of `x`.
-        dataset: for a module of your own, a known data set to test on (instead of x and y), or the name under
-            which x and y are reported ("custom").
-        name: how a module of your own is called in results; its class name by default.
+        dataset: for a source or a module of your own, a known data set to test on (instead of x and y), or the name
+            under which x and y are reported ("custom"). A robustbench source names its own.
+        name: how it is called in results; by default the module's class name, or a name made of the source.
+        architecture: for the weights of `file:` and `hf:`, the network: "wide_resnet:depth=28,widen_factor=10".
+        mean: for `file:` and `hf:`, per channel of x in [0, 1]; normalization goes inside the module.
+        std: goes with mean.
         reporter: hears of progress.
         **options: see `inputs.Options`.
 
@@ -112,12 +120,23 @@ def evaluate(
     device = pick_device(chosen.device)
     keep_freed_memory()
     loaded = load_suite(suite)
-    if isinstance(model, str):
-        if x is not None or y is not None or dataset is not None or name is not None:
-            raise RobbenchError("x, y, dataset and name go with a module of your own, not with a registered name.")
+    source = parse_source(model) if isinstance(model, str) else None
+    build = Build(architecture, mean, std)
+    if isinstance(model, str) and source is None:
+        if build.given or any(v is not None for v in (x, y, dataset, name)):
+            raise RobbenchError(
+                "x, y, dataset, name, architecture, mean and std go with a source or a module of your own, not with a "
+                "registered name."
+            )
         target, data = registered(model, device, chosen)
         images = Images.of(data)
+    elif source is not None:
+        images = own_images(x, y, source.test_set(dataset), chosen)
+        target = sourced(source, name, device, images, build)
     else:
+        assert isinstance(model, nn.Module)
+        if build.given:
+            raise RobbenchError("architecture, mean and std go with file: and hf:; a module of your own is complete.")
         images = own_images(x, y, dataset, chosen)
         target = own_target(model, name, device, images)
     return _Run(target, images, loaded, chosen, reporter or Silent()).go()

@@ -1,4 +1,4 @@
-"""What a run is given: options, test images, and the model, registered or a user's own."""
+"""What a run is given: options, test images, and the model: registered, from elsewhere, or a user's own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench import rng
-from robbench.data import load
+from robbench.data import NAMES, load
 from robbench.errors import DataError, RobbenchError
 from robbench.files import digest
 from robbench.models.card import Registry, identity
-from robbench.models.load import load_model, module_digest
+from robbench.models.load import load_model, module_digest, module_identity
+from robbench.models.sources import Build, Source, load_source
 from robbench.target import Target, check_images, prepare
 from robbench.types import Dataset
 
-__all__ = ["Images", "Options", "own_images", "own_target", "registered", "select"]
+__all__ = ["Images", "Options", "own_images", "own_target", "registered", "select", "sourced"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,9 @@ def own_images(x: Tensor | None, y: Tensor | None, dataset: str | None, options:
         raise DataError("x and y go together.")
     if x is None or y is None:
         if dataset is None:
-            raise DataError("Give images and labels (x=, y=), or the name of a data set (dataset=).")
+            raise DataError(
+                f"Give images and labels (x=, y=), or the name of a data set (dataset=, --dataset): {', '.join(NAMES)}."
+            )
         return Images.of(load(dataset, "test", options.data_dir))
     x, y = x.detach().cpu(), y.detach().cpu().long()
     check_images(x, y)
@@ -131,7 +134,21 @@ def own_target(model: nn.Module, name: str | None, device: torch.device, images:
         name=name or type(model).__name__,
         device=device,
         weights=module_digest(model),
-        identity={"class": f"{type(model).__module__}.{type(model).__qualname__}", "structure": repr(model)},
+        identity=module_identity(model),
+    )
+
+
+def sourced(source: Source, name: str | None, device: torch.device, images: Images, build: Build) -> Target:
+    """Load a model that has no card; its identity names the source."""
+    first = images.x(np.arange(min(2, len(images.y))))
+    _, channels, rows, columns = first.shape
+    found = load_source(source, (channels, rows, columns), images.num_classes, build)
+    return Target(
+        module=prepare(found.module, device, first),
+        name=name or source.name,
+        device=device,
+        weights=found.weights,
+        identity=found.identity,
     )
 
 

@@ -87,7 +87,7 @@ def prepare(module: nn.Module, device: torch.device, x: Tensor) -> nn.Module:
         try:
             with torch.no_grad():
                 ours(x.to(device))
-        except RuntimeError:
+        except Exception:  # whatever a module raises about its input; `classify` words it
             ours.to(memory_format=torch.contiguous_format)
     return ours
 
@@ -163,11 +163,12 @@ def _logits(target: Target, batch: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             logits = target.module(batch.to(target.device))
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from None
+    except torch.OutOfMemoryError:
+        raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from None
+    except Exception as error:  # a transformer asserts its image size, others raise ValueError
+        reason = str(error) or type(error).__name__
         raise ModelError(
-            f"The model cannot be run on images of shape {tuple(batch.shape)} ({batch.dtype}): {error}"
+            f"The model cannot be run on images of shape {tuple(batch.shape)} ({batch.dtype}): {reason}"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch):
         given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robbench.errors import ModelError, unknown_name
 
-__all__ = ["ARCHITECTURES", "Normalized", "Shape", "build"]
+__all__ = ["ARCHITECTURES", "Normalized", "Shape", "arguments", "build"]
 
 Shape = tuple[int, int, int]
 Builder = Callable[..., nn.Module]
@@ -195,6 +195,18 @@ ARCHITECTURES: dict[str, Builder] = {
 }
 
 
+def arguments(name: str) -> dict[str, int | float | str | bool]:
+    """Return the arguments that a builder takes beyond classes and shape, with their defaults.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if name not in ARCHITECTURES:
+        raise ModelError(unknown_name("architecture", name, ARCHITECTURES))
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
 def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: int, in_shape: Shape) -> nn.Module:
     """Build a network with fresh random weights.
 
@@ -207,14 +219,7 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
     Raises:
         ModelError: an unknown name or argument, or a value that is not allowed.
     """
-    if name not in ARCHITECTURES:
-        raise ModelError(unknown_name("architecture", name, ARCHITECTURES))
-    signature = inspect.signature(ARCHITECTURES[name])
-    defaults = {
-        key: parameter.default
-        for key, parameter in signature.parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    defaults = arguments(name)
     for key, given in args.items():
         if key not in defaults:
             raise ModelError(unknown_name(f"argument of architecture {name}", key, defaults))

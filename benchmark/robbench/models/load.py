@@ -20,7 +20,16 @@ from robbench.files import write_atomically
 from robbench.models.architectures import Normalized, Shape, build
 from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Weights
 
-__all__ = ["LoadedModel", "load_model", "module_digest", "save_weights", "weights_file"]
+__all__ = [
+    "LoadedModel",
+    "fitted",
+    "load_model",
+    "module_digest",
+    "module_identity",
+    "parse_state",
+    "save_weights",
+    "weights_file",
+]
 
 # How training scripts wrap a state dict, and what wrappers of modules put before its keys.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -65,7 +74,7 @@ def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
     except ModelError as error:
         raise ModelError(f"{entry.path}: architecture: {error}") from error
     try:
-        state = _fitted(_parse(data, path.suffix), module)
+        state = fitted(parse_state(data, path.suffix), module)
     except ModelError as error:
         raise ModelError(f"{entry.full_name}: {path}: {error}") from error
     module.load_state_dict(state)
@@ -128,8 +137,16 @@ def _checked_bytes(entry: Entry, path: Path, weights: Weights) -> bytes:
     return data
 
 
-def _parse(data: bytes, suffix: str) -> dict[str, Tensor]:
-    """Read a state dict from the bytes of a file; the keys are those of the bare module."""
+def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
+    """Read a state dict from the bytes of a file; the keys are those of the bare module.
+
+    Args:
+        data: the whole file.
+        suffix: its type, `.safetensors`, `.pt` or `.pth`.
+
+    Raises:
+        ModelError: another type, not readable without running code, or not a state dict of tensors.
+    """
     content: object
     try:
         if suffix == ".safetensors":
@@ -158,8 +175,12 @@ def _parse(data: bytes, suffix: str) -> dict[str, Tensor]:
     return state
 
 
-def _fitted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Convert a state dict to the dtypes of a module, or say everything that does not fit."""
+def fitted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Convert a state dict to the dtypes of a module.
+
+    Raises:
+        ModelError: keys, shapes or kinds do not fit (everything that does not is named), or a weight is not finite.
+    """
     wanted = module.state_dict()
     problems = []
     if missing := sorted(wanted.keys() - state.keys()):
@@ -185,10 +206,10 @@ def _fitted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
         problems.append(f"wrong kind: {_some(kinds)}")
     if problems:
         raise ModelError("the weights do not fit the architecture: " + "; ".join(problems))
-    fitted = {key: state[key].detach().to(wanted[key].dtype) for key in wanted}
-    if bad := [key for key, value in fitted.items() if not value.isfinite().all()]:
+    converted = {key: state[key].detach().to(wanted[key].dtype) for key in wanted}
+    if bad := [key for key, value in converted.items() if not value.isfinite().all()]:
         raise ModelError(f"infinite or NaN weights in: {_some(bad)}")
-    return fitted
+    return converted
 
 
 def _some(items: "list[str] | map[str]", most: int = 8) -> str:
@@ -234,3 +255,8 @@ def module_digest(module: nn.Module) -> str:
         hasher.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         hasher.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()
+
+
+def module_identity(module: nn.Module) -> dict[str, object]:
+    """Return what is known, besides its tensors, of the function that a module without a card computes."""
+    return {"class": f"{type(module).__module__}.{type(module).__qualname__}", "structure": repr(module)}

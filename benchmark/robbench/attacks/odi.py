@@ -1,0 +1,61 @@
+"""Output-diversified starts (Tashiro et al. 2020): restarts that differ in the answers, not only in the pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robbench import rng
+from robbench.attacks.pgd import PGD
+from robbench.errors import SuiteError
+from robbench.threat import Ball
+from robbench.types import Problem, State
+
+__all__ = ["ODI"]
+
+_WEIGHTS = 1 << 30  # step counter of the draw of the weights, away from those of the starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODI(PGD):
+    """PGD whose first steps increase w·z(x) for random weights w on the logits (Tashiro et al. 2020, Eq. 2).
+
+    Attributes:
+        odi_steps: how many of `steps` those are.
+        odi_step: their size, as a share of eps.
+    """
+
+    kind: ClassVar[str] = "odi"
+    version: ClassVar[int] = 1
+    memoryless: ClassVar[bool] = False
+
+    objective: str = "margin"
+    odi_steps: int = 2
+    odi_step: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse starts that leave no step for the loss."""
+        super().__post_init__()
+        if not 1 <= self.odi_steps < self.steps:
+            raise SuiteError(f"odi_steps {self.odi_steps} given with steps {self.steps}; allowed: 1 to steps − 1")
+        if self.odi_step <= 0:
+            raise SuiteError(f"odi_step {self.odi_step} given; it must be above 0")
+
+    def init(self, p: Problem, ball: Ball) -> State:
+        """Start like PGD, with all starting steps ahead."""
+        return super().init(p, ball) | {"left": torch.full_like(p.y, self.odi_steps)}
+
+    def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
+        """Evaluate the random direction in the output space at first, then the objective."""
+        w = 2 * rng.uniform(p.key, p.sample, p.trial, _WEIGHTS, logits.shape[1]).to(logits.dtype) - 1
+        return torch.where(s["left"] > 0, (w * logits).sum(1), super().loss(logits, p, s))
+
+    def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
+        """Take a starting step, or a step of PGD."""
+        far = ball.project(p.x, s["x"] + self.odi_step * ball.eps * ball.steepest(s["x"], grad))
+        near = super().step(p, ball, s, t, logits, loss, grad)["x"]
+        starting = (s["left"] > 0).view(-1, *([1] * (grad.dim() - 1)))
+        return {"x": torch.where(starting, far, near), "left": (s["left"] - 1).clamp(min=0)}
