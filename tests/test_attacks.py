@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from conftest import Linear, run_attack
-from robbench.attacks import APGD, ATTACKS, FGSM, PGD
+from robbench import rng
+from robbench.attacks import APGD, ATTACKS, FGSM, MIFGSM, ODI, PGD
 from robbench.attacks.apgd import _windows
+from robbench.attacks.base import target_class
 from robbench.errors import SuiteError
+from robbench.losses import LOSSES
 from robbench.threat import Ball
 from robbench.types import NORMS, Problem
 
@@ -21,6 +24,12 @@ ALL = [
     APGD(objective="ce", steps=40),
     APGD(objective="dlr", steps=40),
     APGD(objective="margin", steps=50, restarts=2),
+    APGD(objective="dlr_targeted", steps=40, targets=9),
+    PGD(objective="margin_targeted", steps=30, targets=2),
+    PGD(objective="ce_targeted", steps=30, targets=1, random_start=False),
+    PGD(objective="ce_scaled", steps=30),
+    MIFGSM(objective="ce", steps=30),
+    ODI(objective="margin", steps=32),
 ]
 
 
@@ -121,6 +130,11 @@ def test_apgd_halves_the_step_and_returns_to_the_best_point():
         (PGD, {"restarts": 3, "random_start": False}, "repeat"),
         (APGD, {"steps": 0}, "at least 1"),
         (APGD, {"objective": "logit"}, "Did you mean|Known"),
+        (PGD, {"objective": "ce", "targets": 3}, "it has no target"),
+        (PGD, {"objective": "margin_targeted", "targets": 0}, "at least 1"),
+        (MIFGSM, {"decay": -0.1}, "decay"),
+        (ODI, {"steps": 2}, "odi_steps 2 given with steps 2"),
+        (ODI, {"odi_step": 0.0}, "above 0"),
     ],
 )
 def test_meaningless_budgets_are_refused(cls, given, message):
@@ -130,3 +144,61 @@ def test_meaningless_budgets_are_refused(cls, given, message):
 
 def test_table_names_match_kinds():
     assert all(cls.kind == kind for kind, cls in ATTACKS.items())
+
+
+def lanes(n, trial=None, logits=None, key=(1, 2)):
+    zeros = torch.zeros(n, dtype=torch.int64)
+    x = torch.full((n, 1, 2, 2), 0.5, dtype=torch.float64)
+    return Problem(
+        x=x, y=zeros, sample=torch.arange(n), trial=zeros if trial is None else trial, key=key, logits=logits
+    )
+
+
+def test_targets_are_the_wrong_classes_by_clean_logit():
+    logits = torch.tensor([[9.0, 1.0, 5.0, 3.0]]).repeat(8, 1)
+    p = lanes(8, trial=torch.arange(8), logits=logits)
+    assert target_class(p, 3).tolist() == [2, 3, 1, 2, 3, 1, 2, 3], "then the restarts"
+    assert target_class(p, 5).tolist() == [2, 3, 1, 2, 3, 2, 3, 1], "there are three wrong classes; they come again"
+    assert APGD(objective="dlr_targeted", targets=9, restarts=2).trials == 18
+    assert APGD(objective="dlr_targeted").needs_logits and not APGD(objective="dlr").needs_logits
+
+
+def test_momentum_adds_normalized_gradients():
+    attack, ball, p = MIFGSM(decay=0.5, step_size=0.1), Ball("L2", 10.0), lanes(1)
+    one, other = torch.tensor([[[[4.0, 0], [0, 0]]]]).double(), torch.tensor([[[[0, 2.0], [0, 0]]]]).double()
+    s = attack.init(p, ball)
+    assert torch.equal(s["x"], p.x)
+    for grad in (one, other):
+        s = attack.step(p, ball, s, torch.zeros(1), None, None, grad)
+    assert s["g"].flatten().tolist() == [2.0, 4.0, 0, 0], "0.5 · 4 / mean 1 and 2 / mean 0.5"
+    direction = torch.tensor([2.0, 4.0]).double() / torch.tensor(20.0).double().sqrt()
+    moved = (s["x"] - p.x).flatten()[:2]
+    assert torch.allclose(moved, 0.1 * torch.tensor([1.0, 0]).double() + 0.1 * direction)
+
+
+def test_output_diversified_starts_follow_random_weights_first():
+    attack, ball = ODI(steps=4, odi_steps=2, objective="margin"), Ball("Linf", 0.2)
+    p = lanes(500, trial=torch.arange(500))
+    s, logits = attack.init(p, ball), torch.tensor([[3.0, 1.0, 0.0]]).double().repeat(500, 1)
+    first = attack.loss(logits, p, s)
+    u = rng.uniform(p.key, p.sample, p.trial, 1 << 30, 3).double()
+    assert torch.allclose(first, ((2 * u - 1) * logits).sum(1)), "the same weights at every step of a start"
+    assert first.std() > 1
+    grad = torch.ones_like(p.x)
+    after = attack.step(p, ball, s, torch.zeros(500), logits, first, grad)
+    assert torch.allclose(after["x"], (s["x"] + 0.2).clamp(max=0.7)), "steps of eps"
+    assert torch.equal(attack.loss(logits, p, after), first)
+    last = attack.step(p, ball, after, torch.ones(500), logits, first, -grad)
+    assert attack.loss(logits, p, last).unique().tolist() == [-2.0], "then the margin"
+    near = attack.step(p, ball, last, torch.ones(500), logits, first, grad)
+    assert torch.allclose(near["x"], last["x"] + 0.05), "steps of a quarter of eps"
+
+
+def test_rescaled_cross_entropy_sees_squeezed_and_blown_up_logits_alike():
+    z, y = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([0, 0])
+    loss = LOSSES["ce_scaled"]
+    expected = torch.nn.functional.cross_entropy(torch.tensor([[10.0, 5.0, 0.0]]), torch.tensor([0]))
+    assert float(loss(z, y)[0]) == pytest.approx(float(expected))
+    for scale in (1e-3, 1e3):
+        assert torch.allclose(loss(z * scale, y), loss(z, y), rtol=1e-4)
+    assert loss(torch.zeros(1, 3), torch.tensor([0])).isfinite().all()

@@ -143,15 +143,13 @@ def _suites(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
 
 
 def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
-    from dataclasses import fields
-
-    from robbench.attacks import ATTACKS
+    from robbench.attacks import ATTACKS, parameters
 
     return [
         {
             "kind": kind,
             "what": (cls.__doc__ or "").strip().splitlines()[0],
-            "parameters": ", ".join(f"{f.name}={f.default}" for f in fields(cls)),
+            "parameters": ", ".join(f"{name}={f.default}" for name, f in parameters(cls).items()),
         }
         for kind, cls in ATTACKS.items()
     ]

@@ -9,7 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOSSES", "cross_entropy", "dlr", "dlr_targeted", "margin"]
+__all__ = [
+    "LOSSES",
+    "TARGETED",
+    "cross_entropy",
+    "cross_entropy_scaled",
+    "cross_entropy_targeted",
+    "dlr",
+    "dlr_targeted",
+    "margin",
+    "margin_targeted",
+]
+
+_RANGE = 10.0  # between the largest and the smallest logit once they are rescaled
 
 
 def _true(logits: Tensor, y: Tensor) -> Tensor:
@@ -24,6 +36,17 @@ def _best_other(logits: Tensor, y: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy −log softmax(z)_y."""
     return F.cross_entropy(logits, y, reduction="none")
+
+
+def cross_entropy_scaled(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of logits stretched or shrunk to a range of 10, the factor counting as constant.
+
+    Where a model squeezes its logits towards each other, the plain cross-entropy is nearly linear in all of them and
+    pulls at every class alike; where it blows them up, its gradient underflows to zero. Neither happens at a fixed
+    range.
+    """
+    spread = (logits.amax(1) - logits.amin(1)).detach().clamp(min=torch.finfo(logits.dtype).tiny)
+    return cross_entropy(logits / spread[:, None] * _RANGE, y)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -43,12 +66,22 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted margin z_t − z_y (Gowal et al. 2019, the multi-targeted attack)."""
+    return _true(logits, target) - _true(logits, y)
+
+
+def cross_entropy_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted cross-entropy log softmax(z)_t: the target's probability is to rise."""
+    return -cross_entropy(logits, target)
+
+
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference-of-logits ratio (Croce & Hein 2020, Eq. 7): (z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2).
 
     With three classes z_π4 is taken as z_π3, with two the numerator alone is returned.
     """
-    gap = _true(logits, target) - _true(logits, y)
+    gap = margin_targeted(logits, y, target)
     classes = logits.shape[1]
     if classes < 3:
         return gap
@@ -58,7 +91,15 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
+    "ce_scaled": cross_entropy_scaled,
     "margin": margin,
     "dlr": dlr,
 }
 """Untargeted losses by the name that suites use."""
+
+TARGETED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ce_targeted": cross_entropy_targeted,
+    "margin_targeted": margin_targeted,
+    "dlr_targeted": dlr_targeted,
+}
+"""Targeted losses by the name that suites use."""

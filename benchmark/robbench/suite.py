@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -110,12 +110,12 @@ def build_attack(stage: Stage) -> Attack:
     Raises:
         SuiteError: unknown kind, or a parameter that the attack does not have or does not accept.
     """
-    from robbench.attacks import ATTACKS  # torch is needed from here on
+    from robbench.attacks import ATTACKS, parameters  # torch is needed from here on
 
     if stage.kind not in ATTACKS:
         raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, ATTACKS))
     cls = ATTACKS[stage.kind]
-    allowed = {f.name: str(f.type) for f in fields(cls)}
+    allowed = {name: str(f.type) for name, f in parameters(cls).items()}
     values: dict[str, Any] = {}
     for key, given in stage.params.items():
         if key not in allowed:

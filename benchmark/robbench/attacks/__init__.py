@@ -1,13 +1,17 @@
 """The attacks, by the name that suites use for them."""
 
 from robbench.attacks.apgd import APGD
-from robbench.attacks.base import Attack, describe
+from robbench.attacks.base import Attack, describe, parameters
+from robbench.attacks.momentum import MIFGSM
+from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
 
-__all__ = ["APGD", "ATTACKS", "FGSM", "PGD", "Attack", "describe"]
+__all__ = ["APGD", "ATTACKS", "FGSM", "MIFGSM", "ODI", "PGD", "Attack", "describe", "parameters"]
 
-ATTACKS: dict[str, type[APGD] | type[FGSM] | type[PGD]] = {
+ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
     "fgsm": FGSM,
+    "mifgsm": MIFGSM,
+    "odi": ODI,
     "pgd": PGD,
 }

@@ -8,17 +8,18 @@ gradient, and the trial is over. Restarts and target classes are trials.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from robbench.errors import SuiteError, unknown_name
-from robbench.losses import LOSSES
+from robbench.losses import LOSSES, TARGETED
 from robbench.threat import Ball
 from robbench.types import NORMS, Norm, Problem, State
 
-__all__ = ["Attack", "Climbing", "describe"]
+__all__ = ["Attack", "Climbing", "describe", "parameters", "target_class"]
 
 
 class Attack(Protocol):
@@ -29,10 +30,12 @@ class Attack(Protocol):
     norms: ClassVar[tuple[Norm, ...]]
     """The geometries it is made for."""
     needs_grad: ClassVar[bool]
-    needs_logits: ClassVar[bool]
-    """Whether `Problem.logits`, the model's answer to the clean image, is wanted; it costs one forward pass."""
     memoryless: ClassVar[bool]
     """Whether the next point depends on the last one alone, so that coming back to a point is going in circles."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether `Problem.logits`, the model's answer to the clean image, is wanted; it costs one forward pass."""
 
     @property
     def trials(self) -> int:
@@ -67,40 +70,67 @@ class Attack(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Climbing:
-    """What attacks share that climb one untargeted loss by its gradient, from `restarts` starts.
+    """What attacks share that climb a loss by its gradient, from `restarts` starts.
 
     Attributes:
-        objective: which loss is increased: `ce`, `margin` (the papers' "CW") or `dlr`.
+        objective: which loss is increased: `ce`, `ce_scaled`, `margin` (the papers' "CW"), `dlr`, or a targeted one:
+            `ce_targeted`, `margin_targeted`, `dlr_targeted`.
+        targets: for a targeted loss, how many wrong classes are tried, from the likeliest on the clean image; with
+            more than there are, the first come again, from other starts.
         steps: steps per trial.
-        restarts: independent starts; the worst counts.
+        restarts: independent starts (for each target); the worst counts.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
-    needs_logits: ClassVar[bool] = False
 
     objective: str = "ce"
+    targets: int = 1
     steps: int = 20
     restarts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse budgets that mean nothing."""
-        if self.objective not in LOSSES:
-            raise SuiteError(unknown_name("objective", self.objective, LOSSES))
-        if self.steps < 1 or self.restarts < 1:
-            raise SuiteError(f"steps {self.steps}, restarts {self.restarts} given; both must be at least 1")
+        if self.objective not in LOSSES | TARGETED:
+            raise SuiteError(unknown_name("objective", self.objective, LOSSES | TARGETED))
+        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
+            raise SuiteError(
+                f"steps {self.steps}, restarts {self.restarts}, targets {self.targets} given; all must be at least 1"
+            )
+        if self.targets > 1 and self.objective in LOSSES:
+            raise SuiteError(f"targets {self.targets} given with objective {self.objective!r}; it has no target")
+
+    @property
+    def needs_logits(self) -> bool:
+        """The clean logits rank the targets."""
+        return self.objective in TARGETED
 
     @property
     def trials(self) -> int:
-        """One trial per restart."""
-        return self.restarts
+        """One trial per restart and target."""
+        return self.restarts * self.targets
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
         """Evaluate the objective."""
+        if self.objective in TARGETED:
+            return TARGETED[self.objective](logits, p.y, target_class(p, self.targets))
         return LOSSES[self.objective](logits, p.y)
+
+
+def target_class(p: Problem, targets: int) -> Tensor:
+    """Choose each trial's target: the wrong classes in the order of the clean logits, [L] int64."""
+    assert p.logits is not None, "the attack asks for clean logits"
+    rank = p.trial % targets % (p.logits.shape[1] - 1)
+    others = p.logits.scatter(1, p.y[:, None], -torch.inf).argsort(stable=True, dim=1, descending=True)
+    return others.gather(1, rank[:, None]).squeeze(1)
+
+
+def parameters(cls: type[Attack]) -> dict[str, Field[Any]]:
+    """List the hyperparameters of a kind of attack, with their types and defaults."""
+    return {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # a protocol cannot ask for a dataclass
 
 
 def describe(attack: Attack) -> dict[str, Any]:
     """List what identifies an attack in a run: kind, version and every hyperparameter."""
-    values = {f.name: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]
+    values = {name: getattr(attack, name) for name in parameters(type(attack))}
     return {"kind": attack.kind, "version": attack.version, **values}

@@ -36,7 +36,7 @@ class PGD(Climbing):
     def __post_init__(self) -> None:
         """Refuse budgets that mean nothing."""
         super().__post_init__()
-        if self.restarts > 1 and not self.random_start:
+        if self.restarts > 1 and not self.random_start and self.kind != "odi":
             raise SuiteError(f"restarts {self.restarts} without random_start would repeat one computation")
 
     def init(self, p: Problem, ball: Ball) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robbench import rng
-from robbench.attacks import ATTACKS, PGD, Attack
+from robbench.attacks import ATTACKS, PGD, Attack, parameters
 from robbench.errors import CardError, unknown_name
 from robbench.models.card import Adversary, Recipe
 from robbench.training.targets import smooth_labels, wrong_mass
@@ -127,7 +127,7 @@ def inner_attack(adversary: Adversary, reference: Tensor | None = None) -> Attac
     if adversary.attack not in ATTACKS:
         raise CardError(f"recipe.adversary.attack: {unknown_name('attack', adversary.attack, ATTACKS)}")
     cls = ATTACKS[adversary.attack]
-    allowed = {f.name for f in fields(cls)}
+    allowed = parameters(cls)
     named = ("steps", "random_start", "step_size")
     given: dict[str, Any] = {key: getattr(adversary, key) for key in named if key in adversary.model_fields_set}
     if "step_size" in given:
