@@ -113,6 +113,7 @@ def attack_samples(
     widths: Widths,
     judge: Judge = "any",
     detect_cycles: bool = True,
+    draws: int = 1,
     on_rows: Callable[[Rows], None] | None = None,
     on_narrow: Callable[[int, str], None] | None = None,
     keep_adversarials: bool = False,
@@ -131,6 +132,7 @@ def attack_samples(
         judge: `any` queried point may break a sample, or the `final` point of a trial only.
         detect_cycles: end a trial of a memoryless attack when it comes back to one of its last two points: with a
             deterministic model and judge `any`, everything from there on has been judged before.
+        draws: for models that answer at random: a break counts if more than half of so many answers are wrong.
         on_rows: called with the rows of samples as they finish, so that nothing is lost by an interrupt.
         on_narrow: called with (new width, reason) when memory ran out and the lanes were halved.
         keep_adversarials: fill `Rows.x_adv`.
@@ -141,7 +143,7 @@ def attack_samples(
     Raises:
         ModelError: the output is not [L, K], or memory runs out at width 1.
     """
-    run = _Run(model, attack, x, y, sample, ball, key, judge, widths, on_rows, keep_adversarials, detect_cycles)
+    run = _Run(model, attack, x, y, sample, ball, key, judge, widths, on_rows, keep_adversarials, detect_cycles, draws)
     waiting = list(range(len(y)))
     while waiting:
         failure = run.go(waiting)
@@ -172,6 +174,7 @@ class _Run:
     on_rows: Callable[[Rows], None] | None
     keep: bool
     detect_cycles: bool
+    draws: int
     done: list[Rows] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
     logits: Tensor | None = None
@@ -299,7 +302,7 @@ class _Lanes:
             getattr(self.p, name).index_copy_(0, at, getattr(new, name))
         if self.p.logits is not None and new.logits is not None:
             self.p.logits.index_copy_(0, at, new.logits)
-        self.state = {k: v.index_copy(0, at, started[k]) for k, v in self.state.items()}
+        self.state = {k: v.index_copy(0, at, started[k]) if k in started else v for k, v in self.state.items()}
         if self.run.cycles:
             self.before = self.before.index_fill(0, at, torch.nan)
 
@@ -329,6 +332,8 @@ class _Lanes:
             inside = run.ball.contains(self.p.x[hit], x[hit]).cpu().numpy()
             distance[success] = run.ball.distance(self.p.x[hit], x[hit]).cpu().numpy()
             success[success] = inside
+        if run.draws > 1 and success.any():
+            success = self.outvoted(x, wrong.long(), success)
         self.forwards += self.live
         self.backwards += more & with_grad
         self.nonfinite += self.live & (answers[1] == 0)
@@ -349,6 +354,17 @@ class _Lanes:
         self.trial[again] += 1
         self.t += 1
         return again
+
+    def outvoted(self, x: Tensor, votes: Tensor, claims: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell which claimed breaks hold in more than half of `draws` answers, the first of which is `votes`."""
+        run = self.run
+        for _ in range(run.draws - 1):
+            with torch.no_grad():
+                logits = run.model(x)
+            votes = votes + (logits.isfinite().all(1) & (logits.argmax(1) != self.p.y))
+        self.forwards += claims * (run.draws - 1)
+        held: NDArray[np.bool_] = claims & (2 * votes > run.draws).cpu().numpy()
+        return held
 
     def cycled(self, x: Tensor) -> NDArray[np.bool_]:
         """Tell which lanes step from x back to x or to the point before it."""

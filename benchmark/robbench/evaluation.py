@@ -26,7 +26,7 @@ from robbench.numbers import parse_threat
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, build_attack, load_suite
 from robbench.summary import summarize
-from robbench.target import Target, classify, pick_device, time_round
+from robbench.target import RANDOMIZED_DRAWS, Target, classify, pick_device, time_round
 from robbench.threat import Ball
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
@@ -332,6 +332,7 @@ class _Run:
             widths=self.widths,
             judge=self.suite.judge,
             detect_cycles=self.deterministic,
+            draws=1 if self.deterministic else RANDOMIZED_DRAWS,
             on_rows=finished,
             on_narrow=narrowed,
         )

@@ -12,7 +12,8 @@ eps = "0.3"
 
 [[attack]]
 name = "PGD-20-xent"     # also the name of its random numbers
-kind = "pgd"             # from `robbench list attacks`; every other key is a parameter of that attack
+kind = "pgd"             # from `robbench list attacks`; every other key is a parameter of that attack, and
+                         # `eot = N` averages N answers per step, for models that answer at random
 objective = "ce"
 steps = 20
 on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what differs on one data set
@@ -110,19 +111,25 @@ def build_attack(stage: Stage) -> Attack:
     Raises:
         SuiteError: unknown kind, or a parameter that the attack does not have or does not accept.
     """
-    from robbench.attacks import ATTACKS, parameters  # torch is needed from here on
+    from robbench.attacks import ATTACKS, EOT, parameters  # torch is needed from here on
 
     if stage.kind not in ATTACKS:
         raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, ATTACKS))
     cls = ATTACKS[stage.kind]
     allowed = {name: str(f.type) for name, f in parameters(cls).items()}
     values: dict[str, Any] = {}
+    draws = stage.params.get("eot")
     for key, given in stage.params.items():
+        if key == "eot":
+            continue
         if key not in allowed:
             raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): " + unknown_name("parameter", key, allowed))
         values[key] = _typed(given, allowed[key], f"Attack {stage.name!r}: {key}")
     try:
-        return cls(**values)
+        attack: Attack = cls(**values)
+        if draws is None:
+            return attack
+        return EOT(inner=attack, draws=_typed(draws, "int", f"Attack {stage.name!r}: eot"))
     except SuiteError as error:
         raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): {error}") from None
 

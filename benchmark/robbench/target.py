@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from robbench.errors import DataError, ModelError
 
-__all__ = ["Target", "check_images", "classify", "pick_device", "prepare", "time_round"]
+__all__ = ["RANDOMIZED_DRAWS", "Target", "check_images", "classify", "pick_device", "prepare", "time_round"]
+
+RANDOMIZED_DRAWS = 11
+"""Answers that decide over a break of a model that answers at random."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +198,9 @@ def _flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str
     if change > 1e-4 or flips:
         flags["randomized"] = (
             f"The model answers differently to the same images ({flips} of {real} predictions changed, logits by up "
-            f"to {change:.1e} of their length): a break may be luck, and gradients are noisy. Attack the expectation "
-            "over its randomness before trusting these numbers."
+            f"to {change:.1e} of their length), so gradients are noisy. A break counts here if more than half of "
+            f"{RANDOMIZED_DRAWS} answers are wrong. Attack the expectation over its randomness (eot = 20 in a suite) "
+            "before trusting these numbers."
         )
     sums = logits.sum(1)
     if bool((logits >= 0).all() and (logits <= 1).all() and ((sums - 1).abs() < 1e-5).all()):

@@ -2,11 +2,12 @@
 
 from robbench.attacks.apgd import APGD
 from robbench.attacks.base import Attack, describe, parameters
+from robbench.attacks.eot import EOT
 from robbench.attacks.momentum import MIFGSM
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
 
-__all__ = ["APGD", "ATTACKS", "FGSM", "MIFGSM", "ODI", "PGD", "Attack", "describe", "parameters"]
+__all__ = ["APGD", "ATTACKS", "EOT", "FGSM", "MIFGSM", "ODI", "PGD", "Attack", "describe", "parameters"]
 
 ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,

@@ -27,11 +27,16 @@ class Attack(Protocol):
 
     kind: ClassVar[str]
     version: ClassVar[int]
-    norms: ClassVar[tuple[Norm, ...]]
-    """The geometries it is made for."""
-    needs_grad: ClassVar[bool]
     memoryless: ClassVar[bool]
     """Whether the next point depends on the last one alone, so that coming back to a point is going in circles."""
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The geometries it is made for."""
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether it wants gradients."""
 
     @property
     def needs_logits(self) -> bool:
@@ -64,7 +69,8 @@ class Attack(Protocol):
             grad: its gradient, [L, C, H, W] (zeros where the attack needs none).
 
         Returns:
-            The next state; tensors that do not change are passed on.
+            The next state; tensors that do not change are passed on. What `init` did not make is left as it is when a
+            lane starts anew.
         """
 
 
@@ -133,4 +139,5 @@ def parameters(cls: type[Attack]) -> dict[str, Field[Any]]:
 def describe(attack: Attack) -> dict[str, Any]:
     """List what identifies an attack in a run: kind, version and every hyperparameter."""
     values = {name: getattr(attack, name) for name in parameters(type(attack))}
+    values = {name: describe(value) if hasattr(value, "kind") else value for name, value in values.items()}
     return {"kind": attack.kind, "version": attack.version, **values}
