@@ -26,7 +26,7 @@ def linear(seed=0, n=6):
 def test_on_a_model_without_chance_it_is_the_inner_attack(inner, lanes):
     """The mean of equal answers is that answer, so every step is the same, at `draws` times the cost."""
     model, x, y = linear()
-    radius = (x.flatten(1) @ model.w + model.b).abs() / model.w.abs().sum()
+    radius = ((x.flatten(1) @ model.w + model.b).abs() / model.w.abs().sum()).detach()
     ball = Ball("Linf", float(radius.median()) * 1.01)
     alone = run_attack(model, inner, x, y, ball, lanes=lanes, keep_adversarials=True)
     averaged = run_attack(model, EOT(inner=inner, draws=4), x, y, ball, lanes=lanes, keep_adversarials=True)
