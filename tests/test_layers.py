@@ -17,7 +17,7 @@ LAYERS = [
     {"attacks"},
     {"engine", "suite"},
     {"target", "summary"},
-    {"inputs"},
+    {"inputs", "transfer"},
     {"evaluation", "sanity", "training"},
     {"executors"},
     {"report", "regression"},

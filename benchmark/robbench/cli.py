@@ -152,6 +152,12 @@ def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
             "parameters": ", ".join(f"{name}={f.default}" for name, f in parameters(cls).items()),
         }
         for kind, cls in ATTACKS.items()
+    ] + [
+        {
+            "kind": "transfer",
+            "what": "Perturbations made on a surrogate model, tried on the target.",
+            "parameters": "surrogate, attack, and that attack's own",
+        }
     ]
 
 

@@ -21,13 +21,15 @@ from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
 from robbench.inputs import Images, Options, own_images, own_target, registered, select, sourced
 from robbench.memory import keep_freed_memory
+from robbench.models.card import Registry
 from robbench.models.sources import Build, parse_source
 from robbench.numbers import parse_threat
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
-from robbench.suite import Suite, build_attack, load_suite
+from robbench.suite import Stage, Suite, build_attack, load_suite
 from robbench.summary import summarize
 from robbench.target import RANDOMIZED_DRAWS, Target, classify, pick_device, time_round
 from robbench.threat import Ball
+from robbench.transfer import Transfer, build_transfer
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
 
@@ -145,8 +147,18 @@ def evaluate(
 @dataclass(frozen=True)
 class _Stage:
     name: str
-    attack: Attack
+    attack: Attack | Transfer
     key: tuple[int, int]
+
+    def describe(self) -> dict[str, Any]:
+        """List what identifies it in a run."""
+        return self.attack.describe() if isinstance(self.attack, Transfer) else describe(self.attack)
+
+    @property
+    def passes(self) -> int:
+        """How many passes an image that stands takes."""
+        attack = self.attack
+        return attack.passes if isinstance(attack, Transfer) else attack.trials * (attack.steps + 1)
 
 
 Columns = dict[str, Any]
@@ -194,9 +206,7 @@ class _Run:
     def __init__(self, target: Target, images: Images, suite: Suite, options: Options, reporter: Reporter) -> None:
         self.target, self.images, self.suite, self.options, self.reporter = target, images, suite, options, reporter
         self.threat = _threat(suite, images.dataset, options)
-        self.stages = [
-            _Stage(s.name, build_attack(s), rng.make_key(options.seed, s.name)) for s in suite.stages(images.dataset)
-        ]
+        self.stages = [self._stage(s) for s in suite.stages(images.dataset)]
         for stage in self.stages:
             if self.threat.norm not in stage.attack.norms:
                 raise SuiteError(
@@ -209,6 +219,16 @@ class _Run:
         self.widths = Widths(target.module, self.shape, lanes, images.dtype)
         self.deterministic = True
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+    def _stage(self, s: Stage) -> _Stage:
+        attack: Attack | Transfer
+        if s.kind == Transfer.kind:
+            registry = Registry.default([Path(m) for m in self.options.models])
+            first = self.images.x(np.arange(min(2, len(self.images.y))))
+            attack = build_transfer(s, self.images.dataset, self.target.device, first, registry)
+        else:
+            attack = build_attack(s)
+        return _Stage(s.name, attack, rng.make_key(self.options.seed, s.name))
 
     def go(self) -> ResultFile:
         """Compute what is missing, store it, and return the result for the samples that were asked for."""
@@ -268,7 +288,7 @@ class _Run:
             "data": self.images.digest,
             "dtype": str(self.images.dtype),
             "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode},
-            "attacks": [{"name": s.name, **describe(s.attack)} for s in self.stages],
+            "attacks": [{"name": s.name, **s.describe()} for s in self.stages],
             "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},
             "seed": self.options.seed,
             "sample_seed": self.options.sample_seed,
@@ -321,22 +341,29 @@ class _Run:
         def narrowed(width: int, reason: str) -> None:
             self.reporter.note(f"{stage.name}: out of memory ({reason}); going on with {width} lanes.")
 
-        rows = engine.attack_samples(
-            self.target.module,
-            stage.attack,
-            x,
-            y,
-            index,
-            Ball.of(self.threat),
-            key=stage.key,
-            widths=self.widths,
-            judge=self.suite.judge,
-            detect_cycles=self.deterministic,
-            draws=1 if self.deterministic else RANDOMIZED_DRAWS,
-            on_rows=finished,
-            on_narrow=narrowed,
-        )
-        return rows.sample[rows.broken]
+        def run(attack: Attack, x: Tensor, y: Tensor, index: NDArray[np.int64]) -> NDArray[np.int64]:
+            rows = engine.attack_samples(
+                self.target.module,
+                attack,
+                x,
+                y,
+                index,
+                ball,
+                key=stage.key,
+                widths=self.widths,
+                judge=self.suite.judge,
+                detect_cycles=self.deterministic,
+                draws=1 if self.deterministic else RANDOMIZED_DRAWS,
+                on_rows=finished,
+                on_narrow=narrowed,
+            )
+            return rows.sample[rows.broken]
+
+        ball = Ball.of(self.threat)
+        if not isinstance(stage.attack, Transfer):
+            return run(stage.attack, x, y, index)
+        proposals = stage.attack.propose(x, y, index, ball, stage.key, self.widths.lanes)
+        return np.concatenate([run(given, x[at], y[at], index[at]) for at, given in proposals])
 
     def _announce(self, correct: NDArray[np.bool_], missing: dict[str, NDArray[np.bool_]]) -> None:
         seconds = 0.0
@@ -344,7 +371,7 @@ class _Run:
             one = time_round(self.target, self.shape, self.widths.lanes, self.images.dtype)
             for stage in self.stages:
                 batches = -(-int((missing[stage.name] & correct).sum()) // self.widths.lanes)
-                seconds += one * batches * stage.attack.trials * (stage.attack.steps + 1)
+                seconds += one * batches * stage.passes
         names = [s.name for s in self.stages]
         self.reporter.plan(self.title(), names, len(correct), int(correct.sum()), seconds, str(self.target.device))
 
@@ -359,7 +386,7 @@ class _Run:
             selection = f"all {total}" if len(samples) == total else f"first {len(samples)} of {total}"
         return summarize(
             rows[rows["sample"].isin(samples)],
-            attacks={s.name: describe(s.attack) for s in self.stages},
+            attacks={s.name: s.describe() for s in self.stages},
             flags=flags,
             identity=self.identity(),
             model=self.target.name,
