@@ -17,7 +17,7 @@ LAYERS = [
     {"attacks"},
     {"engine", "suite"},
     {"target", "summary"},
-    {"inputs", "transfer"},
+    {"inputs", "transfer", "peers"},
     {"evaluation", "sanity", "training"},
     {"executors"},
     {"report", "regression"},

@@ -21,7 +21,7 @@ def result(model, robust, dataset="digits", eps="0.2", **changed):
         zero_gradient_share=0.0,
     )  # fmt: skip
     values = {
-        "schema_version": 1, "run_id": "ab" * 32, "model": model, "dataset": dataset,
+        "schema_version": 2, "run_id": "ab" * 32, "model": model, "dataset": dataset,
         "threat": ThreatResult(norm="Linf", eps=eps), "suite": "whitebox", "n": 1000, "seed": 0,
         "clean_accuracy": accuracy(950), "robust_accuracy": accuracy(robust), "attacks": [attack], "judge": "any",
         "mode": "full", "overrides": {}, "flags": {}, "identity": {}, "selection": "all 1000", "forwards": 2000,

@@ -157,7 +157,17 @@ def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
             "kind": "transfer",
             "what": "Perturbations made on a surrogate model, tried on the target.",
             "parameters": "surrogate, attack, and that attack's own",
-        }
+        },
+        {
+            "kind": "torchattacks:NAME",
+            "what": "An attack of torchattacks, judged here.",
+            "parameters": "batch=100, and the class's own",
+        },
+        {
+            "kind": "autoattack:NAME",
+            "what": "The authors' AutoAttack: standard, plus, rand, APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T or SQUARE.",
+            "parameters": "batch=100",
+        },
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
@@ -24,12 +25,13 @@ from robbench.memory import keep_freed_memory
 from robbench.models.card import Registry
 from robbench.models.sources import Build, parse_source
 from robbench.numbers import parse_threat
+from robbench.peers import PEERS, Peer, build_peer
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Stage, Suite, build_attack, load_suite
 from robbench.summary import summarize
 from robbench.target import RANDOMIZED_DRAWS, Target, classify, pick_device, time_round
 from robbench.threat import Ball
-from robbench.transfer import Transfer, build_transfer
+from robbench.transfer import Given, Transfer, build_transfer
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
 
@@ -39,7 +41,17 @@ ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning o
 _COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
 _NOTHING: dict[str, Any] = {
     name: np.nan if name == "distance" else 0
-    for name in ("trial", "step", "forwards", "backwards", "distance", "zero_gradients", "nonfinite", "seconds")
+    for name in (
+        "claimed",
+        "trial",
+        "step",
+        "forwards",
+        "backwards",
+        "distance",
+        "zero_gradients",
+        "nonfinite",
+        "seconds",
+    )
 }
 """What a sample costs that a stage has nothing to do for."""
 
@@ -147,18 +159,18 @@ def evaluate(
 @dataclass(frozen=True)
 class _Stage:
     name: str
-    attack: Attack | Transfer
+    attack: Attack | Transfer | Peer
     key: tuple[int, int]
 
     def describe(self) -> dict[str, Any]:
         """List what identifies it in a run."""
-        return self.attack.describe() if isinstance(self.attack, Transfer) else describe(self.attack)
+        return self.attack.describe() if isinstance(self.attack, Transfer | Peer) else describe(self.attack)
 
     @property
     def passes(self) -> int:
         """How many passes an image that stands takes."""
         attack = self.attack
-        return attack.passes if isinstance(attack, Transfer) else attack.trials * (attack.steps + 1)
+        return attack.passes if isinstance(attack, Transfer | Peer) else attack.trials * (attack.steps + 1)
 
 
 Columns = dict[str, Any]
@@ -210,7 +222,7 @@ class _Run:
         for stage in self.stages:
             if self.threat.norm not in stage.attack.norms:
                 raise SuiteError(
-                    f"Attack {stage.name!r} ({stage.attack.kind}) given a threat of norm {self.threat.norm}; it is "
+                    f"Attack {stage.name!r} given a threat of norm {self.threat.norm}; it is "
                     f"made for: {', '.join(stage.attack.norms)}. Choose another suite, or --norm and --eps."
                 )
         self.positions = select(len(images.y), options)
@@ -221,8 +233,10 @@ class _Run:
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
     def _stage(self, s: Stage) -> _Stage:
-        attack: Attack | Transfer
-        if s.kind == Transfer.kind:
+        attack: Attack | Transfer | Peer
+        if s.kind.partition(":")[0] in PEERS:
+            attack = build_peer(s)
+        elif s.kind == Transfer.kind:
             registry = Registry.default([Path(m) for m in self.options.models])
             first = self.images.x(np.arange(min(2, len(self.images.y))))
             attack = build_transfer(s, self.images.dataset, self.target.device, first, registry)
@@ -331,10 +345,14 @@ class _Run:
     ) -> NDArray[np.int64]:
         """Run one attack; returns the samples that it broke."""
         labels = dict(zip(index.tolist(), y.tolist(), strict=True))
+        claims: dict[int, bool] = {}
 
         def finished(rows: engine.Rows) -> None:
             columns = {name: getattr(rows, name) for name in COLUMNS if hasattr(rows, name)}
             columns["label"] = [labels[i] for i in rows.sample.tolist()]
+            columns["claimed"] = [
+                claims.get(i, b) for i, b in zip(rows.sample.tolist(), rows.broken.tolist(), strict=True)
+            ]
             shards.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), columns)
             self.reporter.progress(stage.name, len(rows.sample), int(rows.broken.sum()))
 
@@ -360,10 +378,30 @@ class _Run:
             return rows.sample[rows.broken]
 
         ball = Ball.of(self.threat)
-        if not isinstance(stage.attack, Transfer):
-            return run(stage.attack, x, y, index)
-        proposals = stage.attack.propose(x, y, index, ball, stage.key, self.widths.lanes)
-        return np.concatenate([run(given, x[at], y[at], index[at]) for at, given in proposals])
+        attack, broken = stage.attack, []
+        if isinstance(attack, Transfer):
+            for at, given in attack.propose(x, y, index, ball, stage.key, self.widths.lanes):
+                broken.append(run(given, x[at], y[at], index[at]))
+        elif isinstance(attack, Peer):
+            for chunk in np.unique(index // attack.batch):
+                at = np.flatnonzero(index // attack.batch == chunk)
+                given, claimed = self._peer_batch(attack, int(chunk), ball, stage.key)
+                claims.update(claimed)
+                broken.append(run(given, x[at], y[at], index[at]))
+        else:
+            return run(attack, x, y, index)
+        return np.concatenate(broken)
+
+    def _peer_batch(self, attack: Peer, chunk: int, ball: Ball, key: tuple[int, int]) -> tuple[Given, dict[int, bool]]:
+        """Let a peer attack all correctly classified images of its batch, whichever of them were asked for."""
+        positions = np.flatnonzero(self.images.index // attack.batch == chunk)
+        x, y = self.images.x(positions), self.images.y[positions]
+        prediction, _ = classify(self.target, x, y, self.images.num_classes, self.widths.lanes)
+        right = prediction == y.numpy()
+        sample, device = self.images.index[positions[right]], self.target.device
+        seed = attack.seed(key, chunk)
+        x_adv, claimed = attack.run(self.target.module, x[right].to(device), y[right].to(device), ball, seed)
+        return Given(x_adv, torch.from_numpy(sample)), dict(zip(sample.tolist(), claimed.tolist(), strict=True))
 
     def _announce(self, correct: NDArray[np.bool_], missing: dict[str, NDArray[np.bool_]]) -> None:
         seconds = 0.0

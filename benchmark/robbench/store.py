@@ -34,12 +34,13 @@ __all__ = [
     "read_result",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 COLUMNS = {
     "sample": "int64",  # official index
     "attack": "str",  # name of the stage
     "status": "str",  # misclassified, broken, robust, skipped
+    "claimed": "bool",  # whether the attack itself says that it broke the image; ours say what the judge says
     "label": "int64",  # true class
     "prediction": "int64",  # class predicted at the break, or at the last queried point
     "trial": "int64",  # which restart broke it (or was the last)
@@ -78,6 +79,8 @@ class AttackResult(_Strict):
     """Wall time, of all runs that contributed."""
     config: dict[str, Any]
     """Kind, version and every hyperparameter."""
+    refuted: int
+    """Breaks that the attack (of another library) claims and the judge does not confirm."""
     zero_gradient_share: float
     """Share of gradient queries whose loss gradient was exactly zero: above 0 is a sign of masking."""
 
@@ -93,7 +96,7 @@ class ThreatResult(_Strict):
 class ResultFile(_Strict):
     """result.json. Numbers in it are derived from outcomes.parquet; identity from `identity`."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     run_id: str
     """SHA-256 of `identity`: what was measured. Batch width, device and number of samples are not part of it."""
     model: str

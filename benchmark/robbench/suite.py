@@ -114,7 +114,10 @@ def build_attack(stage: Stage) -> Attack:
     from robbench.attacks import ATTACKS, EOT, parameters  # torch is needed from here on
 
     if stage.kind not in ATTACKS:
-        raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, [*ATTACKS, "transfer"]))
+        raise SuiteError(
+            f"Attack {stage.name!r}: "
+            + unknown_name("kind", stage.kind, [*ATTACKS, "transfer", "torchattacks:NAME", "autoattack:NAME"])
+        )
     cls = ATTACKS[stage.kind]
     allowed = {name: str(f.type) for name, f in parameters(cls).items()}
     values: dict[str, Any] = {}

@@ -66,11 +66,12 @@ def summarize(
                 backwards=backwards,
                 seconds=round(float(mine["seconds"].sum()), 3),
                 config=config,
+                refuted=int((mine["claimed"] & (mine["status"] == Status.ROBUST)).sum()),
                 zero_gradient_share=zero / backwards if backwards else 0.0,
             )
         )
     return ResultFile(
-        schema_version=1,
+        schema_version=2,
         run_id=digest(identity),
         identity=identity,
         threat=ThreatResult(norm=threat.norm, eps=threat.eps_text),
@@ -97,6 +98,11 @@ def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str
         flags["zero_gradients"] = (
             f"{worst.zero_gradient_share:.2%} of the gradients of {worst.name} were exactly zero (seen under "
             f"{len(dead)} of {len(results)} attacks): where the gradient is dead, the attack stood still."
+        )
+    if refuted := [f"{r.refuted} of {r.name}" for r in results if r.refuted]:
+        flags["refuted"] = (
+            f"Breaks that another library claims and that do not hold (outside ball or box, or predicted right by this "
+            f"run's forward pass): {', '.join(refuted)}. They count as robust here."
         )
     broken = int(rows["nonfinite"].sum())
     if broken:
