@@ -18,7 +18,7 @@ def accuracy(k, n=1000):
 def result(model, robust, dataset="digits", eps="0.2", **changed):
     attack = AttackResult(
         name="PGD", robust_accuracy=accuracy(robust + 10), forwards=2000, backwards=1000, seconds=1.0, config={},
-        zero_gradient_share=0.0,
+        refuted=0, zero_gradient_share=0.0,
     )  # fmt: skip
     values = {
         "schema_version": 2, "run_id": "ab" * 32, "model": model, "dataset": dataset,
