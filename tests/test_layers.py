@@ -18,6 +18,7 @@ LAYERS = [
     {"engine", "suite"},
     {"target", "summary"},
     {"inputs", "transfer", "peers"},
+    {"stages"},
     {"evaluation", "sanity", "training"},
     {"executors"},
     {"report", "regression"},

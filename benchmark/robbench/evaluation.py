@@ -12,26 +12,22 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from robbench import engine, rng
-from robbench.attacks import Attack, describe
+from robbench import engine
 from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
 from robbench.inputs import Images, Options, own_images, own_target, registered, select, sourced
 from robbench.memory import keep_freed_memory
-from robbench.models.card import Registry
 from robbench.models.sources import Build, parse_source
 from robbench.numbers import parse_threat
-from robbench.peers import PEERS, Peer, build_peer
+from robbench.stages import ReadyStage, ready_stages, run_stage
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
-from robbench.suite import Stage, Suite, build_attack, load_suite
+from robbench.suite import Suite, load_suite
 from robbench.summary import summarize
-from robbench.target import RANDOMIZED_DRAWS, Target, classify, pick_device, time_round
+from robbench.target import Target, classify, pick_device, time_round
 from robbench.threat import Ball
-from robbench.transfer import Given, Transfer, build_transfer
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
 
@@ -156,23 +152,6 @@ def evaluate(
     return _Run(target, images, loaded, chosen, reporter or Silent()).go()
 
 
-@dataclass(frozen=True)
-class _Stage:
-    name: str
-    attack: Attack | Transfer | Peer
-    key: tuple[int, int]
-
-    def describe(self) -> dict[str, Any]:
-        """List what identifies it in a run."""
-        return self.attack.describe() if isinstance(self.attack, Transfer | Peer) else describe(self.attack)
-
-    @property
-    def passes(self) -> int:
-        """How many passes an image that stands takes."""
-        attack = self.attack
-        return attack.passes if isinstance(attack, Transfer | Peer) else attack.trials * (attack.steps + 1)
-
-
 Columns = dict[str, Any]
 """Records as they come: arrays by the names of the columns of outcomes.parquet."""
 
@@ -218,31 +197,13 @@ class _Run:
     def __init__(self, target: Target, images: Images, suite: Suite, options: Options, reporter: Reporter) -> None:
         self.target, self.images, self.suite, self.options, self.reporter = target, images, suite, options, reporter
         self.threat = _threat(suite, images.dataset, options)
-        self.stages = [self._stage(s) for s in suite.stages(images.dataset)]
-        for stage in self.stages:
-            if self.threat.norm not in stage.attack.norms:
-                raise SuiteError(
-                    f"Attack {stage.name!r} given a threat of norm {self.threat.norm}; it is "
-                    f"made for: {', '.join(stage.attack.norms)}. Choose another suite, or --norm and --eps."
-                )
+        self.stages = ready_stages(suite, self.threat, target, images, options)
         self.positions = select(len(images.y), options)
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
         lanes = options.lanes or default_lanes(self.shape, target.device)
         self.widths = Widths(target.module, self.shape, lanes, images.dtype)
         self.deterministic = True
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-
-    def _stage(self, s: Stage) -> _Stage:
-        attack: Attack | Transfer | Peer
-        if s.kind.partition(":")[0] in PEERS:
-            attack = build_peer(s)
-        elif s.kind == Transfer.kind:
-            registry = Registry.default([Path(m) for m in self.options.models])
-            first = self.images.x(np.arange(min(2, len(self.images.y))))
-            attack = build_transfer(s, self.images.dataset, self.target.device, first, registry)
-        else:
-            attack = build_attack(s)
-        return _Stage(s.name, attack, rng.make_key(self.options.seed, s.name))
 
     def go(self) -> ResultFile:
         """Compute what is missing, store it, and return the result for the samples that were asked for."""
@@ -341,67 +302,35 @@ class _Run:
             shards.flush()
 
     def _run_stage(
-        self, stage: _Stage, x: Tensor, y: Tensor, index: NDArray[np.int64], shards: _Shards
+        self, stage: ReadyStage, x: Tensor, y: Tensor, index: NDArray[np.int64], shards: _Shards
     ) -> NDArray[np.int64]:
         """Run one attack; returns the samples that it broke."""
         labels = dict(zip(index.tolist(), y.tolist(), strict=True))
-        claims: dict[int, bool] = {}
 
-        def finished(rows: engine.Rows) -> None:
+        def finished(rows: engine.Rows, claimed: NDArray[np.bool_]) -> None:
             columns = {name: getattr(rows, name) for name in COLUMNS if hasattr(rows, name)}
             columns["label"] = [labels[i] for i in rows.sample.tolist()]
-            columns["claimed"] = [
-                claims.get(i, b) for i, b in zip(rows.sample.tolist(), rows.broken.tolist(), strict=True)
-            ]
+            columns["claimed"] = claimed
             shards.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), columns)
             self.reporter.progress(stage.name, len(rows.sample), int(rows.broken.sum()))
 
         def narrowed(width: int, reason: str) -> None:
             self.reporter.note(f"{stage.name}: out of memory ({reason}); going on with {width} lanes.")
 
-        def run(attack: Attack, x: Tensor, y: Tensor, index: NDArray[np.int64]) -> NDArray[np.int64]:
-            rows = engine.attack_samples(
-                self.target.module,
-                attack,
-                x,
-                y,
-                index,
-                ball,
-                key=stage.key,
-                widths=self.widths,
-                judge=self.suite.judge,
-                detect_cycles=self.deterministic,
-                draws=1 if self.deterministic else RANDOMIZED_DRAWS,
-                on_rows=finished,
-                on_narrow=narrowed,
-            )
-            return rows.sample[rows.broken]
-
-        ball = Ball.of(self.threat)
-        attack, broken = stage.attack, []
-        if isinstance(attack, Transfer):
-            for at, given in attack.propose(x, y, index, ball, stage.key, self.widths.lanes):
-                broken.append(run(given, x[at], y[at], index[at]))
-        elif isinstance(attack, Peer):
-            for chunk in np.unique(index // attack.batch):
-                at = np.flatnonzero(index // attack.batch == chunk)
-                given, claimed = self._peer_batch(attack, int(chunk), ball, stage.key)
-                claims.update(claimed)
-                broken.append(run(given, x[at], y[at], index[at]))
-        else:
-            return run(attack, x, y, index)
-        return np.concatenate(broken)
-
-    def _peer_batch(self, attack: Peer, chunk: int, ball: Ball, key: tuple[int, int]) -> tuple[Given, dict[int, bool]]:
-        """Let a peer attack all correctly classified images of its batch, whichever of them were asked for."""
-        positions = np.flatnonzero(self.images.index // attack.batch == chunk)
-        x, y = self.images.x(positions), self.images.y[positions]
-        prediction, _ = classify(self.target, x, y, self.images.num_classes, self.widths.lanes)
-        right = prediction == y.numpy()
-        sample, device = self.images.index[positions[right]], self.target.device
-        seed = attack.seed(key, chunk)
-        x_adv, claimed = attack.run(self.target.module, x[right].to(device), y[right].to(device), ball, seed)
-        return Given(x_adv, torch.from_numpy(sample)), dict(zip(sample.tolist(), claimed.tolist(), strict=True))
+        return run_stage(
+            stage,
+            self.target,
+            self.images,
+            x,
+            y,
+            index,
+            Ball.of(self.threat),
+            widths=self.widths,
+            judge=self.suite.judge,
+            deterministic=self.deterministic,
+            on_rows=finished,
+            on_narrow=narrowed,
+        )
 
     def _announce(self, correct: NDArray[np.bool_], missing: dict[str, NDArray[np.bool_]]) -> None:
         seconds = 0.0
