@@ -12,14 +12,12 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def work():
-    for _ in range(3):
-        a = [torch.ones(10 << 20) for _ in range(3)]  # 40 MiB each: glibc maps more than 32 anew unless told otherwise
-        del a
-work()
-before = faults()
-work()
-print(faults() - before)
+def round_of_work():
+    before = faults()
+    a = [torch.ones(10 << 20) for _ in range(3)]  # 40 MiB each: glibc maps more than 32 anew unless told otherwise
+    del a
+    return faults() - before
+print(min(round_of_work() for _ in range(20)))
 """
 
 
@@ -29,8 +27,8 @@ def test_blocks_are_not_faulted_in_again():
         done = subprocess.run([sys.executable, "-c", CODE, mode], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    # Without: every page of 9 blocks (of 2 MiB, where the kernel uses huge pages). With: none, or a few blocks while
-    # the heap finds its shape.
+    # Without: every page of 3 blocks (of 2 MiB, where the kernel uses huge pages) in every round. With: none in some
+    # round; in others a small block may sit in the middle of the space that a large one left.
     kept, left = run("keep"), run("leave")
-    assert left > 100
+    assert left >= 3 * 20
     assert kept < left / 2
