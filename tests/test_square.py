@@ -293,7 +293,10 @@ def test_refuses_what_means_nothing():
 
 
 def pyautoattack(model, x, y, ball, steps, seed, whole_image=True):
-    """The authors' attack; as they publish it in the paper, squares may touch the last row and column."""
+    """The authors' attack; with `whole_image`, squares may touch the last row and column, as in the paper.
+
+    Its squares are the same for all images of a batch, so its counts vary more from seed to seed than ours.
+    """
     from pyautoattack.square import SquareAttack
 
     class WholeImage(SquareAttack):
@@ -334,7 +337,7 @@ def test_agrees_with_pyautoattack_in_short():
         ("digits/at", "Linf", 0.2),
         ("digits/ls095_sigma03", "Linf", 0.2),
         ("digits/at", "L2", 0.8),
-        ("digits/at", "L1", 3.0),
+        ("digits/at", "L1", 2.0),
     ],
 )
 def test_agrees_with_pyautoattack(name, norm, eps, seed):
@@ -343,7 +346,7 @@ def test_agrees_with_pyautoattack(name, norm, eps, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.2), ("L2", 0.8), ("L1", 3.0)])
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.2), ("L2", 0.8), ("L1", 2.0)])
 def test_is_no_weaker_than_pyautoattack_as_it_is(norm, eps):
     only_mine, only_theirs, told = paired("digits/at", Ball(norm, eps), 400, 500, 0, whole_image=False)
     assert mcnemar(only_mine, only_theirs, "less") > 0.01, told
