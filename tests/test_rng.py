@@ -62,3 +62,21 @@ def test_distributions():
     assert z.shape == (100, 999)
     assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
     assert math.isfinite(float(z.abs().max()))
+
+
+def test_lanes_at_their_own_steps_get_the_numbers_of_those_steps():
+    sample, trial = lanes(6)
+    step = torch.tensor([0, 3, 3, 2**31, 2**32 + 5, 7])
+    for draw in (rng.bits, rng.uniform, rng.normal):
+        together = draw((1, 2), sample, trial, step, 5)
+        alone = [draw((1, 2), sample[i : i + 1], trial[i : i + 1], int(step[i]), 5) for i in range(6)]
+        assert torch.equal(together, torch.cat(alone))
+
+
+def test_integers_below_a_bound():
+    words = torch.tensor([0, 1, 2**31, 2**32 - 1])
+    assert rng.below(torch.tensor(10), words).tolist() == [0, 0, 5, 9]
+    assert rng.below(torch.tensor([1, 2, 3, 4]), words).tolist() == [0, 0, 1, 3]
+    sample, trial = lanes(100)
+    drawn = rng.below(torch.tensor(7), rng.bits((1, 2), sample, trial, 0, 700))
+    assert stats.chisquare(drawn.flatten().bincount().numpy()).pvalue > 1e-3

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bits", "make_key", "normal", "philox4x32", "uniform"]
+__all__ = ["below", "bits", "make_key", "normal", "philox4x32", "uniform"]
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments (golden ratio, sqrt(3) - 1)
@@ -45,13 +45,16 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def bits(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: int) -> Tensor:
-    """Draw n 32-bit words a lane: [L], [L] int64 -> [L, n] int64 in [0, 2**32)."""
+def bits(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor, n: int) -> Tensor:
+    """Draw n 32-bit words a lane: [L], [L] int64 -> [L, n] int64 in [0, 2**32).
+
+    `step` is one for all lanes, or each lane's own, [L] int64.
+    """
     block = torch.arange((n + 3) // 4, device=sample.device)
     words = philox4x32(
         sample[:, None] & _MASK,
         trial[:, None] & _MASK,
-        torch.full_like(sample[:, None], step & _MASK),
+        (step[:, None] if isinstance(step, Tensor) else torch.full_like(sample[:, None], step)) & _MASK,
         block[None, :],
         key,
     )
@@ -59,7 +62,15 @@ def bits(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: int)
     return torch.stack([w.expand(lanes) for w in words], dim=-1).flatten(1)[:, :n]
 
 
-def uniform(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: int) -> Tensor:
+def below(bound: Tensor, words: Tensor) -> Tensor:
+    """Turn 32-bit words into integers in [0, bound), each as likely up to bound / 2**32; the two shapes broadcast.
+
+    Multiply and shift (Lemire 2019, "Fast random integer generation in an interval"), without its rejection.
+    """
+    return (words * bound) >> 32
+
+
+def uniform(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor, n: int) -> Tensor:
     """Draw n numbers a lane, uniform on the 2**24 multiples of 2**-24 in [0, 1): [L, n] float32.
 
     24 bits are what float32 holds exactly, so float64 runs see the same numbers.
@@ -67,7 +78,7 @@ def uniform(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: i
     return (bits(key, sample, trial, step, n) >> 8).to(torch.float32) * 2.0**-24
 
 
-def normal(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int, n: int) -> Tensor:
+def normal(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor, n: int) -> Tensor:
     """Draw n standard normal numbers a lane by Box-Muller: [L, n] float32."""
     pairs = (n + 1) // 2
     u = uniform(key, sample, trial, step, 2 * pairs)

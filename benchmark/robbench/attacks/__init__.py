@@ -6,8 +6,23 @@ from robbench.attacks.eot import EOT
 from robbench.attacks.momentum import MIFGSM
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
+from robbench.attacks.spsa import SPSA
+from robbench.attacks.square import Square
 
-__all__ = ["APGD", "ATTACKS", "EOT", "FGSM", "MIFGSM", "ODI", "PGD", "Attack", "describe", "parameters"]
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "EOT",
+    "FGSM",
+    "MIFGSM",
+    "ODI",
+    "PGD",
+    "SPSA",
+    "Attack",
+    "Square",
+    "describe",
+    "parameters",
+]
 
 ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
@@ -15,4 +30,6 @@ ATTACKS: dict[str, type[Attack]] = {
     "mifgsm": MIFGSM,
     "odi": ODI,
     "pgd": PGD,
+    "spsa": SPSA,
+    "square": Square,
 }
