@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import Linear, run_attack
-from robbench.attacks import APGD, ATTACKS, FGSM, PGD
+from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, PGD, DeepFool
 from robbench.attacks.apgd import _windows
 from robbench.errors import SuiteError
 from robbench.threat import Ball
@@ -21,11 +21,18 @@ ALL = [
     APGD(objective="ce", steps=40),
     APGD(objective="dlr", steps=40),
     APGD(objective="margin", steps=50, restarts=2),
+    FAB(targets=1, steps=12),
+    DeepFool(candidates=3, iterations=6),
 ]
 
 
 def name(value):
-    return value if isinstance(value, str) else f"{value.kind}-{value.objective}"
+    return value if isinstance(value, str) else f"{value.kind}-{getattr(value, 'objective', '')}".rstrip("-")
+
+
+def made_for(attacks):
+    """Pair attacks with each norm they are made for."""
+    return pytest.mark.parametrize(("attack", "norm"), [(a, n) for a in attacks for n in a.norms], ids=name)
 
 
 def problem(norm, seed, n=4, classes=2):
@@ -39,8 +46,7 @@ def problem(norm, seed, n=4, classes=2):
     return model, x, y, (s.abs() / torch.linalg.vector_norm(w, ord=DUAL[norm])).detach()
 
 
-@pytest.mark.parametrize("attack", ALL, ids=name)
-@pytest.mark.parametrize("norm", NORMS)
+@made_for(ALL)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_breaks_a_linear_model_exactly_when_eps_exceeds_its_radius(attack, norm, classes):
     model, x, y, radius = problem(norm, seed=len(norm) + classes, classes=classes)
@@ -53,8 +59,7 @@ def test_breaks_a_linear_model_exactly_when_eps_exceeds_its_radius(attack, norm,
             assert not short.broken.any(), (r, "breaks what cannot be broken")
 
 
-@pytest.mark.parametrize("attack", ALL, ids=name)
-@pytest.mark.parametrize("norm", NORMS)
+@made_for([*ALL, CW(search_steps=6, iterations=100)])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_moves_saturated_pixels(attack, norm, value):
     """Every pixel lies exactly on the box; only moving inwards crosses the hyperplane."""
