@@ -36,14 +36,16 @@ class FAB:
     classes the ranks wrap around, and the trials that are left over are further restarts.
 
     The paper linearises at the point after the backward step, so a misclassified point costs two queries, itself and
-    the one behind it, and `steps` counts queries. The last three search the segment from the clean image to the closest
-    misclassified point, if there is one.
+    the one behind it, and `steps` counts queries. The last ones are the paper's final search (pyautoattack has none),
+    on the segment from the clean image to the closest misclassified point, if there is one. It may pass through a third
+    class on its way to the target.
 
     Attributes:
         targets: target classes per restart.
         restarts: the first starts at x, others at a random point at half of eps (the paper's min(u, eps) / 2: had an
             earlier trial found some u < eps, there would be no further one).
         steps: queries per trial that are followed by a step.
+        searches: how many of the queries are left to the final search; 0 leaves it out.
         alpha_max: the largest share of the move that starts at the clean image.
         eta: how far beyond the plane to go, 1 being the plane.
         beta: a misclassified point is pulled back to this share of its distance from the clean image.
@@ -59,6 +61,7 @@ class FAB:
     targets: int = 9
     restarts: int = 1
     steps: int = 100
+    searches: int = SEARCHES
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
@@ -69,6 +72,8 @@ class FAB:
             raise SuiteError(
                 f"targets {self.targets}, restarts {self.restarts}, steps {self.steps} given; all must be at least 1"
             )
+        if not 0 <= self.searches < self.steps:
+            raise SuiteError(f"searches {self.searches} given; allowed: 0 to below steps, {self.steps}")
         if not (0 <= self.alpha_max <= 1 and self.eta >= 1 and 0 < self.beta < 1):
             raise SuiteError(
                 f"alpha_max {self.alpha_max}, eta {self.eta}, beta {self.beta} given; "
@@ -106,7 +111,7 @@ class FAB:
         closer = wrong & (distance < s["distance"])
         s = s | narrowed(s, s["searching"] & ~wrong, closer, margin(logits, p.y))
         s["distance"] = torch.where(closer, distance, s["distance"])
-        s["searching"] = (t + 1 > self.steps - SEARCHES) & s["distance"].isfinite()
+        s["searching"] = (t + 1 > self.steps - self.searches) & s["distance"].isfinite()
         s["pulled"] = wrong & ~s["pulled"]
 
         def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
