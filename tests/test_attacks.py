@@ -5,7 +5,7 @@ import torch
 
 from conftest import Linear, run_attack
 from robbench import rng
-from robbench.attacks import APGD, ATTACKS, FGSM, MIFGSM, ODI, PGD
+from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool
 from robbench.attacks.apgd import _windows
 from robbench.attacks.base import target_class
 from robbench.errors import SuiteError
@@ -30,11 +30,18 @@ ALL = [
     PGD(objective="ce_scaled", steps=30),
     MIFGSM(objective="ce", steps=30),
     ODI(objective="margin", steps=32),
+    FAB(targets=1, steps=12),
+    DeepFool(candidates=3, iterations=6),
 ]
 
 
 def name(value):
-    return value if isinstance(value, str) else f"{value.kind}-{value.objective}"
+    return value if isinstance(value, str) else f"{value.kind}-{getattr(value, 'objective', '')}".rstrip("-")
+
+
+def made_for(attacks):
+    """Pair attacks with each norm they are made for."""
+    return pytest.mark.parametrize(("attack", "norm"), [(a, n) for a in attacks for n in a.norms], ids=name)
 
 
 def problem(norm, seed, n=4, classes=2):
@@ -48,8 +55,7 @@ def problem(norm, seed, n=4, classes=2):
     return model, x, y, (s.abs() / torch.linalg.vector_norm(w, ord=DUAL[norm])).detach()
 
 
-@pytest.mark.parametrize("attack", ALL, ids=name)
-@pytest.mark.parametrize("norm", NORMS)
+@made_for(ALL)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_breaks_a_linear_model_exactly_when_eps_exceeds_its_radius(attack, norm, classes):
     model, x, y, radius = problem(norm, seed=len(norm) + classes, classes=classes)
@@ -62,8 +68,7 @@ def test_breaks_a_linear_model_exactly_when_eps_exceeds_its_radius(attack, norm,
             assert not short.broken.any(), (r, "breaks what cannot be broken")
 
 
-@pytest.mark.parametrize("attack", ALL, ids=name)
-@pytest.mark.parametrize("norm", NORMS)
+@made_for([*ALL, CW(search_steps=6, iterations=100)])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_moves_saturated_pixels(attack, norm, value):
     """Every pixel lies exactly on the box; only moving inwards crosses the hyperplane."""
@@ -158,7 +163,7 @@ def test_targets_are_the_wrong_classes_by_clean_logit():
     logits = torch.tensor([[9.0, 1.0, 5.0, 3.0]]).repeat(8, 1)
     p = lanes(8, trial=torch.arange(8), logits=logits)
     assert target_class(p, 3).tolist() == [2, 3, 1, 2, 3, 1, 2, 3], "then the restarts"
-    assert target_class(p, 5).tolist() == [2, 3, 1, 2, 3, 2, 3, 1], "there are three wrong classes; they come again"
+    assert target_class(p, 5).tolist() == [2, 3, 1, 2, 3, 1, 2, 3], "there are three wrong classes; they come again"
     assert APGD(objective="dlr_targeted", targets=9, restarts=2).trials == 18
     assert APGD(objective="dlr_targeted").needs_logits and not APGD(objective="dlr").needs_logits
 

@@ -2,7 +2,10 @@
 
 from robbench.attacks.apgd import APGD
 from robbench.attacks.base import Attack, describe, parameters
+from robbench.attacks.cw import CW
+from robbench.attacks.deepfool import DeepFool
 from robbench.attacks.eot import EOT
+from robbench.attacks.fab import FAB
 from robbench.attacks.momentum import MIFGSM
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
@@ -12,13 +15,16 @@ from robbench.attacks.square import Square
 __all__ = [
     "APGD",
     "ATTACKS",
+    "CW",
     "EOT",
+    "FAB",
     "FGSM",
     "MIFGSM",
     "ODI",
     "PGD",
     "SPSA",
     "Attack",
+    "DeepFool",
     "Square",
     "describe",
     "parameters",
@@ -26,6 +32,9 @@ __all__ = [
 
 ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
+    "cw": CW,
+    "deepfool": DeepFool,
+    "fab": FAB,
     "fgsm": FGSM,
     "mifgsm": MIFGSM,
     "odi": ODI,

@@ -19,7 +19,7 @@ from robbench.losses import LOSSES, TARGETED
 from robbench.threat import Ball
 from robbench.types import NORMS, Norm, Problem, State
 
-__all__ = ["Attack", "Climbing", "describe", "parameters", "target_class"]
+__all__ = ["Attack", "Climbing", "clean_logits", "describe", "others_by_rank", "parameters", "target_class"]
 
 
 class Attack(Protocol):
@@ -123,12 +123,22 @@ class Climbing:
         return LOSSES[self.objective](logits, p.y)
 
 
+def clean_logits(p: Problem) -> Tensor:
+    """Return the model's answers to the clean images, [L, K]."""
+    assert p.logits is not None, "an attack that looks at the clean logits says needs_logits"
+    return p.logits
+
+
+def others_by_rank(p: Problem) -> Tensor:
+    """List the classes other than y, the one with the largest clean logit first: [L, K - 1] int64."""
+    others = clean_logits(p).scatter(1, p.y[:, None], -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
 def target_class(p: Problem, targets: int) -> Tensor:
     """Choose each trial's target: the wrong classes in the order of the clean logits, [L] int64."""
-    assert p.logits is not None, "the attack asks for clean logits"
-    rank = p.trial % targets % (p.logits.shape[1] - 1)
-    others = p.logits.scatter(1, p.y[:, None], -torch.inf).argsort(stable=True, dim=1, descending=True)
-    return others.gather(1, rank[:, None]).squeeze(1)
+    others = others_by_rank(p)
+    return others.gather(1, (p.trial % min(targets, others.shape[1]))[:, None]).squeeze(1)
 
 
 def parameters(cls: type[Attack]) -> dict[str, Field[Any]]:

@@ -1,0 +1,143 @@
+"""What attacks share that look for the nearest point of another class: targets, planes, and the last stretch.
+
+`toward_plane` is the projection of FAB. `bracket`, `narrowed` and `between` find where the segment from the clean
+image to a misclassified point crosses the decision boundary, one query at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robbench.attacks.base import clean_logits
+from robbench.losses import margin
+from robbench.types import Norm, Problem, State
+
+__all__ = [
+    "SEARCHES",
+    "between",
+    "bracket",
+    "gap_to",
+    "is_wrong",
+    "length",
+    "narrowed",
+    "toward_plane",
+]
+
+_ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
+_DUAL = {"Linf": 1, "L2": 2, "L1": torch.inf}
+_BEYOND = 1e-3  # how far beyond the zero of the secant the search aims, as a share of what is left of the bracket
+_LEAST = 0.01  # the least share of the bracket by which it moves on
+SEARCHES = 3
+"""Queries of the final search: the secant gains about three digits with each."""
+
+
+def _rows(v: Tensor, like: Tensor) -> Tensor:
+    return v.view(-1, *([1] * (like.dim() - 1)))
+
+
+def gap_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Compute z_target − z_y, negative on y's side of their boundary: [L, K], [L], [L] -> [L]."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Tell where the prediction is not y, as the judge does: [L, K], [L] -> [L] bool."""
+    return logits.isfinite().all(1) & (logits.argmax(1) != y)
+
+
+def length(norm: Norm, v: Tensor, *, dual: bool = False) -> Tensor:
+    """Measure v by the norm, or by its dual, as the gradients of linear functions are: [L, C, H, W] -> [L]."""
+    order = _DUAL[norm] if dual else _ORDER[norm]
+    lengths: Tensor = torch.linalg.vector_norm(v.flatten(1), ord=order, dim=1)
+    return lengths
+
+
+def toward_plane(norm: Norm, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
+    """Find the shortest move from x to the plane gap + ⟨w, z − x⟩ = 0 inside the box [0, 1].
+
+    This is the projection problem of FAB (Croce & Hein 2020, Sec. 2.2). Every pixel moves towards the plane or not at
+    all; with rates |w| and room up to the box, the shortest move is min(room, level) for Linf and
+    min(room, level · |w|) for L2 (the KKT conditions), where `level` solves one piecewise linear equation, found by
+    sorting its kinks. For L1 the pixels with the largest rates move first, each as far as the box lets it.
+
+    Args:
+        norm: by which the move is shortest.
+        x: points in the box, [L, C, H, W].
+        w: the plane's normal, [L, C, H, W]; where it is zero the move is zero.
+        gap: value of the linear function at x, [L]; where it is not finite the move is zero.
+
+    Returns:
+        The move, [L, C, H, W]. Where the box ends before the plane, it leads to the corner nearest to the plane: all
+        pixels with an influence move to the box.
+    """
+    flat, w = x.flatten(1), w.flatten(1)
+    info = torch.finfo(x.dtype)
+    gap = torch.where(gap.isfinite(), gap, 0)
+    scale = w.abs().amax(1, keepdim=True)
+    rate = w.abs() / scale.clamp(min=info.tiny)
+    # Next to the steepest pixel these have no influence that the sums below could show; their squares would underflow.
+    rate = torch.where(rate > info.eps**2, rate, 0)
+    need = gap.abs()[:, None] / scale.clamp(min=info.tiny)
+    direction = -w.sign() * gap.sign()[:, None]
+    room = torch.where(direction > 0, 1 - flat, flat) * (rate > 0)
+    move = _fill_steepest(rate, room, need) if norm == "L1" else _fill_evenly(norm, rate, room, need)
+    return (direction * move).view_as(x)
+
+
+def _fill_steepest(rate: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """Use up the room of the largest rates first until Σ rate · move = need: [L, n], [L, n], [L, 1] -> [L, n]."""
+    rate, order = rate.sort(dim=1, descending=True)
+    room = room.gather(1, order)
+    before = F.pad((rate * room).cumsum(1)[:, :-1], (1, 0))
+    left = (need - before).clamp(min=0)
+    move = torch.minimum(left / rate.clamp(min=torch.finfo(rate.dtype).tiny), room)
+    return torch.zeros_like(move).scatter_(1, order, move)
+
+
+def _fill_evenly(norm: Norm, rate: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """Solve Σ rate · min(room, level · pace) = need for the level, pace = 1 (Linf) or rate (L2); shapes as above."""
+    tiny, last = torch.finfo(rate.dtype).tiny, rate.shape[1] - 1
+    pace = rate if norm == "L2" else (rate > 0).to(rate.dtype)
+    kinks, order = (room / pace.clamp(min=tiny)).sort(dim=1)  # the level at which a pixel meets the box
+    held = F.pad((rate * room).gather(1, order).cumsum(1)[:, :-1], (1, 0))  # from the pixels that met it earlier
+    free = (rate * pace).gather(1, order).flip(1).cumsum(1).flip(1)
+    reached = held + kinks * free < need
+    k = reached.sum(1, keepdim=True)
+    at = k.clamp(max=last)
+    level = (need - held.gather(1, at)) / free.gather(1, at).clamp(min=tiny)
+    level = torch.where(k > last, kinks[:, -1:], level)
+    return torch.minimum(level.clamp(min=0) * pace, room)
+
+
+def bracket(p: Problem) -> State:
+    """Start the state of a search: `inner` is classified correctly, `outer` is not (once there is such a point).
+
+    Their margins are f_inner and f_outer, [L].
+    """
+    f_inner = margin(clean_logits(p), p.y).to(p.x.dtype)
+    return {"inner": p.x.clone(), "outer": p.x.clone(), "f_inner": f_inner, "f_outer": torch.zeros_like(f_inner)}
+
+
+def narrowed(s: State, inner: Tensor, outer: Tensor, value: Tensor) -> State:
+    """Let `s["x"]`, with its margin `value` [L], be the new end of the bracket in the lanes `inner` or `outer` [L]."""
+    return {
+        "inner": torch.where(_rows(inner, s["x"]), s["x"], s["inner"]),
+        "outer": torch.where(_rows(outer, s["x"]), s["x"], s["outer"]),
+        "f_inner": torch.where(inner, value, s["f_inner"]),
+        "f_outer": torch.where(outer, value, s["f_outer"]),
+    }
+
+
+def between(s: State) -> Tensor:
+    """Choose the point of the bracket to ask about next: where the straight line through both margins is zero.
+
+    FAB's final search (Croce & Hein 2020), which asks `SEARCHES` times. A little beyond the zero: exactly there,
+    rounding would decide whether the point is misclassified, and where the boundary is curved, the inner end alone
+    might creep forward.
+    """
+    share = s["f_inner"] / (s["f_inner"] - s["f_outer"])
+    share = torch.where(share.isfinite(), share, 0.5)
+    share = (share + _BEYOND * (1 - share)).clamp(_LEAST, 1)
+    return (s["inner"] + _rows(share, s["inner"]) * (s["outer"] - s["inner"])).clamp(0, 1)

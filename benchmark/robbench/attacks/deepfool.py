@@ -1,0 +1,116 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.base import others_by_rank
+from robbench.attacks.boundary import (
+    SEARCHES,
+    between,
+    bracket,
+    gap_to,
+    is_wrong,
+    length,
+    narrowed,
+    toward_plane,
+)
+from robbench.errors import SuiteError
+from robbench.losses import margin
+from robbench.threat import Ball
+from robbench.types import Norm, Problem, State
+
+__all__ = ["DeepFool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool:
+    """Move to the nearest of the linearised boundaries to other classes, again and again (Algorithm 2, Sec. 3.3).
+
+    An iteration needs one gradient per candidate class, so it queries its point once for each of them and then moves.
+    With fewer other classes than `candidates` an iteration takes fewer queries, and the budget holds more of them.
+
+    The paper knows no box: its moves are |f| / ‖w‖ in closed form. Cut off at the box they would get stuck where the
+    pixels with most influence are 0 or 1 already, so planes and moves here are the nearest inside the box. In its
+    interior both are the same.
+
+    The paper stops at the first misclassified point, which lies up to `overshoot` beyond the boundary. Where that is
+    outside the ball, three queries search the segment from the clean image to it: the overshoot should not decide what
+    lies within a fixed radius. The trial then stays where it is.
+
+    Attributes:
+        candidates: classes that are looked at, by the rank of the clean logits.
+        iterations: moves, if all candidates exist.
+        overshoot: by which share the sum of all moves is exceeded, 0.02 in the paper.
+    """
+
+    kind: ClassVar[str] = "deepfool"
+    version: ClassVar[int] = 1
+    norms: ClassVar[tuple[Norm, ...]] = ("Linf", "L2")
+    needs_grad: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = True
+    memoryless: ClassVar[bool] = False
+    trials: ClassVar[int] = 1
+
+    candidates: int = 9
+    iterations: int = 50
+    overshoot: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Refuse budgets that mean nothing."""
+        if self.candidates < 1 or self.iterations < 1:
+            raise SuiteError(f"candidates {self.candidates}, iterations {self.iterations} given; at least 1 is needed")
+        if not 0 <= self.overshoot < 1:
+            raise SuiteError(f"overshoot {self.overshoot} given; allowed: 0 to below 1")
+
+    @property
+    def steps(self) -> int:
+        """One query per candidate and iteration."""
+        return self.candidates * self.iterations
+
+    def init(self, p: Problem, ball: Ball) -> State:
+        """Start at x."""
+        classes = others_by_rank(p)[:, : self.candidates]
+        return {
+            "x": p.x.clone(),
+            "classes": classes,
+            "turn": torch.zeros_like(p.y),  # which of the classes is asked about
+            "moved": torch.zeros_like(p.x),  # the sum of all moves, without the overshoot
+            "nearest": torch.full_like(p.x.flatten(1)[:, 0], torch.inf),  # distance to the nearest plane so far
+            "move": torch.zeros_like(p.x),  # the way there
+            "searches": torch.zeros_like(p.y),  # queries since the first misclassified point, itself included
+            **bracket(p),
+        }
+
+    def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
+        """Compute z_k − z_y for the class k whose turn it is."""
+        return gap_to(logits, p.y, s["classes"].gather(1, s["turn"][:, None]).squeeze(1))
+
+    def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
+        """Remember the nearest plane; move when every class had its turn; search once a point is misclassified."""
+        wide = (-1, *([1] * (grad.dim() - 1)))
+        wrong = is_wrong(logits, p.y)
+        found = wrong | (s["searches"] > 0)
+        s = s | narrowed(s, found & ~wrong, wrong, margin(logits, p.y))
+        s["searches"] = s["searches"] + found
+
+        move = toward_plane(ball.norm, s["x"], grad, loss)
+        # Where the box ends before the plane, as far as it would be at the same rate; NaN where no pixel can move.
+        distance = length(ball.norm, move) * loss.abs() / (grad * move).flatten(1).sum(1).abs()
+        nearer = distance < s["nearest"]
+        move = torch.where(nearer.view(wide), move, s["move"])
+
+        last = s["turn"] + 1 == s["classes"].shape[1]
+        moved = torch.where(last.view(wide), (p.x + s["moved"] + move).clamp(0, 1) - p.x, s["moved"])
+        onward = torch.where(last.view(wide), (p.x + (1 + self.overshoot) * moved).clamp(0, 1), s["x"])
+        closer = torch.where((s["searches"] > SEARCHES).view(wide), s["outer"], between(s))
+        s["x"] = torch.where(found.view(wide), closer, onward)
+        s["moved"] = moved
+        s["turn"] = torch.where(last, 0, s["turn"] + 1)
+        s["nearest"] = torch.where(last, torch.inf, torch.where(nearer, distance, s["nearest"]))
+        s["move"] = torch.where(last.view(wide), 0, move)
+        return s

@@ -1,0 +1,129 @@
+"""FAB-T (Croce & Hein 2020, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.base import clean_logits, target_class
+from robbench.attacks.boundary import (
+    SEARCHES,
+    between,
+    bracket,
+    gap_to,
+    is_wrong,
+    length,
+    narrowed,
+    toward_plane,
+)
+from robbench.errors import SuiteError
+from robbench.losses import margin
+from robbench.threat import Ball
+from robbench.types import NORMS, Norm, Problem, State
+
+__all__ = ["FAB"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAB:
+    """Targeted FAB: from plane to plane of the linearised boundary to a target class, drawn towards the clean image.
+
+    Algorithm 1 of the paper with the plane z_t − z_y = 0 of one target class t at a time, as in AutoAttack. A trial is
+    a pair of target and restart; targets are counted by the rank of the clean logits. With fewer than `targets` other
+    classes the ranks wrap around, and the trials that are left over are further restarts.
+
+    The paper linearises at the point after the backward step, so a misclassified point costs two queries, itself and
+    the one behind it, and `steps` counts queries. The last ones are the paper's final search (pyautoattack has none),
+    on the segment from the clean image to the closest misclassified point, if there is one. It may pass through a third
+    class on its way to the target.
+
+    Attributes:
+        targets: target classes per restart.
+        restarts: the first starts at x, others at a random point at half of eps (the paper's min(u, eps) / 2: had an
+            earlier trial found some u < eps, there would be no further one).
+        steps: queries per trial that are followed by a step.
+        searches: how many of the queries are left to the final search; 0 leaves it out.
+        alpha_max: the largest share of the move that starts at the clean image.
+        eta: how far beyond the plane to go, 1 being the plane.
+        beta: a misclassified point is pulled back to this share of its distance from the clean image.
+    """
+
+    kind: ClassVar[str] = "fab"
+    version: ClassVar[int] = 1
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    needs_grad: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = True
+    memoryless: ClassVar[bool] = False
+
+    targets: int = 9
+    restarts: int = 1
+    steps: int = 100
+    searches: int = SEARCHES
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse budgets and factors that mean nothing."""
+        if min(self.targets, self.restarts, self.steps) < 1:
+            raise SuiteError(
+                f"targets {self.targets}, restarts {self.restarts}, steps {self.steps} given; all must be at least 1"
+            )
+        if not 0 <= self.searches < self.steps:
+            raise SuiteError(f"searches {self.searches} given; allowed: 0 to below steps, {self.steps}")
+        if not (0 <= self.alpha_max <= 1 and self.eta >= 1 and 0 < self.beta < 1):
+            raise SuiteError(
+                f"alpha_max {self.alpha_max}, eta {self.eta}, beta {self.beta} given; "
+                "allowed: alpha_max in [0, 1], eta at least 1, beta between 0 and 1"
+            )
+
+    @property
+    def trials(self) -> int:
+        """One trial per target and restart."""
+        return self.targets * self.restarts
+
+    def init(self, p: Problem, ball: Ball) -> State:
+        """Start at x, and in restarts at half the radius."""
+        start = Ball(ball.norm, ball.eps / 2).random(p, surface=True)
+        first = p.trial < min(self.targets, clean_logits(p).shape[1] - 1)
+        return {
+            "x": torch.where(first.view(-1, *([1] * (p.x.dim() - 1))), p.x, start),
+            "target": target_class(p, self.targets),
+            "pulled": torch.zeros_like(p.y, dtype=torch.bool),  # whether x is the end of a backward step
+            "searching": torch.zeros_like(p.y, dtype=torch.bool),
+            "distance": torch.full_like(p.y, torch.inf, dtype=torch.float64),  # of the bracket's outer end
+            **bracket(p),
+        }
+
+    def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
+        """Compute z_t − z_y."""
+        return gap_to(logits, p.y, s["target"])
+
+    def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
+        """Pull a misclassified point back, or go to the plane; search the segment in the end."""
+        x, wrong = s["x"], is_wrong(logits, p.y)
+        distance = ball.distance(p.x, x)
+        closer = wrong & (distance < s["distance"])
+        s = s | narrowed(s, s["searching"] & ~wrong, closer, margin(logits, p.y))
+        s["distance"] = torch.where(closer, distance, s["distance"])
+        s["searching"] = (t + 1 > self.steps - self.searches) & s["distance"].isfinite()
+        s["pulled"] = wrong & ~s["pulled"]
+
+        def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(where.view(-1, *([1] * (x.dim() - 1))), a, b)
+
+        onward = choose(s["pulled"], p.x + self.beta * (x - p.x), self._onward(p, ball.norm, x, loss, grad))
+        s["x"] = choose(s["searching"], between(s), onward)
+        return s
+
+    def _onward(self, p: Problem, norm: Norm, x: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
+        """Go beyond the plane from x and from the clean image, and mix the two (Algorithm 1)."""
+        gap_clean = gap + (grad * (p.x - x)).flatten(1).sum(1)
+        moves = toward_plane(norm, torch.cat([x, p.x]), torch.cat([grad, grad]), torch.cat([gap, gap_clean]))
+        move, move_clean = moves.chunk(2)
+        far, far_clean = length(norm, moves).clamp(min=1e-8).chunk(2)
+        alpha = (far / (far + far_clean)).clamp(max=self.alpha_max).view(-1, *([1] * (x.dim() - 1)))
+        return ((1 - alpha) * (x + self.eta * move) + alpha * (p.x + self.eta * move_clean)).clamp(0, 1)
