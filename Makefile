@@ -26,7 +26,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 # torch and torchvision come from one resolve, so that their builds fit each other.
 $(READY): pyproject.toml

@@ -123,10 +123,11 @@ def test_missing_data_names_both_ways(tmp_path):
 def test_help_is_fast():
     run("--help")  # the first run may have to compile bytecode
     spent = []
-    for _ in range(3):
-        begin = time.perf_counter()
+    for _ in range(3):  # processor time: a busy machine makes everything wait
+        begin = os.times()
         run("--help")
-        spent.append(time.perf_counter() - begin)
+        end = os.times()
+        spent.append(end.children_user + end.children_system - begin.children_user - begin.children_system)
     assert min(spent) < 0.5
     code = "import sys; sys.argv = ['robbench', 'list', 'models']\nfrom robbench.cli import app\n"
     code += "try: app()\nfinally: assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
