@@ -344,6 +344,8 @@ class _Lanes:
         if (self.live & ~ended).any():
             t = torch.from_numpy(self.t).to(run.device)
             self.state = attack.step(self.p, run.ball, self.state, t, logits, loss, grad)
+            if "done" in self.state:
+                self.t[self.state["done"].cpu().numpy()] = attack.steps - 1
             if run.cycles:
                 ended |= self.live & self.cycled(x)
         retire = ended & (success | (self.trial + 1 >= attack.trials))

@@ -4,6 +4,9 @@ An attack is a frozen dataclass of keyword-only hyperparameters. It has no loop,
 batch size or a global random generator. The engine queries `state["x"]`, hands back logits, loss and gradient, and
 asks for the next state, `steps` times per trial; after step number `steps` the point is queried once more without a
 gradient, and the trial is over. Restarts and target classes are trials.
+
+A trial that has nothing more to try says so: where the state holds a tensor `done` [L] (bool) that is true, the engine
+goes straight to the last query. From there on the state must stay as it is, since `perturb` takes all steps.
 """
 
 from __future__ import annotations
