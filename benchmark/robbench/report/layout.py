@@ -182,7 +182,7 @@ def _html(sheet: Sheet, commands: Commands) -> str:
 
 
 def _latex(sheet: Sheet, commands: Commands) -> str:
-    """Print a floating table for the package booktabs, with the notes below it."""
+    """Print a floating table for the package booktabs, and the notes after it."""
     frame = _frame(sheet).map(tex_text).rename(columns=tex_text)
     rows = [" & ".join(row) + r" \\" for row in [list(frame.columns), *frame.values.tolist()]]
     lines = [
@@ -196,6 +196,7 @@ def _latex(sheet: Sheet, commands: Commands) -> str:
         *rows[1:],
         r"\bottomrule",
         r"\end{tabular}",
+        r"\end{table}",
     ]
     notes = [tex_text(note) for note in sheet.notes]
     for name, listed, reason in _missing(sheet, commands):
@@ -203,7 +204,7 @@ def _latex(sheet: Sheet, commands: Commands) -> str:
         notes.append(f"{tex_text(name)}: not measured; {how}")
     if notes:
         lines += [r"\begin{itemize}", *[rf"\item {note}" for note in notes], r"\end{itemize}"]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _csv(sheet: Sheet, commands: Commands) -> str:

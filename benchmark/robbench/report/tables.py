@@ -178,7 +178,10 @@ def _line(table: PaperTable, row: PaperRow, entry: Entry, measured: _Measured) -
     same = [r for r in current if r.attacks and _threat(r) == threat]
     columns = next((r for r in same if r.suite == table.suite and not r.overrides), None)
     # Few images make a wide interval: by its upper end, luck on them rarely passes for strength.
-    strongest = min(same, key=lambda r: (r.robust_accuracy.high, -r.n, r.suite, r.run_id), default=None)
+    # Of equals, one that is not the paper's own suite.
+    strongest = min(
+        same, key=lambda r: (r.robust_accuracy.high, -r.n, r.suite == table.suite, r.suite, r.run_id), default=None
+    )
     cells = tuple(
         Cell(None if columns is None or c.attacks is None else measured.left_standing(columns, c.attacks), figure)
         for c, figure in zip(table.columns, row.figures, strict=True)
