@@ -40,16 +40,20 @@ def attacked(result, suite, *kinds):
 
 def test_a_committed_result(repo):
     text, notes = export_result(repo / "results/digits/at/whitebox", "robustbench", Registry.default())
-    entry = json.loads(text)
+    entry, stored = json.loads(text), read_result(repo / "results/digits/at/whitebox/result.json")
     assert list(entry) == FIELDS
-    assert (entry["dataset"], entry["eps"], entry["clean_acc"]) == ("digits", "0.2", "96.77")
+    clean = f"{100 * stored.clean_accuracy.value:.2f}"
+    assert (entry["dataset"], entry["eps"], entry["clean_acc"]) == ("digits", "0.2", clean)
     assert (entry["architecture"], entry["additional_data"], entry["number_forward_passes"]) == (
         "digits_convnet",
         False,
         1,
     )
     assert entry["autoattack_acc"] == entry["reported"] == entry["link"] == ""
-    assert "50.61 % of 899 images" in entry["footnote"] and "Not an AutoAttack evaluation" in entry["footnote"]
+    assert (
+        f"{100 * stored.robust_accuracy.value:.2f} % of 899 images" in entry["footnote"]
+        and "Not an AutoAttack evaluation" in entry["footnote"]
+    )
     assert any("no leaderboard for digits" in note for note in notes)
     assert text == export_result(repo / "results/digits/at/whitebox/result.json", "robustbench", Registry.default())[0]
 

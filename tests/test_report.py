@@ -164,6 +164,14 @@ def test_a_model_without_some_attack_shows_a_dash():
     assert frame.loc[0, "APGD"] == "–" and frame.loc[1, "PGD"] == "–"
 
 
+def test_names_and_flags_are_no_markup(tmp_path):
+    root = tmp_path / "results"
+    put(root, result("a|b<i>(c)", 20, flags={"x<script>": "`y` | [z](w)\n# n"}))
+    text = leaderboard(root)
+    assert r"[a\|b&lt;i&gt;(c)](results/digits/a%7Cb%3Ci%3E%28c%29/whitebox/result.json)" in text
+    assert r"x&lt;script&gt;: \`y\` \| [z\](w) # n" in text and "<script" not in text
+
+
 def test_an_empty_tree_says_what_to_do(tmp_path):
     assert "robbench eval" in leaderboard(tmp_path)
 

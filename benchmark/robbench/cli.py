@@ -472,7 +472,7 @@ def table_(
     """Set our results beside a table of a paper; "all" writes every table to RESULTS/tables/."""
     from robbench.models.card import Registry
     from robbench.report.layout import Commands, check_format, render
-    from robbench.report.published import TABLES, find_table
+    from robbench.report.published import TABLES, UNAVAILABLE, find_table
     from robbench.report.tables import fill
 
     tables = list(TABLES.values()) if name == "all" else [find_table(name)]
@@ -503,6 +503,9 @@ def table_(
 
             console = Console()
             print(render(sheet, kind, commands, console.width if console.is_terminal else None), end="")
+    if name == "all":
+        for missing, reason in UNAVAILABLE.items():
+            print(f"No {missing}: {reason}", file=sys.stderr)
 
 
 def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
+from robbench.report.escape import markdown_text
 from robbench.stats import mcnemar
 from robbench.store import Accuracy, ResultFile, load_results, read_rows, result_folder
 from robbench.summary import robust_samples
@@ -96,27 +98,24 @@ def table(results: list[ResultFile], root: Path | None = None) -> pd.DataFrame:
     for rank, r in ranked(results, root):
         figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
         points = overestimation(r)
-        name = r.model if root is None else f"[{r.model}]({root.name}/{r.dataset}/{r.model}/{folder(r)}/result.json)"
+        name = markdown_text(r.model)
+        if root is not None:
+            name = f"[{name}]({quote(str(result_folder(Path(root.name), r) / 'result.json'), safe='/@')})"
         rows.append(
             {
                 "Rank": rank,
                 "Model": name,
                 "Clean": with_interval(r.clean_accuracy),
-                **{a: figures.get(a, "–") for a in attacks},
+                **{markdown_text(a): figures.get(a, "–") for a in attacks},
                 "Worst case": with_interval(r.robust_accuracy),
                 "Overestimation": "–" if points is None else f"{points:.1f}",
                 "Fwd + bwd per image": f"{(r.forwards + r.backwards) / r.n:.0f}",
                 "n": str(r.n),
-                "Flags": ", ".join(r.flags) or "none",
+                "Flags": markdown_text(", ".join(r.flags)) or "none",
                 "Date": r.date[:10],
             }
         )
     return pd.DataFrame(rows)
-
-
-def folder(result: ResultFile) -> str:
-    """Name of the folder that holds a result, below its model."""
-    return result_folder(Path(), result).name
 
 
 def group_title(result: ResultFile) -> str:
@@ -139,10 +138,11 @@ def leaderboard(root: Path) -> str:
     for title, members in groupby(results, key=group_title):
         group = list(members)
         text = table(group, root).to_markdown(index=False, disable_numparse=True)
-        parts.append(f"## {title}\n\n{text}\n" + _footnotes(group))
+        parts.append(f"## {markdown_text(title)}\n\n{text}\n" + _footnotes(group))
     return "\n".join(parts)
 
 
 def _footnotes(group: list[ResultFile]) -> str:
-    lines = [f"- {r.model}, {name}: {text}" for r in group for name, text in sorted(r.flags.items())]
+    said = [f"{r.model}, {name}: {text}" for r in group for name, text in sorted(r.flags.items())]
+    lines = [f"- {markdown_text(line)}" for line in said]
     return "\n" + "\n".join(lines) + "\n" if lines else ""

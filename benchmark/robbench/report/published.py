@@ -10,7 +10,7 @@ from robbench.errors import ResultError, unknown_name
 from robbench.models.card import Entry
 from robbench.models.families import read_table
 
-__all__ = ["TABLES", "Column", "Figure", "PaperRow", "PaperTable", "find_table", "paper_rows"]
+__all__ = ["TABLES", "UNAVAILABLE", "Column", "Figure", "PaperRow", "PaperTable", "find_table", "paper_rows"]
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
@@ -175,7 +175,7 @@ _ALL = (
 TABLES = {table.id: table for table in _ALL}
 """Every table that results can fill, by its name."""
 
-_UNAVAILABLE = {
+UNAVAILABLE = {
     "shafahi2019-1": (
         "Table 1 of Shafahi et al. 2019 compares attacks with the accuracy that the paper's linear approximation "
         "(Eq. 4) predicts. robbench does not compute that approximation yet, so it has nothing to set beside the "
@@ -183,6 +183,7 @@ _UNAVAILABLE = {
         "cifar10/natural, cifar10/at); `robbench eval -m mnist/natural --suite whitebox` measures the attacks."
     )
 }
+"""Tables that nothing here can fill, and why."""
 
 
 def find_table(name: str) -> PaperTable:
@@ -191,8 +192,8 @@ def find_table(name: str) -> PaperTable:
     Raises:
         ResultError: unknown, or a table that nothing here can fill; the sentence says why.
     """
-    if name in _UNAVAILABLE:
-        raise ResultError(_UNAVAILABLE[name])
+    if name in UNAVAILABLE:
+        raise ResultError(UNAVAILABLE[name])
     if name not in TABLES:
         raise ResultError(unknown_name("table", name, [*TABLES, "all"]))
     return TABLES[name]
