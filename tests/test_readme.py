@@ -20,6 +20,9 @@ ELSEWHERE = (
 )  # fmt: skip
 
 
+COMMANDS = ("eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export")
+
+
 def blocks(repo, language):
     text = (repo / "README.md").read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
@@ -54,7 +57,7 @@ def test_every_option_named_exists(repo):
         words = shlex.split(line)
         if words[0] != "robbench":
             continue
-        command = [w for w in words[1:3] if w in ("eval", "list", "show", "train", "data", "fetch", "leaderboard")]
+        command = [w for w in words[1:3] if w in COMMANDS]
         done = subprocess.run(
             [sys.executable, "-m", "robbench", *command, "--help"], capture_output=True, text=True, check=True
         )
@@ -91,7 +94,9 @@ def test_the_table_is_the_committed_one(repo):
     assert shown == expected
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/files.md", "docs/models.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/files.md", "docs/models.md", "docs/tables.md"]
+)
 def test_links_lead_somewhere(repo, name):
     page = repo / name
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):

@@ -1,5 +1,6 @@
 """Intervals and paired tests against published or independently computed values."""
 
+import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
@@ -19,13 +20,18 @@ def test_wilson_at_the_ends():
         wilson(8, 7)
 
 
-def test_wilson_covers():
-    """Of all outcomes at n = 200, weighted by their probability, 93 to 97 % have the truth inside."""
-    for p in (0.03, 0.2, 0.5, 0.9):
-        covered = sum(
-            scipy_stats.binom.pmf(k, 200, p) for k in range(201) if wilson(k, 200)[0] <= p <= wilson(k, 200)[1]
-        )
-        assert 0.93 < covered < 0.97, p
+@pytest.mark.parametrize("n", [100, 256, 899, 10000])
+def test_wilson_covers(n):
+    """Of all outcomes, weighted by their exact probability, 93 to 97 % have the truth inside, averaged over truths."""
+    low, high = np.array([wilson(k, n) for k in range(n + 1)]).T
+    covered = []
+    for p in np.linspace(0.01, 0.99, 99):
+        inside = np.flatnonzero((low <= p) & (p <= high))
+        covered.append(scipy_stats.binom.cdf(inside[-1], n, p) - scipy_stats.binom.cdf(inside[0] - 1, n, p))
+    assert 0.93 < np.mean(covered) < 0.97
+    assert min(covered) > 0.85  # single truths near the ends oscillate with n
+    middle = covered[19:80]  # 0.20 to 0.80
+    assert min(middle) > 0.93 and max(middle) < 0.97
 
 
 def test_mcnemar_exact():

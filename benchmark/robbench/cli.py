@@ -15,6 +15,7 @@ import robbench
 from robbench.errors import ResultError, RobbenchError, unknown_name
 
 if TYPE_CHECKING:
+    from robbench.report.tables import Sheet
     from robbench.store import ResultFile
 
 __all__ = ["app"]
@@ -210,7 +211,7 @@ def show(
     if stored:
         from robbench.report.terminal import print_results
 
-        print_results(stored)
+        print_results(stored, results)
     else:
         print(f"No results yet: robbench eval --model {entry.full_name}")
 
@@ -301,7 +302,7 @@ def eval_(
         objects = [_dump(r) for r in done]
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
     else:
-        print_results(done)
+        print_results(done, results)
 
 
 def _per_channel(option: str, text: str | None) -> list[float] | None:
@@ -451,6 +452,96 @@ def trained(
     from robbench.report.trained import trained_models
 
     _page(trained_models(Registry([builtin_root()]).entries(), _tree(results)), output, check, "trained")
+
+
+@app.command("table")
+def table_(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A table, such as shafahi2019-5, or all.")],
+    run: Annotated[
+        bool, typer.Option("--run", help="First make the results that are missing for cards with weights.")
+    ] = False,
+    kind: Annotated[str, typer.Option("--format", help="terminal, markdown, latex, csv or html.")] = "terminal",
+    output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
+    check: Annotated[bool, typer.Option(help="With all: write nothing; fail (exit 1) when a file is stale.")] = False,
+    samples: Annotated[int | None, typer.Option(help="With --run: the first N test images instead of all.")] = None,
+    device: Annotated[str, typer.Option(help="With --run: auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+) -> None:
+    """Set our results beside a table of a paper; "all" writes every table to RESULTS/tables/."""
+    from robbench.models.card import Registry
+    from robbench.report.layout import Commands, check_format, render
+    from robbench.report.published import TABLES, UNAVAILABLE, find_table
+    from robbench.report.tables import fill
+
+    tables = list(TABLES.values()) if name == "all" else [find_table(name)]
+    if name == "all" and (kind != "terminal" or output):
+        raise RobbenchError(
+            "--format and --output go with one table; all writes .md and .csv files to RESULTS/tables/."
+        )
+    if check and (name != "all" or run):
+        raise RobbenchError("--check goes with all, and without --run.")
+    check_format(kind)
+    registry = Registry.default(models or [])
+    if run:
+        options = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
+        for table in tables:
+            _make(fill(table, registry, results), results, options)
+    _tree(results)
+    commands = Commands(models or [], results)
+    for table in tables:
+        sheet = fill(table, registry, results)
+        if name == "all":
+            for ending, written in (("md", "markdown"), ("csv", "csv")):
+                page = results / "tables" / f"{table.id}.{ending}"
+                _page(render(sheet, written, commands), page, check, "table all")
+        elif output:
+            _page(render(sheet, kind, commands), output, False, "table")
+        else:
+            from rich.console import Console
+
+            console = Console()
+            print(render(sheet, kind, commands, console.width if console.is_terminal else None), end="")
+    if name == "all":
+        for missing, reason in UNAVAILABLE.items():
+            print(f"No {missing}: {reason}", file=sys.stderr)
+
+
+def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
+    """Make the results that a table lacks and that need no training first."""
+    from robbench.report.terminal import TerminalReporter
+
+    waiting = sum(bool(line.todo.train) for line in sheet.lines)
+    print(f"{sheet.table.id}: {len(sheet.runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
+    if not sheet.runs:
+        return
+    from robbench.evaluation import evaluate
+
+    reporter = TerminalReporter(hint_samples=options["samples"] is None)
+    with _resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+        for job in sheet.runs:
+            evaluate(job.model, job.suite, reporter=reporter, results=results, overwrite=job.overwrite, **options)
+
+
+@app.command()
+def export(
+    result: Annotated[Path, typer.Argument(help="A result.json, or the folder that holds it.")],
+    kind: Annotated[str, typer.Option("--format", help="robustbench: an entry of its leaderboard.")] = "robustbench",
+    output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
+    models: Models = None,
+) -> None:
+    """Print a result in the form of another leaderboard."""
+    from robbench.models.card import Registry
+    from robbench.report.export import export_result
+
+    text, notes = export_result(result, kind, Registry.default(models or []))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if output:
+        _page(text, output, False, "export")
+    else:
+        print(text, end="")
 
 
 def _tree(results: Path) -> Path:

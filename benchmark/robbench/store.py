@@ -32,6 +32,8 @@ __all__ = [
     "RunStore",
     "load_results",
     "read_result",
+    "read_rows",
+    "result_folder",
 ]
 
 SCHEMA_VERSION = 2
@@ -166,9 +168,9 @@ class RunStore:
                     raise ResultError(self._mismatch(stored))
                 shutil.rmtree(self.folder)
             else:
-                frames.append(_read_rows(self.outcomes_path))
+                frames.append(read_rows(self.outcomes_path))
         for shard in sorted(self.partial.glob("*.parquet")):
-            frames.append(_read_rows(shard))
+            frames.append(read_rows(shard))
         if not frames:
             return empty_rows()
         # A kill between writing the result and removing its shards leaves rows twice; they are equal.
@@ -211,7 +213,12 @@ def empty_rows() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read the records of a run, or of a shard.
+
+    Raises:
+        ResultError: missing, damaged, or with other columns.
+    """
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -238,6 +245,12 @@ def read_result(path: Path) -> ResultFile:
 def dump_result(result: ResultFile) -> str:
     """Print a result as the JSON that is stored and that `--json` shows."""
     return json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def result_folder(root: Path, result: ResultFile) -> Path:
+    """Name the folder of a results tree that holds a result."""
+    suite = result.suite if not result.overrides else f"{result.suite}@{result.run_id[:8]}"
+    return root / result.dataset / result.model / suite
 
 
 def load_results(root: Path) -> list[ResultFile]:

@@ -23,7 +23,7 @@ from robbench.errors import CardError, unknown_name
 from robbench.files import write_atomically
 from robbench.models.schema import parse_card
 
-__all__ = ["FAMILIES", "family_cards", "stale_cards", "write_cards"]
+__all__ = ["FAMILIES", "family_cards", "read_table", "stale_cards", "write_cards"]
 
 FAMILIES = "families.toml"
 _KEPT = ("weights", "trained")
@@ -88,7 +88,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _read_table(name: str) -> list[dict[str, str]]:
+def read_table(name: str) -> list[dict[str, str]]:
+    """Read a table of `papers/`: a dictionary per row, everything as text."""
     text = (resources.files("robbench") / "papers" / name).read_text(encoding="utf-8")
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -98,7 +99,7 @@ def _rows(family: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     first, *others = family["tables"]
     figures = [_figures(table) for table in others]
     seen: dict[str, int] = {}
-    for i, (row, own) in enumerate(zip(_read_table(first["csv"]), _figures(first), strict=True)):
+    for i, (row, own) in enumerate(zip(read_table(first["csv"]), _figures(first), strict=True)):
         given = own | {key: value for table in figures for key, value in table[i].items()}
         name, card = _row(row, family)
         seed = seen.get(name, 0)
@@ -117,7 +118,7 @@ def _figures(table: dict[str, str]) -> list[dict[str, float]]:
     prefix = table.get("prefix", "")
     return [
         {prefix + key: float(value.rstrip("*")) for key, value in row.items() if key not in parameters}
-        for row in _read_table(table["csv"])
+        for row in read_table(table["csv"])
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -101,8 +102,8 @@ class TerminalReporter:
             self.progress_bar = None
 
 
-def print_results(results: Sequence[ResultFile]) -> None:
-    """Print results as tables, one for each group that may be compared."""
+def print_results(results: Sequence[ResultFile], root: Path) -> None:
+    """Print results as tables, one for each group that may be compared; `root` is the results tree."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200, file=sys.stdout)
@@ -112,7 +113,7 @@ def print_results(results: Sequence[ResultFile]) -> None:
         view = Table(title=f"{title}: robust accuracy, %", title_justify="left", pad_edge=False)
         for column in ("Rank", "Model", "Clean", *attacks, "Worst case [95 %]", "n", "Time"):
             view.add_column(column, justify="left" if column in ("Rank", "Model") else "right")
-        for rank, r in ranked(group):
+        for rank, r in ranked(group, root):
             figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
             view.add_row(
                 rank,

@@ -12,7 +12,7 @@ from robbench.models.card import Entry, ModelCard
 from robbench.report.leaderboard import percent, with_interval
 from robbench.store import ResultFile, load_results
 
-__all__ = ["trained_models"]
+__all__ = ["iterations", "trained_models"]
 
 _INTRO = """\
 # Trained models beside the papers
@@ -63,7 +63,7 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
 
 def _row(entry: Entry, result: ResultFile | None) -> dict[str, str]:
     card = entry.card
-    cells = {"Model": entry.name, "Iterations": _iterations(card)}
+    cells = {"Model": entry.name, "Iterations": iterations(card)}
     values = {} if result is None else {a.name: percent(a.robust_accuracy) for a in result.attacks}
     if result is not None:
         values["clean"] = percent(result.clean_accuracy)
@@ -79,7 +79,8 @@ def _row(entry: Entry, result: ResultFile | None) -> dict[str, str]:
     return cells
 
 
-def _iterations(card: ModelCard) -> str:
+def iterations(card: ModelCard) -> str:
+    """Say how far a trained model got, and what was done otherwise than its recipe says."""
     assert card.trained is not None and card.recipe is not None
     done, wanted = card.trained.iterations, card.recipe.iterations
     text = f"{done:,}" if done == wanted else f"{done:,} of {wanted:,}"
