@@ -8,6 +8,7 @@ from robbench import rng
 from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool
 from robbench.attacks.apgd import _windows
 from robbench.attacks.base import target_class
+from robbench.engine import query
 from robbench.errors import SuiteError
 from robbench.losses import LOSSES
 from robbench.threat import Ball
@@ -28,6 +29,7 @@ ALL = [
     PGD(objective="margin_targeted", steps=30, targets=2),
     PGD(objective="ce_targeted", steps=30, targets=1, random_start=False),
     PGD(objective="ce_scaled", steps=30),
+    PGD(objective="margin", steps=20, relative_step=2.0, anneal=True),
     MIFGSM(objective="ce", steps=30),
     ODI(objective="margin", steps=32),
     FAB(targets=1, steps=12),
@@ -207,3 +209,21 @@ def test_rescaled_cross_entropy_sees_squeezed_and_blown_up_logits_alike():
     for scale in (1e-3, 1e3):
         assert torch.allclose(loss(z * scale, y), loss(z, y), rtol=1e-4)
     assert loss(torch.zeros(1, 3), torch.tensor([0])).isfinite().all()
+
+
+def test_annealing_lets_the_step_fall_along_half_a_cosine():
+    model = Linear(torch.ones(4, dtype=torch.float64), 0.0)
+    x = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    lane = torch.zeros(1, dtype=torch.int64)
+    p = Problem(x=x, y=lane, sample=lane, trial=lane, key=rng.make_key(0, "test"))
+    attack = PGD(steps=4, step_size=0.01, anneal=True, random_start=False)
+    state = attack.init(p, Ball("Linf", 0.5))
+    moved = []
+    for t in range(4):
+        before = state["x"]
+        answer = query(model, attack, p, state, True)
+        state = attack.step(p, Ball("Linf", 0.5), state, lane + t, *answer)
+        moved.append(float((before - state["x"]).max()))
+    assert moved == pytest.approx([0.01, 0.01 * (1 + 0.5**0.5) / 2, 0.005, 0.01 * (1 - 0.5**0.5) / 2])
+    assert PGD().memoryless
+    assert not attack.memoryless, "coming back to a point with a smaller step is no circle"

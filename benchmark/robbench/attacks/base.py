@@ -30,8 +30,10 @@ class Attack(Protocol):
 
     kind: ClassVar[str]
     version: ClassVar[int]
-    memoryless: ClassVar[bool]
-    """Whether the next point depends on the last one alone, so that coming back to a point is going in circles."""
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether the next point depends on the last one alone, so that coming back to a point is going in circles."""
 
     @property
     def norms(self) -> tuple[Norm, ...]:

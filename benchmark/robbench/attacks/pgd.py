@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,15 +24,22 @@ class PGD(Climbing):
         step_size: in pixel units [0, 1]; None takes `relative_step` of eps.
         relative_step: step size as a share of eps, where `step_size` is not given.
         random_start: start from a random point of the ball (Madry et al.) instead of from x.
+        anneal: let the step size fall to zero along half a cosine. Begun at eps or above, few steps then reach what
+            takes a constant or a stepwise schedule many times as long (docs/attacks.md).
     """
 
     kind: ClassVar[str] = "pgd"
     version: ClassVar[int] = 1
-    memoryless: ClassVar[bool] = True
 
     step_size: float | None = None
     relative_step: float = 0.25
     random_start: bool = True
+    anneal: bool = False
+
+    @property
+    def memoryless(self) -> bool:
+        """Not where the step size depends on the step."""
+        return not self.anneal
 
     def __post_init__(self) -> None:
         """Refuse budgets that mean nothing."""
@@ -45,7 +53,10 @@ class PGD(Climbing):
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take one projected step of steepest ascent."""
-        size = self.relative_step * ball.eps if self.step_size is None else self.step_size
+        size: float | Tensor = self.relative_step * ball.eps if self.step_size is None else self.step_size
+        if self.anneal:
+            share = (t.to(grad.dtype) / self.steps * math.pi).cos().add(1) / 2
+            size = size * share.view(-1, *([1] * (grad.dim() - 1)))
         return {"x": ball.project(p.x, s["x"] + size * ball.steepest(s["x"], grad))}
 
 
