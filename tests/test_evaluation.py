@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear
+from conftest import Linear, small
 from robbench import evaluation
 from robbench.errors import DataError, ModelError, ResultError, RobbenchError, SuiteError
 from robbench.evaluation import evaluate
@@ -21,24 +21,6 @@ from robbench.inputs import Options, select
 from robbench.store import COLUMNS, load_results, read_result
 
 VOLATILE = {"seconds", "date"}
-
-
-def small(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (2 / max(p[0].numel(), 1)) ** 0.5)
-    return net.eval()
-
-
-@pytest.fixture
-def problem():
-    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    model = small()
-    y = model(x).argmax(1)
-    y[::10] = (y[::10] + 1) % 10  # every tenth is misclassified
-    return model, x, y
 
 
 def outcomes(folder):

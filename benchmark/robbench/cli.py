@@ -244,6 +244,9 @@ def eval_(
     data_dir: DataDir = None,
     results: Results = Path("results"),
     overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
+    save_adversarials: Annotated[
+        bool, typer.Option("--save-adversarials", help="Keep every adversarial example, for `robbench verify`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the robust accuracy of models.
@@ -295,6 +298,7 @@ def eval_(
                     data_dir=data_dir,
                     results=results,
                     overwrite=overwrite,
+                    save_adversarials=save_adversarials,
                 )
             )
     if as_json:
