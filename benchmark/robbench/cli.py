@@ -308,6 +308,50 @@ def eval_(
         print_results(done)
 
 
+@app.command()
+def verify(
+    result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"What was measured, if it has no card: {_SOURCES}.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    lanes: Annotated[int | None, typer.Option(help="Batch width; that of the run if left out.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Derive every break of a stored result again, without attacking.
+
+    Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
+    """
+    from robbench.verify import verify as verified
+
+    v = verified(
+        result,
+        model,
+        architecture=architecture,
+        mean=_per_channel("--mean", mean),
+        std=_per_channel("--std", std),
+        lanes=lanes,
+        device=device,
+        models=models or [],
+        data_dir=data_dir,
+    )
+    if as_json:
+        print(json.dumps(v.as_json(), indent=2, ensure_ascii=False))
+    else:
+        for finding in v.refuted:
+            print(f"refuted: {finding}")
+        for finding in v.borderline:
+            print(f"within rounding: {finding}")
+        print(v)
+    if v.refuted:
+        raise typer.Exit(1)
+
+
 def _per_channel(option: str, text: str | None) -> list[float] | None:
     try:
         return None if text is None else [float(part) for part in text.split(",")]

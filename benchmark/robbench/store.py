@@ -38,6 +38,7 @@ __all__ = [
     "RunStore",
     "load_results",
     "read_result",
+    "read_rows",
 ]
 
 SCHEMA_VERSION = 2
@@ -189,12 +190,12 @@ class RunStore:
                     raise ResultError(self._mismatch(stored))
                 shutil.rmtree(self.folder)
             else:
-                frames.append(_read_rows(self.outcomes_path))
+                frames.append(read_rows(self.outcomes_path))
         # A break that was stored without its adversarial example and computed again is there twice, and its row must be
         # the one that the point belongs to: shards with points come first.
         shards = sorted(self.partial.glob("*.parquet"))
         first = [s for s in shards if s.with_suffix(".safetensors").exists()]
-        frames = [*map(_read_rows, first), *frames, *(_read_rows(s) for s in shards if s not in first)]
+        frames = [*map(read_rows, first), *frames, *(read_rows(s) for s in shards if s not in first)]
         if not frames:
             return empty_rows()
         # A kill between writing the result and removing its shards leaves rows twice; they are equal.
@@ -261,7 +262,12 @@ def empty_rows() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read the records of a run or of a shard.
+
+    Raises:
+        ResultError: not readable, or without the columns of `COLUMNS`.
+    """
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError) as error:

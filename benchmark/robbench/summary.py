@@ -12,7 +12,10 @@ from robbench.store import Accuracy, AttackResult, ResultFile, ThreatResult
 from robbench.suite import Suite
 from robbench.types import Status, Threat
 
-__all__ = ["robust_samples", "summarize"]
+__all__ = ["MEASURED_FLAGS", "robust_samples", "summarize"]
+
+MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
+"""Flags that follow from the records; the others are noticed before the attacks."""
 
 _DEAD = 0.01  # share of exactly zero gradients from which on a reader is warned
 
