@@ -44,6 +44,7 @@ NO_TORCH = [
     "data",
     "suite",
 ]
+READERS = ["report.leaderboard", "report.terminal", "report.sweep"]
 
 
 def imports(path):
@@ -69,7 +70,11 @@ def test_imports_point_down():
 
 
 def test_readers_of_results_work_without_torch():
-    modules = [f"robbench.{m}" for m in [*NO_TORCH, "report.leaderboard", "report.terminal", "cli"] if m != "report"]
+    modules = [
+        f"robbench.{m}"
+        for m in [*NO_TORCH, "report.leaderboard", "report.terminal", "report.sweep", "cli"]
+        if m != "report"
+    ]
     code = (
         f"import sys; sys.modules['torch'] = None\nimport importlib\nfor m in {modules!r}: importlib.import_module(m)"
     )
