@@ -90,6 +90,18 @@ def test_more_samples_extend_the_run_and_fewer_leave_it(problem, tmp_path):
     pd.testing.assert_frame_equal(stable(after), stable(fresh))
 
 
+def test_a_summary_that_a_kill_left_behind_is_made_again(problem, tmp_path):
+    model, x, y = problem
+    call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path, "lanes": 8}
+    evaluate(model, "quick", samples=20, **call)
+    (folder,) = (tmp_path / "custom" / "small").iterdir()
+    before = (folder / "result.json").read_bytes()
+    evaluate(model, "quick", samples=50, **call)
+    (folder / "result.json").write_bytes(before)  # killed after outcomes.parquet was written
+    assert evaluate(model, "quick", samples=50, **call).n == 50
+    assert read_result(folder / "result.json").n == 50
+
+
 def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path}

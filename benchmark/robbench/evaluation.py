@@ -204,7 +204,9 @@ class _Run:
             keeper = Keeper(store.run_id, self.target, images, Ball.of(self.threat), self.widths)
             known = self._forget(known, store)
         missing = self._missing(known)
-        if before is not None and not any(m.any() for m in missing.values()):
+        # A kill between the records and the summary of an extension leaves a summary of too few samples.
+        whole = before is not None and before.n == known.loc[self._complete(known), "sample"].nunique()
+        if before is not None and whole and not any(m.any() for m in missing.values()):
             # Nothing to compute: hardware, date and flags stay those of the computation.
             self.reporter.note(f"{self.title()}: known since {before.date[:10]}, nothing to compute.")
             result = self._summary(images.index[self.positions], known, overrides, before.flags)
@@ -220,8 +222,7 @@ class _Run:
             self._attack(x, y, prediction, missing, shards)
         rows = pd.concat(shards.rows, ignore_index=True)
         if store is not None:
-            stages = rows.groupby("sample").size()
-            complete = rows["sample"].isin(stages.index[stages == len(self.stages)])
+            complete = self._complete(rows)
             order = self._official(rows.loc[complete, "sample"].unique())
             merged = _ordered(rows[complete], order, [s.name for s in self.stages])
             result = self._summary(order, merged, overrides, flags)
@@ -242,6 +243,11 @@ class _Run:
         )
         skipped = (known["status"] == Status.SKIPPED) & known["sample"].isin(known.loc[lacking, "sample"])
         return known[~(lacking | skipped)]
+
+    def _complete(self, rows: pd.DataFrame) -> pd.Series[bool]:
+        """Tell which rows are of samples that every stage has a record of."""
+        stages = rows.groupby("sample").size()
+        return rows["sample"].isin(stages.index[stages == len(self.stages)])
 
     def title(self) -> str:
         """Name the run as people speak of it."""
