@@ -155,8 +155,8 @@ def _rises(points: list[Point], columns: list[pd.DataFrame], norm: str) -> list[
                 notes.append(
                     f"{name}: robust accuracy RISES from {100 * small.mean():.1f} at {norm} {attacked[i - 1].eps} to "
                     f"{100 * large.mean():.1f} at {attacked[i].eps} ({gained} images stand only at the larger radius, "
-                    f"{lost} only at the smaller; p = {p:.2g}). It cannot: the attack fails there. Suspect masked "
-                    "gradients, too few steps or too large ones."
+                    f"{lost} only at the smaller; p = {p:.2g}). True robustness cannot: the attack fails there. "
+                    "Suspect masked gradients, too few steps or too large ones."
                 )
     return notes
 
