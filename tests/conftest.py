@@ -56,6 +56,26 @@ def run_attack(
     return engine.Rows(**columns, x_adv=x_adv)
 
 
+def small(seed: int = 0) -> nn.Module:
+    """A network of two layers with fixed weights."""
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * (2 / max(p[0].numel(), 1)) ** 0.5)
+    return net.eval()
+
+
+@pytest.fixture
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    """A model, 60 images, and labels of which every tenth is misclassified."""
+    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = small()
+    y = model(x).argmax(1)
+    y[::10] = (y[::10] + 1) % 10  # every tenth is misclassified
+    return model, x, y
+
+
 @pytest.fixture
 def repo() -> Path:
     """The checkout that holds these tests."""

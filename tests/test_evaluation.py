@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear
+from conftest import Linear, small
 from robbench import evaluation
 from robbench.errors import DataError, ModelError, ResultError, RobbenchError, SuiteError
 from robbench.evaluation import evaluate
@@ -21,24 +21,6 @@ from robbench.inputs import Options, select
 from robbench.store import COLUMNS, load_results, read_result
 
 VOLATILE = {"seconds", "date"}
-
-
-def small(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (2 / max(p[0].numel(), 1)) ** 0.5)
-    return net.eval()
-
-
-@pytest.fixture
-def problem():
-    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    model = small()
-    y = model(x).argmax(1)
-    y[::10] = (y[::10] + 1) % 10  # every tenth is misclassified
-    return model, x, y
 
 
 def outcomes(folder):
@@ -106,6 +88,18 @@ def test_more_samples_extend_the_run_and_fewer_leave_it(problem, tmp_path):
     assert alone.run_id == bigger.run_id
     fresh = outcomes(next((tmp_path / "other" / "custom" / "small").iterdir()))
     pd.testing.assert_frame_equal(stable(after), stable(fresh))
+
+
+def test_a_summary_that_a_kill_left_behind_is_made_again(problem, tmp_path):
+    model, x, y = problem
+    call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path, "lanes": 8}
+    evaluate(model, "quick", samples=20, **call)
+    (folder,) = (tmp_path / "custom" / "small").iterdir()
+    before = (folder / "result.json").read_bytes()
+    evaluate(model, "quick", samples=50, **call)
+    (folder / "result.json").write_bytes(before)  # killed after outcomes.parquet was written
+    assert evaluate(model, "quick", samples=50, **call).n == 50
+    assert read_result(folder / "result.json").n == 50
 
 
 def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):

@@ -13,13 +13,15 @@ ROOT = Path(robbench.__file__).parent
 LAYERS = [
     {"robbench", "types", "errors", "numbers", "files", "memory"},
     {"rng", "losses", "stats", "hardware", "widths"},
+    {"adversarials"},
     {"threat", "formats", "data", "store", "models"},
     {"attacks"},
     {"engine", "suite"},
     {"target", "summary"},
+    {"consistency"},
     {"inputs", "transfer", "peers"},
-    {"stages"},
-    {"evaluation", "sanity", "training"},
+    {"stages", "keeping"},
+    {"evaluation", "verify", "sanity", "training"},
     {"executors"},
     {"report", "regression"},
     {"cli"},
@@ -32,14 +34,17 @@ NO_TORCH = [
     "numbers",
     "files",
     "stats",
+    "adversarials",
     "store",
     "summary",
+    "consistency",
     "report",
     "models.card",
     "models.sources",
     "data",
     "suite",
 ]
+READERS = ["report.leaderboard", "report.terminal", "report.sweep"]
 
 
 def imports(path):

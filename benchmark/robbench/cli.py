@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -228,7 +228,10 @@ def eval_(
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
     sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
-    eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(help='Radius in [0, 1] pixel units, such as "8/255"; several with commas make a sweep.'),
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="The test set for a source, which has no card to name it.")
@@ -245,6 +248,9 @@ def eval_(
     data_dir: DataDir = None,
     results: Results = Path("results"),
     overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
+    save_adversarials: Annotated[
+        bool, typer.Option("--save-adversarials", help="Keep every adversarial example, for `robbench verify`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the robust accuracy of models.
@@ -255,6 +261,7 @@ def eval_(
     """
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
+    from robbench.numbers import parse_eps
     from robbench.report.terminal import TerminalReporter, print_results
     from robbench.suite import load_suite
 
@@ -273,13 +280,17 @@ def eval_(
             f"--dataset, --architecture, --mean and --std go with a source ({_SOURCES}); a card names its own."
         )
     load_suite(suite)
+    radii = _radii(eps)
+    # Radius 0 of a sweep is the clean accuracy: there is nothing to attack.
+    attacked = [r for r in radii if len(radii) == 1 or r is None or parse_eps(r) > 0]
     from robbench.evaluation import evaluate
 
     reporter = TerminalReporter(hint_samples=samples is None)
-    done = []
+    done: dict[str, list[ResultFile]] = {name: [] for name in names}
     with _resumable("Every image that was finished is kept."), contextlib.closing(reporter):
-        for name in dict.fromkeys(names):
-            done.append(
+        # The largest radius first: one that is not allowed is told before minutes of work.
+        for name, radius in ((name, radius) for name in done for radius in reversed(attacked)):
+            done[name].append(
                 evaluate(
                     name,
                     suite,
@@ -287,7 +298,7 @@ def eval_(
                     **(about if name in sources else {}),
                     samples=samples,
                     sample_seed=sample_seed,
-                    eps=eps,
+                    eps=radius,
                     norm=norm,
                     seed=seed,
                     lanes=lanes,
@@ -296,13 +307,88 @@ def eval_(
                     data_dir=data_dir,
                     results=results,
                     overwrite=overwrite,
+                    save_adversarials=save_adversarials,
                 )
             )
+    if len(radii) > 1:
+        _sweep(done.values(), results, len(attacked) < len(radii), as_json)
+        return
+    flat = [r for group in done.values() for r in group]
     if as_json:
-        objects = [_dump(r) for r in done]
-        print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
+        _print_objects([_dump(r) for r in flat])
     else:
-        print_results(done, results)
+        print_results(flat, results)
+
+
+def _print_objects(objects: list[dict[str, Any]]) -> None:
+    print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
+
+
+def _radii(eps: str | None) -> list[str | None]:
+    from robbench.numbers import parse_radii
+
+    try:
+        return [None] if eps is None else [*parse_radii(eps)]
+    except ValueError as error:
+        raise RobbenchError(f"--eps {eps!r} given: {error}, or several of them with commas between.") from None
+
+
+def _sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_json: bool) -> None:
+    """Print and write what came out at several radii."""
+    from robbench.report.sweep import print_sweep, sweep, write_sweep
+
+    found = [sweep(results, group, clean) for group in groups]
+    for s in found:
+        table, curve = write_sweep(s, results)
+        if not as_json:
+            print_sweep(s)
+            print(f"{table} and {curve} written.")
+    if as_json:
+        _print_objects([s.as_json() for s in found])
+
+
+@app.command()
+def verify(
+    result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"What was measured, if it has no card: {_SOURCES}.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    lanes: Annotated[int | None, typer.Option(help="Batch width; that of the run if left out.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Derive every break of a stored result again, without attacking.
+
+    Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
+    """
+    from robbench.verify import verify as verified
+
+    v = verified(
+        result,
+        model,
+        architecture=architecture,
+        mean=_per_channel("--mean", mean),
+        std=_per_channel("--std", std),
+        lanes=lanes,
+        device=device,
+        models=models or [],
+        data_dir=data_dir,
+    )
+    if as_json:
+        print(json.dumps(v.as_json(), indent=2, ensure_ascii=False))
+    else:
+        for finding in v.refuted:
+            print(f"refuted: {finding}")
+        for finding in v.borderline:
+            print(f"within rounding: {finding}")
+        print(v)
+    if v.refuted:
+        raise typer.Exit(1)
 
 
 def _per_channel(option: str, text: str | None) -> list[float] | None:

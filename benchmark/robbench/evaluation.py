@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from robbench import engine
 from robbench.errors import RobbenchError, SuiteError
 from robbench.hardware import describe_device, versions
-from robbench.inputs import Images, Options, own_images, own_target, registered, select, sourced
+from robbench.inputs import Images, Options, resolve, select
+from robbench.keeping import Keeper
 from robbench.memory import keep_freed_memory
-from robbench.models.sources import Build, parse_source
+from robbench.models.sources import Build
 from robbench.numbers import parse_threat
 from robbench.stages import ReadyStage, ready_stages, run_stage
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, load_suite
 from robbench.summary import summarize
-from robbench.target import Target, classify, pick_device, time_round
+from robbench.target import Target, classify, time_round
 from robbench.threat import Ball
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
@@ -127,28 +128,9 @@ def evaluate(
     except TypeError:
         allowed = ", ".join(Options.__dataclass_fields__)
         raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
-    device = pick_device(chosen.device)
     keep_freed_memory()
     loaded = load_suite(suite)
-    source = parse_source(model) if isinstance(model, str) else None
-    build = Build(architecture, mean, std)
-    if isinstance(model, str) and source is None:
-        if build.given or any(v is not None for v in (x, y, dataset, name)):
-            raise RobbenchError(
-                "x, y, dataset, name, architecture, mean and std go with a source or a module of your own, not with a "
-                "registered name."
-            )
-        target, data = registered(model, device, chosen)
-        images = Images.of(data)
-    elif source is not None:
-        images = own_images(x, y, source.test_set(dataset), chosen)
-        target = sourced(source, name, device, images, build)
-    else:
-        assert isinstance(model, nn.Module)
-        if build.given:
-            raise RobbenchError("architecture, mean and std go with file: and hf:; a module of your own is complete.")
-        images = own_images(x, y, dataset, chosen)
-        target = own_target(model, name, device, images)
+    target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), chosen)
     return _Run(target, images, loaded, chosen, reporter or Silent()).go()
 
 
@@ -162,6 +144,7 @@ class _Shards:
 
     store: RunStore | None
     rows: list[pd.DataFrame]
+    keeper: Keeper | None = None
     fresh: list[Columns] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
 
@@ -173,13 +156,13 @@ class _Shards:
         if time.monotonic() - self.last > _COMMIT_SECONDS:
             self.flush()
 
-    def flush(self) -> None:
-        """Make what has come since the last time safe."""
+    def flush(self, exact: bool = False) -> None:
+        """Make what has come since the last time safe; with `exact` without asking the model anything."""
         if self.fresh:
             shard = pd.DataFrame({name: np.concatenate([c[name] for c in self.fresh]) for name in COLUMNS})
             self.rows.append(shard.astype(COLUMNS))
             if self.store is not None:
-                self.store.commit(self.rows[-1])
+                self.store.commit(self.rows[-1], self.keeper.points(exact) if self.keeper else [])
         self.fresh, self.last = [], time.monotonic()
 
     def __enter__(self) -> Self:
@@ -188,7 +171,7 @@ class _Shards:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
+        self.flush(exact=isinstance(error, Exception))  # what failed may well have been the model
 
 
 class _Run:
@@ -216,27 +199,55 @@ class _Run:
         store = self._store(standard=not overrides)
         known = store.open(options.overwrite) if store else empty_rows()
         before = read_result(store.result_path) if store and store.result_path.exists() else None
+        keeper = None
+        if store and (options.save_adversarials or store.keeps_adversarials):
+            keeper = Keeper(store.run_id, self.target, images, Ball.of(self.threat), self.widths)
+            known = self._forget(known, store)
         missing = self._missing(known)
-        if before is not None and not any(m.any() for m in missing.values()):
+        # A kill between the records and the summary of an extension leaves a summary of too few samples.
+        whole = before is not None and before.n == known.loc[self._complete(known), "sample"].nunique()
+        if before is not None and whole and not any(m.any() for m in missing.values()):
             # Nothing to compute: hardware, date and flags stay those of the computation.
             self.reporter.note(f"{self.title()}: known since {before.date[:10]}, nothing to compute.")
             result = self._summary(images.index[self.positions], known, overrides, before.flags)
             kept = ("hardware", "versions", "date", "lanes", "flags")
             return result.model_copy(update={k: getattr(before, k) for k in kept})
         x, y = images.x(self.positions), images.y[self.positions]
-        with _Shards(store, [known]) as shards:
+        with _Shards(store, [known], keeper) as shards:
             prediction, flags = classify(self.target, x, y, images.num_classes, self.widths.lanes)
             self._announce(prediction == y.numpy(), missing)
             self.deterministic = "randomized" not in flags
+            if keeper is not None:
+                keeper.exact = not self.deterministic
             self._attack(x, y, prediction, missing, shards)
         rows = pd.concat(shards.rows, ignore_index=True)
         if store is not None:
-            stages = rows.groupby("sample").size()
-            complete = rows["sample"].isin(stages.index[stages == len(self.stages)])
+            complete = self._complete(rows)
             order = self._official(rows.loc[complete, "sample"].unique())
             merged = _ordered(rows[complete], order, [s.name for s in self.stages])
-            store.finish(merged, self._summary(order, merged, overrides, flags), leftover=rows[~complete])
+            result = self._summary(order, merged, overrides, flags)
+            store.finish(merged, result, leftover=rows[~complete], keep=keeper is not None)
         return self._summary(images.index[self.positions], rows, overrides, flags)
+
+    def _forget(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
+        """Drop breaks that were found before adversarial examples were kept, so that they are computed again.
+
+        Only among the samples that were asked for. In a cascade, what later stages skipped is decided again with them.
+        """
+        asked = known["sample"].isin(self.images.index[self.positions])
+        lacking = asked & store.without_adversarials(known)
+        if not lacking.any():
+            return known
+        self.reporter.note(
+            f"{int(lacking.sum())} breaks are known without their adversarial examples; they are computed again."
+        )
+        skipped = (known["status"] == Status.SKIPPED) & known["sample"].isin(known.loc[lacking, "sample"])
+        return known[~(lacking | skipped)]
+
+    def _complete(self, rows: pd.DataFrame) -> pd.Series[bool]:
+        """Tell which rows are of samples that every stage has a record of."""
+        stages = rows.groupby("sample").size()
+        return rows["sample"].isin(stages.index[stages == len(self.stages)])
 
     def title(self) -> str:
         """Name the run as people speak of it."""
@@ -311,6 +322,8 @@ class _Run:
             columns = {name: getattr(rows, name) for name in COLUMNS if hasattr(rows, name)}
             columns["label"] = [labels[i] for i in rows.sample.tolist()]
             columns["claimed"] = claimed
+            if shards.keeper is not None:  # before the rows, so that a shard has both
+                shards.keeper.take(stage.name, rows)
             shards.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), columns)
             self.reporter.progress(stage.name, len(rows.sample), int(rows.broken.sum()))
 
@@ -330,6 +343,7 @@ class _Run:
             deterministic=self.deterministic,
             on_rows=finished,
             on_narrow=narrowed,
+            keep_adversarials=shards.keeper is not None,
         )
 
     def _announce(self, correct: NDArray[np.bool_], missing: dict[str, NDArray[np.bool_]]) -> None:

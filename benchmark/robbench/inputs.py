@@ -19,11 +19,11 @@ from robbench.errors import DataError, RobbenchError
 from robbench.files import digest
 from robbench.models.card import Registry, identity
 from robbench.models.load import load_model, module_digest, module_identity
-from robbench.models.sources import Build, Source, load_source
-from robbench.target import Target, check_images, prepare
+from robbench.models.sources import Build, Source, load_source, parse_source
+from robbench.target import Target, check_images, pick_device, prepare
 from robbench.types import Dataset
 
-__all__ = ["Images", "Options", "own_images", "own_target", "registered", "select", "sourced"]
+__all__ = ["Images", "Options", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class Options:
         models: further model registries.
         results: results tree; None keeps nothing on disk.
         overwrite: replace a stored result of a different run instead of refusing.
+        save_adversarials: store the adversarial example of every break too, beside the result. It is not part of what
+            was measured: a run goes on with it or without, and keeps saving once it has begun.
     """
 
     norm: str | None = None
@@ -55,6 +57,7 @@ class Options:
     models: Sequence[str | Path] = ()
     results: str | Path | None = None
     overwrite: bool = False
+    save_adversarials: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
@@ -62,6 +65,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RobbenchError(f"{name}: {value} given; it must be at least {least}.")
+        if self.save_adversarials and self.results is None:
+            raise RobbenchError("save_adversarials given without results: say where to (results=DIR).")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +89,40 @@ class Images:
             return torch.from_numpy(data.x[at]).to(torch.float32) / data.scale
 
         return cls(data.name, images, torch.from_numpy(data.y), data.index, data.num_classes, data.digest)
+
+
+def resolve(
+    model: str | nn.Module,
+    x: Tensor | None,
+    y: Tensor | None,
+    dataset: str | None,
+    name: str | None,
+    build: Build,
+    options: Options,
+) -> tuple[Target, Images]:
+    """Bring model and test images together, whichever way they were given; see `evaluation.evaluate`.
+
+    Raises:
+        RobbenchError: what was given does not go together, or cannot be loaded.
+    """
+    device = pick_device(options.device)
+    source = parse_source(model) if isinstance(model, str) else None
+    if isinstance(model, str) and source is None:
+        if build.given or any(v is not None for v in (x, y, dataset, name)):
+            raise RobbenchError(
+                "x, y, dataset, name, architecture, mean and std go with a source or a module of your own, not with a "
+                "registered name."
+            )
+        target, data = registered(model, device, options)
+        return target, Images.of(data)
+    if source is not None:
+        images = own_images(x, y, source.test_set(dataset), options)
+        return sourced(source, name, device, images, build), images
+    assert isinstance(model, nn.Module)
+    if build.given:
+        raise RobbenchError("architecture, mean and std go with file: and hf:; a module of your own is complete.")
+    images = own_images(x, y, dataset, options)
+    return own_target(model, name, device, images), images
 
 
 def registered(name: str, device: torch.device, options: Options) -> tuple[Target, Dataset]:

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from robbench.types import NORMS, Threat
 
-__all__ = ["parse_eps", "parse_fraction", "parse_threat"]
+__all__ = ["parse_eps", "parse_fraction", "parse_radii", "parse_threat"]
 
 
 def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> Fraction:
@@ -32,6 +32,16 @@ def parse_eps(text: str | int | float | Fraction) -> Fraction:
         ValueError: not a number or negative.
     """
     return parse_fraction(text, "eps")
+
+
+def parse_radii(text: str) -> list[str]:
+    """Split radii with commas between them, "0,2/255,8/255", and order them; one that is given twice counts once.
+
+    Raises:
+        ValueError: one of them is not a radius.
+    """
+    radii = {parse_eps(part.strip()): part.strip() for part in text.split(",")}
+    return [radii[value] for value in sorted(radii)]
 
 
 def parse_threat(norm: str, eps: str | int | float | Fraction) -> Threat:

@@ -93,6 +93,7 @@ def run_stage(
     deterministic: bool,
     on_rows: Callable[[engine.Rows, Claims], None],
     on_narrow: Callable[[int, str], None],
+    keep_adversarials: bool = False,
 ) -> NDArray[np.int64]:
     """Run a stage on images that the model classifies correctly.
 
@@ -109,6 +110,7 @@ def run_stage(
         deterministic: whether the model answers the same thing twice.
         on_rows: called with rows as they finish, and which of them the attack itself claims to have broken.
         on_narrow: called when memory ran out.
+        keep_adversarials: whether the rows are to hold the points.
 
     Returns:
         Official indices of the samples that were broken.
@@ -134,6 +136,7 @@ def run_stage(
             draws=1 if deterministic else RANDOMIZED_DRAWS,
             on_rows=finished,
             on_narrow=on_narrow,
+            keep_adversarials=keep_adversarials,
         )
         broken.append(rows.sample[rows.broken])
     return np.concatenate(broken)

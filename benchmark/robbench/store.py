@@ -3,8 +3,12 @@
 ```
 results/<dataset>/<model>/<suite>/result.json        the summary (`ResultFile`)
 results/<dataset>/<model>/<suite>/outcomes.parquet   one row per sample and attack (`COLUMNS`)
+results/<dataset>/<model>/<suite>/adversarials.safetensors   the adversarial examples, if asked for
 results/<dataset>/<model>/<suite>/.partial/<run_id>/ shards of a run that has not finished
 ```
+
+A shard is `<name>.parquet`, with the adversarial examples of its breaks in `<name>.safetensors` if the run keeps them.
+That file is written first, so where the rows are, it is.
 
 A run with overrides lives in `<suite>@<first 8 of its run_id>` and so never meets the standard one.
 """
@@ -14,15 +18,17 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from robbench.adversarials import FILE, Points, held, merge, pack, read
 from robbench.errors import ResultError
 from robbench.files import digest, write_atomically
+from robbench.types import Status
 
 __all__ = [
     "COLUMNS",
@@ -154,6 +160,23 @@ class RunStore:
         """Path of the per-sample records."""
         return self.folder / "outcomes.parquet"
 
+    @property
+    def adversarials_path(self) -> Path:
+        """Path of the adversarial examples."""
+        return self.folder / FILE
+
+    @property
+    def keeps_adversarials(self) -> bool:
+        """Whether this run has stored adversarial examples."""
+        return bool(self._adversarial_files())
+
+    def _adversarial_files(self) -> list[Path]:
+        """List the files with adversarial examples, in the order in which `open` reads their rows."""
+        shards = sorted(p for p in self.partial.glob("*.safetensors") if p.with_suffix(".parquet").exists())
+        # Without a result beside it, it may be a different run's that was killed before its end.
+        merged = self.adversarials_path.exists() and self.result_path.exists()
+        return [*shards, *([self.adversarials_path] if merged else [])]
+
     def open(self, overwrite: bool = False) -> pd.DataFrame:
         """Return every row this run has already computed (finished or not); an empty frame for a new run.
 
@@ -169,27 +192,54 @@ class RunStore:
                 shutil.rmtree(self.folder)
             else:
                 frames.append(read_rows(self.outcomes_path))
-        for shard in sorted(self.partial.glob("*.parquet")):
-            frames.append(read_rows(shard))
+        # A break that was stored without its adversarial example and computed again is there twice, and its row must be
+        # the one that the point belongs to: shards with points come first.
+        shards = sorted(self.partial.glob("*.parquet"))
+        first = [s for s in shards if s.with_suffix(".safetensors").exists()]
+        frames = [*map(read_rows, first), *frames, *(read_rows(s) for s in shards if s not in first)]
         if not frames:
             return empty_rows()
         # A kill between writing the result and removing its shards leaves rows twice; they are equal.
         return pd.concat(frames, ignore_index=True).drop_duplicates(["sample", "attack"], ignore_index=True)
 
-    def commit(self, rows: pd.DataFrame) -> None:
+    def without_adversarials(self, rows: pd.DataFrame) -> pd.Series[bool]:
+        """Tell which of these rows are breaks whose adversarial example is not stored."""
+        stored = pd.concat([rows.loc[[], ["sample", "attack"]], *map(held, self._adversarial_files())])
+        keys = pd.MultiIndex.from_frame(rows[["sample", "attack"]])
+        return (rows["status"] == Status.BROKEN) & ~keys.isin(pd.MultiIndex.from_frame(stored))
+
+    def commit(self, rows: pd.DataFrame, points: Sequence[Points] = ()) -> None:
         """Write a shard: from now on these rows are never computed again."""
-        name = digest([rows["attack"].tolist(), rows["sample"].tolist()])[:16]
+        name = digest([rows["attack"].tolist(), rows["sample"].tolist(), bool(points)])[:16]
+        if points:
+            write_atomically(self.partial / f"{name}.safetensors", self._pack(points))
         write_atomically(self.partial / f"{name}.parquet", rows.to_parquet(index=False))
 
-    def finish(self, rows: pd.DataFrame, result: ResultFile, leftover: pd.DataFrame) -> None:
-        """Write the merged records and the summary, and drop the shards but for rows of incomplete samples."""
+    def finish(self, rows: pd.DataFrame, result: ResultFile, leftover: pd.DataFrame, keep: bool = False) -> None:
+        """Write the merged records and the summary, and drop the shards but for rows of incomplete samples.
+
+        Args:
+            rows: the records of complete samples.
+            result: their summary.
+            leftover: the other records.
+            keep: whether the adversarial examples are stored too.
+        """
+        points = [p for path in self._adversarial_files() for p in read(path).points] if keep else []
+        if keep:
+            broken = rows[rows["status"] == Status.BROKEN]
+            write_atomically(self.adversarials_path, self._pack(merge(points, broken)))
+        else:
+            self.adversarials_path.unlink(missing_ok=True)  # a different run's, killed before its end
         write_atomically(self.outcomes_path, rows.to_parquet(index=False))
         write_atomically(self.result_path, dump_result(result).encode())
         shutil.rmtree(self.partial, ignore_errors=True)
         if len(leftover):
-            self.commit(leftover)
+            self.commit(leftover, merge(points, leftover))
         with contextlib.suppress(OSError):  # other unfinished work may still have shards there
             self.partial.parent.rmdir()
+
+    def _pack(self, points: Sequence[Points]) -> bytes:
+        return pack(points, self.run_id, [a["name"] for a in self.identity["attacks"]])
 
     def _mismatch(self, stored: ResultFile) -> str:
         lines = [
@@ -214,10 +264,10 @@ def empty_rows() -> pd.DataFrame:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Read the records of a run, or of a shard.
+    """Read the records of a run or of a shard.
 
     Raises:
-        ResultError: missing, damaged, or with other columns.
+        ResultError: not readable, or without the columns of `COLUMNS`.
     """
     try:
         rows = pd.read_parquet(path)

@@ -12,12 +12,16 @@ from robbench.store import Accuracy, AttackResult, ResultFile, ThreatResult
 from robbench.suite import Suite
 from robbench.types import Status, Threat
 
-__all__ = ["robust_samples", "summarize"]
+__all__ = ["MEASURED_FLAGS", "accuracy", "robust_samples", "summarize"]
+
+MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
+"""Flags that follow from the records; the others are noticed before the attacks."""
 
 _DEAD = 0.01  # share of exactly zero gradients from which on a reader is warned
 
 
-def _accuracy(successes: int, n: int) -> Accuracy:
+def accuracy(successes: int, n: int) -> Accuracy:
+    """Make an accuracy of counts, with its interval."""
     low, high = wilson(successes, n)
     return Accuracy(value=successes / n if n else 0.0, low=low, high=high)
 
@@ -61,7 +65,7 @@ def summarize(
         results.append(
             AttackResult(
                 name=name,
-                robust_accuracy=_accuracy(int(robust_samples(earlier).sum()), n),
+                robust_accuracy=accuracy(int(robust_samples(earlier).sum()), n),
                 forwards=int(mine["forwards"].sum()),
                 backwards=backwards,
                 seconds=round(float(mine["seconds"].sum()), 3),
@@ -79,8 +83,8 @@ def summarize(
         judge=suite.judge,
         mode=suite.mode,
         n=n,
-        clean_accuracy=_accuracy(clean, n),
-        robust_accuracy=_accuracy(int(robust_samples(rows).sum()), n),
+        clean_accuracy=accuracy(clean, n),
+        robust_accuracy=accuracy(int(robust_samples(rows).sum()), n),
         attacks=results,
         flags={**flags, **_measured_flags(rows, results)},
         forwards=sum(r.forwards for r in results),

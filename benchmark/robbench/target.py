@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robbench.errors import DataError, ModelError
 
-__all__ = ["RANDOMIZED_DRAWS", "Target", "check_images", "classify", "pick_device", "prepare", "time_round"]
+__all__ = ["RANDOMIZED_DRAWS", "Target", "answers", "check_images", "classify", "pick_device", "prepare", "time_round"]
 
 RANDOMIZED_DRAWS = 11
 """Answers that decide over a break of a model that answers at random."""
@@ -151,6 +151,11 @@ def classify(
         predictions.append(logits.argmax(1).cpu().numpy())
     assert first is not None  # x is not empty
     return np.concatenate(predictions), _flags(target, *first)
+
+
+def answers(target: Target, x: Tensor, lanes: int) -> Tensor:
+    """Ask the model about images [N, C, H, W] in batches of one width: logits [N, K] on the CPU."""
+    return torch.cat([_logits(target, batch)[:real].cpu() for batch, real in _batches(x, lanes)])
 
 
 def _batches(x: Tensor, lanes: int) -> Iterator[tuple[Tensor, int]]:

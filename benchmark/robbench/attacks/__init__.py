@@ -9,6 +9,7 @@ from robbench.attacks.fab import FAB
 from robbench.attacks.momentum import MIFGSM
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
+from robbench.attacks.race import Race
 from robbench.attacks.spsa import SPSA
 from robbench.attacks.square import Square
 
@@ -25,6 +26,7 @@ __all__ = [
     "SPSA",
     "Attack",
     "DeepFool",
+    "Race",
     "Square",
     "describe",
     "parameters",
@@ -39,6 +41,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "mifgsm": MIFGSM,
     "odi": ODI,
     "pgd": PGD,
+    "race": Race,
     "spsa": SPSA,
     "square": Square,
 }
