@@ -5,7 +5,7 @@ import torch
 
 from conftest import Linear, run_attack
 from robbench import rng
-from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool
+from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool, Race
 from robbench.attacks.apgd import _windows
 from robbench.attacks.base import target_class
 from robbench.engine import query
@@ -30,6 +30,7 @@ ALL = [
     PGD(objective="ce_targeted", steps=30, targets=1, random_start=False),
     PGD(objective="ce_scaled", steps=30),
     PGD(objective="margin", steps=20, relative_step=2.0, anneal=True),
+    Race(targets=3, steps=20, probe=5),
     MIFGSM(objective="ce", steps=30),
     ODI(objective="margin", steps=32),
     FAB(targets=1, steps=12),
@@ -227,3 +228,28 @@ def test_annealing_lets_the_step_fall_along_half_a_cosine():
     assert moved == pytest.approx([0.01, 0.01 * (1 + 0.5**0.5) / 2, 0.005, 0.01 * (1 - 0.5**0.5) / 2])
     assert PGD().memoryless
     assert not attack.memoryless, "coming back to a point with a smaller step is no circle"
+
+
+def test_a_race_gives_up_on_targets_that_lag_behind():
+    weight = torch.zeros(4, 1, dtype=torch.float64)
+    bias = torch.tensor([0.0, -1.0, -1.9, -2.1], dtype=torch.float64)  # margins of classes 1, 2 and 3, wherever x goes
+
+    def model(x):
+        return x.flatten(1)[:, :1] @ weight.T + bias
+
+    x = torch.full((2, 1, 1, 1), 0.5, dtype=torch.float64)
+    y = torch.zeros(2, dtype=torch.int64)
+    attack = Race(targets=3, steps=8, probe=3, restarts=2)
+    steps = []
+    state = {}
+    for trial in range(6):
+        lanes = torch.full((2,), trial)
+        p = Problem(x=x, y=y, sample=torch.arange(2), trial=lanes, key=rng.make_key(0, "test"), logits=model(x))
+        state |= attack.init(p, Ball("Linf", 0.1))  # as the engine does, which leaves `leader` as it is
+        for t in range(attack.steps):
+            state = attack.step(p, Ball("Linf", 0.1), state, lanes * 0 + t, *query(model, attack, p, state, True))
+            if state["done"].all():
+                break
+        steps.append(t + 1)
+        assert state["done"].any() == state["done"].all()
+    assert steps == [8, 8, 3, 8, 8, 3], "1.9 is less than twice as far as 1, and 2.1 more"

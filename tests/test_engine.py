@@ -11,7 +11,7 @@ from torch import nn
 
 from conftest import Linear, run_attack
 from robbench import engine, rng
-from robbench.attacks import APGD, FGSM, PGD
+from robbench.attacks import APGD, FGSM, PGD, Race
 from robbench.data import load
 from robbench.errors import ModelError
 from robbench.models.card import Registry
@@ -55,8 +55,9 @@ ATTACKS = [
     PGD(objective="margin", steps=7, restarts=3),
     APGD(objective="ce", steps=25),
     APGD(objective="dlr", steps=25, restarts=2),
+    Race(steps=10, probe=3, lag=1.2),
 ]
-IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr"]
+IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "race"]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
@@ -71,6 +72,19 @@ def test_float64_records_do_not_depend_on_width_or_order(attack):
         order = torch.randperm(150, generator=torch.Generator().manual_seed(seed))
         other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
         assert not differing(base, other), (lanes, differing(base, other))
+
+
+def test_a_trial_may_end_early():
+    model = Linear(torch.ones(64, dtype=torch.float64), 0.0, classes=4)
+    x = torch.full((3, 1, 8, 8), 0.9, dtype=torch.float64)
+    # The class on the other side of the plane is further away than those with constant logits, which come first: its
+    # trial ends after the probe and one last query.
+    rows = run_attack(model, Race(targets=3, steps=20, probe=4, lag=1.2), x, torch.zeros(3, dtype=torch.int64), BALL, lanes=2)
+    assert not rows.broken.any()
+    assert rows.forwards.tolist() == [1 + 21 + 21 + 5] * 3
+    assert rows.backwards.tolist() == [20 + 20 + 4] * 3
+    assert rows.trial.tolist() == [2] * 3
+    assert rows.step.tolist() == [4] * 3
 
 
 @pytest.mark.parametrize("stage", load_suite("whitebox").stages("digits"), ids=lambda s: s.name)

@@ -243,6 +243,7 @@ class _Lanes:
         self.width = width = run.widths.lanes
         lane = np.zeros(width, np.int64)
         self.live = np.zeros(width, bool)
+        self.closing = np.zeros(width, bool)  # whose trial said that it is done
         self.position, self.trial, self.t = lane.copy(), lane.copy(), lane.copy()
         self.forwards, self.backwards = lane.copy(), lane.copy()
         self.zero_gradients, self.nonfinite = lane.copy(), lane.copy()
@@ -284,6 +285,7 @@ class _Lanes:
         if not len(lanes):
             return
         self.t[lanes] = 0
+        self.closing[lanes] = False
         at, position = torch.from_numpy(lanes), torch.from_numpy(self.position[lanes])
         device = self.run.device
         new = Problem(
@@ -310,7 +312,8 @@ class _Lanes:
         """Query all lanes once; returns the lanes whose sample goes on with its next trial."""
         begin = time.perf_counter()
         run, attack = self.run, self.run.attack
-        more = self.live & (self.t < attack.steps)
+        last = self.closing | (self.t == attack.steps)
+        more = self.live & ~last
         with_grad = attack.needs_grad and bool(more.any())
         x = self.state["x"]
         logits, loss, grad = query(run.model, attack, self.p, self.state, with_grad)
@@ -324,7 +327,6 @@ class _Lanes:
         flat = (grad == 0).flatten(1).all(1)
         answers = torch.stack([wrong.long(), finite.long(), flat.long(), prediction]).cpu().numpy()
 
-        last = self.t == attack.steps
         success = self.live & (answers[0] == 1) & (last | (run.judge == "any"))
         distance = np.full(len(x), np.nan)
         if success.any():  # the geometry is checked where it matters: at every claimed break
@@ -345,7 +347,7 @@ class _Lanes:
             t = torch.from_numpy(self.t).to(run.device)
             self.state = attack.step(self.p, run.ball, self.state, t, logits, loss, grad)
             if "done" in self.state:
-                self.t[self.state["done"].cpu().numpy()] = attack.steps - 1
+                self.closing = self.state["done"].cpu().numpy()
             if run.cycles:
                 ended |= self.live & self.cycled(x)
         retire = ended & (success | (self.trial + 1 >= attack.trials))
@@ -424,7 +426,7 @@ class _Lanes:
         self.state = {k: v[at] for k, v in self.state.items()}
         self.before = self.before[at]
         for name in (
-            "live", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite", "seconds",
+            "live", "closing", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite", "seconds",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name)[keep])
         self.width = width
