@@ -79,7 +79,9 @@ def test_a_trial_may_end_early():
     x = torch.full((3, 1, 8, 8), 0.9, dtype=torch.float64)
     # The class on the other side of the plane is further away than those with constant logits, which come first: its
     # trial ends after the probe and one last query.
-    rows = run_attack(model, Race(targets=3, steps=20, probe=4, lag=1.2), x, torch.zeros(3, dtype=torch.int64), BALL, lanes=2)
+    rows = run_attack(
+        model, Race(targets=3, steps=20, probe=4, lag=1.2), x, torch.zeros(3, dtype=torch.int64), BALL, lanes=2
+    )
     assert not rows.broken.any()
     assert rows.forwards.tolist() == [1 + 21 + 21 + 5] * 3
     assert rows.backwards.tolist() == [20 + 20 + 4] * 3

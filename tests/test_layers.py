@@ -23,7 +23,7 @@ LAYERS = [
     {"stages", "keeping"},
     {"evaluation", "verify", "sanity", "training"},
     {"executors"},
-    {"report", "regression"},
+    {"report", "regression", "listing"},
     {"cli"},
     {"__main__"},
 ]
@@ -44,7 +44,6 @@ NO_TORCH = [
     "data",
     "suite",
 ]
-READERS = ["report.leaderboard", "report.terminal", "report.sweep"]
 
 
 def imports(path):

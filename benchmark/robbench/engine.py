@@ -426,7 +426,8 @@ class _Lanes:
         self.state = {k: v[at] for k, v in self.state.items()}
         self.before = self.before[at]
         for name in (
-            "live", "closing", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite", "seconds",
+            "live", "closing", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite",
+            "seconds",
         ):  # fmt: skip
             setattr(self, name, getattr(self, name)[keep])
         self.width = width
