@@ -17,6 +17,7 @@ test: lint types unit
 	$(BIN)/robbench cards --check
 	$(BIN)/robbench leaderboard --check
 	$(BIN)/robbench trained --check
+	$(BIN)/robbench table all --check
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -24,8 +24,8 @@ class PGD(Climbing):
         step_size: in pixel units [0, 1]; None takes `relative_step` of eps.
         relative_step: step size as a share of eps, where `step_size` is not given.
         random_start: start from a random point of the ball (Madry et al.) instead of from x.
-        anneal: let the step size fall to zero along half a cosine. Begun at eps or above, few steps then do what
-            takes a constant or a stepwise schedule several times as many (docs/performance.md).
+        anneal: let the step size fall to zero along half a cosine. Begun at eps or above it finds what no one constant
+            step does (docs/performance.md).
     """
 
     kind: ClassVar[str] = "pgd"
