@@ -80,7 +80,8 @@ def test_the_tables_are_the_committed_ones(repo, dataset):
     text = (repo / "README.md").read_text(encoding="utf-8")
     table = text.split(f"<!-- table: {dataset} whitebox -->")[1].split("<!-- end -->")[0]
     shown = [[c.strip() for c in line.strip("| ").split("|")] for line in table.strip().splitlines()[2:]]
-    demo = re.search(r"^DEMO *:= *(.*)$", (repo / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)[1].split()
+    makefile = (repo / "Makefile").read_text(encoding="utf-8")
+    demo = re.search(r"^DEMO *:= *(.*)$", makefile, flags=re.MULTILINE)[1].split()
     stored = [
         r
         for r in load_results(repo / "results")
