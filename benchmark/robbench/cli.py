@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import robbench
+from robbench.commands import gate
+from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, check_about, per_channel, resumable
 from robbench.errors import ResultError, RobbenchError, unknown_name
 
 if TYPE_CHECKING:
@@ -33,28 +35,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Where test images come from.")
 app.add_typer(data_app, name="data")
-
-_SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-Models = Annotated[
-    list[Path] | None,
-    typer.Option("--models", help="A further registry of model cards (repeatable; also ROBBENCH_MODELS)."),
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where the data sets are (also ROBBENCH_DATA).", show_default=False)
-]
-Results = Annotated[Path, typer.Option("--results", help="The results tree.")]
-
-
-@contextlib.contextmanager
-def _resumable(kept: str) -> Iterator[None]:
-    """Answer Ctrl-C with what was kept and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"\nrobbench: stopped. {kept} The same command goes on from there.", file=sys.stderr)
-        raise typer.Exit(130) from None
+app.command()(gate.baseline)
+app.command()(gate.check)
 
 
 def _version(wanted: bool) -> None:
@@ -135,7 +117,7 @@ def _dump(result: ResultFile) -> dict[str, Any]:
 @app.command("eval")
 def eval_(
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {_SOURCES} (repeatable).")
+        list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable).")
     ],
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
@@ -184,13 +166,10 @@ def eval_(
     about: dict[str, Any] = {
         "dataset": dataset,
         "architecture": architecture,
-        "mean": _per_channel("--mean", mean),
-        "std": _per_channel("--std", std),
+        "mean": per_channel("--mean", mean),
+        "std": per_channel("--std", std),
     }
-    if not sources and any(v is not None for v in about.values()):
-        raise RobbenchError(
-            f"--dataset, --architecture, --mean and --std go with a source ({_SOURCES}); a card names its own."
-        )
+    check_about(sources, about)
     load_suite(suite)
     radii = _radii(eps)
     # Radius 0 of a sweep is the clean accuracy: there is nothing to attack.
@@ -199,7 +178,7 @@ def eval_(
 
     reporter = TerminalReporter(hint_samples=samples is None)
     done: dict[str, list[ResultFile]] = {name: [] for name in names}
-    with _resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
         # The largest radius first: one that is not allowed is told before minutes of work.
         for name, radius in ((name, radius) for name in done for radius in reversed(attacked)):
             done[name].append(
@@ -263,7 +242,7 @@ def _sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_js
 def verify(
     result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=f"What was measured, if it has no card: {_SOURCES}.")
+        str | None, typer.Option("--model", "-m", help=f"What was measured, if it has no card: {SOURCES}.")
     ] = None,
     architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
@@ -284,8 +263,8 @@ def verify(
         result,
         model,
         architecture=architecture,
-        mean=_per_channel("--mean", mean),
-        std=_per_channel("--std", std),
+        mean=per_channel("--mean", mean),
+        std=per_channel("--std", std),
         lanes=lanes,
         device=device,
         models=models or [],
@@ -301,15 +280,6 @@ def verify(
         print(v)
     if v.refuted:
         raise typer.Exit(1)
-
-
-def _per_channel(option: str, text: str | None) -> list[float] | None:
-    try:
-        return None if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise RobbenchError(
-            f"{option}: {text!r} given; allowed: numbers with commas, one per channel, such as 0.49,0.48,0.45."
-        ) from None
 
 
 @app.command()
@@ -373,7 +343,7 @@ def train(
         "time_limit": limit,
         "report": report,
     }
-    with _resumable(f"The last checkpoint is in {runs}."):
+    with resumable(f"The last checkpoint is in {runs}."):
         if entry is not None:
             command = f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else "")
             done(entry, train(entry, restart=restart, command=command, **options))
@@ -517,7 +487,7 @@ def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
     from robbench.evaluation import evaluate
 
     reporter = TerminalReporter(hint_samples=options["samples"] is None)
-    with _resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
         for job in sheet.runs:
             evaluate(job.model, job.suite, reporter=reporter, results=results, overwrite=job.overwrite, **options)
 

@@ -1,0 +1,77 @@
+"""How often the gate fails on an unchanged model whose attacks have other seeds: `robbench check --seed N`, many times.
+
+Every run but the first is checked against the first as its baseline, and every run against one other, drawn at random.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from robbench.baseline import Given, Run
+from robbench.gate import Machine, measure, results_tree
+from robbench.hardware import describe_device, versions
+from robbench.paired import compare
+from robbench.regression import Policy, decide
+from robbench.stats import wilson
+from robbench.target import pick_device
+
+
+def runs_of(args: argparse.Namespace) -> list[Run]:
+    """Measure the model once per seed."""
+    given, runs = Given(model=args.model), []
+    with results_tree(args.results) as tree:
+        machine = Machine(results=tree, device="cpu")
+        for seed in range(args.seeds + 1):
+            runs.append(measure(given, args.suite, machine, samples=args.samples, sample_seed=0, seed=seed))
+    return runs
+
+
+def report(title: str, pairs: list[tuple[Run, Run]], policy: Policy) -> None:
+    """Check every pair and print how many fail, and how much chance alone changes."""
+    compared = [compare(before, now) for before, now in pairs]
+    failed = sum(decide([c], policy).failed for c in compared)
+    low, high = wilson(failed, len(pairs))
+    print(f"{title}: {failed} of {len(pairs)} checks fail [{100 * low:.1f} %, {100 * high:.1f} %]")
+    for i, question in enumerate(compared[0].questions):
+        found = [c.questions[i] for c in compared]
+        changed = [len(q.lost) + len(q.gained) for q in found]
+        p = [q.p for q in found]
+        print(
+            f"  {question.what}: {np.mean(changed):.1f} images change on average, at most {max(changed)}; "
+            f"smallest p {min(p):.2g}"
+        )
+
+
+def main() -> None:
+    """Measure, check and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="digits/ls095_sigma03")
+    parser.add_argument("--suite", default="quick")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--alpha", type=float, default=0.01)
+    parser.add_argument("--results", type=Path, help="a results tree to keep the runs in")
+    parser.add_argument("--save", type=Path, help="write the verdicts of the first seeds here, for the tests")
+    parser.add_argument("--saved-seeds", type=int, default=20)
+    args = parser.parse_args()
+    begin = time.monotonic()
+    runs = runs_of(args)
+    made = ", ".join(f"{k} {v}" for k, v in versions().items())
+    print(f"{args.model}, suite {args.suite}, n = {runs[0].n}, {args.seeds} further seeds, α = {args.alpha}")
+    print(f"{describe_device(pick_device('cpu'))}; {made}; {time.monotonic() - begin:.0f} s")
+    policy = Policy(alpha=args.alpha)
+    report("against seed 0", [(runs[0], run) for run in runs[1:]], policy)
+    others = np.random.default_rng(0).permutation(len(runs))
+    report("against another seed", [(runs[a], runs[b]) for a, b in itertools.pairwise(others)], policy)
+    if args.save:
+        verdicts = [run.verdicts for run in runs[: args.saved_seeds]]
+        content = {"baseline": runs[0].model_dump(mode="json"), "verdicts_by_seed": verdicts}
+        args.save.write_text(json.dumps(content, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()
