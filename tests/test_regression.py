@@ -85,7 +85,8 @@ def test_a_drop_fails_with_the_exact_adjusted_p():
     assert (len(worst.question.lost), len(worst.question.gained)) == (25, 4)
     assert worst.question.points == pytest.approx(-4.2)
     # Two tests: clean accuracy and worst case; the attack's rise is explained by the weights, and does not count.
-    assert worst.p == pytest.approx(2 * scipy_stats.binomtest(25, 29, alternative="greater").pvalue)
+    # The worst case weighs 8 of 9.
+    assert worst.p == pytest.approx(9 / 8 * scipy_stats.binomtest(25, 29, alternative="greater").pvalue)
     assert worst.outcome is Outcome.FAILED and [c.field for c in worst.because] == ["weights"]
     assert found["clean accuracy"].outcome is Outcome.PASSED and not found["A"].question.counted
     flip = next(f for f in c.flips if f.sample == 200)
@@ -168,8 +169,8 @@ def test_holm_over_all_tests_of_the_check():
     still = compare(before, made({"A": BASE}, weights="v"))
     assert decide([compare(before, now)], Policy()).failed
     assert not decide([compare(before, now), *[still] * 5], Policy()).failed
-    assert decide([compare(before, now)], Policy()).resolution == 8
-    assert decide([compare(before, now), *[still] * 5], Policy()).resolution == 11
+    assert decide([compare(before, now)], Policy()).resolution == 7
+    assert decide([compare(before, now), *[still] * 5], Policy()).resolution == 10
 
 
 def test_policies_that_mean_nothing():

@@ -59,14 +59,18 @@ def test_holm():
     """The worked example of Holm's procedure: 4 tests, multiplied by 4, 3, 2, 1 and never decreasing."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == [] and holm([0.7, 0.9]) == [1.0, 1.0]
+    # Weights 8 and 1: the first is held against 8/9 of alpha; once it is out, the second against all of it.
+    assert holm([0.008, 0.009], [8, 1]) == pytest.approx([0.009, 0.009])
+    assert holm([0.9, 0.001], [8, 1]) == pytest.approx([0.9, 0.009])
 
 
 def test_holm_bounds_the_chance_of_any_false_alarm():
     """Ten true null hypotheses: raw tests fail far too often, adjusted ones at most at their level."""
     p = np.random.default_rng(0).uniform(size=(4000, 10))
     assert np.mean(p.min(axis=1) <= 0.05) > 0.35
-    alarms = np.mean([min(holm(row)) <= 0.05 for row in p.tolist()])
-    assert 0.035 < alarms < 0.06
+    for weights in (None, [8.0, 1.0] * 5):
+        alarms = np.mean([min(holm(row, weights)) <= 0.05 for row in p.tolist()])
+        assert 0.035 < alarms < 0.06
 
 
 def test_paired_difference_is_the_published_formula():

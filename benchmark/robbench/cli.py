@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterable
@@ -136,6 +137,7 @@ def eval_(
     mean: Annotated[str | None, typer.Option(help="For file: and hf:, per channel, such as 0.49,0.48,0.45.")] = None,
     std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Run N seeds, from --seed on: mean, range, and worst over seeds.")] = 1,
     lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
@@ -174,13 +176,15 @@ def eval_(
     radii = _radii(eps)
     # Radius 0 of a sweep is the clean accuracy: there is nothing to attack.
     attacked = [r for r in radii if len(radii) == 1 or r is None or parse_eps(r) > 0]
+    if seeds < 1 or (seeds > 1 and len(radii) > 1):
+        raise RobbenchError(f"--seeds {seeds} given; allowed: 1 or more, and more than 1 at a single radius only.")
     from robbench.evaluation import evaluate
 
     reporter = TerminalReporter(hint_samples=samples is None)
     done: dict[str, list[ResultFile]] = {name: [] for name in names}
     with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
         # The largest radius first: one that is not allowed is told before minutes of work.
-        for name, radius in ((name, radius) for name in done for radius in reversed(attacked)):
+        for name, radius, number in itertools.product(done, reversed(attacked), range(seed, seed + seeds)):
             done[name].append(
                 evaluate(
                     name,
@@ -191,7 +195,7 @@ def eval_(
                     sample_seed=sample_seed,
                     eps=radius,
                     norm=norm,
-                    seed=seed,
+                    seed=number,
                     lanes=lanes,
                     device=device,
                     models=models or [],
@@ -201,6 +205,9 @@ def eval_(
                     save_adversarials=save_adversarials,
                 )
             )
+    if seeds > 1:
+        _spread(done.values(), results, as_json)
+        return
     if len(radii) > 1:
         _sweep(done.values(), results, len(attacked) < len(radii), as_json)
         return
@@ -222,6 +229,20 @@ def _radii(eps: str | None) -> list[str | None]:
         return [None] if eps is None else [*parse_radii(eps)]
     except ValueError as error:
         raise RobbenchError(f"--eps {eps!r} given: {error}, or several of them with commas between.") from None
+
+
+def _spread(groups: Iterable[list[ResultFile]], results: Path, as_json: bool) -> None:
+    """Print and write what came out with several seeds."""
+    from robbench.report.spread import print_spreads, spread, write_spread
+
+    found = [spread(results, group) for group in groups]
+    written = [write_spread(s, results) for s in found]
+    if as_json:
+        _print_objects([s.as_json() for s in found])
+        return
+    print_spreads(found)
+    for path in written:
+        print(f"{path} written.")
 
 
 def _sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_json: bool) -> None:

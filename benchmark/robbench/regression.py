@@ -9,7 +9,9 @@ Two runs of a suite on the same images are compared image by image with McNemar'
   tested for this: the weights explain it.
 
 The p-values of one check, over all models and attacks, are adjusted by Holm's method, so that a check of unchanged
-models fails with a probability of at most alpha, whatever seeds the two runs had.
+models fails with a probability of at most alpha, whatever seeds the two runs had. The worst case is what a gate is
+for, so it has eight times the weight of any other test. Which tests there are and what they weigh does not depend on
+verdicts.
 
 A sequential check looks several times, after a growing share of the images (in random order). It may fail at a look
 with that look's part of alpha; the parts add up to alpha, so the bound holds for all looks together. A model passes
@@ -32,6 +34,7 @@ from robbench.stats import holm, hypergeometric_upper, least_discordant
 
 __all__ = ["Decision", "Finding", "Outcome", "Policy", "certain_to_pass", "check", "decide"]
 
+_WEIGHT = 8.0  # of the worst case in Holm's method, beside 1 for every other test
 _SHARES = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Parts of alpha that the looks of a sequential check spend; half is left for the last."""
 _LOOKS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
@@ -93,7 +96,7 @@ class Decision:
         policy: what was tolerated.
         comparisons: one per model.
         findings: one per question, in order.
-        resolution: images that must change, all in one direction, before the strictest test sees it.
+        resolution: images that a model must lose in the worst case, and gain none, before it can fail.
         early: why a sequential check ended before the last image; None where all were measured.
     """
 
@@ -120,7 +123,8 @@ def decide(comparisons: Sequence[Comparison], policy: Policy, share: float = 1.0
     questions = [q for c in comparisons for q in c.questions]
     counted = [q for q in questions if q.counted]
     alpha = policy.alpha * share
-    adjusted = dict(zip(map(id, counted), holm([q.p for q in counted]), strict=True))
+    weights = [_WEIGHT if q.what == WORST else 1.0 for q in counted]
+    adjusted = dict(zip(map(id, counted), holm([q.p for q in counted], weights), strict=True))
     findings = []
     for c in comparisons:
         for q in c.questions:
@@ -128,7 +132,7 @@ def decide(comparisons: Sequence[Comparison], policy: Policy, share: float = 1.0
             outcome = _outcome(q, p, alpha, policy.max_drop)
             told = outcome in (Outcome.FAILED, Outcome.EXPLAINED)
             findings.append(Finding(q, p, outcome, tuple(_causes(q, c.changes)) if told else ()))
-    return Decision(policy, list(comparisons), findings, least_discordant(alpha / max(len(counted), 1)))
+    return Decision(policy, list(comparisons), findings, least_discordant(alpha * _WEIGHT / sum(weights)))
 
 
 def _outcome(q: Question, p: float, alpha: float, max_drop: float) -> Outcome:

@@ -58,16 +58,23 @@ def least_discordant(level: float) -> int:
     return math.ceil(-math.log2(level))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
     """Adjust p-values of several tests: comparing each with alpha keeps the chance of any false alarm below alpha.
 
-    Step-down method of Holm (1979), "A simple sequentially rejective multiple test procedure". In the order given.
+    Step-down method of Holm (1979), "A simple sequentially rejective multiple test procedure", there also with
+    weights: a test of twice the weight is given twice the part of alpha.
+
+    Args:
+        p_values: of the tests.
+        weights: above 0, one per test; None means that all are equal.
     """
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+    shares = [1.0] * len(p_values) if weights is None else list(weights)
+    ratio = [p / w for p, w in zip(p_values, shares, strict=True)]
+    adjusted, largest, left = [0.0] * len(p_values), 0.0, sum(shares)
+    for i in sorted(range(len(ratio)), key=ratio.__getitem__):
+        largest = max(largest, min(1.0, left * ratio[i]))
         adjusted[i] = largest
+        left -= shares[i]
     return adjusted
 
 

@@ -60,6 +60,7 @@ def baseline(
     """
     from robbench.baseline import Given, write_baseline
     from robbench.gate import stored_run
+    from robbench.numbers import parse_threat
 
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
@@ -81,7 +82,7 @@ def baseline(
     for run in runs:
         clean, robust = run.clean_accuracy, run.robust_accuracy
         print(
-            f"{run.name} · {run.identity['suite']['name']} · {run.threat['norm']} {run.threat['eps']}: {run.n} images, "
+            f"{run.name} · {run.identity['suite']['name']} · {parse_threat(**run.threat)}: {run.n} images, "
             f"clean {100 * clean.value:.1f} %, worst case {100 * robust.value:.1f} % "
             f"[{100 * robust.low:.1f}, {100 * robust.high:.1f}]"
         )

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
+from robbench.numbers import parse_threat
 from robbench.paired import Comparison, Flip, Question
 from robbench.regression import Decision, Finding, Outcome
 from robbench.report.escape import markdown_text
@@ -34,7 +35,7 @@ def headline(d: Decision) -> str:
     verdict = f"FAILED: {failed} of {tests} tests" if d.failed else f"passed: {tests} tests"
     what = f"{models} model{'s' if models > 1 else ''}, {n} images"
     tail = f"; {d.early}" if d.early else ""
-    return f"Gate {verdict} ({what}, α = {d.policy.alpha:g}, max drop {d.policy.max_drop:g} points{tail})"
+    return f"Gate {verdict} ({what}, α = {d.policy.alpha:g}, allowed drop {d.policy.max_drop:g} points{tail})"
 
 
 def _rows(c: Comparison, findings: list[Finding]) -> Iterator[dict[str, str]]:
@@ -67,7 +68,8 @@ def _of(d: Decision, c: Comparison) -> list[Finding]:
 
 def _title(c: Comparison) -> str:
     suite = c.now.identity["suite"]["name"]
-    return f"{c.before.name} · {suite} · {c.before.threat['norm']} {c.before.threat['eps']}"
+    threat = parse_threat(c.before.threat["norm"], c.before.threat["eps"])
+    return f"{c.before.name} · {suite} · {threat}"
 
 
 def explain(f: Finding) -> list[str]:
@@ -152,9 +154,8 @@ def _notes(d: Decision) -> Iterator[str]:
     n = min(c.before.n for c in d.comparisons)
     if d.early is None and 100 * d.resolution > d.policy.max_drop * n:
         yield (
-            f"With {n} images the strictest test sees a change of {d.resolution} images ({100 * d.resolution / n:.1f} "
-            f"points) or more, all in one direction; the drop that is allowed is {d.policy.max_drop:g}. More images "
-            "see more."
+            f"With {n} images, a worst case fails from a loss of {d.resolution} images on, if none is gained "
+            f"({100 * d.resolution / n:.1f} points; allowed are {d.policy.max_drop:g}). More images see more."
         )
 
 
@@ -169,7 +170,7 @@ def print_decision(d: Decision) -> None:
         console = Console(highlight=False, width=200)
     for c in d.comparisons:
         rows = list(_rows(c, _of(d, c)))
-        view = Table(title=escape(f"{_title(c)}: standing, %"), title_justify="left", pad_edge=False)
+        view = Table(title=escape(f"{_title(c)}: standing, % of n"), title_justify="left", pad_edge=False)
         for i, column in enumerate(rows[0]):
             view.add_column(column, justify="left" if i in (0, len(rows[0]) - 1) else "right")
         for row in rows:
@@ -191,7 +192,7 @@ def as_markdown(d: Decision) -> str:
         table = pd.DataFrame(list(_rows(c, _of(d, c)))).map(markdown_text)
         align = ("left", *["right"] * (table.shape[1] - 2), "left")
         text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-        parts.append(f"### {markdown_text(_title(c))}\n\nStanding, % of the images.\n\n{text}\n")
+        parts.append(f"### {markdown_text(_title(c))}\n\nStanding, % of n.\n\n{text}\n")
         for sentence, lines in _told(d, c):
             told = [f"**{markdown_text(sentence)}**", *(f"- {markdown_text(line)}" for line in lines)]
             parts.append("\n".join([told[0], "", *told[1:]]) + "\n")

@@ -22,7 +22,7 @@ from robbench.stats import mcnemar
 from robbench.store import Accuracy, ResultFile, read_rows, result_folder
 from robbench.summary import accuracy, robust_samples
 
-__all__ = ["Point", "Sweep", "draw_sweep", "print_sweep", "sweep", "write_sweep"]
+__all__ = ["Point", "Sweep", "draw_sweep", "print_sweep", "standing", "sweep", "write_sweep"]
 
 _P = 0.05  # a rise that chance explains no better than this is told
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")  # Okabe & Ito, and grey
@@ -91,7 +91,7 @@ def sweep(root: Path, results: Sequence[ResultFile], clean: bool = False) -> Swe
     """
     results = sorted(results, key=_radius)
     first = results[0]
-    columns = [_standing(root, r) for r in results]
+    columns = [standing(root, r) for r in results]
     samples = columns[0].index
     if any(not c.index.equals(samples) for c in columns):
         raise ResultError(f"The results of the sweep over {first.model} are not on the same images; run it again.")
@@ -118,7 +118,7 @@ def _radius(result: ResultFile) -> Fraction:
     return Fraction(result.identity["threat"]["eps"])
 
 
-def _standing(root: Path, result: ResultFile) -> pd.DataFrame:
+def standing(root: Path, result: ResultFile) -> pd.DataFrame:
     """Tell per image and attack whether it stands; in a cascade, after this attack and those before it."""
     path = result_folder(root, result) / "outcomes.parquet"
     rows = read_rows(path)
