@@ -5,19 +5,32 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   := digits/natural digits/at digits/ls095_sigma03 digits/lsq2_sigma03
 SAMPLES ?=
+DIGITS := natural at trades ls095_sigma03 lsq2_sigma03
+MNIST  := natural at ls095_sigma03 lsq2 lsq2_sigma05
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test gate baselines lint types unit clean
 
 # The main job on the embedded data set: four models, the white-box suite, every test image.
 demo: $(READY)
 	rm -rf build/demo
 	$(BIN)/robbench eval $(addprefix --model ,$(DEMO)) --suite whitebox --results build/demo $(if $(SAMPLES),--samples $(SAMPLES))
 
-test: lint types unit
+test: lint types unit gate
 	$(BIN)/robbench cards --check
 	$(BIN)/robbench leaderboard --check
 	$(BIN)/robbench trained --check
 	$(BIN)/robbench table all --check
+
+# The models of this repository against their baselines; MNIST where the data are. `make baselines` writes new ones.
+gate: $(READY)
+	$(BIN)/robbench check --baseline baselines/digits.json
+	@if [ -d "$$ROBBENCH_DATA/mnist" ]; then echo $(BIN)/robbench check --baseline baselines/mnist.json; \
+	  $(BIN)/robbench check --baseline baselines/mnist.json; \
+	else echo "No MNIST in ROBBENCH_DATA: its models are not checked."; fi
+
+baselines: $(READY)
+	$(BIN)/robbench baseline $(addprefix --model digits/,$(DIGITS)) --suite quick --out baselines/digits.json
+	$(BIN)/robbench baseline $(addprefix --model mnist/,$(MNIST)) --suite quick --samples 100 --out baselines/mnist.json
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,13 +10,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from robbench.numbers import parse_threat
 from robbench.paired import Comparison, Flip, Question
 from robbench.regression import Decision, Finding, Outcome
 from robbench.report.escape import markdown_text
 
-__all__ = ["as_json", "as_junit", "as_markdown", "explain", "headline", "print_decision"]
+__all__ = ["as_json", "as_junit", "as_markdown", "as_text", "explain", "headline", "print_decision"]
 
 _SHOWN = 10  # flipped images that a person is shown; the JSON lists all
 _MARKS = {
@@ -159,15 +163,11 @@ def _notes(d: Decision) -> Iterator[str]:
         )
 
 
-def print_decision(d: Decision) -> None:
+def print_decision(d: Decision, console: Console | None = None) -> None:
     """Print the tables, what failed and why, and the outcome."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, width=200, file=console.file)
     for c in d.comparisons:
         rows = list(_rows(c, _of(d, c)))
         view = Table(title=escape(f"{_title(c)}: standing, % of n"), title_justify="left", pad_edge=False)
@@ -183,6 +183,13 @@ def print_decision(d: Decision) -> None:
     for note in _notes(d):
         console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
     console.print(f"[bold]{escape(headline(d))}[/bold]", soft_wrap=True)
+
+
+def as_text(d: Decision) -> str:
+    """Write what `print_decision` prints."""
+    page = io.StringIO()
+    print_decision(d, Console(file=page, highlight=False, force_terminal=False))
+    return page.getvalue()
 
 
 def as_markdown(d: Decision) -> str:
