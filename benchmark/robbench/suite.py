@@ -12,8 +12,9 @@ eps = "0.3"
 
 [[attack]]
 name = "PGD-20-xent"     # also the name of its random numbers
-kind = "pgd"             # from `robbench list attacks`; every other key is a parameter of that attack, and
-                         # `eot = N` averages N answers per step, for models that answer at random
+kind = "pgd"             # from `robbench list attacks`, or "module:Class" for one of your own; every other key is a
+                         # parameter of that attack, and `eot = N` averages N answers per step, for models that
+                         # answer at random
 objective = "ce"
 steps = 20
 on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what differs on one data set
@@ -22,9 +23,12 @@ on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what dif
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Mode", "Stage", "Suite", "build_attack", "load_suite", "suite_names"]
 
 Mode = Literal["full", "cascade"]
+_CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # what tells an attack from another class
 _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 
 
@@ -113,12 +118,10 @@ def build_attack(stage: Stage) -> Attack:
     """
     from robbench.attacks import ATTACKS, EOT, parameters  # torch is needed from here on
 
-    if stage.kind not in ATTACKS:
-        raise SuiteError(
-            f"Attack {stage.name!r}: "
-            + unknown_name("kind", stage.kind, [*ATTACKS, "transfer", "torchattacks:NAME", "autoattack:NAME"])
-        )
-    cls = ATTACKS[stage.kind]
+    if ":" not in stage.kind and stage.kind not in ATTACKS:
+        known = [*ATTACKS, "transfer", "torchattacks:NAME", "autoattack:NAME", "module:Class"]
+        raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, known))
+    cls = _own(stage.kind, stage.name) if ":" in stage.kind else ATTACKS[stage.kind]
     allowed = {name: str(f.type) for name, f in parameters(cls).items()}
     values: dict[str, Any] = {}
     draws = stage.params.get("eot")
@@ -135,6 +138,21 @@ def build_attack(stage: Stage) -> Attack:
         return EOT(inner=attack, draws=_typed(draws, "int", f"Attack {stage.name!r}: eot"))
     except SuiteError as error:
         raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): {error}") from None
+
+
+def _own(kind: str, stage: str) -> type[Attack]:
+    """Import an attack of the user's; the current directory is importable, as under `python -m`."""
+    module, _, name = kind.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    expected = "expected module:Class, a frozen dataclass with init, loss and step (docs/tutorial.md)"
+    try:
+        cls: type[Attack] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SuiteError(f"Attack {stage!r}: kind {kind!r} cannot be imported ({error}); {expected}.") from None
+    if not (isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in _CONTRACT)):
+        raise SuiteError(f"Attack {stage!r}: kind {kind!r} is no attack; {expected}.")
+    return cls
 
 
 def _typed(given: Any, kind: str, where: str) -> Any:
