@@ -1,6 +1,7 @@
 """How often the gate fails on an unchanged model whose attacks have other seeds: `robbench check --seed N`, many times.
 
 Every run but the first is checked against the first as its baseline, and every run against one other, drawn at random.
+`--power 2` prints how often a true drop of 2 points is found, by simulation.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binom
+from tabulate import tabulate
 
 from robbench.baseline import Given, Run
 from robbench.gate import Machine, measure, results_tree
@@ -46,9 +49,25 @@ def report(title: str, pairs: list[tuple[Run, Run]], policy: Policy) -> None:
         )
 
 
+def power(drop: float, alpha: float, max_drop: float = 1.0, draws: int = 4000) -> str:
+    """Tabulate how often a check of one model with new weights fails, by its true drop (in points) and images."""
+    generator, rows = np.random.default_rng(0), []
+    for n in (300, 900, 2000, 10000):
+        row: dict[str, str | int] = {"n": n}
+        for gained in (0.0, 0.5, 1.0, 2.0):
+            shares = [(drop + gained) / 100, gained / 100, 1 - (drop + 2 * gained) / 100]
+            lost, found, _ = generator.multinomial(n, shares, size=draws).T
+            p = binom.sf(lost - 1, lost + found, 0.5) * 9 / 8  # the worst case weighs 8 of 9
+            fails = (p <= alpha) & (100 * (lost - found) > max_drop * n)
+            row[f"{gained:g} % gained"] = f"{100 * fails.mean():.0f} %"
+        rows.append(row)
+    return tabulate(rows, headers="keys", tablefmt="github")
+
+
 def main() -> None:
     """Measure, check and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--power", type=float, help="only print how often a true drop of so many points fails")
     parser.add_argument("--model", default="digits/ls095_sigma03")
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--samples", type=int)
@@ -58,6 +77,9 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write the verdicts of the first seeds here, for the tests")
     parser.add_argument("--saved-seeds", type=int, default=20)
     args = parser.parse_args()
+    if args.power is not None:
+        print(power(args.power, args.alpha))
+        return
     begin = time.monotonic()
     runs = runs_of(args)
     made = ", ".join(f"{k} {v}" for k, v in versions().items())

@@ -20,7 +20,9 @@ ELSEWHERE = (
 )  # fmt: skip
 
 
-COMMANDS = ("eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export")
+COMMANDS = (
+    "eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export", "verify", "baseline", "check",
+)  # fmt: skip
 
 
 def blocks(repo, language):
@@ -41,8 +43,8 @@ def test_the_commands_run(repo, tmp_path):
             continue
         words = shlex.split(line)
         assert words[0] == "robbench", line
-        if words[1] == "eval":
-            words = [w for w in words if w not in ("--samples", "200")] + ["--samples", "8"]
+        if words[1] in ("eval", "baseline"):
+            words = [w for w in words if w not in ("--samples", "200", "300")] + ["--samples", "8"]
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -101,7 +103,17 @@ def test_the_tables_are_the_committed_ones(repo, dataset):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/files.md", "docs/models.md", "docs/tables.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/design.md",
+        "docs/files.md",
+        "docs/models.md",
+        "docs/tables.md",
+        "docs/gate.md",
+        "docs/tutorial.md",
+    ],
 )
 def test_links_lead_somewhere(repo, name):
     page = repo / name

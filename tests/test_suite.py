@@ -1,9 +1,11 @@
 """Suites: budgets per data set, and what an invalid file is answered with."""
 
+import sys
 from fractions import Fraction
 
 import pytest
 
+from robbench.attacks import describe
 from robbench.errors import SuiteError
 from robbench.suite import Stage, build_attack, load_suite, suite_names
 
@@ -90,6 +92,36 @@ def test_invalid_attacks_are_refused(tmp_path, line, message):
     with pytest.raises(SuiteError) as error:
         build_attack(suite.stages("digits")[0])
     assert message in str(error.value)
+
+
+OWN = """
+from dataclasses import dataclass
+from robbench.attacks import PGD
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(PGD):
+    kind = "mine"
+    boost: float = 2.0
+"""
+
+
+def test_an_attack_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_attack_of_a_test.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    line = 'kind = "own_attack_of_a_test:Mine"\nsteps = 3\nboost = "1/2"'
+    attack = build_attack(load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', line))).stages("digits")[0])
+    assert (attack.kind, attack.steps, attack.boost) == ("mine", 3, 0.5)
+    assert describe(attack)["boost"] == 0.5
+    for wrong, message in (
+        ("own_attack_of_a_test:Yours", "cannot be imported"),
+        ("no_such_module_here:Mine", "cannot be imported"),
+        ("pathlib:Path", "is no attack"),
+        ("own_attack_of_a_test:dataclass", "is no attack"),
+    ):
+        suite = load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', f'kind = "{wrong}"')))
+        with pytest.raises(SuiteError, match=message):
+            build_attack(suite.stages("digits")[0])
 
 
 def test_unknown_names():

@@ -3,12 +3,19 @@
 `python tests/test_tutorial.py` writes the outputs into the page.
 """
 
+import contextlib
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from robbench.cli import app
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "tutorial.md"
@@ -24,21 +31,21 @@ def blocks(page):
 
 
 def execute(command, folder):
-    """Run a line of the tutorial as a shell would; returns what it prints to stdout."""
-    bin_folder = folder.parent / "bin"
-    bin_folder.mkdir(exist_ok=True)
-    for name, what in (("python", ""), ("robbench", "-m robbench")):
-        shim = bin_folder / name
-        shim.write_text(f'#!/bin/sh\nexec {sys.executable} {what} "$@"\n')
-        shim.chmod(0o755)
+    """Run a line of the tutorial, robbench's own in this process; returns what it prints to stdout."""
     line, _, comment = command.partition("  # exit code ")
-    path = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO / "benchmark")}
-    done = subprocess.run(
-        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False, env=environment
-    )  # fmt: skip
-    assert done.returncode == int(comment or 0), (command, done.stdout, done.stderr)
-    return done.stdout
+    expected, words = int(comment or 0), shlex.split(line)
+    if words[0] == "robbench":
+        with contextlib.chdir(folder):
+            done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == expected, (command, done.output, done.exception)
+        return done.stdout
+    assert words[0] == "python", command
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO / "benchmark")}
+    ran = subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
+    assert ran.returncode == expected, (command, ran.stdout, ran.stderr)
+    return ran.stdout
 
 
 def follow(page, folder):
@@ -68,6 +75,16 @@ def numbers(text):
 
 def words(text):
     return re.findall(r"[A-Za-z]{3,}", "\n".join(line for line in text.splitlines() if "Images:" not in line))
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    """What the tutorial's folder makes importable is gone afterwards."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    known = set(sys.modules)
+    yield
+    for name in {"mine", "averaged"} - known:
+        sys.modules.pop(name, None)
 
 
 def test_word_for_word(tmp_path):

@@ -122,7 +122,9 @@ def build_attack(stage: Stage) -> Attack:
         known = [*ATTACKS, "transfer", "torchattacks:NAME", "autoattack:NAME", "module:Class"]
         raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, known))
     cls = _own(stage.kind, stage.name) if ":" in stage.kind else ATTACKS[stage.kind]
-    allowed = {name: str(f.type) for name, f in parameters(cls).items()}
+    # A type is text where a module postpones annotations, as robbench's own do.
+    types = {name: f.type for name, f in parameters(cls).items()}
+    allowed = {name: t.__name__ if isinstance(t, type) else str(t) for name, t in types.items()}
     values: dict[str, Any] = {}
     draws = stage.params.get("eot")
     for key, given in stage.params.items():

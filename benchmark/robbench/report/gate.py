@@ -55,7 +55,7 @@ def _rows(c: Comparison, findings: list[Finding]) -> Iterator[dict[str, str]]:
             "Lost": str(len(q.lost)),
             "Gained": str(len(q.gained)),
             "p": f"{f.p:.2g}",
-            "Outcome": _MARKS[f.outcome],
+            "Outcome": _MARKS[f.outcome] if q.counted else _MARKS[Outcome.EXPLAINED],
         }
     for name in c.removed:
         row = dict.fromkeys(("Test", "n", "Baseline", "Now", "Change [95 %]", "Lost", "Gained", "p"), "–")
