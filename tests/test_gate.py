@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -166,6 +168,18 @@ def test_stored_results_are_compared_without_torch(folder, tmp_path):
 def test_a_sequential_check_measures_less(folder):
     found = check(folder, "--sequential", "--max-drop", "5")
     assert not found["failed"] and "certain after" in found["early"] and found["models"][0]["n"] < 300
+
+
+def test_the_commands_and_the_code_of_the_docs_run(tmp_path):
+    text = (REPO / "docs/gate.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    lines = [shlex.split(line, comments=True) for line in block.replace("--samples 300", "--samples 40").splitlines()]
+    assert [words[1] for words in lines] == ["baseline", *["check"] * 5]
+    for words in lines:
+        call(*words[1:], cwd=tmp_path)
+    assert (tmp_path / "gate.xml").exists() and (tmp_path / "gate.md").exists()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(code, {})
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,11 @@ def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
             "what": "The authors' AutoAttack: standard, plus, rand, APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T or SQUARE.",
             "parameters": "batch=100",
         },
+        {
+            "kind": "module:Class",
+            "what": "An attack of your own, from a module that can be imported here (docs/tutorial.md).",
+            "parameters": "the class's own",
+        },
     ]
 
 
