@@ -25,7 +25,8 @@ Stored = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
 Lanes = Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")]
 Kept = Annotated[
-    Path | None, typer.Option("--results", help="Keep the records in this results tree: interrupted runs go on.")
+    Path | None,
+    typer.Option("--results", help="Keep the records in this results tree; what is there is not measured again."),
 ]
 
 
