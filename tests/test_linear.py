@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Linear, small
 from torch import nn
 from typer.testing import CliRunner
 
+from conftest import Linear, small
 from robbench.cli import app
 from robbench.errors import ModelError, ResultError, RobbenchError
 from robbench.linear.measure import measure_linear
@@ -67,7 +67,7 @@ def test_prediction_is_what_one_step_on_the_margin_does_to_an_affine_model(tmp_p
     sign = torch.where(y == 0, 1.0, -1.0)[:, None, None, None]
     for factor in (0.999, 1.001):
         moved = x - factor * eps * sign * w.sign().view(1, 1, 8, 8)
-        assert 0 <= moved.min() and moved.max() <= 1
+        assert moved.min() >= 0 and moved.max() <= 1
         assert np.array_equal((model(moved).argmax(1) == y).numpy(), found.standing(factor * eps))
     assert predicted(found, eps).value == 0.5, "half of 40 lie above their median"
 
@@ -188,7 +188,7 @@ def test_damaged_files_are_named(tmp_path, damage, message):
     with pytest.raises(ResultError, match=message):
         read_linearization(path.parent)
     (path.parent / "linear.json").write_text('{"schema_version": 9}', encoding="utf-8")
-    with pytest.raises(ResultError, match="linear.json: .*Measure it again"):
+    with pytest.raises(ResultError, match=r"linear\.json: .*Measure it again"):
         read_linear(path.parent)
 
 

@@ -518,7 +518,7 @@ def trained(
 
 @app.command("table")
 def table_(
-    name: Annotated[str, typer.Argument(metavar="ID", help="A table, such as shafahi2019-5, or all.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help="A table: shafahi2019-5 (or just 5), ... or all.")],
     run: Annotated[
         bool, typer.Option("--run", help="First make the results that are missing for cards with weights.")
     ] = False,
@@ -534,7 +534,7 @@ def table_(
     """Set our results beside a table of a paper; "all" writes every table to RESULTS/tables/."""
     from robbench.models.card import Registry
     from robbench.report.layout import Commands, check_format, render
-    from robbench.report.published import TABLES, UNAVAILABLE, find_table
+    from robbench.report.published import TABLES, find_table
     from robbench.report.tables import fill
 
     tables = list(TABLES.values()) if name == "all" else [find_table(name)]
@@ -565,9 +565,6 @@ def table_(
 
             console = Console()
             print(render(sheet, kind, commands, console.width if console.is_terminal else None), end="")
-    if name == "all":
-        for missing, reason in UNAVAILABLE.items():
-            print(f"No {missing}: {reason}", file=sys.stderr)
 
 
 def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
@@ -579,11 +576,16 @@ def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
     if not sheet.runs:
         return
     from robbench.evaluation import evaluate
+    from robbench.linear.measure import measure_linear
 
     reporter = TerminalReporter(hint_samples=options["samples"] is None)
     with _resumable("Every image that was finished is kept."), contextlib.closing(reporter):
         for job in sheet.runs:
-            evaluate(job.model, job.suite, reporter=reporter, results=results, overwrite=job.overwrite, **options)
+            common = {"results": results, "overwrite": job.overwrite, **options}
+            if job.suite:
+                evaluate(job.model, job.suite, reporter=reporter, **common)
+            else:
+                measure_linear(job.model, note=reporter.note, **common)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What a model's logits and their gradients at an image predict: Eq. 2-4 of Shafahi et al. 2019. Imports no torch.
 
-To first order, moving x by δ with ‖δ‖_∞ = ε closes the gap between the logit of the true class y and that of another class
-ȳ once ε exceeds
+To first order, moving x by δ with ‖δ‖_∞ = ε closes the gap between the logit of the true class y and that of another
+class ȳ once ε exceeds
 
     L(ȳ) = (z_y − z_ȳ) / ‖∇z_y − ∇z_ȳ‖_1                                                            (Eq. 4)
 
@@ -12,8 +12,7 @@ or take.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +82,8 @@ class Linearization:
         radius[~self.wrong] = np.inf
         # Where every radius is infinite, the first wrong class stands for all of them.
         first = np.argmax(self.wrong, axis=1)
-        return np.where(np.isposinf(radius.min(1)), first, radius.argmin(1)).astype(np.int64)
+        found: NDArray[np.int64] = np.where(np.isposinf(radius.min(1)), first, radius.argmin(1)).astype(np.int64)
+        return found
 
     def at_nearest(self, quantity: str) -> Per:
         """Return a quantity at the class that is nearest by Eq. 4, [n]; `radius` there is the L of the image.
@@ -110,7 +110,3 @@ class Linearization:
             eps: Linf radius in [0, 1] pixel units.
         """
         return np.asarray(self.at_nearest("radius") > eps)
-
-    def select(self, at: NDArray[np.bool_]) -> Self:
-        """Keep these images, [n] bool."""
-        return type(self)(**{f.name: getattr(self, f.name)[at] for f in fields(self)})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-
-import numpy as np
 
 from robbench.errors import SuiteError
 from robbench.linear.record import LinearFile, linear_folder, read_linearization
@@ -20,17 +18,16 @@ from robbench.types import Threat
 __all__ = ["linear_rows", "predicted", "standard_radius", "text_of"]
 
 
-def predicted(measured: Linearization, eps: Fraction, samples: Collection[int] | None = None) -> Accuracy:
+def predicted(measured: Linearization, eps: Fraction, n: int | None = None) -> Accuracy:
     """Return the accuracy that Eq. 4 predicts at an Linf radius: the share of images with L > eps.
 
     Args:
         measured: what was found.
         eps: the radius, in [0, 1] pixel units.
-        samples: official indices of the images to count; None means all of them.
+        n: the first n images; None, or more than there are, means all of them.
     """
-    if samples is not None:
-        measured = measured.select(np.isin(measured.sample, list(samples)))
-    return accuracy(int(measured.standing(float(eps)).sum()), len(measured))
+    standing = measured.standing(float(eps))[:n]
+    return accuracy(int(standing.sum()), len(standing))
 
 
 def standard_radius(dataset: str) -> Fraction | None:
