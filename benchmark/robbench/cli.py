@@ -88,12 +88,12 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="models, suites, attacks or data")],
+    what: Annotated[str, typer.Argument(help="models, suites, attacks, data or figures")],
     models: Models = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """List models, suites, attacks or data sets."""
+    """List models, suites, attacks, data sets or figures."""
     from robbench.listing import LISTINGS
 
     if what not in LISTINGS:
@@ -586,6 +586,46 @@ def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
                 evaluate(job.model, job.suite, reporter=reporter, **common)
             else:
                 measure_linear(job.model, note=reporter.note, **common)
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A figure (`robbench list figures`), or all.")],
+    dataset: Annotated[str | None, typer.Option(help="Draw it for this data set; by default the paper's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder to write to; RESULTS/figures if left out.")] = None,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a figure is stale.")] = False,
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+) -> None:
+    """Draw a figure from stored results: a PNG and the plotted numbers as CSV; "all" draws every one."""
+    from robbench.models.card import Registry
+    from robbench.report.figures.definitions import find_figure
+    from robbench.report.figures.source import Source
+    from robbench.report.figures.write import every_figure, write_figure
+
+    if name == "all" and dataset:
+        raise RobbenchError("--dataset goes with one figure; all draws every data set.")
+    source = Source(Registry.default(models or []), _tree(results), data_dir)
+    folder = output or results / "figures"
+    if name == "all":
+        found = every_figure(source, folder, check)
+    else:
+        one = find_figure(name)
+        found = iter([write_figure(source, one, dataset or one.datasets[0], folder, check)])
+    out_of_date = False
+    for written in found:
+        for line in written.missing:
+            print(f"{written.name}: not measured: {line}", file=sys.stderr)
+        if not written.paths and name != "all":
+            raise ResultError(f"Nothing to draw for {written.name}. " + " Or: ".join(written.missing))
+        if written.stale:
+            print(f"{written.stale}: run `robbench figure {name}`.", file=sys.stderr)
+            out_of_date = True
+        elif written.paths:
+            print(f"{written.paths[0]} {'is up to date' if check else 'written'}.")
+    if out_of_date:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -202,7 +202,7 @@ def _of_batch(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def _gradient(value: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of a sum over lanes as rows, [L, C · H · W], in float64 so that sums over pixels are exact."""
+    """Return the gradient of a sum over lanes as rows, [L, C · H · W], in float64: sums keep float32 precision."""
     grad = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)[0] if value.requires_grad else None
     if grad is None:
         raise ModelError(
