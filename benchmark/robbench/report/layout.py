@@ -29,7 +29,7 @@ __all__ = ["FORMATS", "Commands", "check_format", "render"]
 _WIDTH = 220  # of a table that no terminal shows
 _PREDICTION = (
     " Equation 4 is a prediction, not an attack: the share of the same images with L > ε, where L is the smallest "
-    "ratio of logit gap to gradient gap (the 1-norm) over all wrong classes, as `robbench measure linear` finds it."
+    "ratio of logit gap to gradient gap (the 1-norm) over the wrong classes, as `robbench measure linear` finds it."
 )
 _STYLE = "<style>td, th { padding: 0.2em 0.6em; text-align: left; white-space: nowrap }</style>\n"
 

@@ -28,7 +28,7 @@ OKABE_ITO = {
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)))
 """Line styles, so that no reader needs the colours."""
 
-MARKERS = "os^Dv<>P"
+MARKERS = "os^Dv<>"
 
 _STYLE = {
     "font.family": "sans-serif",

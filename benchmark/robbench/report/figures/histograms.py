@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GAPS", "GRADIENTS", "LOGITS", "Quantity", "histograms"]
 
-_BINS = 60
+_BINS = 80
 _TAIL = 0.0005  # share of all values that may lie beyond either end of a logarithmic axis
 
 
