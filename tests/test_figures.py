@@ -214,6 +214,12 @@ def test_a_matplotlibrc_changes_nothing(tree):
         assert write_figure(source, figure, "digits", tree / "b").paths[0].read_bytes() == plain
 
 
+def test_every_figure_is_listed_and_documented(repo):
+    listed, page = run("list", "figures", "--json"), (repo / "docs/figures.md").read_text(encoding="utf-8")
+    assert [row["figure"] for row in json.loads(listed)] == list(FIGURES)
+    assert all(f"| `{name}` |" in page for name in FIGURES)
+
+
 def test_what_is_missing_has_its_command(tree, tmp_path):
     shutil.rmtree(tree / "digits/at/linear")
     shown = run("figure", "1", "--dataset", "digits", "--results", tree)

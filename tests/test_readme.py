@@ -101,7 +101,16 @@ def test_the_tables_are_the_committed_ones(repo, dataset):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/files.md", "docs/models.md", "docs/tables.md", "docs/figures.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/design.md",
+        "docs/files.md",
+        "docs/models.md",
+        "docs/tables.md",
+        "docs/figures.md",
+    ],
 )
 def test_links_lead_somewhere(repo, name):
     page = repo / name

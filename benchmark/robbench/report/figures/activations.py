@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from robbench.linear.record import read_activations
-from robbench.report.figures.canvas import MARKERS, blank, legend_below
+from robbench.report.figures.canvas import MARKERS, blank, legend_below, log_axis
 from robbench.report.figures.source import Look, Picture, Source
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def _paint(numbers: pd.DataFrame, title: str, looks: Mapping[str, Look], layer: 
         ax.plot(rows["rank"], rows["mean"], color=look.colour, ls=look.dashes, marker=marker, ms=4, label=label)
     last = int(numbers["rank"].max())
     ax.set_xlim(0 if last > _FEW else 0.7, last + (0 if last > _FEW else 0.3))
-    ax.set_ylim(bottom=0)
+    if layer == "logits" and numbers["mean"].min() > 0:  # squeezed ones are a hundredth of natural ones
+        log_axis(ax, vertical=True)
+    else:
+        ax.set_ylim(bottom=0)
     what = "neurons of the penultimate layer" if layer == "penultimate" else "logits"
     ax.set_xlabel(f"{what}, the most active first")
     ax.set_ylabel("mean over the images of |activation|")

@@ -88,14 +88,15 @@ def grid(
     return figure, axes[:panels]
 
 
-def log_axis(axes: Axes) -> None:
-    """Make the horizontal axis logarithmic, with its numbers written out: 1, 3, 10, 30."""
+def log_axis(axes: Axes, vertical: bool = False) -> None:
+    """Make an axis logarithmic, with its numbers written out: 1, 3, 10, 30."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    (axes.set_yscale if vertical else axes.set_xscale)("log")
+    axis = axes.yaxis if vertical else axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", columns: int = 2) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -135,13 +135,8 @@ def _radius_series(ax: Axes, series: str, rows: pd.DataFrame, look: dict[str, An
 
 def over_steps(source: Source, title: str, dataset: str) -> Picture:
     """Tell how many images stand after each step, per attack; a break counts from the step that the records name."""
-    rows = [row for r in _whitebox(source, dataset).values() if r.judge == "any" for row in _step_rows(source, r)]
-    if not rows:
-        return Picture(
-            None, partial(blank, 1, 1), [source.commands(f"{dataset}/natural", "eval -m {} --suite whitebox")]
-        )
-    numbers = pd.DataFrame(rows)
-    return Picture(numbers, partial(_paint_steps, numbers, title))
+    results = [r for r in source.standard(dataset, _SUITE).values() if r.judge == "any"]
+    return _of_suite(source, title, dataset, [row for r in results for row in _step_rows(source, r)], _paint_steps)
 
 
 def _step_rows(source: Source, result: ResultFile) -> Iterator[dict[str, Any]]:
@@ -208,13 +203,8 @@ def _step_series(ax: Axes, attack: str, place: int, rows: pd.DataFrame) -> None:
 
 def over_classes(source: Source, title: str, dataset: str) -> Picture:
     """Tell the worst-case robust accuracy of every class."""
-    rows = [row for r in _whitebox(source, dataset).values() for row in _class_rows(source, r)]
-    if not rows:
-        return Picture(
-            None, partial(blank, 1, 1), [source.commands(f"{dataset}/natural", "eval -m {} --suite whitebox")]
-        )
-    numbers = pd.DataFrame(rows)
-    return Picture(numbers, partial(_paint_classes, numbers, title))
+    results = source.standard(dataset, _SUITE).values()
+    return _of_suite(source, title, dataset, [row for r in results for row in _class_rows(source, r)], _paint_classes)
 
 
 def _class_rows(source: Source, result: ResultFile) -> Iterator[dict[str, Any]]:
@@ -267,8 +257,16 @@ def _classes(numbers: pd.DataFrame) -> list[str]:
 # ---- shared
 
 
-def _whitebox(source: Source, dataset: str) -> Mapping[str, ResultFile]:
-    return source.standard(dataset, _SUITE)
+def _of_suite(
+    source: Source, title: str, dataset: str, rows: list[dict[str, Any]], paint: Callable[[pd.DataFrame, str], Figure]
+) -> Picture:
+    """Make a picture of rows that results of the suite gave; without any, say how to make one."""
+    if not rows:
+        return Picture(
+            None, partial(blank, 1, 1), [source.commands(f"{dataset}/natural", f"eval -m {{}} --suite {_SUITE}")]
+        )
+    numbers = pd.DataFrame(rows)
+    return Picture(numbers, partial(paint, numbers, title))
 
 
 def _counted(rows: pd.DataFrame) -> str:
