@@ -40,7 +40,7 @@ def activations(source: Source, title: str, names: Sequence[str], layer: str) ->
         ranked = rows[["neuron", "mean", "active"]].assign(rank=np.arange(1, len(rows) + 1))
         frames.append(ranked.assign(model=name, layer=layer, images=len(measured)))
     if not sum(len(frame) for frame in frames):
-        return Picture(None, partial(blank, 1, 1))
+        return Picture.nothing()
     columns = ["layer", "model", "rank", "neuron", "mean", "active", "images"]
     numbers = pd.concat(frames, ignore_index=True)[columns]
     looks = source.looks(list(dict.fromkeys(numbers["model"])))

@@ -42,11 +42,11 @@ def gallery(source: Source, title: str, dataset: str) -> Picture:
             kept.setdefault(r.model, r)
     if not kept:
         command = source.commands(f"{dataset}/natural", "eval -m {} --suite quick --samples 100 --save-adversarials")
-        return Picture(None, partial(blank, 1, 1), [command])
+        return Picture.nothing(command)
     data = load(dataset, "test", source.data_dir)
     frames = [frame for r in list(kept.values())[:_MODELS] for frame in _examples(source, r, data)]
     if not frames:
-        return Picture(None, partial(blank, 1, 1), [f"no attack of {', '.join(sorted(kept))} broke an image"])
+        return Picture.nothing(f"no attack of {', '.join(sorted(kept))} broke an image")
     numbers = pd.concat(frames, ignore_index=True)
     return Picture(numbers, partial(_paint, numbers, title), decimals=4)
 

@@ -73,7 +73,7 @@ def histograms(source: Source, title: str, dataset: str, names: Sequence[str], p
     """
     found = {name: measured for name in names if (measured := source.linear(name)) is not None}
     if not found:
-        return Picture(None, partial(blank, 1, 1))
+        return Picture.nothing()
     frames = []
     radius = standard_radius(dataset)
     for quantity in panels:

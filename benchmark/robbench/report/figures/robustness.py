@@ -46,7 +46,7 @@ def over_eps(source: Source, title: str, dataset: str) -> Picture:
     order += [n for n in dict.fromkeys(f"{r.dataset}/{r.model}" for r in results) if n not in order]
     rows = [row for name in order for row in _radius_rows(source, name, results)]
     if not rows:
-        return Picture(None, partial(blank, 1, 1), [source.commands(f"{dataset}/natural", "measure linear -m {}")])
+        return Picture.nothing(source.commands(f"{dataset}/natural", "measure linear -m {}"))
     numbers = _told_apart(pd.DataFrame(rows))
     missing = [source.commands(n, "measure linear -m {}") for n in order if source.linear(n) is None]
     swept = numbers[(numbers["series"] == _WORST) & (numbers["eps"] > 0)].groupby("model")["eps"].nunique()
@@ -65,10 +65,9 @@ def _radius_rows(source: Source, name: str, results: list[ResultFile]) -> Iterat
     known = [float(Fraction(r.identity["threat"]["eps"])) for r in mine]
     top = max([*known, 1.5 * float(usual or 0)]) or 1.0
     if measured is not None:
-        for eps in np.linspace(0, top, _GRID + 1):
-            standing = measured.standing(float(eps))
-            share = accuracy(int(standing.sum()), len(standing))
-            yield _point(name, _PREDICTED, "linear", float(eps), share, len(standing))
+        radius = measured.at_nearest("radius")
+        for eps in map(float, np.linspace(0, top, _GRID + 1)):
+            yield _point(name, _PREDICTED, "linear", eps, accuracy(int((radius > eps).sum()), len(radius)), len(radius))
     # Of the same suite and n they are on the same images: the first n.
     for suite, n in dict.fromkeys((r.suite, r.n) for r in mine):
         group = [r for r in mine if (r.suite, r.n) == (suite, n)]
@@ -262,9 +261,7 @@ def _of_suite(
 ) -> Picture:
     """Make a picture of rows that results of the suite gave; without any, say how to make one."""
     if not rows:
-        return Picture(
-            None, partial(blank, 1, 1), [source.commands(f"{dataset}/natural", f"eval -m {{}} --suite {_SUITE}")]
-        )
+        return Picture.nothing(source.commands(f"{dataset}/natural", f"eval -m {{}} --suite {_SUITE}"))
     numbers = pd.DataFrame(rows)
     return Picture(numbers, partial(paint, numbers, title))
 

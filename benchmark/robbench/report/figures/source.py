@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from robbench.errors import CardError
 from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.models.card import Entry, Registry
-from robbench.report.figures.canvas import DASHES, OKABE_ITO
+from robbench.report.figures.canvas import DASHES, OKABE_ITO, blank
 from robbench.store import ResultFile, load_results, result_folder
 
 if TYPE_CHECKING:
@@ -39,7 +39,12 @@ class Picture:
     numbers: pd.DataFrame | None
     paint: Callable[[], Figure]
     missing: Sequence[str] = ()
-    decimals: int = field(default=6)
+    decimals: int = 6
+
+    @classmethod
+    def nothing(cls, *missing: str) -> Self:
+        """Make a picture of nothing, and say what it would take."""
+        return cls(None, partial(blank, 1, 1), missing)
 
 
 @dataclass(frozen=True)
