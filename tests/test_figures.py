@@ -21,6 +21,7 @@ from robbench.linear.record import read_linearization
 from robbench.models.card import Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, blank, png
 from robbench.report.figures.definitions import FIGURES, find_figure
+from robbench.report.figures.histograms import _counts
 from robbench.report.figures.source import Source
 from robbench.report.figures.write import every_figure, write_figure
 from robbench.store import read_result
@@ -73,6 +74,13 @@ def test_histograms_count_every_value_once(tree, figure, panels):
         edges = rows["low"].iloc[1:].to_numpy()  # the outer bins are open
         assert np.array_equal(np.histogram(values[panel], edges)[0][:-1], rows["count"].iloc[1:-2])
         assert rows["count"].iloc[0] == (values[panel] < edges[0]).sum()
+
+
+def test_a_value_on_an_edge_counts_to_the_right_and_infinity_beyond_the_last():
+    edges = np.array([-np.inf, 0.0, 1.0, 2.0, np.inf])
+    values = np.array([-np.inf, -1.0, 0.0, 1.0, 1.5, 2.0, np.inf, np.nan])
+    counted = _counts("radius", "m", values, edges, 8)
+    assert counted["count"].tolist() == [2, 1, 2, 2] and counted["total"].iloc[0] == 8, "NaN is in no bin"
 
 
 def test_activations_are_ordered(tree):

@@ -173,6 +173,12 @@ def test_the_corners_of_equation_4():
     assert found.standing(0.25).tolist() == [True, False, False, False, False], "L must exceed the radius"
 
 
+def test_a_class_that_nothing_is_known_of_makes_no_image_robust():
+    gap = np.array([[0.0, 1.0, np.nan]])
+    found = Linearization(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([[5.0, 1.0, 0.0]]), gap, gap, gap)
+    assert found.nearest.tolist() == [2] and found.standing(0.1).tolist() == [False]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
