@@ -20,6 +20,7 @@ test: lint types unit gate
 	$(BIN)/robbench leaderboard --check
 	$(BIN)/robbench trained --check
 	$(BIN)/robbench table all --check
+	$(BIN)/robbench figure all --check
 
 # The models of this repository against their baselines; MNIST where the data are. `make baselines` writes new ones.
 gate: $(READY)

@@ -21,7 +21,8 @@ ELSEWHERE = (
 
 
 COMMANDS = (
-    "eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export", "verify", "baseline", "check",
+    "eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export", "measure", "figure",
+    "verify", "baseline", "check",
 )  # fmt: skip
 
 
@@ -111,6 +112,7 @@ def test_the_tables_are_the_committed_ones(repo, dataset):
         "docs/files.md",
         "docs/models.md",
         "docs/tables.md",
+        "docs/figures.md",
         "docs/gate.md",
         "docs/tutorial.md",
     ],
