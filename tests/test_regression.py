@@ -1,6 +1,8 @@
 """The gate's decision on made-up verdicts: what fails, what does not, and how often it is wrong."""
 
 import json
+import re
+import tomllib
 
 import numpy as np
 import pandas as pd
@@ -345,3 +347,14 @@ def test_the_digested_code_is_there():
     files = code_digests()
     assert {"engine.py", "attacks/pgd.py", "losses.py", "threat.py", "rng.py", "suite.py"} <= set(files)
     assert all(len(v) == 16 for v in files.values())
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_the_baselines_of_this_repository_hold_the_models_that_the_makefile_names(repo, dataset):
+    runs = read_baseline(repo / f"baselines/{dataset}.json").runs
+    named = re.search(rf"^{dataset.upper()} *:= (.*)$", (repo / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
+    assert [r.model for r in runs] == named
+    for run in runs:
+        card = tomllib.loads((repo / f"models/{run.name}.toml").read_text())
+        assert run.identity["weights"] == card["weights"]["sha256"], "the weights are those of the card"
+        assert run.sample_seed == 0, "in random order, so that a sequential check can stop early"
