@@ -1,0 +1,43 @@
+"""A zoo of small models with a label: is their robust accuracy under the usual attack to be trusted, or is it masked?
+
+It is there to calibrate checks of gradient masking, and to say how often these are right.
+
+The label follows a rule. With PGD the usual attack on a data set (20 steps on the cross-entropy on the digits, 40 on
+MNIST, one start; the suite `whitebox`), and best the lowest robust accuracy that any attack known here reaches,
+`robbench.sanity.zoo` calls a model
+
+* `masked` if it answers at random, so that a single answer proves nothing, or if PGD − best is `MASKED_FROM` points or
+  more;
+* `honest` if PGD − best is at most `HONEST_UP_TO` points and it always answers alike.
+
+Models in between are not admitted. `perf/zoo.py` measures it.
+
+The half is given by position: within each kind, in the order of the list, the entries are calibration and held-out in
+turn. The list was made, with its halves, before anything was measured; an entry that is dropped leaves a gap, an entry
+that is added goes to the end of its kind, and none changes its half.
+"""
+
+from robbench.errors import RobbenchError, unknown_name
+from robbench.sanity.zoo.entry import Half, Label, ZooEntry, network, zoo_registry
+from robbench.sanity.zoo.honest import HONEST
+from robbench.sanity.zoo.masked import MASKED
+
+__all__ = ["HONEST_UP_TO", "MASKED_FROM", "ZOO", "Half", "Label", "ZooEntry", "find_entry", "network", "zoo_registry"]
+
+ZOO: tuple[ZooEntry, ...] = (*MASKED, *HONEST)
+"""All entries: masked ones first, kind by kind."""
+
+MASKED_FROM = 0.12
+HONEST_UP_TO = 0.08
+
+
+def find_entry(name: str) -> ZooEntry:
+    """Look an entry up.
+
+    Raises:
+        RobbenchError: there is none of this name (with the closest ones).
+    """
+    for entry in ZOO:
+        if entry.name == name:
+            return entry
+    raise RobbenchError(unknown_name("model of the zoo", name, [entry.name for entry in ZOO]))
