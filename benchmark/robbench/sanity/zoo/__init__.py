@@ -18,13 +18,15 @@ that is added goes to the end of its kind, and none changes its half.
 """
 
 from robbench.errors import RobbenchError, unknown_name
+from robbench.sanity.zoo.chance import AT_RANDOM
 from robbench.sanity.zoo.entry import Half, Label, ZooEntry, network, zoo_registry
 from robbench.sanity.zoo.honest import HONEST
-from robbench.sanity.zoo.masked import MASKED
+from robbench.sanity.zoo.trained import TRAINED
+from robbench.sanity.zoo.wrapped import WRAPPED
 
 __all__ = ["HONEST_UP_TO", "MASKED_FROM", "ZOO", "Half", "Label", "ZooEntry", "find_entry", "network", "zoo_registry"]
 
-ZOO: tuple[ZooEntry, ...] = (*MASKED, *HONEST)
+ZOO: tuple[ZooEntry, ...] = (*WRAPPED, *AT_RANDOM, *TRAINED, *HONEST)
 """All entries: masked ones first, kind by kind."""
 
 MASKED_FROM = 0.12

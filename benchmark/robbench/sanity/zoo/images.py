@@ -90,12 +90,11 @@ class Thermometer(nn.Module):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        thresholds = (torch.arange(levels) + 0.5) / levels
-        self.register_buffer("thresholds", thresholds.view(-1, 1, 1, 1, 1), persistent=False)
+        self.register_buffer("thresholds", (torch.arange(levels) + 0.5) / levels, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to the same shape."""
-        return (x > self.thresholds).to(x.dtype).mean(0)
+        return (x[..., None] > self.thresholds).to(x.dtype).mean(-1)
 
 
 class MedianFilter(nn.Module):
@@ -120,7 +119,8 @@ class StraightThrough(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to the same shape."""
-        return x + (self.inner(x) - x).detach()
+        inner: Tensor = self.inner(x)
+        return x + (inner - x).detach()
 
 
 class Ripple(nn.Module):

@@ -52,7 +52,7 @@ class KillGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x."""
-        out: Tensor = _Killed.apply(x)  # type: ignore[no-untyped-call]
+        out: Tensor = _Killed.apply(x)
         return out
 
 
@@ -61,7 +61,7 @@ class ReverseGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x."""
-        out: Tensor = _Reversed.apply(x)  # type: ignore[no-untyped-call]
+        out: Tensor = _Reversed.apply(x)
         return out
 
 
@@ -195,4 +195,5 @@ class RandomMember(nn.Module):
         """Map [N, C, H, W] to logits [N, K]."""
         answers = torch.stack([member(x) for member in self.members])
         chosen = torch.randint(len(self.members), (len(x),), device=x.device)
-        return answers[chosen, torch.arange(len(x), device=x.device)]
+        logits: Tensor = answers[chosen, torch.arange(len(x), device=x.device)]
+        return logits

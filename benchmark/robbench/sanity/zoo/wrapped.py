@@ -1,4 +1,4 @@
-"""The masked models of the zoo: the usual attack overstates how robust they are, or they answer at random."""
+"""Masked models made of a trained network and something around it that hides the gradient."""
 
 from __future__ import annotations
 
@@ -7,35 +7,22 @@ from torch import nn
 
 from robbench.models.architectures import build
 from robbench.sanity.zoo.entry import ZooEntry, network
-from robbench.sanity.zoo.images import (
-    InputNoise,
-    Jpeg,
-    MedianFilter,
-    Quantize,
-    RandomResizePad,
-    Ripple,
-    StraightThrough,
-    Thermometer,
-)
+from robbench.sanity.zoo.images import Jpeg, MedianFilter, Quantize, Ripple, StraightThrough, Thermometer
 from robbench.sanity.zoo.networks import (
     Decoy,
-    Dropout,
     KillGradient,
     KWinners,
-    MeanOf,
     Probabilities,
-    RandomMember,
     ReverseGradient,
     RoundedReLU,
     Scale,
     with_activation,
 )
 
-__all__ = ["MASKED"]
+__all__ = ["WRAPPED"]
 
 _ATHALYE = "Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security"
 _CARLINI = "Carlini & Wagner 2016, Defensive Distillation is Not Robust to Adversarial Examples"
-_SHAFAHI = "Shafahi et al. 2019, Label Smoothing and Logit Squeezing"
 
 
 def _untrained(seed: int) -> nn.Module:
@@ -230,125 +217,5 @@ _STRAIGHT_THROUGH = (
     ),
 )
 
-_RANDOM = (
-    ZooEntry(
-        name="sigma03_input_noise",
-        label="masked",
-        half="calibration",
-        kind="random",
-        dataset="digits",
-        why="Gaussian noise of 0.3 on every image it is asked about.",
-        source="Cohen et al. 2019, Certified Adversarial Robustness via Randomized Smoothing; " + _ATHALYE,
-        build=lambda: nn.Sequential(InputNoise(0.3), network("digits/sigma03")),
-        stand_in=lambda: network("digits/sigma03"),
-    ),
-    ZooEntry(
-        name="cropped_resize_pad",
-        label="masked",
-        half="held-out",
-        kind="random",
-        dataset="digits",
-        why="Images shrunk by up to a pixel and put at a random place.",
-        source="Xie et al. 2018, Mitigating Adversarial Effects Through Randomization",
-        build=lambda: nn.Sequential(RandomResizePad(7), network("digits/cropped")),
-        stand_in=lambda: network("digits/cropped"),
-    ),
-    ZooEntry(
-        name="natural_dropout",
-        label="masked",
-        half="calibration",
-        kind="random",
-        dataset="digits",
-        why="Dropout of 0.3 behind every activation, also in eval mode.",
-        source="Feinman et al. 2017, Detecting Adversarial Samples from Artifacts; " + _ATHALYE,
-        build=lambda: with_activation(network("digits/natural"), lambda: Dropout(0.3)),
-        stand_in=lambda: network("digits/natural"),
-    ),
-    ZooEntry(
-        name="random_member",
-        label="masked",
-        half="held-out",
-        kind="random",
-        dataset="digits",
-        why="Every answer comes from one of three networks, drawn anew.",
-        source=_ATHALYE,
-        build=lambda: RandomMember([network("digits/wide"), network("digits/cropped"), network("digits/sigma01")]),
-        stand_in=lambda: MeanOf([network("digits/wide"), network("digits/cropped"), network("digits/sigma01")]),
-    ),
-)
-
-_TRAINED = (
-    ZooEntry(
-        name="ls095_sigma03",
-        label="masked",
-        half="calibration",
-        kind="trained",
-        dataset="digits",
-        why="Label smoothing 0.95 with noise: PGD on the cross-entropy stops short.",
-        source=_SHAFAHI,
-        build=lambda: network("digits/ls095_sigma03"),
-    ),
-    ZooEntry(
-        name="lsq_sigma03",
-        label="masked",
-        half="held-out",
-        kind="trained",
-        dataset="digits",
-        why="Logit squeezing with noise: PGD on the cross-entropy stops short.",
-        source=_SHAFAHI,
-        build=lambda: network("digits/lsq5_sigma03"),
-    ),
-    ZooEntry(
-        name="clp_sigma03",
-        label="masked",
-        half="calibration",
-        kind="trained",
-        dataset="digits",
-        why="Clean logit pairing with noise: PGD on the cross-entropy stops short.",
-        source="Kannan et al. 2018, Adversarial Logit Pairing; Mosbach et al. 2018, Logit Pairing Methods Can Fool",
-        build=lambda: network("digits/clp_sigma03"),
-    ),
-    ZooEntry(
-        name="ls099_sigma03",
-        label="masked",
-        half="held-out",
-        kind="trained",
-        dataset="digits",
-        why="Label smoothing 0.99 with noise: PGD on the cross-entropy stops short.",
-        source=_SHAFAHI,
-        build=lambda: network("digits/ls099_sigma03"),
-    ),
-    ZooEntry(
-        name="mnist_lsq2_sigma05",
-        label="masked",
-        half="calibration",
-        kind="trained",
-        dataset="mnist",
-        why="Logit squeezing 2 with noise on MNIST: 40 steps of PGD stop short.",
-        source=_SHAFAHI,
-        build=lambda: network("mnist/lsq2_sigma05"),
-    ),
-    ZooEntry(
-        name="mnist_ls095_sigma03",
-        label="masked",
-        half="held-out",
-        kind="trained",
-        dataset="mnist",
-        why="Label smoothing 0.95 with noise on MNIST: 40 steps of PGD stop short.",
-        source=_SHAFAHI,
-        build=lambda: network("mnist/ls095_sigma03"),
-    ),
-    ZooEntry(
-        name="mnist_at",
-        label="masked",
-        half="calibration",
-        kind="trained",
-        dataset="mnist",
-        why="Adversarial training on a tenth of its iterations and an eighth of its steps: 40 steps of PGD stop short.",
-        source="Madry et al. 2018, with the CPU budget of this project's card",
-        build=lambda: network("mnist/at"),
-    ),
-)
-
-MASKED = (*_SATURATION, *_NO_GRADIENT, *_WRONG_GRADIENT, *_STRAIGHT_THROUGH, *_RANDOM, *_TRAINED)
-"""All masked models, kind by kind."""
+WRAPPED = (*_SATURATION, *_NO_GRADIENT, *_WRONG_GRADIENT, *_STRAIGHT_THROUGH)
+"""All of them, kind by kind."""

@@ -1,0 +1,228 @@
+"""The labelled zoo, measured: what the usual attack says of each model, what the best known one says, and who notices.
+
+Writes docs/sanity-zoo.md. Each model has a process of its own, because a check of pyautoattack counts calls for as long
+as its process lives. What was measured stays in the cache, so that an interrupted run goes on.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+from zoo_page import page
+
+from robbench.attacks import PGD
+from robbench.data import load
+from robbench.errors import DataError
+from robbench.files import digest, write_atomically
+from robbench.hardware import describe_device, versions
+from robbench.inputs import Images, Options, own_target
+from robbench.memory import keep_freed_memory
+from robbench.models.load import module_digest, module_identity
+from robbench.rng import make_key
+from robbench.sanity.zoo import ZOO, ZooEntry, find_entry
+from robbench.stages import ReadyStage, ready_stages, run_stage
+from robbench.suite import load_suite
+from robbench.target import classify
+from robbench.threat import Ball
+from robbench.transfer import Transfer
+from robbench.widths import Widths
+
+SUITE = Path(__file__).with_suffix(".toml")
+LANES = 16
+CPU = torch.device("cpu")
+
+
+def _gradient_exists(module: nn.Module, x: Tensor) -> bool:
+    logits: Tensor = module(x[:1].clone().requires_grad_(True))
+    return logits.requires_grad
+
+
+def attack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
+    """Attack the first n images by the suite, and with the stand-in's adversarial examples: images left by each."""
+    images, options = Images.of(load(entry.dataset)), Options(seed=seed, samples=n)
+    target, suite = own_target(module, entry.name, CPU, images), load_suite(str(SUITE))
+    threat = suite.threat(entry.dataset)
+    index = images.index[:n]
+    x, y = images.x(np.arange(n)), images.y[:n]
+    prediction, flags = classify(target, x, y, images.num_classes, LANES)
+    left = prediction == y.numpy()
+    found: dict[str, Any] = {"n": n, "clean": int(left.sum()), "left": {}, "flags": sorted(flags)}
+    found["gradient"] = _gradient_exists(target.module, x)
+    stages = ready_stages(suite, threat, target, images, options)
+    stages += _by_stand_in(entry, stages, seed)
+    widths = Widths(target.module, x.shape[1:], LANES, x.dtype)
+    for stage in stages:
+        usable = found["gradient"] or not getattr(stage.attack, "needs_grad", False)
+        if usable and left.any():
+            broken = run_stage(
+                stage,
+                target,
+                images,
+                x[left],
+                y[left],
+                index[left],
+                Ball.of(threat),
+                widths=widths,
+                judge=suite.judge,
+                deterministic="randomized" not in flags,
+                on_rows=lambda rows, claims: None,
+                on_narrow=lambda width, reason: None,
+            )
+            left = left & ~np.isin(index, broken)
+        found["left"][stage.name] = int(left.sum()) if usable else None
+    return found
+
+
+def _by_stand_in(entry: ZooEntry, stages: list[ReadyStage], seed: int) -> list[ReadyStage]:
+    """Make the suite's PGD attacks on the stand-in, whose final points are tried on the model."""
+    stand_in = entry.differentiable()
+    if stand_in is None:
+        return []
+    return [
+        ReadyStage(name, Transfer(stand_in, entry.name, module_digest(stand_in), s.attack), make_key(seed, name))
+        for s in stages
+        if isinstance(s.attack, PGD)
+        for name in [f"{s.name} on the stand-in"]
+    ]
+
+
+class _Heard(logging.Handler):
+    """Keeps what pyautoattack warns of, each sentence once with its numbers left out."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a warning."""
+        self.take(record.getMessage())
+
+    def take(self, text: str) -> None:
+        """Name the check that a sentence comes from."""
+        signs = {
+            "randomized": "randomized defense",
+            "probabilities": "probability distribution",
+            "zero gradient": "points with zero gradient",
+            "Square": "Square Attack has decreased",
+            "dynamic": "dynamic defense",
+            "classes": "classes",
+        }
+        for name, sign in signs.items():
+            if sign in text:
+                self.said.setdefault(name, text)
+
+
+def autoattack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
+    """Run pyautoattack on the first n images with its checks: which of them warn.
+
+    Its APGD-CE, APGD-T (the only one that looks for zero gradients) and Square with 1,000 of the usual 5,000 queries.
+    """
+    data = load(entry.dataset)
+    x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
+    threat = load_suite(str(SUITE)).threat(entry.dataset)
+    heard = _Heard()
+    logging.getLogger("auto-attack").addHandler(heard)
+    logging.getLogger("auto-attack").propagate = False
+    names = ["apgd-ce", "apgd-t", "square"]
+    judge = AutoAttack(module, norm=threat.norm, eps=float(threat.eps), seed=seed, version="custom", attacks=names)
+    judge.verbose, judge.apgd.n_restarts, judge.square.n_queries = False, 1, 1000
+    found: dict[str, Any] = {"n": n}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            x_adv = judge.run_standard_evaluation(x, y, batch_size=n)[0]
+            with torch.no_grad():
+                found["left"] = int((module(x_adv).argmax(1) == y).sum())
+        except (RuntimeError, AssertionError, ValueError) as error:
+            found["stopped"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    for w in caught:
+        heard.take(str(w.message))
+    return found | {"warnings": heard.said}
+
+
+def verdict(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
+    """Ask this project's own checks, where they exist."""
+    if find_spec("robbench.sanity.run") is None:
+        return {"n": n, "verdict": "unchecked", "deciding": []}
+    examine = importlib.import_module("robbench.sanity.run").examine
+    found = examine(module, samples=n, seed=seed, dataset=entry.dataset)
+    return {"n": n, "verdict": str(found.verdict), "deciding": [str(c) for c in found.deciding]}
+
+
+PARTS: dict[str, Callable[[ZooEntry, nn.Module, int, int], dict[str, Any]]] = {
+    "attack": attack,
+    "autoattack": autoattack,
+    "verdict": verdict,
+}
+
+
+def measure(name: str, parts: dict[str, int], seed: int, cache: Path) -> dict[str, dict[str, Any]]:
+    """Measure parts of an entry, each on its number of images, or read what an earlier run found."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    return {part: _part(find_entry(name), part, n, seed, cache) for part, n in parts.items()}
+
+
+def _part(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> dict[str, Any]:
+    module = entry.model()
+    # Whatever the part depends on; a model of another half or with another label is still the same model.
+    about = [part, n, seed, module_digest(module), module_identity(module), SUITE.read_text(encoding="utf-8")]
+    path = cache / f"{entry.name}-{part}-{digest([*about, versions()])[:12]}.json"
+    if path.exists():
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return known
+    torch.manual_seed(seed)
+    begin = time.process_time()
+    found = PARTS[part](entry, module, n, seed)
+    found["seconds"] = round(time.process_time() - begin, 1)
+    found["hardware"] = describe_device(CPU)
+    write_atomically(path, json.dumps(found, indent=1).encode())
+    return found
+
+
+def main() -> None:
+    """Measure what is not known yet, and write the page."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--samples", type=int, default=200, help="first N test images; pyautoattack sees half of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--entries", nargs="+", help="only these; no page is written")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="only these; no page")
+    parser.add_argument("--cache", type=Path, default=Path("build/zoo"), help="where what was measured stays")
+    parser.add_argument("--output", type=Path, default=Path("docs/sanity-zoo.md"))
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    halved = max(1, options.samples // 2)
+    parts = {part: halved if part == "autoattack" else options.samples for part in options.parts}
+    records: dict[str, dict[str, Any]] = {}
+    for entry in ZOO:
+        if entry.name in (options.entries or [entry.name]):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                try:
+                    found = fresh.submit(measure, entry.name, parts, options.seed, options.cache).result()
+                except DataError as error:
+                    print(f"{entry.name} is left out: {error}")
+                    continue
+            records[entry.name] = found
+            print(entry.name, json.dumps(found), flush=True)
+    if options.entries is None and options.parts == list(PARTS):
+        used = versions() | {"pyautoattack": version("pyautoattack")}
+        write_atomically(options.output, page(records, options.seed, used).encode())
+        print(f"{options.output} written.")
+
+
+if __name__ == "__main__":
+    main()
