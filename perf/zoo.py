@@ -154,20 +154,22 @@ def autoattack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[st
     return found | {"warnings": heard.said}
 
 
-def verdict(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
-    """Ask this project's own checks, where they exist."""
+def verdict(entry: ZooEntry, module: nn.Module, n: int, seed: int, results: Path) -> dict[str, Any]:
+    """Ask this project's own checks, where they exist; they keep what they measured in a results tree of their own."""
     if find_spec("robbench.sanity.run") is None:
         return {"n": n, "verdict": "unchecked", "deciding": []}
     examine = importlib.import_module("robbench.sanity.run").examine
-    found = examine(module, samples=n, seed=seed, dataset=entry.dataset)
-    return {"n": n, "verdict": str(found.verdict), "deciding": [str(c) for c in found.deciding]}
+    found = examine(module, samples=n, seed=seed, dataset=entry.dataset, name=entry.name, results=results, device="cpu")
+    return {"n": n, "verdict": found.verdict, "deciding": found.decided_by}
 
 
 PARTS: dict[str, Callable[[ZooEntry, nn.Module, int, int], dict[str, Any]]] = {
     "attack": attack,
     "autoattack": autoattack,
-    "verdict": verdict,
 }
+
+
+ALL = [*PARTS, "verdict"]
 
 
 def measure(name: str, parts: dict[str, int], seed: int, cache: Path) -> dict[str, dict[str, Any]]:
@@ -179,13 +181,15 @@ def measure(name: str, parts: dict[str, int], seed: int, cache: Path) -> dict[st
 
 def _part(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> dict[str, Any]:
     module = entry.model()
+    torch.manual_seed(seed)
+    if part == "verdict":
+        return verdict(entry, module, n, seed, cache / "results")
     # Whatever the part depends on; a model of another half or with another label is still the same model.
     about = [part, n, seed, module_digest(module), module_identity(module), SUITE.read_text(encoding="utf-8")]
     path = cache / f"{entry.name}-{part}-{digest([*about, versions()])[:12]}.json"
     if path.exists():
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return known
-    torch.manual_seed(seed)
     begin = time.process_time()
     found = PARTS[part](entry, module, n, seed)
     found["seconds"] = round(time.process_time() - begin, 1)
@@ -197,10 +201,10 @@ def _part(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> dict[st
 def main() -> None:
     """Measure what is not known yet, and write the page."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--samples", type=int, default=200, help="first N test images; pyautoattack sees half of them")
+    parser.add_argument("--samples", type=int, default=200, help="first N test images; pyautoattack sees half")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--entries", nargs="+", help="only these; no page is written")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="only these; no page")
+    parser.add_argument("--parts", nargs="+", default=ALL, choices=ALL, help="only these; no page")
     parser.add_argument("--cache", type=Path, default=Path("build/zoo"), help="where what was measured stays")
     parser.add_argument("--output", type=Path, default=Path("docs/sanity-zoo.md"))
     options = parser.parse_args()
@@ -218,7 +222,7 @@ def main() -> None:
                     continue
             records[entry.name] = found
             print(entry.name, json.dumps(found), flush=True)
-    if options.entries is None and options.parts == list(PARTS):
+    if options.entries is None and options.parts == ALL:
         used = versions() | {"pyautoattack": version("pyautoattack")}
         write_atomically(options.output, page(records, options.seed, used).encode())
         print(f"{options.output} written.")

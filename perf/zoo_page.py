@@ -17,8 +17,8 @@ usual attack can be trusted (`benchmark/robbench/sanity/zoo/`). Thresholds of ch
 half; what a check is worth is what it says on the held-out half.
 
 A model is **masked** if it answers at random, or if the usual attack, PGD on the cross-entropy from one start, leaves
-at least {masked:.0f} points more than the best attack known here. It is **honest** if the difference is at most
-{honest:.0f} points and it always answers alike. Within each kind the entries are calibration and held-out in turn, in
+at least {masked} points more than the best attack known here. It is **honest** if the difference is at most
+{honest} points and it always answers alike. Within each kind the entries are calibration and held-out in turn, in
 the order of the list, which was made before anything was measured."""
 
 NOTES = """\
@@ -43,7 +43,7 @@ def page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) 
         versions: what it was measured with.
     """
     measured = [entry for entry in ZOO if entry.name in records]
-    parts = [INTRODUCTION.format(masked=100 * MASKED_FROM, honest=100 * HONEST_UP_TO)]
+    parts = [INTRODUCTION.format(masked=MASKED_FROM, honest=HONEST_UP_TO)]
     for half in ("calibration", "held-out"):
         chosen = [entry for entry in measured if entry.half == half]
         parts += [f"## {half.capitalize()} half", _table(chosen, records), _score(chosen, records)]
@@ -71,7 +71,7 @@ def _table(entries: Sequence[ZooEntry], records: Mapping[str, Record]) -> str:
 def _row(entry: ZooEntry, record: Record) -> tuple[str, ...]:
     n, clean = record["attack"]["n"], record["attack"]["clean"]
     apparent, best = apparent_and_best(record["attack"])
-    pgd = "none" if next(iter(record["attack"]["left"].values())) is None else f"{100 * apparent:.1f}"
+    pgd = "none" if next(iter(record["attack"]["left"].values())) is None else f"{100 * apparent / n:.1f}"
     said = record["autoattack"]
     theirs = "stops" if "stopped" in said else ", ".join(said["warnings"]) or "–"
     ours = record["verdict"]
@@ -81,26 +81,27 @@ def _row(entry: ZooEntry, record: Record) -> tuple[str, ...]:
         entry.label + doubt,
         f"{100 * clean / n:.1f}",
         pgd,
-        f"{100 * best:.1f}",
-        f"{100 * (apparent - best):.1f}",
+        f"{100 * best / n:.1f}",
+        f"{100 * (apparent - best) / n:.1f}",
         theirs,
         ours["verdict"],
         ", ".join(ours["deciding"]) or "–",
     )
 
 
-def apparent_and_best(attack: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the robust accuracy under the usual attack and the lowest known, in [0, 1]."""
+def apparent_and_best(attack: Mapping[str, Any]) -> tuple[int, int]:
+    """Count the images that stand the usual attack, and those that stand all that is known."""
     left = [attack["clean"] if value is None else value for value in attack["left"].values()]
-    return left[0] / attack["n"], min(left) / attack["n"]
+    return left[0], min(left)
 
 
 def confirmed(entry: ZooEntry, attack: Mapping[str, Any]) -> bool:
     """Tell whether the measurement bears the label out."""
-    apparent, best = apparent_and_best(attack)
     if "randomized" in attack["flags"]:
         return entry.label == "masked"
-    return apparent - best >= MASKED_FROM if entry.label == "masked" else apparent - best <= HONEST_UP_TO
+    apparent, best = apparent_and_best(attack)
+    points = 100 * (apparent - best) / attack["n"]
+    return points >= MASKED_FROM if entry.label == "masked" else points <= HONEST_UP_TO
 
 
 def _score(entries: Sequence[ZooEntry], records: Mapping[str, Record]) -> str:

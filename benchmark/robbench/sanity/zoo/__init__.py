@@ -2,19 +2,21 @@
 
 It is there to calibrate checks of gradient masking, and to say how often these are right.
 
-The label follows a rule. With PGD the usual attack on a data set (20 steps on the cross-entropy on the digits, 40 on
-MNIST, one start; the suite `whitebox`), and best the lowest robust accuracy that any attack known here reaches,
-`robbench.sanity.zoo` calls a model
+The label follows a rule about numbers, not about intentions. With PGD the usual attack on a data set (20 steps on the
+cross-entropy on the digits, 40 on MNIST, one start; the suite `whitebox`), and best the lowest robust accuracy that any
+attack known here reaches, a model is
 
 * `masked` if it answers at random, so that a single answer proves nothing, or if PGD − best is `MASKED_FROM` points or
   more;
-* `honest` if PGD − best is at most `HONEST_UP_TO` points and it always answers alike.
+* `honest` if PGD − best is at most `HONEST_UP_TO` points and it always answers alike, even if its gradient is not that
+  of its own function (straight-through rounding, which attacks get past).
 
-Models in between are not admitted. `perf/zoo.py` measures it.
+Models in between are not admitted. `perf/zoo.py` measures it. Where a defense has a strength, it was chosen so that the
+rule decides; the attacks were not.
 
 The half is given by position: within each kind, in the order of the list, the entries are calibration and held-out in
-turn. The list was made, with its halves, before anything was measured; an entry that is dropped leaves a gap, an entry
-that is added goes to the end of its kind, and none changes its half.
+turn, whatever was measured of them. An entry that is dropped leaves a gap, an entry that is added goes to the end of
+its kind, and none changes its half.
 """
 
 from robbench.errors import RobbenchError, unknown_name
@@ -29,8 +31,11 @@ __all__ = ["HONEST_UP_TO", "MASKED_FROM", "ZOO", "Half", "Label", "ZooEntry", "f
 ZOO: tuple[ZooEntry, ...] = (*WRAPPED, *AT_RANDOM, *TRAINED, *HONEST)
 """All entries: masked ones first, kind by kind."""
 
-MASKED_FROM = 0.12
-HONEST_UP_TO = 0.08
+MASKED_FROM = 12
+"""Points of robust accuracy by which the usual attack overstates a masked model at least."""
+
+HONEST_UP_TO = 8
+"""Points of robust accuracy by which the usual attack overstates an honest model at most."""
 
 
 def find_entry(name: str) -> ZooEntry:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from robbench.sanity.zoo.entry import ZooEntry, network
-from robbench.sanity.zoo.images import Quantize, StraightThrough
+from robbench.sanity.zoo.images import Jpeg, Quantize, StraightThrough
 from robbench.sanity.zoo.networks import LogProbabilities, MeanOf, Scale
 
 __all__ = ["HONEST"]
 
 _MADRY = "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks"
 _ZHANG = "Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy"
+_ATHALYE = "Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security"
 _COHEN = "Cohen et al. 2019, Certified Adversarial Robustness via Randomized Smoothing"
 
 _UNDEFENDED = (
@@ -221,10 +222,33 @@ _HARMLESS = (
         kind="harmless change",
         dataset="digits",
         why="Pixels rounded to the 17 levels that the images have anyway, with the gradient of the identity.",
-        source="Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security (BPDA)",
+        source=_ATHALYE,
         build=lambda: nn.Sequential(StraightThrough(Quantize(17)), network("digits/at")),
     ),
 )
 
-HONEST = (*_UNDEFENDED, *_NOISE, *_ADVERSARIAL, *_HARMLESS)
+_STRAIGHT_THROUGH = (
+    ZooEntry(
+        name="sigma03_black_and_white_straight",
+        label="honest",
+        half="calibration",
+        kind="straight-through",
+        dataset="digits",
+        why="Pixels rounded to black or white with the gradient of the identity, which attacks can follow.",
+        source="Xu et al. 2018, Feature Squeezing; " + _ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Quantize(2)), network("digits/sigma03")),
+    ),
+    ZooEntry(
+        name="natural_jpeg_straight",
+        label="honest",
+        half="held-out",
+        kind="straight-through",
+        dataset="digits",
+        why="JPEG-like rounding with the gradient of the identity, which attacks can follow.",
+        source="Dziugaite et al. 2016, A Study of the Effect of JPG Compression; " + _ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Jpeg(0.2)), network("digits/natural")),
+    ),
+)
+
+HONEST = (*_UNDEFENDED, *_NOISE, *_ADVERSARIAL, *_HARMLESS, *_STRAIGHT_THROUGH)
 """All honest models, kind by kind."""

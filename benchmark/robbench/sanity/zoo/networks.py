@@ -168,8 +168,9 @@ class Decoy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to logits [N, K]."""
+        answer: Tensor = self.answers(x).detach()
         decoy: Tensor = self.gradients(x)
-        return self.answers(x).detach() + decoy - decoy.detach()
+        return answer + (decoy - decoy.detach())
 
 
 class MeanOf(nn.Module):

@@ -160,15 +160,14 @@ _WRONG_GRADIENT = (
         stand_in=lambda: network("digits/natural"),
     ),
     ZooEntry(
-        name="natural_k_winners",
+        name="at_k_winners",
         label="masked",
         half="held-out",
         kind="wrong gradient",
         dataset="digits",
-        why="Only the largest activations of a layer pass, and which they are changes all the time.",
+        why="Only the largest twelfth of a layer's activations passes, and which these are changes all the time.",
         source="Xiao et al. 2020, Enhancing Adversarial Defense by k-Winners-Take-All",
-        build=lambda: with_activation(network("digits/natural"), lambda: KWinners(0.2)),
-        stand_in=lambda: network("digits/natural"),
+        build=lambda: with_activation(network("digits/at"), lambda: KWinners(0.08)),
     ),
     ZooEntry(
         name="at_reversed_gradient",
@@ -194,28 +193,5 @@ _WRONG_GRADIENT = (
     ),
 )
 
-_STRAIGHT_THROUGH = (
-    ZooEntry(
-        name="natural_black_and_white",
-        label="masked",
-        half="calibration",
-        kind="straight-through",
-        dataset="digits",
-        why="Pixels rounded to black or white, with the gradient of the identity.",
-        source="Xu et al. 2018, Feature Squeezing; " + _ATHALYE,
-        build=lambda: nn.Sequential(StraightThrough(Quantize(2)), network("digits/natural")),
-    ),
-    ZooEntry(
-        name="natural_jpeg_straight",
-        label="masked",
-        half="held-out",
-        kind="straight-through",
-        dataset="digits",
-        why="Coarse JPEG-like rounding with the gradient of the identity.",
-        source="Dziugaite et al. 2016, A Study of the Effect of JPG Compression; " + _ATHALYE,
-        build=lambda: nn.Sequential(StraightThrough(Jpeg(0.4)), network("digits/natural")),
-    ),
-)
-
-WRAPPED = (*_SATURATION, *_NO_GRADIENT, *_WRONG_GRADIENT, *_STRAIGHT_THROUGH)
+WRAPPED = (*_SATURATION, *_NO_GRADIENT, *_WRONG_GRADIENT)
 """All of them, kind by kind."""
