@@ -31,7 +31,8 @@ NOTES = """\
 - A break of a model that answers at random counts if most of 11 answers are wrong.
 - **pyautoattack**: which of its own checks warn while it runs APGD-CE, APGD-T and Square (1,000 queries) on the first
   {aa} images, each model in a fresh process; "–" is no warning, "stops" an exception.
-- **verdict**: this project's checks on n images; "unchecked" where they were not there when the page was written."""
+- **verdict**: this project's checks on the first {ours} images; "unchecked" where they were not there when the page was
+  written."""
 
 
 def page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
@@ -53,7 +54,7 @@ def page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) 
     line = (
         f"n = {', '.join(map(str, sizes))} (the first test images), seed {seed}; {first['attack']['hardware']}; {about}"
     )
-    notes = NOTES.format(aa=first["autoattack"]["n"])
+    notes = NOTES.format(aa=first["autoattack"]["n"], ours=first["verdict"]["n"])
     reasons = tabulate(
         [(e.name, e.dataset, e.kind, e.why, e.source) for e in measured],
         ["model", "data set", "kind", "why", "source"],
