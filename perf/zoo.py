@@ -172,15 +172,20 @@ PARTS: dict[str, Callable[[ZooEntry, nn.Module, int, int], dict[str, Any]]] = {
 ALL = [*PARTS, "verdict"]
 
 
+def kept_at(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> Path:
+    """Name the file for what is measured; label and half are no part of that."""
+    modules = [m for m in (entry.model(), entry.differentiable()) if m is not None]
+    about = [part, n, seed, [[module_digest(m), module_identity(m)] for m in modules], versions()]
+    return cache / f"{entry.name}-{part}-{digest([*about, SUITE.read_text(encoding='utf-8')])[:12]}.json"
+
+
 def measure(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> dict[str, Any]:
     """Measure one part of an entry, or read what an earlier run found."""
     module = entry.model()
     torch.manual_seed(seed)
     if part == "verdict":
         return verdict(entry, module, n, seed, cache / "results")
-    # Whatever the part depends on; a model of another half or with another label is still the same model.
-    about = [part, n, seed, module_digest(module), module_identity(module), SUITE.read_text(encoding="utf-8")]
-    path = cache / f"{entry.name}-{part}-{digest([*about, versions()])[:12]}.json"
+    path = kept_at(entry, part, n, seed, cache)
     if path.exists():
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return known
@@ -199,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--entries", nargs="+", help="only these; no page is written")
     parser.add_argument("--parts", nargs="+", default=ALL, choices=ALL, help="only these; no page")
+    parser.add_argument("--known", action="store_true", help="measure nothing: write what is known")
     parser.add_argument("--cache", type=Path, default=Path("build/zoo"), help="where what was measured stays")
     parser.add_argument("--output", type=Path, default=Path("docs/sanity-zoo.md"))
     options = parser.parse_args()
@@ -209,14 +215,23 @@ def main() -> None:
     parts = {part: options.samples if part == "attack" else half for part in options.parts}
     records: dict[str, dict[str, Any]] = {}
     for entry in ZOO:
-        if entry.name in (options.entries or [entry.name]):
-            try:
-                found = {part: measure(entry, part, n, options.seed, options.cache) for part, n in parts.items()}
-            except DataError as error:
-                print(f"{entry.name} is left out: {error}")
-                continue
-            records[entry.name] = found
-            print(entry.name, json.dumps(found), flush=True)
+        if entry.name not in (options.entries or [entry.name]):
+            continue
+        wanted = {
+            part: n
+            for part, n in parts.items()
+            if not options.known or part == "verdict" or kept_at(entry, part, n, options.seed, options.cache).exists()
+        }
+        if "attack" in parts and "attack" not in wanted:
+            print(f"{entry.name} is left out: not measured yet")
+            continue
+        try:
+            found = {part: measure(entry, part, n, options.seed, options.cache) for part, n in wanted.items()}
+        except DataError as error:
+            print(f"{entry.name} is left out: {error}")
+            continue
+        records[entry.name] = found
+        print(entry.name, json.dumps(found), flush=True)
     if options.entries is None and options.parts == ALL:
         used = versions() | {"pyautoattack": version("pyautoattack")}
         write_atomically(options.output, page(records, options.seed, used).encode())

@@ -1,6 +1,6 @@
 """The page of the zoo: a pure function of what `zoo.py` measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -17,9 +17,9 @@ usual attack can be trusted (`benchmark/robbench/sanity/zoo/`). Thresholds of ch
 half; what a check is worth is what it says on the held-out half.
 
 A model is **masked** if it answers at random, or if the usual attack, PGD on the cross-entropy from one start, leaves
-at least {masked} points more than the best attack known here. It is **honest** if the difference is at most
-{honest} points and it always answers alike. Within each kind the entries are calibration and held-out in turn, in
-the order of the list, which was made before anything was measured."""
+at least {masked} points more than the best attack known here. It is **honest** if the difference is at most {honest}
+points and it always answers alike. Within each kind the entries are calibration and held-out in turn, whatever was
+measured of them."""
 
 NOTES = """\
 - **PGD**: percent of the n images that are classified correctly and stand PGD on the cross-entropy, one start: 20
@@ -30,7 +30,7 @@ NOTES = """\
   it. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in points.
 - A break of a model that answers at random counts if most of 11 answers are wrong.
 - **pyautoattack**: which of its own checks warn while it runs APGD-CE, APGD-T and Square (1,000 queries) on the first
-  {aa} images, each model in a fresh process; "–" is no warning, "stops" an exception.
+  {aa} images, its counters reset for each model; "–" is no warning, "stops" an exception.
 - **verdict**: this project's checks on the first {ours} images; "unchecked" where they were not there when the page was
   written."""
 
@@ -48,18 +48,20 @@ def page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) 
     for half in ("calibration", "held-out"):
         chosen = [entry for entry in measured if entry.half == half]
         parts += [f"## {half.capitalize()} half", _table(chosen, records), _score(chosen, records)]
-    first = records[measured[0].name]
+    first = next((r for r in records.values() if "autoattack" in r), records[measured[0].name])
     about = ", ".join(f"{k} {v}" for k, v in versions.items())
     sizes = sorted({int(records[e.name]["attack"]["n"]) for e in measured})
     line = (
         f"n = {', '.join(map(str, sizes))} (the first test images), seed {seed}; {first['attack']['hardware']}; {about}"
     )
-    notes = NOTES.format(aa=first["autoattack"]["n"], ours=first["verdict"]["n"])
+    notes = NOTES.format(aa=first.get("autoattack", {"n": 0})["n"], ours=first["verdict"]["n"])
     reasons = tabulate(
         [(e.name, e.dataset, e.kind, e.why, e.source) for e in measured],
         ["model", "data set", "kind", "why", "source"],
         tablefmt="github",
     )
+    left_out = ", ".join(entry.name for entry in ZOO if entry.name not in records)
+    line += f"\n\nNot measured here: {left_out}." if left_out else ""
     return "\n\n".join([*parts, notes, line, "## What they are", reasons]) + "\n"
 
 
@@ -73,8 +75,8 @@ def _row(entry: ZooEntry, record: Record) -> tuple[str, ...]:
     n, clean = record["attack"]["n"], record["attack"]["clean"]
     apparent, best = apparent_and_best(record["attack"])
     pgd = "none" if next(iter(record["attack"]["left"].values())) is None else f"{100 * apparent / n:.1f}"
-    said = record["autoattack"]
-    theirs = "stops" if "stopped" in said else ", ".join(said["warnings"]) or "–"
+    said = record.get("autoattack")
+    theirs = "not run" if said is None else "stops" if "stopped" in said else ", ".join(said["warnings"]) or "–"
     ours = record["verdict"]
     doubt = "" if confirmed(entry, record["attack"]) else " (not confirmed)"
     return (
@@ -106,14 +108,22 @@ def confirmed(entry: ZooEntry, attack: Mapping[str, Any]) -> bool:
 
 
 def _score(entries: Sequence[ZooEntry], records: Mapping[str, Record]) -> str:
-    sides = {"pyautoattack": lambda r: bool(r["autoattack"]["warnings"]) or "stopped" in r["autoattack"]}
+    checked = [entry for entry in entries if "autoattack" in records[entry.name]]
+    lines = [_count("pyautoattack", checked, records, _warned)]
     if any(records[e.name]["verdict"]["verdict"] != "unchecked" for e in entries):
-        sides["robbench"] = lambda r: r["verdict"]["verdict"] != "trustworthy"
-    lines = []
-    for who, flags in sides.items():
-        counts = []
-        for label in ("masked", "honest"):
-            flagged = [flags(records[e.name]) for e in entries if e.label == label]
-            counts.append(f"{sum(flagged)} of {len(flagged)} {label}")
-        lines.append(f"{who} flags {counts[0]} and {counts[1]} models.")
+        lines.append(_count("robbench", entries, records, lambda r: r["verdict"]["verdict"] != "trustworthy"))
     return " ".join(lines)
+
+
+def _warned(record: Record) -> bool:
+    return bool(record["autoattack"]["warnings"]) or "stopped" in record["autoattack"]
+
+
+def _count(
+    who: str, entries: Sequence[ZooEntry], records: Mapping[str, Record], flags: Callable[[Record], bool]
+) -> str:
+    counts = []
+    for label in ("masked", "honest"):
+        flagged = [flags(records[e.name]) for e in entries if e.label == label]
+        counts.append(f"{sum(flagged)} of {len(flagged)} {label}")
+    return f"{who} flags {counts[0]} and {counts[1]} models."

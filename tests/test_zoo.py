@@ -15,6 +15,7 @@ from robbench.data import load
 from robbench.errors import ModelError, RobbenchError
 from robbench.models.card import Registry
 from robbench.models.families import stale_cards
+from robbench.models.load import module_digest, module_identity
 from robbench.sanity.zoo import HONEST_UP_TO, ZOO, find_entry, network, zoo_registry
 from robbench.sanity.zoo.images import (
     InputNoise,
@@ -98,6 +99,13 @@ def test_a_stand_in_answers_like_the_model_and_has_a_gradient(name):
     assert alike > 0.85
     with torch.enable_grad():
         assert (gradient(stand_in, x, y) != 0).flatten(1).any(1).float().mean() > 0.9
+
+
+def test_no_two_models_share_an_identity():
+    """Results are told apart by tensors and structure, so the numbers of a wrapper must show in its structure."""
+    models = [entry.model() for entry in ZOO]
+    assert len({(module_digest(m), str(module_identity(m))) for m in models}) == len(ZOO)
+    assert str(Scale(10.0)) != str(Scale(100.0)) and "levels=8" in str(Quantize(8))
 
 
 def test_an_unknown_entry_is_told_with_the_closest_name():

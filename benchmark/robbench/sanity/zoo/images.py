@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robbench.errors import ModelError
 
 __all__ = [
+    "Described",
     "InputNoise",
     "Jpeg",
     "MedianFilter",
@@ -27,7 +28,15 @@ __all__ = [
 ]
 
 
-class Quantize(nn.Module):
+class Described(nn.Module):
+    """A module whose `repr` holds its numbers, which are part of the identity of a result as weights are."""
+
+    def extra_repr(self) -> str:
+        """List the numbers that the constructor was given."""
+        return ", ".join(f"{k}={v}" for k, v in vars(self).items() if type(v) in (int, float))
+
+
+class Quantize(Described):
     """Round pixels to `levels` values evenly spaced in [0, 1]; the gradient of rounding is zero everywhere.
 
     Reducing bit depth is one of the transformations of Guo et al. 2018.
@@ -42,7 +51,7 @@ class Quantize(nn.Module):
         return torch.round(x * (self.levels - 1)) / (self.levels - 1)
 
 
-class Jpeg(nn.Module):
+class Jpeg(Described):
     """What JPEG loses: cosine coefficients of 8x8 blocks rounded to multiples of a step; the gradient is zero.
 
     Dziugaite et al. 2016, Guo et al. 2018. The step rises linearly with the frequency, from `step` at the constant
@@ -79,7 +88,7 @@ class Jpeg(nn.Module):
         return back.transpose(3, 4).reshape(x.shape).clamp(0, 1)
 
 
-class Thermometer(nn.Module):
+class Thermometer(Described):
     """Thermometer code (Buckman et al. 2018), read back by a layer of equal weights.
 
     A pixel becomes `levels` bits, bit l saying whether it exceeds (l + ½) / levels; the fixed layer behind averages
@@ -97,7 +106,7 @@ class Thermometer(nn.Module):
         return (x[..., None] > self.thresholds).to(x.dtype).mean(-1)
 
 
-class MedianFilter(nn.Module):
+class MedianFilter(Described):
     """The median of `size` x `size` pixels, through numpy (feature squeezing, Xu et al. 2018): no autograd graph."""
 
     def __init__(self, size: int) -> None:
@@ -123,7 +132,7 @@ class StraightThrough(nn.Module):
         return x + (inner - x).detach()
 
 
-class Ripple(nn.Module):
+class Ripple(Described):
     """Add `amplitude` · sin(2π `frequency` x): invisible, but its slope drowns that of everything behind it.
 
     The gradient is exact, and of random sign from one point to the next: shattered (Athalye et al. 2018, Sec. 3).
@@ -138,7 +147,7 @@ class Ripple(nn.Module):
         return x + self.amplitude * torch.sin(2 * math.pi * self.frequency * x)
 
 
-class InputNoise(nn.Module):
+class InputNoise(Described):
     """Add fresh Gaussian noise of standard deviation `sigma` to every image on every call."""
 
     def __init__(self, sigma: float) -> None:
@@ -150,7 +159,7 @@ class InputNoise(nn.Module):
         return x + self.sigma * torch.randn_like(x)
 
 
-class RandomResizePad(nn.Module):
+class RandomResizePad(Described):
     """Shrink to a random size and pad with zeros at a random place (Xie et al. 2018), once per call.
 
     Theirs enlarges; a small network takes one size only, so the image shrinks to at least `smallest` pixels a side.

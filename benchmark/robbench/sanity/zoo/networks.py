@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robbench.errors import ModelError
+from robbench.sanity.zoo.images import Described
 
 __all__ = [
     "Decoy",
@@ -65,7 +66,7 @@ class ReverseGradient(nn.Module):
         return out
 
 
-class RoundedReLU(nn.Module):
+class RoundedReLU(Described):
     """ReLU rounded to multiples of `step`, as in a quantized network: the gradient is zero everywhere."""
 
     def __init__(self, step: float) -> None:
@@ -77,7 +78,7 @@ class RoundedReLU(nn.Module):
         return torch.round(F.relu(h) / self.step) * self.step
 
 
-class KWinners(nn.Module):
+class KWinners(Described):
     """Keep the share `keep` of a layer's activations, the largest of each image, and set the rest to zero.
 
     k-winners-take-all (Xiao et al. 2020): which activations win changes all the time along a path, so that the
@@ -96,7 +97,7 @@ class KWinners(nn.Module):
         return (flat * (flat >= least)).view_as(h)
 
 
-class Dropout(nn.Module):
+class Dropout(Described):
     """ReLU, then dropout that goes on in eval mode (as in Feinman et al. 2017): each call drops others."""
 
     def __init__(self, p: float) -> None:
@@ -127,7 +128,7 @@ def _is_relu(module: nn.Module) -> bool:
     return isinstance(module, nn.ReLU)
 
 
-class Scale(nn.Module):
+class Scale(Described):
     """Multiply logits by `factor`, which changes no prediction.
 
     Large factors saturate the softmax: in float32 the cross-entropy's gradient is exactly zero where the margin

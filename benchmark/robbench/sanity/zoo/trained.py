@@ -20,14 +20,14 @@ TRAINED = (
         build=lambda: network("digits/ls095_sigma03"),
     ),
     ZooEntry(
-        name="lsq_sigma03",
+        name="lsq_sigma04",
         label="masked",
         half="held-out",
         kind="trained",
         dataset="digits",
         why="Logit squeezing with noise: PGD on the cross-entropy stops short.",
         source=_SHAFAHI,
-        build=lambda: network("digits/lsq5_sigma03"),
+        build=lambda: network("digits/lsq5_sigma04"),
     ),
     ZooEntry(
         name="clp_sigma03",
