@@ -15,8 +15,8 @@ Models in between are not admitted. `perf/zoo.py` measures it. Where a defense h
 rule decides; the attacks were not.
 
 The half is given by position: within each kind, in the order of the list, the entries are calibration and held-out in
-turn, whatever was measured of them. An entry that is dropped leaves a gap, an entry that is added goes to the end of
-its kind, and none changes its half.
+turn, whatever was measured of them. An entry that is dropped leaves a gap, one that is added goes to the end of its
+kind, one whose label measurement refuted moves to where it belongs, and none changes its half.
 """
 
 from robbench.errors import RobbenchError, unknown_name

@@ -6,7 +6,7 @@ from torch import nn
 
 from robbench.sanity.zoo.entry import ZooEntry, network
 from robbench.sanity.zoo.images import Jpeg, Quantize, StraightThrough
-from robbench.sanity.zoo.networks import LogProbabilities, MeanOf, Scale
+from robbench.sanity.zoo.networks import LogProbabilities, MeanOf
 
 __all__ = ["HONEST"]
 
@@ -194,16 +194,6 @@ _HARMLESS = (
         why="Answers with log-probabilities: the cross-entropy of them is that of the logits.",
         source="log-softmax is idempotent",
         build=lambda: nn.Sequential(network("digits/at"), LogProbabilities()),
-    ),
-    ZooEntry(
-        name="trades_times_01",
-        label="honest",
-        half="held-out",
-        kind="harmless change",
-        dataset="digits",
-        why="Logits ten times smaller: the gradient is smaller, and its sign the same.",
-        source="Carlini et al. 2019, On Evaluating Adversarial Robustness",
-        build=lambda: nn.Sequential(network("digits/trades"), Scale(0.1)),
     ),
     ZooEntry(
         name="ensemble",

@@ -31,12 +31,12 @@ def _untrained(seed: int) -> nn.Module:
         return build("digits_convnet", {"width": 8, "hidden": 32}, 10, (1, 8, 8))
 
 
-_SATURATION = (
+_LOGIT_SCALE = (
     ZooEntry(
         name="natural_times_1000",
         label="masked",
         half="calibration",
-        kind="saturation",
+        kind="logit scale",
         dataset="digits",
         why="Logits a thousand times larger: the softmax saturates, and the gradient of the cross-entropy underflows.",
         source=_CARLINI,
@@ -47,7 +47,7 @@ _SATURATION = (
         name="distilled_t100",
         label="masked",
         half="held-out",
-        kind="saturation",
+        kind="logit scale",
         dataset="digits",
         why="Distilled at temperature 100 and asked at 1, which is a student's logits times 100.",
         source="Papernot et al. 2016, Distillation as a Defense; " + _CARLINI,
@@ -58,7 +58,7 @@ _SATURATION = (
         name="natural_probabilities_t001",
         label="masked",
         half="calibration",
-        kind="saturation",
+        kind="logit scale",
         dataset="digits",
         why="Answers with probabilities at temperature 0.01, which are 0 and 1 exactly.",
         source="Croce & Hein 2020, AutoAttack's check of the output's range",
@@ -69,12 +69,22 @@ _SATURATION = (
         name="at_probabilities_t002",
         label="masked",
         half="held-out",
-        kind="saturation",
+        kind="logit scale",
         dataset="digits",
         why="An adversarially trained network that answers with probabilities at temperature 0.02.",
         source="Croce & Hein 2020, AutoAttack's check of the output's range",
         build=lambda: nn.Sequential(network("digits/at"), Scale(50), Probabilities()),
         stand_in=lambda: network("digits/at"),
+    ),
+    ZooEntry(
+        name="trades_times_01",
+        label="masked",
+        half="held-out",
+        kind="logit scale",
+        dataset="digits",
+        why="Logits ten times smaller: the cross-entropy pulls at every class alike, as where logits are squeezed.",
+        source="Mosbach et al. 2018, Logit Pairing Methods Can Fool Gradient-Based Attacks",
+        build=lambda: nn.Sequential(network("digits/trades"), Scale(0.1)),
     ),
 )
 
@@ -193,5 +203,5 @@ _WRONG_GRADIENT = (
     ),
 )
 
-WRAPPED = (*_SATURATION, *_NO_GRADIENT, *_WRONG_GRADIENT)
+WRAPPED = (*_LOGIT_SCALE, *_NO_GRADIENT, *_WRONG_GRADIENT)
 """All of them, kind by kind."""
