@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,24 +29,17 @@ __all__ = [
 ]
 
 
-class _Killed(torch.autograd.Function):
+class _GradientTimes(torch.autograd.Function):
+    """Return x; multiply the gradient that comes back."""
+
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return x.clone()
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return torch.zeros_like(grad)
-
-
-class _Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return -grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
 
 
 class KillGradient(nn.Module):
@@ -53,7 +47,7 @@ class KillGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x."""
-        out: Tensor = _Killed.apply(x)
+        out: Tensor = _GradientTimes.apply(x, 0.0)
         return out
 
 
@@ -62,7 +56,7 @@ class ReverseGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x."""
-        out: Tensor = _Reversed.apply(x)
+        out: Tensor = _GradientTimes.apply(x, -1.0)
         return out
 
 
