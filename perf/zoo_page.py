@@ -28,6 +28,7 @@ NOTES = """\
 - **best**: what also stands the stages of `fast`, PGD-100 with steps of ε, transfer from the natural network, Square
   (1,000 queries) and, where the table in the code names a stand-in whose gradient can be used, the end points of PGD on
   it. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in points.
+- **not confirmed**: on these n images the rule does not bear the label out.
 - A break of a model that answers at random counts if most of 11 answers are wrong.
 - **pyautoattack**: which of its own checks warn while it runs APGD-CE, APGD-T and Square (1,000 queries) on the first
   {aa} images, its counters reset for each model; "–" is no warning, "stops" an exception.
