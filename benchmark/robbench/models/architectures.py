@@ -6,6 +6,7 @@ All networks map images [N, C, H, W] in [0, 1] to logits [N, K]; normalization i
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,13 @@ def linear(num_classes: int, in_shape: Shape) -> nn.Module:
     """One linear map of the pixels: an honest baseline whose exact robust accuracy is known."""
     channels, height, width = in_shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+
+
+def mlp(num_classes: int, in_shape: Shape, *, width: int = 128, depth: int = 2) -> nn.Module:
+    """A perceptron of `depth` hidden layers of `width` units each, with ReLU: no structure of images built in."""
+    sizes = [prod(in_shape), *[width] * depth]
+    hidden = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, num_classes))
 
 
 def digits_convnet(num_classes: int, in_shape: Shape, *, width: int = 32, hidden: int = 128) -> nn.Module:
@@ -190,6 +198,7 @@ ARCHITECTURES: dict[str, Builder] = {
     "digits_convnet": digits_convnet,
     "linear": linear,
     "madry_mnist": madry_mnist,
+    "mlp": mlp,
     "resnet18": resnet18,
     "wide_resnet": wide_resnet,
 }

@@ -1,0 +1,130 @@
+"""The page of the zoo: a pure function of what `zoo.py` measured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from robbench.sanity.zoo import HONEST_UP_TO, MASKED_FROM, ZOO, ZooEntry
+
+Record = Mapping[str, Mapping[str, Any]]
+
+INTRODUCTION = """\
+# The labelled zoo
+
+Written by `python perf/zoo.py`; do not edit. Small models of which it is known whether their robust accuracy under the
+usual attack can be trusted (`benchmark/robbench/sanity/zoo/`). Thresholds of checks may be chosen on the calibration
+half; what a check is worth is what it says on the held-out half.
+
+A model is **masked** if it answers at random, or if the usual attack, PGD on the cross-entropy from one start, leaves
+at least {masked} points more than the best attack known here. It is **honest** if the difference is at most {honest}
+points and it always answers alike. Within each kind the entries are calibration and held-out in turn, whatever was
+measured of them."""
+
+NOTES = """\
+- **PGD**: percent of the n images that are classified correctly and stand PGD on the cross-entropy, one start: 20
+  steps of ε/4 on the digits (Linf 0.2), 40 steps of 0.01 on MNIST (Linf 0.3). "none": the model has no gradient to
+  follow, and what such an evaluation would report is the clean accuracy.
+- **best**: what also stands the stages of `fast`, PGD-100 with steps of ε, transfer from the natural network, Square
+  (1,000 queries) and, where the table in the code names a stand-in whose gradient can be used, the end points of PGD on
+  it. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in points.
+- **not confirmed**: on these n images the rule does not bear the label out.
+- A break of a model that answers at random counts if most of 11 answers are wrong.
+- **pyautoattack**: which of its own checks warn while it runs APGD-CE, APGD-T and Square (1,000 queries) on the first
+  {aa} images, its counters reset for each model; "–" is no warning, "stops" an exception.
+- **verdict**: this project's checks on the first {ours} images; "unchecked" where they were not there when the page was
+  written."""
+
+
+def page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
+    """Write the page.
+
+    Args:
+        records: entry -> part (attack, autoattack, verdict) -> what was found.
+        seed: of all attacks.
+        versions: what it was measured with.
+    """
+    measured = [entry for entry in ZOO if entry.name in records]
+    parts = [INTRODUCTION.format(masked=MASKED_FROM, honest=HONEST_UP_TO)]
+    for half in ("calibration", "held-out"):
+        chosen = [entry for entry in measured if entry.half == half]
+        parts += [f"## {half.capitalize()} half", _table(chosen, records), _score(chosen, records)]
+    first = next((r for r in records.values() if "autoattack" in r), records[measured[0].name])
+    about = ", ".join(f"{k} {v}" for k, v in versions.items())
+    sizes = sorted({int(records[e.name]["attack"]["n"]) for e in measured})
+    line = (
+        f"n = {', '.join(map(str, sizes))} (the first test images), seed {seed}; {first['attack']['hardware']}; {about}"
+    )
+    notes = NOTES.format(aa=first.get("autoattack", {"n": 0})["n"], ours=first["verdict"]["n"])
+    reasons = tabulate(
+        [(e.name, e.dataset, e.kind, e.why, e.source) for e in measured],
+        ["model", "data set", "kind", "why", "source"],
+        tablefmt="github",
+    )
+    left_out = ", ".join(entry.name for entry in ZOO if entry.name not in records)
+    line += f"\n\nNot measured here: {left_out}." if left_out else ""
+    return "\n\n".join([*parts, notes, line, "## What they are", reasons]) + "\n"
+
+
+def _table(entries: Sequence[ZooEntry], records: Mapping[str, Record]) -> str:
+    headers = ["model", "label", "clean", "PGD", "best", "overstated", "pyautoattack", "verdict", "decided by"]
+    rows = [_row(entry, records[entry.name]) for entry in entries]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def _row(entry: ZooEntry, record: Record) -> tuple[str, ...]:
+    n, clean = record["attack"]["n"], record["attack"]["clean"]
+    apparent, best = apparent_and_best(record["attack"])
+    pgd = "none" if next(iter(record["attack"]["left"].values())) is None else f"{100 * apparent / n:.1f}"
+    said = record.get("autoattack")
+    theirs = "not run" if said is None else "stops" if "stopped" in said else ", ".join(said["warnings"]) or "–"
+    ours = record["verdict"]
+    doubt = "" if confirmed(entry, record["attack"]) else " (not confirmed)"
+    return (
+        entry.name,
+        entry.label + doubt,
+        f"{100 * clean / n:.1f}",
+        pgd,
+        f"{100 * best / n:.1f}",
+        f"{100 * (apparent - best) / n:.1f}",
+        theirs,
+        ours["verdict"],
+        ", ".join(ours["deciding"]) or "–",
+    )
+
+
+def apparent_and_best(attack: Mapping[str, Any]) -> tuple[int, int]:
+    """Count the images that stand the usual attack, and those that stand all that is known."""
+    left = [attack["clean"] if value is None else value for value in attack["left"].values()]
+    return left[0], min(left)
+
+
+def confirmed(entry: ZooEntry, attack: Mapping[str, Any]) -> bool:
+    """Tell whether the measurement bears the label out."""
+    if "randomized" in attack["flags"]:
+        return entry.label == "masked"
+    apparent, best = apparent_and_best(attack)
+    points = 100 * (apparent - best) / attack["n"]
+    return points >= MASKED_FROM if entry.label == "masked" else points <= HONEST_UP_TO
+
+
+def _score(entries: Sequence[ZooEntry], records: Mapping[str, Record]) -> str:
+    checked = [entry for entry in entries if "autoattack" in records[entry.name]]
+    lines = [_count("pyautoattack", checked, records, _warned)]
+    if any(records[e.name]["verdict"]["verdict"] != "unchecked" for e in entries):
+        lines.append(_count("robbench", entries, records, lambda r: r["verdict"]["verdict"] != "trustworthy"))
+    return " ".join(lines)
+
+
+def _warned(record: Record) -> bool:
+    return bool(record["autoattack"]["warnings"]) or "stopped" in record["autoattack"]
+
+
+def _count(
+    who: str, entries: Sequence[ZooEntry], records: Mapping[str, Record], flags: Callable[[Record], bool]
+) -> str:
+    counts = []
+    for label in ("masked", "honest"):
+        flagged = [flags(records[e.name]) for e in entries if e.label == label]
+        counts.append(f"{sum(flagged)} of {len(flagged)} {label}")
+    return f"{who} flags {counts[0]} and {counts[1]} models."
