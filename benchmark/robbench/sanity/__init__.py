@@ -1,0 +1,1 @@
+"""Gradient masking: can a robust accuracy be trusted?"""
