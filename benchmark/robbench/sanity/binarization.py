@@ -8,7 +8,7 @@ attack that does not find one says nothing about the model's robustness when it 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robbench import rng
 from robbench.attacks import Attack
-from robbench.sanity.probe import Probe, trace
+from robbench.sanity.probe import Connected, Probe, trace
 from robbench.sanity.record import Binarization
 from robbench.threat import Ball
 
@@ -87,21 +87,22 @@ class _Readouts(nn.Module):
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-def binarization(probe: Probe, attack: Attack) -> Binarization:
-    """Run the test on the probe's images, with the attack that is to be judged."""
+def binarization(probe: Probe, attacks: Sequence[Attack]) -> Binarization:
+    """Run the test on the probe's images, with the attacks that are to be judged together."""
     p = probe.problem("binarization")
     features = Features(probe.target.module, p.x[:2])
     fitted = [_readout(probe, features, i) for i in range(len(probe))]
     at = [i for i, readout in enumerate(fitted) if readout is not None]
     readouts = [readout for readout in fitted if readout is not None]
-    broken = [
-        _broken(features, readouts[start : start + probe.widths.lanes], probe, at[start : start + probe.widths.lanes], attack)
-        for start in range(0, len(at), probe.widths.lanes)
-    ]  # fmt: skip
+    broken = 0
+    for start in range(0, len(at), probe.widths.lanes):
+        batch = slice(start, start + probe.widths.lanes)
+        found = [_broken(features, readouts[batch], probe, at[batch], attack) for attack in attacks]
+        broken += int(np.any(found, axis=0).sum())
     return Binarization(
         images=len(probe),
         separable=len(at),
-        attack=int(sum(found.sum() for found in broken)),
+        attack=broken,
         random=sum(_by_chance(probe, features, i, readout) for i, readout in zip(at, readouts, strict=True)),
         features=len(readouts[0][0]) if readouts else 0,
     )
@@ -169,7 +170,8 @@ def _broken(
     w = torch.from_numpy(np.stack([w for w, _ in readouts])).to(p.x.device)
     b = torch.tensor([b for _, b in readouts], dtype=torch.float64, device=p.x.device)
     p = replace(p, x=p.x[rows], y=torch.zeros_like(rows), sample=p.sample[rows], trial=p.trial[rows])
-    found = trace(_Readouts(features, w, b), attack, p, probe.ball)
+    # Features of a model without gradients have none either; the attack then sees zeros.
+    found = trace(Connected(_Readouts(features, w, b)), attack, p, probe.ball)
     broken: NDArray[np.bool_] = (found.margin > 0).any(0).cpu().numpy()
     return broken
 

@@ -342,7 +342,7 @@ def _binarization(m: Measurements) -> Finding:
         return Finding(None, f"Random sampling already breaks {b.random} of {b.separable}: the test says nothing.")
     return Finding(
         100 * b.attack / b.separable,
-        f"PGD breaks {b.attack} of {b.separable} two-class problems that have an adversarial example, random sampling "
+        f"PGD, usual or annealed, breaks {b.attack} of {b.separable} two-class problems that have an adversarial example, random sampling "
         f"{b.random}.",
     )
 

@@ -72,6 +72,7 @@ def measure(
     """
     b = budget or Budget()
     usual = PGD(objective="ce", steps=20)
+    annealed = PGD(objective="ce_scaled", steps=20, relative_step=2.0, anneal=True)
 
     def timed(name: str, images: int, run: Callable[[Probe], _T]) -> _T:
         part = probe.first(images)
@@ -99,7 +100,7 @@ def measure(
         traces=timed("loss curves", b.traces, lambda part: _traces(part, usual, b.unstable)),
         curve=timed("radii", b.curve, lambda part: _curve(part, usual)),
         grid=timed("step sizes", b.grid, _grid),
-        binarization=timed("binarization", b.binarization, lambda part: binarization(part, usual)),
+        binarization=timed("binarization", b.binarization, lambda part: binarization(part, (usual, annealed))),
         linear=timed("linear estimate", b.linear, lambda part: linear_estimate(part, left_of[: b.linear])),
         transferred=timed("transfer", b.transfers, lambda part: [_transferred(part, s) for s in transfers]),
         cost={},

@@ -25,6 +25,7 @@ __all__ = [
     "FILE",
     "LANDSCAPE",
     "PROBE_VERSION",
+    "SHEET",
     "UNCHECKED",
     "Acted",
     "Advice",
@@ -47,11 +48,13 @@ __all__ = [
     "Verdicts",
     "dump_sanity",
     "read_sanity",
+    "sanity_folder",
     "subject",
 ]
 
 FILE = "sanity.json"
 LANDSCAPE = "landscape.parquet"
+SHEET = "sheet.png"
 PROBE_VERSION = 1  # raised when what is measured, or how, changes
 UNCHECKED = "unchecked"  # of a model without a sanity run on these weights and this threat
 
@@ -191,7 +194,7 @@ class Binarization(_Strict):
     separable: int
     """For how many a linear readout tells the boundary point from all inner ones."""
     attack: int
-    """Of these, how many the usual PGD breaks."""
+    """Of these, how many the usual PGD or the annealed one breaks."""
     random: int
     """How many random sampling breaks."""
     features: int
@@ -294,6 +297,8 @@ class SanityFile(_Strict):
     """The run_id of the suite's result, the images it holds, and the versions of measurements and thresholds."""
     run_id: str
     """SHA-256 of `identity`."""
+    folder: str
+    """Name of the folder of the results tree, below data set and model."""
     measured: dict[str, Any]
     """What the suite's result says of model, weights and data: the verdict holds for these alone."""
     model: str
@@ -333,6 +338,11 @@ def read_sanity(path: Path) -> SanityFile:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ResultError(f"{path}: {where}: {first['msg']}. Make it again: `robbench sanity`.") from None
+
+
+def sanity_folder(root: Path, found: SanityFile) -> Path:
+    """Name the folder of a results tree that holds it."""
+    return root / found.dataset / found.model / found.folder
 
 
 def subject(identity: dict[str, Any]) -> dict[str, Any]:

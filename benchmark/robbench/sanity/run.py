@@ -200,6 +200,7 @@ class _Examination:
             schema_version=1,
             identity=identity,
             run_id=digest(identity),
+            folder=result_folder(Path(), result).name,
             measured=subject(result.identity),
             model=result.model,
             dataset=result.dataset,
