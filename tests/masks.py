@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -76,17 +78,6 @@ class NoGradient(nn.Module):
             return self.inner(x)
 
 
-class Misleading(nn.Module):
-    """The right answer with the gradient's sign turned, so that climbing the loss descends it."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(2 * x.detach() - x)
-
-
 class Inside(nn.Module):
     """Calls autograd while it answers."""
 
@@ -99,3 +90,52 @@ class Inside(nn.Module):
             at = x.detach().requires_grad_(True)
             torch.autograd.grad(self.inner(at).sum(), at)
         return self.inner(x)
+
+
+class Reversed(nn.Module):
+    """The right answer with the gradient's sign turned wherever `where` holds (images [N, C, H, W] -> [N] bool)."""
+
+    def __init__(self, inner: nn.Module, where: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.where = inner, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = self.where(x.detach()).view(-1, 1, 1, 1)
+        return self.inner(torch.where(turned, 2 * x.detach() - x, x))
+
+
+class OneRow(nn.Module):
+    """The gradient of one row of pixels alone, the one that is closest to gray: an attack needs many steps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[2]
+        chosen = (x.detach() - 0.5).abs().mean((1, 3)).argmin(1)
+        mask = torch.arange(rows).view(1, 1, -1, 1) == chosen.view(-1, 1, 1, 1)
+        return self.inner(torch.where(mask, x, x.detach()))
+
+
+class Rippled(nn.Module):
+    """Pixels with a ripple on them, too small to matter and too steep for gradients to mean anything."""
+
+    def __init__(self, inner: nn.Module, height: float, length: float) -> None:
+        super().__init__()
+        self.inner, self.height, self.length = inner, height, length
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + self.height * torch.sin(x * (2 * torch.pi / self.length)))
+
+
+class Periodic(nn.Module):
+    """Two classes that alternate along a direction, so that a step too long lands in the right one again."""
+
+    def __init__(self, w: Tensor, b: float, period: float) -> None:
+        super().__init__()
+        self.w, self.b, self.period = nn.Parameter(w.flatten()), b, period
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = torch.cos((x.flatten(1) @ self.w + self.b) * (2 * torch.pi / self.period))
+        return torch.stack([s, -s], dim=1)

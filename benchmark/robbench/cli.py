@@ -117,7 +117,8 @@ def show(
     stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
     if as_json:
         card = entry.card.model_dump(mode="json")
-        print(json.dumps({"model": entry.full_name, "card": card, "results": [_dump(r) for r in stored]}, indent=2))
+        described = [_dump(r) | _trust(r, results) for r in stored]
+        print(json.dumps({"model": entry.full_name, "card": card, "results": described}, indent=2))
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
     print(entry.path.read_text(encoding="utf-8"))
@@ -175,6 +176,7 @@ def eval_(
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
     from robbench.numbers import parse_eps
+    from robbench.report.sanity import print_sanity
     from robbench.report.terminal import TerminalReporter, print_results
     from robbench.suite import load_suite
 
@@ -223,14 +225,31 @@ def eval_(
                     save_adversarials=save_adversarials,
                 )
             )
+    checked = []
+    if len(radii) == 1 and suite == "sanity":
+        run = {"samples": samples, "sample_seed": sample_seed, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
+        place = {"device": device, "models": models or [], "data_dir": data_dir}
+        checked = [
+            _examine(name, results, False, **(about if name in sources else {}), **run, **place) for name in names
+        ]
     if len(radii) > 1:
         _sweep(done.values(), results, len(attacked) < len(radii), as_json)
         return
     flat = [r for group in done.values() for r in group]
     if as_json:
-        _print_objects([_dump(r) for r in flat])
-    else:
-        print_results(flat, results)
+        _print_objects([_dump(r) | _trust(r, results) for r in flat])
+        return
+    print_results(flat, results)
+    for found in checked:
+        print_sanity(found, every=False)
+
+
+def _trust(result: ResultFile, results: Path) -> dict[str, Any]:
+    """Say what stands beside a robust accuracy wherever it is printed."""
+    from robbench.report.leaderboard import overestimation
+    from robbench.sanity.record import Verdicts
+
+    return {"verdict": Verdicts(results).of(result), "overestimation": overestimation(result)}
 
 
 def _print_objects(objects: list[dict[str, Any]]) -> None:

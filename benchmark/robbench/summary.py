@@ -58,7 +58,8 @@ def summarize(
     """
     n = rows["sample"].nunique()
     clean = n - rows.loc[rows["status"] == Status.MISCLASSIFIED, "sample"].nunique()
-    results, earlier = [], rows.iloc[:0]
+    results: list[AttackResult] = []
+    earlier = rows.iloc[:0]
     first = rows[rows["attack"] == next(iter(attacks))]
     for name, config in attacks.items():
         mine = rows[rows["attack"] == name]

@@ -38,7 +38,7 @@ class Noise(Climbing):
         """Draw another point, whatever the answer was."""
         # The counter of a draw is one number for all lanes, so each step that some lane is at is drawn for all.
         x = s["x"]
-        for step in t.unique().tolist():
+        for step in set(t.tolist()):
             here = (t == step).view(-1, *([1] * (x.dim() - 1)))
             x = torch.where(here, ball.random(p, step=step + 1, surface=step % 2 == 0), x)
         return {"x": x}

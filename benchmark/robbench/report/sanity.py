@@ -40,7 +40,7 @@ def print_sanity(found: SanityFile, every: bool = True) -> None:
     if found.advice.suite:
         name = f"{found.dataset}/{found.model}"
         console.print(
-            f"Next: --suite {found.advice.suite}. {escape(found.advice.reason)} The usual PGD overestimates by at least "
+            f"Next: --suite {found.advice.suite}. {escape(found.advice.reason)} The usual PGD overestimates by "
             f"{found.advice.gain:.1f} points already. `robbench sanity {escape(name)} --act` runs it.",
             soft_wrap=True,
         )

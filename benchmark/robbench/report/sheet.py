@@ -27,7 +27,8 @@ def draw_sheet(found: SanityFile, landscape: Path, output: Path) -> None:
     frame = pd.read_parquet(landscape)
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    head, planes, plots = figure.subfigures(3, 1, height_ratios=[1.1, 5.2, 8])
+    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
+    head, planes, plots = parts[:, 0]
     _head(head, found)
     _planes(planes, frame)
     axes = plots.subplots(2, 2)
@@ -42,7 +43,9 @@ def draw_sheet(found: SanityFile, landscape: Path, output: Path) -> None:
 
 def _head(part: SubFigure, found: SanityFile) -> None:
     m = found.measurements
-    title = f"{found.dataset}/{found.model} · {found.threat.norm} {found.threat.eps} · {found.n} images · seed {found.seed}"
+    title = (
+        f"{found.dataset}/{found.model} · {found.threat.norm} {found.threat.eps} · {found.n} images · seed {found.seed}"
+    )
     part.text(0.01, 0.72, title, fontsize=17, weight="bold")
     part.text(0.01, 0.36, found.verdict.upper(), fontsize=17, weight="bold", color=_COLOUR[found.verdict])
     by = f"decided by {', '.join(found.decided_by)}" if found.decided_by else "no check speaks against the usual attack"
@@ -57,7 +60,9 @@ def _head(part: SubFigure, found: SanityFile) -> None:
 def _planes(part: SubFigure, frame: pd.DataFrame) -> None:
     """Draw the margin around each image, one row for each plane; the line is the decision boundary."""
     samples = list(dict.fromkeys(frame["sample"]))
-    part.suptitle("Margin of the true class around the first test images, ± eps: blue is right, red is wrong", fontsize=12)
+    part.suptitle(
+        "Margin of the true class around the first test images, ± eps: blue is right, red is wrong", fontsize=12
+    )
     axes = part.subplots(2, len(samples), squeeze=False)
     for row, (plane, title) in enumerate(_PLANES.items()):
         for column, sample in enumerate(samples):
@@ -104,7 +109,9 @@ def _grid(axis: Axes, found: SanityFile) -> None:
     picture = axis.imshow(share, origin="lower", cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for i, j in np.ndindex(share.shape):
         usual = " (usual)" if (i, j) == grid.usual else ""
-        axis.text(j, i, f"{share[i, j]:.0f}{usual}", ha="center", va="center", color="white" if share[i, j] < 60 else "black")
+        axis.text(
+            j, i, f"{share[i, j]:.0f}{usual}", ha="center", va="center", color="white" if share[i, j] < 60 else "black"
+        )
     axis.set_xticks(range(len(grid.iterations)), [str(i) for i in grid.iterations])
     axis.set_yticks(range(len(grid.sizes)), [f"{s:g}" for s in grid.sizes])
     axis.set_xlabel("iterations")
@@ -118,7 +125,9 @@ def _curves(axis: Axes, found: SanityFile) -> None:
     steps = np.arange(len(traces.loss))
     axis.fill_between(steps, _positive(traces.loss_low), _positive(traces.loss_high), color="#0969da", alpha=0.2)
     axis.plot(steps, _positive(traces.loss), color="#0969da", label="usual PGD: median and deciles")
-    axis.plot(np.arange(len(traces.longer)), _positive(traces.longer), "--", color="#8250df", label="twice the steps: median")
+    axis.plot(
+        np.arange(len(traces.longer)), _positive(traces.longer), "--", color="#8250df", label="twice the steps: median"
+    )
     axis.set_yscale("log")
     axis.set_xlabel("step")
     axis.set_ylabel("cross-entropy")
@@ -148,4 +157,3 @@ def _challenges(axis: Axes, found: SanityFile) -> None:
     axis.set_xlim(0, max(given, 1) * 1.02)
     axis.set_xlabel(f"images broken, of the {given} that the usual PGD left")
     axis.set_title("What other attacks break (gray: the usual one again)")
-

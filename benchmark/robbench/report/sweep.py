@@ -119,9 +119,7 @@ def _radius(result: ResultFile) -> Fraction:
 
 
 def _standing(root: Path, result: ResultFile) -> pd.DataFrame:
-    """Tell per image and attack whether it stands; in a cascade, after this attack and those before it;
-    in a challenge, after this one and the first.
-    """
+    """Tell per image and attack whether it stands: after all attacks so far (cascade), or the first too (challenge)."""
     path = result_folder(root, result) / "outcomes.parquet"
     rows = read_rows(path)
     # Records lie in the order in which samples are selected, and there may be more than were asked for this time.

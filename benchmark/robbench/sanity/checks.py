@@ -123,7 +123,9 @@ def _points(count: float, m: Measurements) -> float:
 
 def _randomized(m: Measurements) -> Finding:
     r = m.randomness
-    said = f"{r.draws} answers to each of {r.images} images: {r.flips} predictions change, logits by up to {r.change:.1e}"
+    said = (
+        f"{r.draws} answers to each of {r.images} images: {r.flips} predictions change, logits by up to {r.change:.1e}"
+    )
     return Finding(max(r.change, float(r.flips > 0)), f"{said} of their length.")
 
 
@@ -240,7 +242,9 @@ def _restarts(m: Measurements) -> Finding:
     if not control.given:
         return Finding(None, "The usual PGD left no image standing.")
     value = _points(control.broken, m)
-    return Finding(value, f"From another start PGD breaks {control.broken} of {control.given} more ({value:.1f} points).")
+    return Finding(
+        value, f"From another start PGD breaks {control.broken} of {control.given} more ({value:.1f} points)."
+    )
 
 
 def _finite_differences(m: Measurements) -> Finding:
@@ -258,9 +262,7 @@ def _nearby_gradients(m: Measurements) -> Finding:
     g = m.gradients
     if g.nearby is None:
         return Finding(None, "All gradients there are zero.")
-    return Finding(
-        g.nearby, f"Gradients within {g.radius:.3g} of each other have a cosine of {g.nearby:.2f} (median)."
-    )
+    return Finding(g.nearby, f"Gradients within {g.radius:.3g} of each other have a cosine of {g.nearby:.2f} (median).")
 
 
 def _local_linearity(m: Measurements) -> Finding:
@@ -342,8 +344,8 @@ def _binarization(m: Measurements) -> Finding:
         return Finding(None, f"Random sampling already breaks {b.random} of {b.separable}: the test says nothing.")
     return Finding(
         100 * b.attack / b.separable,
-        f"PGD, usual or annealed, breaks {b.attack} of {b.separable} two-class problems that have an adversarial example, random sampling "
-        f"{b.random}.",
+        f"PGD, usual or annealed, breaks {b.attack} of {b.separable} two-class problems that have an adversarial "
+        f"example, random sampling {b.random}.",
     )
 
 

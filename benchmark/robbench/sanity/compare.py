@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from robbench.errors import ResultError
-from robbench.sanity.record import Challenge
+from robbench.sanity.record import Challenge, Role
 from robbench.store import ResultFile
 from robbench.types import Status
 
@@ -18,12 +18,12 @@ _GRADIENT = ("control", "single step", "more steps", "other loss", "other steps"
 """Roles of the attacks that climb the model's gradient."""
 
 
-def _role(config: Mapping[str, Any], usual: Mapping[str, Any], weights: object) -> str:
+def _role(config: Mapping[str, Any], usual: Mapping[str, Any], weights: object) -> Role:
     """Tell what an attack differs in from the usual PGD; a model's transfer to itself is another loss."""
     if config["kind"] == "transfer" and config["surrogate_weights"] == weights:
         return "other loss"
     if config["kind"] in ("transfer", "square", "noise"):
-        return str(config["kind"])
+        return cast(Role, config["kind"])
     if config["kind"] == "fgsm":
         return "single step"
     if config["kind"] != "pgd":
@@ -54,9 +54,7 @@ def challenges(result: ResultFile, rows: pd.DataFrame) -> list[Challenge]:
     """
     usual = result.attacks[0]
     rows = rows[rows["sample"].isin(standing(rows, usual.name).loc[lambda s: s].index)]
-    broke = rows.assign(broken=rows["status"] == Status.BROKEN).pivot(
-        index="sample", columns="attack", values="broken"
-    )
+    broke = rows.assign(broken=rows["status"] == Status.BROKEN).pivot(index="sample", columns="attack", values="broken")
     roles = {a.name: _role(a.config, usual.config, result.identity.get("weights")) for a in result.attacks[1:]}
     controls = [name for name, role in roles.items() if role == "control"]
     if not controls:
@@ -67,7 +65,7 @@ def challenges(result: ResultFile, rows: pd.DataFrame) -> list[Challenge]:
     return [
         Challenge(
             name=name,
-            role=role,  # type: ignore[arg-type]  # one of the literals
+            role=role,
             given=len(broke),
             broken=int(broke[name].sum()),
             beyond=int((broke[name] & ~control).sum()),

@@ -202,9 +202,7 @@ def _transferred(probe: Probe, stage: ReadyStage) -> Transferred:
     assert isinstance(stage.attack, Transfer)
     fooled = broken = 0
     device = next(stage.attack.surrogate.parameters()).device
-    for at, given in stage.attack.propose(
-        probe.x, probe.y, probe.sample, probe.ball, stage.key, probe.widths.lanes
-    ):
+    for at, given in stage.attack.propose(probe.x, probe.y, probe.sample, probe.ball, stage.key, probe.widths.lanes):
         order = np.argsort(probe.sample[at])
         y = probe.y[torch.from_numpy(at[order])]
         with torch.no_grad():

@@ -40,6 +40,7 @@ __all__ = [
     "Linear",
     "Measurements",
     "Randomness",
+    "Role",
     "SanityFile",
     "Scale",
     "Traces",
@@ -62,6 +63,10 @@ VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]
 CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
 
 
+Role = Literal["control", "single step", "noise", "more steps", "other loss", "other steps", "transfer", "square"]
+"""What an attack of the suite differs in from the usual PGD."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +75,7 @@ class Challenge(_Strict):
     """What one attack did with the images that the usual PGD left standing."""
 
     name: str
-    role: Literal["control", "single step", "noise", "more steps", "other loss", "other steps", "transfer", "square"]
+    role: Role
     given: int
     """How many images it was given."""
     broken: int

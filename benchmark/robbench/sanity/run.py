@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robbench.attacks import PGD
 from robbench.errors import ModelError, RobbenchError
 from robbench.evaluation import Reporter, Silent, run_suite
 from robbench.files import digest, write_atomically
@@ -39,9 +40,8 @@ from robbench.sanity.record import (
     subject,
 )
 from robbench.sanity.verdict import advise, decide
-from robbench.attacks import PGD
 from robbench.stages import ready_stages
-from robbench.store import ResultFile, ThreatResult, read_rows, result_folder
+from robbench.store import ResultFile, read_rows, result_folder
 from robbench.suite import load_suite
 from robbench.target import RANDOMIZED_DRAWS, Target
 from robbench.threat import Ball
@@ -133,7 +133,7 @@ class _Examination:
             found = self._file(result, measurements, time.perf_counter() - begin)
         else:
             # What was measured stands; the checks are made again, by the thresholds of today.
-            found = _judged(known, known.measurements)
+            found = _judged({k: getattr(known, k) for k in _DESCRIBED} | {"acted": known.acted}, known.measurements)
         if act and found.advice.suite and found.acted is None:
             found = found.model_copy(update={"acted": self._act(found.advice.suite)})
         write_atomically(folder / FILE, dump_sanity(found).encode())
@@ -196,24 +196,22 @@ class _Examination:
 
     def _file(self, result: ResultFile, measurements: Measurements, seconds: float) -> SanityFile:
         identity = self._identity(result)
-        blank = SanityFile.model_construct(
-            schema_version=1,
-            identity=identity,
-            run_id=digest(identity),
-            folder=result_folder(Path(), result).name,
-            measured=subject(result.identity),
-            model=result.model,
-            dataset=result.dataset,
-            threat=ThreatResult(norm=result.threat.norm, eps=result.threat.eps),
-            n=result.n,
-            seed=self.options.seed,
-            acted=None,
-            seconds=round(seconds, 1),
-            hardware=describe_device(self.target.device),
-            versions=versions(),
-            date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        )
-        return _judged(blank, measurements)
+        described = {
+            "identity": identity,
+            "run_id": digest(identity),
+            "folder": result_folder(Path(), result).name,
+            "measured": subject(result.identity),
+            "model": result.model,
+            "dataset": result.dataset,
+            "threat": result.threat,
+            "n": result.n,
+            "seed": self.options.seed,
+            "seconds": round(seconds, 1),
+            "hardware": describe_device(self.target.device),
+            "versions": versions(),
+            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        }
+        return _judged(described | {"acted": None}, measurements)
 
     def _act(self, suite: str) -> Acted:
         """Run the advised suite on the same images."""
@@ -226,20 +224,25 @@ class _Examination:
         return Acted(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
 
 
-def _judged(found: SanityFile, measurements: Measurements) -> SanityFile:
-    """Fill in what follows from the measurements."""
+_DESCRIBED = (
+    "identity", "run_id", "folder", "measured", "model", "dataset", "threat", "n", "seed", "seconds", "hardware",
+    "versions", "date",
+)  # fmt: skip
+
+
+def _judged(described: dict[str, Any], measurements: Measurements) -> SanityFile:
+    """Add what follows from the measurements."""
     checks = run_checks(measurements)
     verdict, decided_by = decide(checks)
-    return SanityFile.model_validate(
-        {
-            **{name: getattr(found, name) for name in SanityFile.model_fields if hasattr(found, name)},
-            "measurements": measurements,
-            "checks": checks,
-            "verdict": verdict,
-            "decided_by": decided_by,
-            "overestimation": round(100 * (measurements.pgd.value - measurements.best.value), 6),
-            "advice": advise(verdict, decided_by, measurements),
-        }
+    return SanityFile(
+        schema_version=1,
+        **described,
+        measurements=measurements,
+        checks=checks,
+        verdict=verdict,
+        decided_by=decided_by,
+        overestimation=round(100 * (measurements.pgd.value - measurements.best.value), 6),
+        advice=advise(verdict, decided_by, measurements),
     )
 
 

@@ -17,8 +17,7 @@ _GRADIENT_FREE = ("noise", "transfer", "square")
 def decide(checks: Sequence[CheckResult]) -> tuple[VerdictName, list[str]]:
     """Take the gravest verdict that any check asks for, and the checks that ask for it."""
     asked = {c.name: c.decides for c in checks if c.decides}
-    worst = max(asked.values(), key=lambda v: ORDER.index(v), default="trustworthy")  # type: ignore[arg-type]
-    verdict = ORDER[ORDER.index(worst)]  # type: ignore[arg-type]  # thresholds.toml names verdicts only
+    verdict: VerdictName = max((v for v in ORDER if v in asked.values()), key=ORDER.index, default="trustworthy")
     return verdict, [name for name, v in asked.items() if v == verdict]
 
 
