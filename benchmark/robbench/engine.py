@@ -7,11 +7,13 @@ nothing they claim is believed.
 
 The width of the batch never changes while samples are waiting, so a sample's verdict does not depend on its
 neighbours. Once fewer samples than lanes are left, the engine may go on with fewer lanes, but only to widths at
-which this model, on this machine, was seen to return the same bits as at full width (`widths.Widths`).
+which this model, on this machine, was seen to return the same bits as at full width (`widths.Widths`). On a CPU several
+such batches run beside each other, one a core (`crews`); samples go to whichever has a lane free.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.attacks.base import Attack
+from robbench.crews import Crew, Waiting, muster, work
 from robbench.errors import ModelError
 from robbench.threat import Ball
 from robbench.types import Judge, Problem, State
@@ -179,6 +182,7 @@ class _Run:
     finished: set[int] = field(default_factory=set)
     logits: Tensor | None = None
     """The model's answers to the clean images [N, K], where the attack wants them."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.device = device_of(self.model)
@@ -189,7 +193,9 @@ class _Run:
         try:
             if self.attack.needs_logits and self.logits is None:
                 self.logits = self.clean_logits()
-            _Lanes(self, waiting).loop()
+            queue = Waiting(waiting)
+            crews, threads = muster(self.model, self.widths, len(waiting), alone=self.draws > 1)
+            work([_Lanes(self, crew, queue).loop for crew in crews], threads, queue)
         except torch.OutOfMemoryError as error:
             failure = str(error).splitlines()[0]
         except RuntimeError as error:  # the CPU allocator has no exception type of its own
@@ -214,11 +220,12 @@ class _Run:
         return torch.cat(answers)
 
     def finish(self, rows: Rows, positions: NDArray[np.int64]) -> None:
-        """Keep rows and hand them on."""
-        self.done.append(rows)
-        self.finished.update(positions.tolist())
-        if self.on_rows is not None:
-            self.on_rows(rows)
+        """Keep rows and hand them on, one crew at a time."""
+        with self.lock:
+            self.done.append(rows)
+            self.finished.update(positions.tolist())
+            if self.on_rows is not None:
+                self.on_rows(rows)
 
     def collect(self) -> Rows:
         """Join all rows."""
@@ -237,9 +244,8 @@ class _Run:
 class _Lanes:
     """The lanes: device tensors for the attack, numpy arrays for the bookkeeping."""
 
-    def __init__(self, run: _Run, waiting: list[int]) -> None:
-        self.run = run
-        self.queue = waiting[::-1]  # popped from the end
+    def __init__(self, run: _Run, crew: Crew, queue: Waiting) -> None:
+        self.run, self.crew, self.queue = run, crew, queue
         self.width = width = run.widths.lanes
         lane = np.zeros(width, np.int64)
         self.live = np.zeros(width, bool)
@@ -264,7 +270,7 @@ class _Lanes:
     def loop(self) -> None:
         """Refill, query, judge, step, until nothing waits and nothing is live."""
         fresh = np.zeros(0, np.int64)
-        while True:
+        while not self.queue.stop.is_set():
             self.fill(fresh)
             if not self.live.any():
                 return
@@ -273,9 +279,10 @@ class _Lanes:
 
     def fill(self, again: NDArray[np.int64]) -> None:
         """Start the next trial on the lanes `again`, and waiting samples on the free lanes."""
-        free = np.flatnonzero(~self.live)[: len(self.queue)]
-        for lane in free:
-            self.position[lane] = self.queue.pop()
+        free = np.flatnonzero(~self.live)
+        taken = self.queue.take(min(len(free), self.crew.most - int(self.live.sum())))
+        free = free[: len(taken)]
+        self.position[free] = taken
         for counter in (self.trial, self.forwards, self.backwards, self.zero_gradients, self.nonfinite):
             counter[free] = 0
         self.forwards[free] += self.run.logits is not None
@@ -316,7 +323,7 @@ class _Lanes:
         more = self.live & ~last
         with_grad = attack.needs_grad and bool(more.any())
         x = self.state["x"]
-        logits, loss, grad = query(run.model, attack, self.p, self.state, with_grad)
+        logits, loss, grad = query(self.crew.model, attack, self.p, self.state, with_grad)
         if logits.dim() != 2 or len(logits) != len(x):
             raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
         finite = logits.isfinite().all(1)
@@ -351,7 +358,7 @@ class _Lanes:
             if run.cycles:
                 ended |= self.live & self.cycled(x)
         retire = ended & (success | (self.trial + 1 >= attack.trials))
-        self.seconds[self.live] += (time.perf_counter() - begin) / self.live.sum()
+        self.seconds[self.live] += (time.perf_counter() - begin) / self.live.sum() / self.crew.crews
         if retire.any():
             self.retire(np.flatnonzero(retire), success, answers[3], distance, x)
         again = np.flatnonzero(ended & ~retire)
@@ -364,7 +371,7 @@ class _Lanes:
         run = self.run
         for _ in range(run.draws - 1):
             with torch.no_grad():
-                logits = run.model(x)
+                logits = self.crew.model(x)
             votes = votes + (logits.isfinite().all(1) & (logits.argmax(1) != self.p.y))
         self.forwards += claims * (run.draws - 1)
         held: NDArray[np.bool_] = claims & (2 * votes > run.draws).cpu().numpy()

@@ -1,6 +1,9 @@
 """How wide a batch is: a default that depends on nothing but the images, and narrower widths that change no bit."""
 
-from collections.abc import Sequence
+import contextlib
+import copy
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 from robbench import rng
 
-__all__ = ["Widths", "default_lanes", "device_of"]
+__all__ = ["Widths", "default_lanes", "device_of", "twin", "using_threads"]
 
 NARROWEST = 16  # below this, kernels change and the width of a lane costs little anyway
 
@@ -25,12 +28,31 @@ def device_of(model: nn.Module) -> torch.device:
     return next((v.device for v in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """Copy a module so that another thread can ask it; the parameters are shared."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+@contextlib.contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """Run torch on so many threads, here and in threads that start meanwhile."""
+    before = torch.get_num_threads()
+    if threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Widths:
     """The width of a batch, and the narrower ones at which a model was seen to give the same bits.
 
-    Which kernel runs, and so how sums are rounded, depends on the shape of a batch and not on its values: comparing
-    logits and input gradients of random images at two widths settles it for this model on this machine. A width is
-    checked when it is first wanted.
+    Which kernel runs, and so how sums are rounded, depends on the shape of a batch and on the number of threads, and
+    not on the values: comparing logits and input gradients of random images with those of the full width on one
+    thread settles it for this model on this machine. What is wanted is checked when it is first wanted.
 
     Attributes:
         lanes: the full width.
@@ -38,8 +60,11 @@ class Widths:
 
     def __init__(self, model: nn.Module, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> None:
         self.model, self.shape, self.lanes, self.dtype = model, tuple(shape), lanes, dtype
+        with contextlib.suppress(Exception):  # whatever a user's module raises when it is copied
+            self.model = twin(model)  # other threads may be asking the original
         self._full: tuple[Tensor, Tensor] | None = None
-        self._same: dict[int, bool] = {}
+        self._same: dict[tuple[int, int], bool] = {}
+        self._lock = threading.Lock()
 
     def fit(self, left: int) -> int:
         """Return the narrowest checked width that holds `left` lanes: of the full one, 3/4, 1/2, 3/8 … down to 16."""
@@ -49,19 +74,32 @@ class Widths:
 
     def same(self, width: int) -> bool:
         """Tell whether a narrower batch gives the bits of the full one."""
-        if width not in self._same:
-            if self._full is None:
-                self._full = self._answer(self.lanes)
-            logits, grad = self._answer(width)
-            self._same[width] = torch.equal(logits, self._full[0][:width]) and torch.equal(grad, self._full[1][:width])
-        return self._same[width]
+        return self._check(width, 1)
+
+    def same_with(self, threads: int) -> bool:
+        """Tell whether the full width gives the same bits on so many threads as on one."""
+        return self._check(self.lanes, threads)
+
+    def _check(self, width: int, threads: int) -> bool:
+        with self._lock:
+            if (width, threads) not in self._same:
+                if self._full is None:
+                    self._full = self._answer(self.lanes, 1)
+                logits, grad = self._answer(width, threads)
+                same = torch.equal(logits, self._full[0][:width]) and torch.equal(grad, self._full[1][:width])
+                self._same[width, threads] = same
+            return self._same[width, threads]
 
     def halve(self) -> None:
         """Make the full width half of what it was, because memory ran out."""
         self.lanes //= 2
         self._full, self._same = None, {}
 
-    def _answer(self, width: int) -> tuple[Tensor, Tensor]:
+    def _answer(self, width: int, threads: int) -> tuple[Tensor, Tensor]:
+        with using_threads(threads if device_of(self.model).type == "cpu" else torch.get_num_threads()):
+            return self._ask(width)
+
+    def _ask(self, width: int) -> tuple[Tensor, Tensor]:
         lane = torch.arange(width, device=device_of(self.model))
         pixels = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(self.shape)))
         x = pixels.to(self.dtype).view(width, *self.shape).requires_grad_(True)
