@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from conftest import Linear
 from masks import (
     KWTA,
@@ -22,8 +24,6 @@ from masks import (
     Softmax,
     Temperature,
 )
-from torch import nn
-
 from robbench.attacks import PGD
 from robbench.evaluation import Silent, run_suite
 from robbench.inputs import Options, own_images, own_target
@@ -63,7 +63,7 @@ def plane(margin=20):
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(256, generator=generator).sign()
     x = 0.5 + 0.02 * torch.randn(40, 1, 16, 16, generator=generator)
-    model = Linear(w, margin - float(x.flatten(1).mean(0) @ w), classes=3)
+    model = Linear(w, margin - float(x.flatten(1).mean(0) @ w), classes=3, scale=0.1)
     return model, x, w
 
 
@@ -89,7 +89,7 @@ MODELS = {
     "warm": lambda: (Temperature(digits("natural"), 5.0), None, None),
     "stairs": lambda: (Quantized(digits("natural"), 4, straight=True), None, None),
     "flat stairs": lambda: (Quantized(digits("natural"), 4, straight=False), None, None),
-    "cut": lambda: (NoGradient(Quantized(digits("natural"), 2, straight=False)), None, None),
+    "cut": lambda: (NoGradient(Quantized(digits("trades"), 2, straight=False)), None, None),
     "cut natural": lambda: (NoGradient(digits("natural")), None, None),
     "kwta": lambda: (kwta(0.1), None, None),
     "rippled": lambda: (Rippled(digits("natural"), 0.02, 0.02), None, None),

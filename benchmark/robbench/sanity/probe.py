@@ -76,7 +76,8 @@ class Probe:
     widths: Widths
     draws: int = 1
     costs: dict[str, Cost] = field(default_factory=dict)
-    _counts: list[int] = field(default_factory=lambda: [0, 0])
+    _counts: list[int] = field(default_factory=lambda: [0, 0])  # forward passes alone, with a backward pass
+    _paused: list[bool] = field(default_factory=lambda: [False])  # lists, so that parts of a probe share them
 
     def first(self, count: int) -> Probe:
         """Look at the first images only; what it costs is counted here too."""
@@ -91,7 +92,8 @@ class Probe:
         """Count what the model is asked within, under a name."""
 
         def count(_: nn.Module, given: tuple[Tensor, ...], out: object) -> None:
-            self._counts[torch.is_grad_enabled()] += len(given[0])
+            if not self._paused[0]:
+                self._counts[torch.is_grad_enabled()] += len(given[0])
 
         before, begin = list(self._counts), time.perf_counter()
         hook = self.target.module.register_forward_hook(count)
@@ -153,6 +155,7 @@ class Probe:
 
     def attack(self, name: str, attack: Attack, ball: Ball | None = None) -> engine.Rows:
         """Let the engine run an attack on all images and judge it; rows are in the order of the images."""
+        self._paused[0] = True  # the engine counts for itself, without what fills its lanes
         rows = engine.attack_samples(
             self.target.module,
             attack,
@@ -165,6 +168,10 @@ class Probe:
             detect_cycles=self.draws == 1,
             draws=self.draws,
         )
+        self._paused[0] = False
+        asked, climbed = int(rows.forwards.sum()), int(rows.backwards.sum())
+        self._counts[0] += asked - climbed
+        self._counts[1] += climbed
         order = np.argsort(rows.sample)[np.argsort(np.argsort(self.sample))]
         columns = {n: getattr(rows, n)[order] for n in engine.Rows.__dataclass_fields__ if n != "x_adv"}
         return engine.Rows(**columns)
