@@ -117,9 +117,9 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
         attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
         view = Table(title=f"{title}: robust accuracy, %", title_justify="left", pad_edge=False)
         for column in ("Rank", "Model", "Clean", *attacks, "Worst case [95 %]", "Over", "Verdict", "n", "Time"):
-            text = column in ("Rank", "Model", "Verdict")
+            words = column in ("Rank", "Model", "Verdict")
             width = 11 if column == "Verdict" else None
-            view.add_column(column, justify="left" if text else "right", min_width=width)
+            view.add_column(column, justify="left" if words else "right", min_width=width)
         for rank, r in ranked(group, root):
             figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
             view.add_row(
