@@ -20,6 +20,7 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.report.leaderboard import leaderboard
 from robbench.report.sheet import draw_sheet
+from robbench.sanity.chance import kept_on
 from robbench.sanity.checks import load_thresholds, run_checks
 from robbench.sanity.compare import challenges
 from robbench.sanity.landscape import POINTS
@@ -286,3 +287,23 @@ def test_the_documentation_has_the_thresholds_in_force(repo):
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
         cells = [cell.strip() for cell in row.split("|")]
         assert cells[3:5] == shown and cells[6] == limit.source
+
+
+class AsksForMode(nn.Module):
+    def forward(self, x):
+        return x if self.training else -x
+
+
+def test_dropout_left_on_is_kept_on_and_nothing_else():
+    layers = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)]
+    model = nn.Sequential(*layers).train()
+    ours = kept_on(model)
+    x = torch.rand(64, 1, 4, 4)
+    assert not any(part.training for part in ours.modules()) and model.training
+    assert not torch.equal(ours(x), ours(x))
+    left = nn.Sequential(*ours[:2])(torch.ones(64, 1, 4, 4))
+    assert set(left.unique().tolist()) == {0.0, 2.0}
+    assert kept_on(model.eval()) is model
+    for other in (nn.BatchNorm1d(16), AsksForMode()):
+        mixed = nn.Sequential(nn.Flatten(), other, nn.Dropout(0.5)).train()
+        assert kept_on(mixed) is mixed  # refused by the run, with a reason

@@ -110,7 +110,7 @@ def gradient_quality(probe: Probe) -> Gradients:
         slopes.append((2 * half * grad).flatten(1).double().sum(1))
     near, small = [], Ball(ball.norm, radius)
     for step in range(_NEIGHBOURS):
-        point = small.random(probe.first(len(probe)).problem("nearby", step), step=0)
+        point = small.random(probe.problem("nearby", step))
         moved = (x + (point - p.x)).clamp(0, 1)
         near.append(cosine(grad.flatten(1), probe.margin_gradient(moved, p.y)[1].flatten(1)))
     errors = []

@@ -79,6 +79,8 @@ def measure(
         with part.counting(name):
             return run(part)
 
+    zero = _zero_share(result, rows)
+    dead = not differentiable or zero >= 0.5  # only then do a stand-in's points carry the number
     left = standing(rows, result.attacks[0].name)
     left_of = torch.from_numpy(left.reindex(probe.sample).to_numpy(dtype=bool, copy=True))
     with torch.no_grad():
@@ -91,7 +93,7 @@ def measure(
         best=result.robust_accuracy,
         differentiable=differentiable,
         probabilities=probabilities,
-        zero_gradients=_zero_share(result, rows),
+        zero_gradients=zero,
         challenges=challenges(result, rows),
         autograd_calls=timed("autograd", 2, autograd_calls),
         randomness=timed("randomness", b.randomness, randomness),
@@ -102,7 +104,7 @@ def measure(
         grid=timed("step sizes", b.grid, _grid),
         binarization=timed("binarization", b.binarization, lambda part: binarization(part, (usual, annealed))),
         linear=timed("linear estimate", b.linear, lambda part: linear_estimate(part, left_of[: b.linear])),
-        transferred=timed("transfer", b.transfers, lambda part: [_transferred(part, s) for s in transfers]),
+        transferred=timed("transfer", b.transfers, lambda part: [_transferred(part, s) for s in transfers if dead]),
         cost={},
     )
     cost = {"suite": Cost(forwards=result.forwards - result.backwards, pairs=result.backwards, seconds=result.seconds)}

@@ -24,6 +24,7 @@ from robbench.inputs import Images, Options, resolve, select
 from robbench.memory import keep_freed_memory
 from robbench.models.sources import Build
 from robbench.numbers import parse_threat
+from robbench.sanity.chance import kept_on
 from robbench.sanity.checks import run_checks
 from robbench.sanity.landscape import landscape
 from robbench.sanity.measure import measure
@@ -102,6 +103,8 @@ def examine(
         allowed = ", ".join(Options.__dataclass_fields__)
         raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
     keep_freed_memory()
+    if isinstance(model, nn.Module):
+        model = kept_on(model)
     target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), chosen)
     if chosen.results is not None:
         return _Examination(target, images, chosen, reporter or Silent()).go(act)
