@@ -24,6 +24,7 @@ from robbench.sanity.chance import kept_on
 from robbench.sanity.checks import load_thresholds, run_checks
 from robbench.sanity.compare import challenges
 from robbench.sanity.landscape import POINTS
+from robbench.sanity.measure import Budget
 from robbench.sanity.record import FILE, LANDSCAPE, Challenge, CheckResult, Verdicts, dump_sanity, read_sanity
 from robbench.sanity.run import examine
 from robbench.sanity.verdict import advise, decide
@@ -39,6 +40,17 @@ def check(name, decides=""):
         name=name, title="t", value=1.0, threshold="below 1", status="fail" if decides else "pass", reason="r",
         source="s", decides=decides,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_few_images():
+    """Every measurement on a handful of images: these tests are about what becomes of them."""
+    few = Budget(
+        gradients=8, traces=8, unstable=4, curve=8, grid=8, binarization=4, linear=8, transfers=8, randomness=16
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robbench.sanity.measure.Budget", lambda: few)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -182,21 +194,21 @@ def test_chance_is_not_held_against_a_model(tree):
 
 def test_models_that_hide_are_noticed_and_what_is_advised_lowers_the_number(tmp_path):
     model = Temperature(digits("natural"), 100.0).eval()
-    hot = examine(model, samples=32, dataset="digits", results=tmp_path, act=True)
+    hot = examine(model, samples=8, dataset="digits", results=tmp_path, act=True)
     assert hot.verdict == "masked" and {"zero_gradients", "overestimation"} <= set(hot.decided_by)
     assert hot.acted is not None and hot.acted.suite == hot.advice.suite
     assert hot.acted.robust_accuracy.value < hot.measurements.pgd.value
-    assert examine(model, samples=32, dataset="digits", results=tmp_path) == hot  # what was acted on is kept
+    assert examine(model, samples=8, dataset="digits", results=tmp_path) == hot  # what was acted on is kept
 
 
 def test_a_model_without_a_gradient_is_masked_not_refused():
-    cut = examine(NoGradient(digits("natural")).eval(), samples=32, dataset="digits")
+    cut = examine(NoGradient(digits("natural")).eval(), samples=16, dataset="digits")
     assert cut.verdict == "masked" and not cut.measurements.differentiable
     assert {"unavailable_gradients", "transfer", "square"} <= set(cut.decided_by)
 
 
 def test_random_answers_are_randomized():
-    noisy = examine(Noisy(digits("natural"), 0.1).eval(), samples=16, dataset="digits")
+    noisy = examine(Noisy(digits("natural"), 0.1).eval(), samples=8, dataset="digits")
     assert (noisy.verdict, noisy.decided_by, noisy.advice.suite) == ("randomized", ["randomized"], "eot")
 
 

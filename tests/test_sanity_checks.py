@@ -229,7 +229,10 @@ MODELS["periodic"] = periodic
 @pytest.fixture(scope="module")
 def base():
     """Measurements of an honest model, of which each test replaces a part."""
-    return examine("digits/at", samples=48).measurements
+    few = measure.Budget(curve=8, grid=8, traces=8, binarization=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robbench.sanity.measure.Budget", lambda: few)
+        return examine("digits/at", samples=16).measurements
 
 
 def status(base, check, part, model):

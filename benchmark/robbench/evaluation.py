@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from robbench import engine
-from robbench.errors import RobbenchError, SuiteError
+from robbench.errors import SuiteError
 from robbench.hardware import describe_device, versions
 from robbench.inputs import Images, Options, resolve, select
 from robbench.keeping import Keeper
@@ -123,11 +123,7 @@ def evaluate(
     Raises:
         RobbenchError: the model, the data or the options do not allow an honest number; the sentence says why.
     """
-    try:
-        chosen = Options(**options)
-    except TypeError:
-        allowed = ", ".join(Options.__dataclass_fields__)
-        raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
+    chosen = Options.given(options)
     keep_freed_memory()
     loaded = load_suite(suite)
     target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), chosen)

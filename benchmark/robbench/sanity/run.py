@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import PGD
-from robbench.errors import ModelError, RobbenchError
+from robbench.errors import ModelError
 from robbench.evaluation import Reporter, Silent, run_suite
 from robbench.files import digest, write_atomically
 from robbench.hardware import describe_device, versions
@@ -97,11 +97,7 @@ def examine(
     Raises:
         RobbenchError: the model, the data or the options do not allow it; the sentence says why.
     """
-    try:
-        chosen = Options(samples=samples, seed=seed, **options)
-    except TypeError:
-        allowed = ", ".join(Options.__dataclass_fields__)
-        raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
+    chosen = Options.given({"samples": samples, "seed": seed, **options})
     keep_freed_memory()
     if isinstance(model, nn.Module):
         model = kept_on(model)
