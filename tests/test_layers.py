@@ -39,6 +39,8 @@ NO_TORCH = [
     "store",
     "summary",
     "sanity.record",
+    "sanity.measurements",
+    "sanity.thresholds",
     "sanity.checks",
     "sanity.compare",
     "sanity.verdict",

@@ -25,7 +25,8 @@ from robbench.sanity.checks import load_thresholds, run_checks
 from robbench.sanity.compare import challenges
 from robbench.sanity.landscape import POINTS
 from robbench.sanity.measure import Budget
-from robbench.sanity.record import FILE, LANDSCAPE, Challenge, CheckResult, Verdicts, dump_sanity, read_sanity
+from robbench.sanity.measurements import Challenge
+from robbench.sanity.record import FILE, LANDSCAPE, CheckResult, Verdicts, dump_sanity, read_sanity
 from robbench.sanity.run import examine
 from robbench.sanity.verdict import advise, decide
 from robbench.store import load_results, read_result, read_rows

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from robbench import rng
 from robbench.attacks import Attack
+from robbench.sanity.measurements import Binarization
 from robbench.sanity.probe import Connected, Probe, trace
-from robbench.sanity.record import Binarization
 from robbench.threat import Ball
 
 __all__ = ["Features", "binarization"]

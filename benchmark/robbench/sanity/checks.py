@@ -6,93 +6,21 @@ make a status of it. docs/sanity.md defines every value.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import resources
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from robbench.errors import ResultError
-from robbench.sanity.record import Challenge, CheckResult, CheckStatus, Measurements
+from robbench.sanity.measurements import Challenge, Measurements
+from robbench.sanity.record import CheckResult
+from robbench.sanity.thresholds import Finding, Thresholds, parse_thresholds
 from robbench.stats import mcnemar
 
-__all__ = ["CHECKS", "Finding", "Threshold", "Thresholds", "load_thresholds", "run_checks"]
+__all__ = ["CHECKS", "load_thresholds", "run_checks"]
 
 _LEVEL = 0.05  # of the paired test of an attack against the control
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check saw; `sure` is false where the difference may be chance, and then nothing is held against it."""
-
-    value: float | None
-    reason: str
-    sure: bool = True
-
-
-class Threshold(BaseModel):
-    """One table of thresholds.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    title: str
-    sense: Literal["at most", "at least"]
-    warn: float | None = None
-    fail: float | None = None
-    on_warn: Literal["", "suspicious", "masked", "randomized"] = ""
-    on_fail: Literal["", "suspicious", "masked", "randomized"] = ""
-    source: str
-    threshold: str
-
-    def status(self, finding: Finding) -> CheckStatus:
-        """Judge a value."""
-        if finding.value is None:
-            return "not applicable"
-        if not finding.sure:
-            return "pass"
-        if self._misses(finding.value, self.fail):
-            return "fail"
-        return "warn" if self._misses(finding.value, self.warn) else "pass"
-
-    def _misses(self, value: float, limit: float | None) -> bool:
-        if limit is None:
-            return False
-        return value >= limit if self.sense == "at most" else value < limit
-
-    @property
-    def wanted(self) -> str:
-        """Say what passes: `below 5 (fails from 10)`."""
-        limit = self.fail if self.warn is None else self.warn
-        side, end = ("below", "from") if self.sense == "at most" else ("at least", "below")
-        return f"{side} {limit:g}" + (f" (fails {end} {self.fail:g})" if self.fail not in (None, limit) else "")
-
-
-class Thresholds(BaseModel):
-    """thresholds.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: int
-    check: dict[str, Threshold]
-
-
 def load_thresholds(text: str | None = None) -> Thresholds:
-    """Read the thresholds that come with the package, or others.
-
-    Raises:
-        ResultError: not valid, or not one table for every check.
-    """
-    if text is None:
-        text = (resources.files("robbench") / "sanity" / "thresholds.toml").read_text(encoding="utf-8")
-    try:
-        found = Thresholds.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise ResultError(f"thresholds.toml: {error}") from None
-    if odd := set(found.check) ^ set(CHECKS):
-        raise ResultError(f"thresholds.toml and the checks differ in: {', '.join(sorted(odd))}.")
-    return found
+    """Read the thresholds of all checks; see `thresholds.parse_thresholds`."""
+    return parse_thresholds(CHECKS, text)
 
 
 def run_checks(m: Measurements, thresholds: Thresholds | None = None) -> list[CheckResult]:

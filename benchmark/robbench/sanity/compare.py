@@ -8,7 +8,7 @@ from typing import Any, cast
 import pandas as pd
 
 from robbench.errors import ResultError
-from robbench.sanity.record import Challenge, Role
+from robbench.sanity.measurements import Challenge, Role
 from robbench.store import ResultFile
 from robbench.types import Status
 

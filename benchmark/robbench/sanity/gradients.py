@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from robbench.losses import cross_entropy
+from robbench.sanity.measurements import Gradients, Linear, Randomness, Scale
 from robbench.sanity.probe import Probe, cosine
-from robbench.sanity.record import Gradients, Linear, Randomness, Scale
 from robbench.threat import Ball
 
 __all__ = ["autograd_calls", "gradient_quality", "linear_estimate", "loss_scale", "randomness"]

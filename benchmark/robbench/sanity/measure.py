@@ -15,8 +15,8 @@ from robbench.attacks import PGD
 from robbench.sanity.binarization import binarization
 from robbench.sanity.compare import challenges, standing
 from robbench.sanity.gradients import autograd_calls, gradient_quality, linear_estimate, loss_scale, randomness
+from robbench.sanity.measurements import Cost, Curve, Grid, Measurements, Traces, Transferred
 from robbench.sanity.probe import Probe, Trace
-from robbench.sanity.record import Cost, Curve, Grid, Measurements, Traces, Transferred
 from robbench.stages import ReadyStage
 from robbench.store import ResultFile
 from robbench.threat import Ball

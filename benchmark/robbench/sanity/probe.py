@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robbench import engine, rng
 from robbench.attacks import Attack
 from robbench.losses import cross_entropy, margin
-from robbench.sanity.record import Cost
+from robbench.sanity.measurements import Cost
 from robbench.target import Target
 from robbench.threat import Ball
 from robbench.types import Problem

@@ -28,18 +28,9 @@ from robbench.sanity.chance import kept_on
 from robbench.sanity.checks import run_checks
 from robbench.sanity.landscape import landscape
 from robbench.sanity.measure import measure
+from robbench.sanity.measurements import Measurements
 from robbench.sanity.probe import Connected, Probe
-from robbench.sanity.record import (
-    FILE,
-    LANDSCAPE,
-    PROBE_VERSION,
-    Acted,
-    Measurements,
-    SanityFile,
-    dump_sanity,
-    read_sanity,
-    subject,
-)
+from robbench.sanity.record import FILE, LANDSCAPE, PROBE_VERSION, Acted, SanityFile, dump_sanity, read_sanity, subject
 from robbench.sanity.verdict import advise, decide
 from robbench.stages import ready_stages
 from robbench.store import ResultFile, read_rows, result_folder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robbench.sanity.record import Advice, Challenge, CheckResult, Measurements, VerdictName
+from robbench.sanity.measurements import Challenge, Measurements
+from robbench.sanity.record import Advice, CheckResult, VerdictName
 
 __all__ = ["ORDER", "advise", "decide"]
 
