@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from masks import NoGradient, Noisy, Temperature
 from robbench import evaluate
 from robbench.cli import app
-from robbench.errors import ModelError, ResultError
+from robbench.consistency import record_findings
+from robbench.errors import CardError, ModelError, ResultError
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.report.leaderboard import leaderboard
@@ -224,6 +225,17 @@ def test_images_of_ones_own_need_no_surrogate():
     assert {c.name: c.status for c in found.checks}["transfer"] == "not applicable"
 
 
+def test_what_is_advised_runs_on_images_of_ones_own_too():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 1, 4, 4, generator=generator)
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        inner[1].weight.copy_(torch.randn(3, 16, generator=generator))
+    found = examine(NoGradient(inner).eval(), samples=None, act=True, x=x, y=inner(x).argmax(1), eps=0.1, norm="Linf")
+    assert found.advice.suite == "blackbox"
+    assert found.acted is not None and found.acted.robust_accuracy.value <= found.measurements.pgd.value
+
+
 def test_a_model_that_is_always_wrong_has_nothing_to_check():
     x = torch.rand(8, 1, 4, 4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
@@ -320,3 +332,32 @@ def test_dropout_left_on_is_kept_on_and_nothing_else():
     for other in (nn.BatchNorm1d(16), AsksForMode()):
         mixed = nn.Sequential(nn.Flatten(), other, nn.Dropout(0.5)).train()
         assert kept_on(mixed) is mixed  # refused by the run, with a reason
+
+
+def test_more_samples_of_a_challenge_continue_it(tmp_path):
+    both = evaluate("digits/at", "sanity", samples=6, results=tmp_path / "a")
+    both = evaluate("digits/at", "sanity", samples=12, results=tmp_path / "a")
+    whole = evaluate("digits/at", "sanity", samples=12, results=tmp_path / "b")
+    rows = [read_rows(tmp_path / f / "digits/at/sanity/outcomes.parquet").drop(columns="seconds") for f in "ab"]
+    pd.testing.assert_frame_equal(*rows)
+    assert both.robust_accuracy == whole.robust_accuracy
+    names = [a.name for a in whole.attacks]
+    assert not list(record_findings(rows[0], names, "challenge"))
+    second = rows[0]["attack"] == names[1]
+    stands = second & (rows[0]["status"] != "skipped") & (rows[0]["status"] != "misclassified")
+    forged = rows[0].assign(status=rows[0]["status"].mask(stands, "skipped"))
+    assert "no earlier attack broke" in str(next(record_findings(forged, names, "challenge")))
+
+
+def test_a_surrogate_that_is_not_there_is_left_out_only_where_the_suite_says_so(tmp_path):
+    text = (
+        'version = 1\n[[attack]]\nname = "a"\nkind = "pgd"\n[[attack]]\nname = "t"\nkind = "transfer"\n'
+        'surrogate = "nowhere"\nattack = "pgd"\n'
+    )
+    path = tmp_path / "mine.toml"
+    call = {"samples": 4, "eps": 0.1, "norm": "Linf"}
+    path.write_text(text)
+    with pytest.raises(CardError, match="nowhere"):
+        evaluate("digits/at", str(path), **call)
+    path.write_text(text + "optional = true\n")
+    assert [a.name for a in evaluate("digits/at", str(path), **call).attacks] == ["a"]

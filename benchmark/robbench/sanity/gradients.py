@@ -99,7 +99,7 @@ def gradient_quality(probe: Probe) -> Gradients:
     p, ball = probe.problem("gradient"), probe.ball
     radius = _SHARE * ball.eps
     # Half a step of room on both sides of every pixel, so that differences stay in the box.
-    room = min(radius, 0.25)
+    room = min(float(_half_step(probe.signs("directions", 0), ball).abs().max()), 0.25)
     x = ball.random(p).clamp(room, 1 - room)
     value, grad = probe.margin_gradient(x, p.y)
     quotients, slopes = [], []
