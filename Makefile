@@ -18,6 +18,7 @@ test: lint types unit
 	$(BIN)/robbench leaderboard --check
 	$(BIN)/robbench trained --check
 	$(BIN)/robbench table all --check
+	$(BIN)/robbench figure all --check
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pyautoattack import AutoAttack
+from sides import BATCH, Counted
 from tabulate import tabulate
-from vs_peers import BATCH, Counted
 
 from robbench.data import load
 from robbench.evaluation import evaluate
@@ -83,16 +83,16 @@ def autoattack(name: str, n: int, cache: Path, device: torch.device) -> Side:
         stands = torch.cat([model(part).argmax(1) for part in x_adv.split(BATCH)]) == y[right]
     robust = right.cpu().numpy()
     robust[robust] = stands.cpu().numpy()
-    passes = counted.forwards + counted.backwards
+    passes = counted.seen.forwards + counted.seen.backwards
     cache.mkdir(parents=True, exist_ok=True)
     np.savez(kept, robust=robust, passes=passes, seconds=seconds)
     return Side(robust, passes, seconds)
 
 
-def fast(name: str, n: int, seed: int, device: torch.device) -> tuple[Side, int]:
+def fast(name: str, suite: str, n: int, seed: int, device: torch.device) -> tuple[Side, int]:
     """Run the suite; returns what it did, and how many images are classified correctly."""
     with tempfile.TemporaryDirectory() as folder:
-        result = evaluate(name, "fast", samples=n, seed=seed, results=folder, device=str(device))
+        result = evaluate(name, suite, samples=n, seed=seed, results=folder, device=str(device))
         (path,) = Path(folder).glob("*/*/*/outcomes.parquet")
         rows = pd.read_parquet(path)
     status = rows.pivot(index="sample", columns="attack", values="status")
@@ -105,6 +105,7 @@ def main() -> None:
     """Print one row per model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--suite", default="fast", help="or a suite file, to try another schedule")
     parser.add_argument("--samples", type=int, default=899)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of `fast`; the first for the pairs")
     parser.add_argument("--threads", type=int)
@@ -116,7 +117,7 @@ def main() -> None:
     device, rows = pick_device(options.device), []
     for name in options.models:
         theirs = autoattack(name, options.samples, options.cache, device)
-        runs = [fast(name, options.samples, seed, device) for seed in options.seeds]
+        runs = [fast(name, options.suite, options.samples, seed, device) for seed in options.seeds]
         ours, clean = runs[0]
         mine, other = int((theirs.robust & ~ours.robust).sum()), int((ours.robust & ~theirs.robust).sum())
         passes = sum(side.passes for side, _ in runs) / len(runs)

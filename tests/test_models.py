@@ -77,6 +77,26 @@ def test_the_papers_wide_resnet_has_its_size() -> None:
     assert sum(p.numel() for p in module.parameters()) == 36_479_194
 
 
+@pytest.mark.parametrize(("name", "dataset"), [("digits_convnet", "digits"), ("madry_mnist", "mnist")])
+def test_pooling_before_the_activation_changes_no_bit(name: str, dataset: str) -> None:
+    """As published it comes after; both are monotone, so neither values nor gradients know the difference."""
+    facts = DATASETS[dataset]
+    ours = build(name, {}, facts.num_classes, facts.in_shape)
+    layers = list(ours)
+    for i in range(len(layers) - 1):
+        if isinstance(layers[i], nn.MaxPool2d) and isinstance(layers[i + 1], nn.ReLU):
+            layers[i : i + 2] = [layers[i + 1], layers[i]]
+    published = nn.Sequential(*layers)
+    assert [type(a) for a in ours] != [type(b) for b in published]
+    x = torch.rand(16, *facts.in_shape, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for net in (ours, published):
+        given = x.clone().requires_grad_(True)
+        logits = net(given)
+        answers.append((logits, *torch.autograd.grad(logits.logsumexp(1).sum(), [given, *net.parameters()])))
+    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+
+
 def test_madry_initialization() -> None:
     torch.manual_seed(0)
     for key, value in build("madry_mnist", {}, 10, (1, 28, 28)).state_dict().items():

@@ -20,7 +20,7 @@ ELSEWHERE = (
 )  # fmt: skip
 
 
-COMMANDS = ("eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export")
+COMMANDS = ("eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export", "measure", "figure")
 
 
 def blocks(repo, language):
@@ -101,7 +101,16 @@ def test_the_tables_are_the_committed_ones(repo, dataset):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/files.md", "docs/models.md", "docs/tables.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/design.md",
+        "docs/files.md",
+        "docs/models.md",
+        "docs/tables.md",
+        "docs/figures.md",
+    ],
 )
 def test_links_lead_somewhere(repo, name):
     page = repo / name

@@ -45,7 +45,7 @@ def test_a_table_of_a_registry_of_ones_own(mine):
 
 
 def test_all_writes_every_table_and_notices_staleness(mine):
-    assert "No shafahi2019-1" in run("table", "all", cwd=mine).stderr
+    run("table", "all", cwd=mine)
     folder = mine / "results/tables"
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(first) == sorted(f"{name}.{ending}" for name in TABLES for ending in ("csv", "md"))
@@ -67,7 +67,7 @@ def _board(folder):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["table", "shafahi2019-1"], "does not compute that approximation"),
+        (["table", "8"], "Did you mean shafahi2019-"),
         (["table", "shafahi-5"], "Did you mean shafahi2019-5"),
         (["table", "seguin2021-2", "--format", "markdwn"], "Did you mean markdown"),
         (["table", "all", "--format", "csv"], "go with one table"),

@@ -89,12 +89,12 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="models, suites, attacks or data")],
+    what: Annotated[str, typer.Argument(help="models, suites, attacks, data or figures")],
     models: Models = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """List models, suites, attacks or data sets."""
+    """List models, suites, attacks, data sets or figures."""
     from robbench.listing import LISTINGS
 
     if what not in LISTINGS:
@@ -388,6 +388,70 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def measure(
+    what: Annotated[str, typer.Argument(help="linear: logits, their gradients, and the radius L of Shafahi's Eq. 4.")],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {_SOURCES} (repeatable).")
+    ],
+    samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Linf radius to predict the accuracy at; by the data set.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+    overwrite: Annotated[bool, typer.Option(help="Replace a stored measurement of something else.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure models without attacking them: what a linear approximation of the network predicts."""
+    from robbench.models.card import Registry
+    from robbench.models.sources import parse_source
+    from robbench.numbers import parse_threat
+    from robbench.report.linear import linear_rows
+
+    if what != "linear":
+        raise RobbenchError(unknown_name("measurement", what, ["linear"]))
+    try:
+        radius = None if eps is None else parse_threat("Linf", eps).eps
+    except ValueError as error:
+        raise RobbenchError(f"--eps: {error}") from None
+    registry = Registry.default(models or [])
+    names = [name if parse_source(name) else registry.find(name).full_name for name in model]
+    from robbench.linear.measure import measure_linear
+
+    files = [
+        measure_linear(
+            name,
+            dataset=dataset,
+            architecture=architecture,
+            mean=_per_channel("--mean", mean),
+            std=_per_channel("--std", std),
+            samples=samples,
+            lanes=lanes,
+            device=device,
+            data_dir=data_dir,
+            models=models or [],
+            results=results,
+            overwrite=overwrite,
+            note=lambda text: print(text, file=sys.stderr),
+        )
+        for name in names
+    ]
+    if as_json:
+        _print_objects([file.model_dump(mode="json") for file in files])
+        return
+    _print_table(list(linear_rows(files, results, radius)), as_json=False)
+    print("Medians over the images, each at the wrong class of its smallest L (Eq. 4 of Shafahi et al. 2019).")
+    for file in files:
+        for flag, text in sorted(file.flags.items()):
+            print(f"{file.dataset}/{file.model}: {flag}: {text}")
+
+
 def _per_channel(option: str, text: str | None) -> list[float] | None:
     try:
         return None if text is None else [float(part) for part in text.split(",")]
@@ -539,7 +603,7 @@ def trained(
 
 @app.command("table")
 def table_(
-    name: Annotated[str, typer.Argument(metavar="ID", help="A table, such as shafahi2019-5, or all.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help="A table: shafahi2019-5 (or just 5), ... or all.")],
     run: Annotated[
         bool, typer.Option("--run", help="First make the results that are missing for cards with weights.")
     ] = False,
@@ -555,7 +619,7 @@ def table_(
     """Set our results beside a table of a paper; "all" writes every table to RESULTS/tables/."""
     from robbench.models.card import Registry
     from robbench.report.layout import Commands, check_format, render
-    from robbench.report.published import TABLES, UNAVAILABLE, find_table
+    from robbench.report.published import TABLES, find_table
     from robbench.report.tables import fill
 
     tables = list(TABLES.values()) if name == "all" else [find_table(name)]
@@ -586,9 +650,6 @@ def table_(
 
             console = Console()
             print(render(sheet, kind, commands, console.width if console.is_terminal else None), end="")
-    if name == "all":
-        for missing, reason in UNAVAILABLE.items():
-            print(f"No {missing}: {reason}", file=sys.stderr)
 
 
 def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
@@ -600,11 +661,56 @@ def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
     if not sheet.runs:
         return
     from robbench.evaluation import evaluate
+    from robbench.linear.measure import measure_linear
 
     reporter = TerminalReporter(hint_samples=options["samples"] is None)
     with _resumable("Every image that was finished is kept."), contextlib.closing(reporter):
         for job in sheet.runs:
-            evaluate(job.model, job.suite, reporter=reporter, results=results, overwrite=job.overwrite, **options)
+            common = {"results": results, "overwrite": job.overwrite, **options}
+            if job.suite:
+                evaluate(job.model, job.suite, reporter=reporter, **common)
+            else:
+                measure_linear(job.model, note=reporter.note, **common)
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A figure (`robbench list figures`), or all.")],
+    dataset: Annotated[str | None, typer.Option(help="Draw it for this data set; by default the paper's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder to write to; RESULTS/figures if left out.")] = None,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a figure is stale.")] = False,
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+) -> None:
+    """Draw a figure from stored results: a PNG and the plotted numbers as CSV; "all" draws every one."""
+    from robbench.models.card import Registry
+    from robbench.report.figures.definitions import find_figure
+    from robbench.report.figures.source import Source
+    from robbench.report.figures.write import every_figure, write_figure
+
+    if name == "all" and dataset:
+        raise RobbenchError("--dataset goes with one figure; all draws every data set.")
+    source = Source(Registry.default(models or []), _tree(results), data_dir)
+    folder = output or results / "figures"
+    if name == "all":
+        found = every_figure(source, folder, check)
+    else:
+        one = find_figure(name)
+        found = iter([write_figure(source, one, dataset or one.datasets[0], folder, check)])
+    out_of_date = False
+    for written in found:
+        for line in written.missing:
+            print(f"{written.name}: not measured: {line}", file=sys.stderr)
+        if not written.paths and name != "all":
+            raise ResultError(f"Nothing to draw for {written.name}. " + " Or: ".join(written.missing))
+        if written.stale:
+            print(f"{written.stale}: run `robbench figure {name}`.", file=sys.stderr)
+            out_of_date = True
+        elif written.paths:
+            print(f"{written.paths[0]} {'is up to date' if check else 'written'}.")
+    if out_of_date:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -98,10 +98,17 @@ def _data(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
     ]
 
 
+def _figures(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.report.figures.definitions import FIGURES
+
+    return [{"figure": f.id, "title": f.title, "data sets": ", ".join(f.datasets)} for f in FIGURES.values()]
+
+
 LISTINGS: dict[str, Callable[[list[Path], Path | None], list[dict[str, Any]]]] = {
     "models": _models,
     "suites": _suites,
     "attacks": _attacks,
     "data": _data,
+    "figures": _figures,
 }
 """Further registries and the data directory -> rows, by what is listed."""

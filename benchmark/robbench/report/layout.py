@@ -27,6 +27,10 @@ from robbench.report.tables import Cell, Line, Sheet, Todo, Worst
 __all__ = ["FORMATS", "Commands", "check_format", "render"]
 
 _WIDTH = 220  # of a table that no terminal shows
+_PREDICTION = (
+    " Equation 4 is a prediction, not an attack: the share of the same images with L > ε, where L is the smallest "
+    "ratio of logit gap to gradient gap (the 1-norm) over the wrong classes, as `robbench measure linear` finds it."
+)
 _STYLE = "<style>td, th { padding: 0.2em 0.6em; text-align: left; white-space: nowrap }</style>\n"
 
 
@@ -50,7 +54,10 @@ class Commands:
             yield f"robbench train {shlex.quote(name)}{registries}"
         for run in todo.runs:
             again = " --overwrite" if run.overwrite else ""
-            yield f"robbench eval -m {shlex.quote(run.model)} --suite {run.suite}{registries}{tree}{again}"
+            command = f"eval -m {shlex.quote(run.model)} --suite {run.suite}"
+            if not run.suite:
+                command = f"measure linear -m {shlex.quote(run.model)}"
+            yield f"robbench {command}{registries}{tree}{again}"
 
 
 def render(sheet: Sheet, kind: str, commands: Commands, width: int | None = None) -> str:
@@ -91,7 +98,7 @@ def _reading(sheet: Sheet) -> str:
         "measured. Worst case: what withstands every attack of the strongest suite that was run at the same radius "
         "(the one whose interval ends lowest), and the attack that left fewest there. Overestimation: "
         "PGD on cross-entropy from one start minus that worst case. Verdict: of robbench sanity on the same weights."
-    )
+    ) + (_PREDICTION if sheet.table.predicts else "")
 
 
 def _row(sheet: Sheet, line: Line) -> str:

@@ -10,7 +10,7 @@ from robbench.errors import ResultError, unknown_name
 from robbench.models.card import Entry
 from robbench.models.families import read_table
 
-__all__ = ["TABLES", "UNAVAILABLE", "Column", "Figure", "PaperRow", "PaperTable", "find_table", "paper_rows"]
+__all__ = ["TABLES", "Column", "Figure", "PaperRow", "PaperTable", "find_table", "paper_rows"]
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
@@ -25,6 +25,7 @@ class Column:
         attacks: an image counts if it withstands all of these; none of them: clean accuracy; None: not measured here.
         figure: name of the column among the figures of a card.
         spread: CSV column of the paper's standard deviation over its runs.
+        predicted: the accuracy that the linear model of robustness predicts, from `robbench measure linear`.
     """
 
     heading: str
@@ -32,6 +33,7 @@ class Column:
     attacks: tuple[str, ...] | None
     figure: str = ""
     spread: str = ""
+    predicted: bool = False
 
     @property
     def key(self) -> str:
@@ -54,7 +56,9 @@ class PaperTable:
         suite: whose attacks stand for the columns.
         cards: cards of these tables of the paper are always shown.
         others: cards of these tables hold the same figures (another network) and are shown once they have a result.
-        dataset: of all rows; empty where the CSV file has a column for it.
+        dataset: of all rows; empty where the CSV file has a column for it, or `models` says.
+        models: by the first label of a row, the models that stand for it where the cards claim no such row: the first
+            is always shown, the others once they have a result.
     """
 
     id: str
@@ -68,6 +72,12 @@ class PaperTable:
     cards: tuple[str, ...]
     others: tuple[str, ...] = ()
     dataset: str = ""
+    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the table has a column of the linear model."""
+        return any(c.predicted for c in self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +172,31 @@ def _seguin(number: str, title: str, csv: str, labels: Mapping[str, str], datase
     )
 
 
+# Every row is a recipe that the paper's other tables hold too, so the cards quote those.
+_LINEAR_MODEL = PaperTable(
+    id="shafahi2019-1",
+    source=_SHAFAHI,
+    number="1",
+    title="attacks of one step beside the linear model of robustness (Eq. 4)",
+    csv="shafahi2019_table1_linear_model.csv",
+    labels={"Model": "model", "ε": "epsilon"},
+    columns=(
+        _single("FGSM-xent", "fgsm_xent"),
+        _single("FGSM-CW", "fgsm_cw"),
+        Column("Equation 4", "equation4", None, predicted=True),
+    ),
+    suite="whitebox",
+    cards=(),
+    models={
+        "mnist natural": ("mnist/natural",),
+        "mnist adversarially trained": ("mnist/at",),
+        "cifar10 natural": ("cifar10/natural", "cifar10/natural_wrn28_10", "cifar10/natural_resnet18"),
+        "cifar10 adversarially trained": ("cifar10/at", "cifar10/at_wrn28_10"),
+    },
+)
+
 _ALL = (
+    _LINEAR_MODEL,
     _shafahi("2", "MNIST, white-box and black-box, excerpt", "mnist", _MNIST_COLUMNS, "5"),
     _shafahi("3", "CIFAR-10, white-box, excerpt", "cifar10_whitebox", _WHITE_BOX, "3", "6"),
     _shafahi("4", "CIFAR-10, black-box, excerpt", "cifar10_blackbox", _BLACK_BOX, "4", "7"),
@@ -175,25 +209,14 @@ _ALL = (
 TABLES = {table.id: table for table in _ALL}
 """Every table that results can fill, by its name."""
 
-UNAVAILABLE = {
-    "shafahi2019-1": (
-        "Table 1 of Shafahi et al. 2019 compares attacks with the accuracy that the paper's linear approximation "
-        "(Eq. 4) predicts. robbench does not compute that approximation yet, so it has nothing to set beside the "
-        "paper's predictions and prints no table. The models of its rows have cards (mnist/natural, mnist/at, "
-        "cifar10/natural, cifar10/at); `robbench eval -m mnist/natural --suite whitebox` measures the attacks."
-    )
-}
-"""Tables that nothing here can fill, and why."""
-
 
 def find_table(name: str) -> PaperTable:
-    """Look a table up.
+    """Look a table up by its id; a number alone is that table of Shafahi et al. 2019.
 
     Raises:
-        ResultError: unknown, or a table that nothing here can fill; the sentence says why.
+        ResultError: unknown; the known ones are named.
     """
-    if name in UNAVAILABLE:
-        raise ResultError(UNAVAILABLE[name])
+    name = f"shafahi2019-{name}" if name.isdecimal() else name
     if name not in TABLES:
         raise ResultError(unknown_name("table", name, [*TABLES, "all"]))
     return TABLES[name]
@@ -211,11 +234,15 @@ def paper_rows(table: PaperTable, entries: Sequence[Entry]) -> list[PaperRow]:
     rows = []
     for raw in read_table(table.csv):
         figures = {column.key: _figure(raw, column) for column in table.columns}
+        labels = tuple(_QUOTED.get(raw[key], raw[key]) for key in table.labels.values())
+        if table.models:
+            rows.append(_named(labels, figures, table.models[labels[0]], entries))
+            continue
         dataset = table.dataset or raw["dataset"]
         mine = [e for e in claims if e.dataset == dataset and _same(e, figures)]
         rows.append(
             PaperRow(
-                labels=tuple(_QUOTED.get(raw[key], raw[key]) for key in table.labels.values()),
+                labels=labels,
                 dataset=dataset,
                 figures=tuple(figures.values()),
                 cards=tuple(e for e in mine if _of(e, table.cards)),
@@ -223,6 +250,20 @@ def paper_rows(table: PaperTable, entries: Sequence[Entry]) -> list[PaperRow]:
             )
         )
     return rows
+
+
+def _named(
+    labels: tuple[str, ...], figures: Mapping[str, Figure], names: Sequence[str], entries: Sequence[Entry]
+) -> PaperRow:
+    """Make a row whose models the table names; one that no registry has is left out."""
+    known = {e.full_name: e for e in entries}
+    return PaperRow(
+        labels=labels,
+        dataset=names[0].partition("/")[0],
+        figures=tuple(figures.values()),
+        cards=tuple(known[n] for n in names[:1] if n in known),
+        others=tuple(known[n] for n in names[1:] if n in known),
+    )
 
 
 def _figure(raw: Mapping[str, str], column: Column) -> Figure:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from robbench.errors import ResultError
 from robbench.files import write_atomically
+from robbench.report.figures.canvas import MARKERS, OKABE_ITO
 from robbench.report.leaderboard import percent, with_interval
 from robbench.stats import mcnemar
 from robbench.store import Accuracy, ResultFile, read_rows, result_folder
@@ -25,8 +26,7 @@ from robbench.summary import accuracy, robust_samples
 __all__ = ["Point", "Sweep", "draw_sweep", "print_sweep", "sweep", "write_sweep"]
 
 _P = 0.05  # a rise that chance explains no better than this is told
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")  # Okabe & Ito, and grey
-_MARKERS = "os^Dv<>"
+_COLOURS = [colour for name, colour in OKABE_ITO.items() if name != "black"]  # which is the worst case's
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def draw_sweep(found: Sweep) -> bytes:
     for i, name in enumerate(found.points[0].attacks):
         values = [100 * p.attacks[name].value for p in found.points]
         # Two attacks of one colour, should there be so many, differ in their marker and dashes.
-        marker = _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+        marker = MARKERS[(i + i // len(_COLOURS)) % len(MARKERS)]
         dashes = "-" if i < len(_COLOURS) else "--"
         axes.plot(
             at, values, color=_COLOURS[i % len(_COLOURS)], marker=marker, linestyle=dashes, lw=1.2, ms=5, label=name

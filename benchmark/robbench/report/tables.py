@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robbench.errors import CardError, ResultError
+from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
 from robbench.models.card import Entry, ModelCard, Registry
 from robbench.numbers import parse_threat
 from robbench.report.leaderboard import overestimation
-from robbench.report.published import Figure, PaperRow, PaperTable, paper_rows
+from robbench.report.linear import predicted
+from robbench.report.published import Column, Figure, PaperRow, PaperTable, paper_rows
 from robbench.report.trained import iterations
 from robbench.sanity.record import UNCHECKED, Verdicts
 from robbench.stats import wilson
@@ -58,7 +60,10 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An evaluation to be made: `robbench eval -m MODEL --suite SUITE`, once the models it `needs` are trained."""
+    """A run to be made, once the models it `needs` are trained.
+
+    `robbench eval -m MODEL --suite SUITE`, or `robbench measure linear -m MODEL` where the suite is empty.
+    """
 
     model: str
     suite: str
@@ -139,6 +144,7 @@ class _Measured:
         self.results: dict[str, list[ResultFile]] = {}
         for r in load_results(root):
             self.results.setdefault(f"{r.dataset}/{r.model}", []).append(r)
+        self.linear = linear_files(root)
 
     def of(self, entry: Entry) -> tuple[list[ResultFile], list[ResultFile]]:
         """Return a card's results, and those that were measured on other weights."""
@@ -155,6 +161,13 @@ class _Measured:
                 except CardError:  # a surrogate that no registry has any more
                     return False
         return all(e.card.weights is not None and e.card.weights.sha256 == weights for e, weights in pairs)
+
+    def prediction(self, entry: Entry, threat: Threat, n: int | None) -> Accuracy | None:
+        """Return what Eq. 4 predicts on the first n images; None if these weights were not measured."""
+        file = self.linear.get(entry.full_name)
+        if file is None or entry.card.weights is None or file.identity.get("weights") != entry.card.weights.sha256:
+            return None
+        return predicted(read_linearization(linear_folder(self.root, file.dataset, file.model)), threat.eps, n)
 
     def surrogates(self, table: PaperTable, dataset: str) -> list[Entry]:
         """List the models that a table's black-box columns are made on."""
@@ -190,22 +203,30 @@ def _line(table: PaperTable, row: PaperRow, entry: Entry, measured: _Measured) -
     strongest = min(
         same, key=lambda r: (r.robust_accuracy.high, -r.n, r.suite == table.suite, r.suite, r.run_id), default=None
     )
-    cells = tuple(
-        Cell(None if columns is None or c.attacks is None else measured.left_standing(columns, c.attacks), figure)
-        for c, figure in zip(table.columns, row.figures, strict=True)
-    )
+    n = columns.n if columns else None
+    prediction = measured.prediction(entry, threat, n) if table.predicts else None
+
+    def ours(column: Column) -> Accuracy | None:
+        if column.predicted:
+            return prediction
+        return None if columns is None or column.attacks is None else measured.left_standing(columns, column.attacks)
+
+    cells = tuple(Cell(ours(c), figure) for c, figure in zip(table.columns, row.figures, strict=True))
     have = [r.suite for r in same if r.suite != table.suite or r is columns]
     line = Line(
         labels=row.labels,
         model=entry.full_name,
         network=network(entry.card.architecture.name, entry.card.architecture.args),
         trained=_trained(entry.card),
-        n=columns.n if columns else None,
+        n=n,
         cells=cells,
         worst=None if strongest is None else _worst(strongest, measured),
-        todo=Todo(tuple(_missing(table, row, entry, have, measured))),
+        todo=Todo(tuple(_missing(table, row, entry, have, measured, prediction))),
     )
-    return line, list(_notes(table, row, entry, [r for r in (columns, strongest) if r], measured))
+    notes = list(_notes(table, row, entry, [r for r in (columns, strongest) if r], measured))
+    if prediction is not None:
+        notes += _linear_notes(entry.full_name, measured.linear[entry.full_name], n)
+    return line, notes
 
 
 def _threat(result: ResultFile) -> Threat:
@@ -215,13 +236,23 @@ def _threat(result: ResultFile) -> Threat:
         raise ResultError(f"The result of {result.dataset}/{result.model}, suite {result.suite}: {error}") from None
 
 
-def _missing(table: PaperTable, row: PaperRow, entry: Entry, have: Sequence[str], measured: _Measured) -> Iterator[Run]:
-    """List the runs a line lacks: the one that fills its columns, and one that is stronger than these."""
+def _missing(
+    table: PaperTable,
+    row: PaperRow,
+    entry: Entry,
+    have: Sequence[str],
+    measured: _Measured,
+    prediction: Accuracy | None,
+) -> Iterator[Run]:
+    """List the runs a line lacks: those that fill its columns, and one that is stronger than these."""
     stale = {r.suite for r in measured.of(entry)[1] if not r.overrides}
     if table.suite not in have:
         models = [*measured.surrogates(table, row.dataset), entry]
         needs = dict.fromkeys(e.full_name for e in models if e.card.weights is None)
         yield Run(entry.full_name, table.suite, table.suite in stale, tuple(needs))
+    if table.predicts and prediction is None:
+        needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
+        yield Run(entry.full_name, "", entry.full_name in measured.linear, tuple(needs))
     if table.suite != _STRONG and set(have) <= {table.suite, *_WEAK}:
         needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
         yield Run(entry.full_name, _STRONG, _STRONG in stale, tuple(needs))
@@ -245,6 +276,14 @@ def _notes(
             f"{entry.full_name} is the surrogate of the black-box columns: on itself these are white-box attacks, "
             "which the paper's figures in this row are not."
         )
+
+
+def _linear_notes(model: str, file: LinearFile, n: int | None) -> Iterator[str]:
+    """Say what a reader must know about a prediction that stands beside attacks on n images."""
+    if n is None or file.n < n:
+        yield f"{model}: Equation 4 is of the first {file.n} images."
+    for flag, text in sorted(file.flags.items()):
+        yield f"{model}, Equation 4: {flag}: {text}"
 
 
 def network(name: str, args: Mapping[str, object]) -> str:

@@ -1,0 +1,244 @@
+"""Measures logits, their gradients and the activations of the last two layers, in batches of one width."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robbench.errors import ModelError, ResultError
+from robbench.files import digest
+from robbench.hardware import describe_device, versions
+from robbench.inputs import Images, Options, resolve, select
+from robbench.linear.record import (
+    ACTIVATIONS,
+    LINEAR_VERSION,
+    LinearFile,
+    linear_folder,
+    read_linear,
+    summarize_linear,
+    write_linear,
+)
+from robbench.linear.theory import Linearization
+from robbench.models.sources import Build
+from robbench.target import Target, classify
+from robbench.widths import default_lanes
+
+__all__ = ["linearize", "measure_linear"]
+
+
+def measure_linear(
+    model: str | nn.Module,
+    *,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    dataset: str | None = None,
+    name: str | None = None,
+    architecture: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    samples: int | None = None,
+    lanes: int | None = None,
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    models: Sequence[str | Path] = (),
+    results: str | Path | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> LinearFile:
+    """Measure the linear model of robustness (Shafahi et al. 2019, Eq. 2-4) and store it.
+
+    Costs a forward and K + 1 backward passes per image for K classes. The class of an image is that of the data set,
+    whatever the model says.
+
+    Args:
+        model: as for `robbench.evaluate`.
+        x: as for `robbench.evaluate`, like the next six.
+        y: labels [N] of `x`.
+        dataset: where the images come from, or what `x` is called.
+        name: how the model is called in results.
+        architecture: for `file:` and `hf:`.
+        mean: for `file:` and `hf:`.
+        std: goes with mean.
+        samples: the first N test images; None means all.
+        lanes: batch width; None chooses by image size and device.
+        device: auto, cpu, cuda or cuda:i.
+        data_dir: where the data sets are.
+        models: further model registries.
+        results: results tree; None keeps nothing on disk.
+        overwrite: replace a measurement of something else instead of refusing.
+        note: hears what happens.
+
+    Returns:
+        The summary, as it is stored in linear.json. Where more images are stored than were asked for, it is theirs.
+
+    Raises:
+        RobbenchError: the model, the data or the options do not allow an honest number; the sentence says why.
+    """
+    options = Options(
+        samples=samples, lanes=lanes, device=device, data_dir=data_dir, models=models, results=results
+    )  # fmt: skip
+    target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), options)
+    at = select(len(images.y), options)
+    identity = {
+        "measure": "linear",
+        "version": LINEAR_VERSION,
+        "model": target.identity,
+        "weights": target.weights,
+        "data": images.digest,
+        "dtype": str(images.dtype),
+    }
+    title = f"{images.dataset}/{target.name}"
+    folder = None if results is None else linear_folder(Path(results), images.dataset, target.name)
+    if folder is not None and (folder / "linear.json").exists():
+        stored = read_linear(folder)
+        if stored.run_id != digest(identity) and not overwrite:
+            raise ResultError(_mismatch(folder, stored.identity, identity))
+        if stored.run_id == digest(identity) and stored.n >= len(at):
+            note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
+            return stored
+    note(f"{title}: logits and gradients of {len(at)} images")
+    begin = time.perf_counter()
+    width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
+    flags = classify(target, images.x(at), images.y[at], images.num_classes, width)[1]
+    measured, activations = linearize(target, images, at, width)
+    n, k = measured.logits.shape
+    file = summarize_linear(
+        measured,
+        identity,
+        flags,
+        {
+            "model": target.name,
+            "dataset": images.dataset,
+            "total": len(images.y),
+            "forwards": n,
+            "backwards": n * (k + 1),
+            "seconds": round(time.perf_counter() - begin, 3),
+            "lanes": width,
+            "hardware": describe_device(target.device),
+            "versions": versions(),
+            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        },
+    )
+    if folder is not None:
+        write_linear(folder, file, measured, activations)
+    return file
+
+
+def _mismatch(folder: Path, stored: dict[str, Any], ours: dict[str, Any]) -> str:
+    differing = [key for key in ours if stored.get(key) != ours[key]]
+    return (
+        f"{folder} holds a measurement of something else; what differs: {', '.join(differing)}. Nothing was computed "
+        "or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
+    )
+
+
+def linearize(
+    target: Target, images: Images, at: np.typing.NDArray[np.int64], lanes: int
+) -> tuple[Linearization, pd.DataFrame]:
+    """Take logits, gradients and activations at these images.
+
+    Batches are padded to one width, so that kernels see one shape and a number depends on its image alone.
+
+    Args:
+        target: the model.
+        images: the test images.
+        at: their positions, [n].
+        lanes: batch width.
+
+    Returns:
+        What was found, and the columns of activations.parquet; no rows where the model ends in no linear layer.
+
+    Raises:
+        ModelError: the model gives no gradients, or memory runs out.
+    """
+    found: dict[str, list[Tensor]] = {}
+    with _LastLinear(target.module) as last:
+        for start in range(0, len(at), lanes):
+            batch = at[start : start + lanes]
+            padded = np.resize(batch, lanes)  # repeats the batch; any images would do
+            parts = _of_batch(target.module, images.x(padded).to(target.device), images.y[padded].to(target.device))
+            parts |= last.activations(parts["logits"])
+            for key, value in parts.items():
+                found.setdefault(key, []).append(value[: len(batch)].cpu())
+    values = {key: torch.cat(parts).numpy() for key, parts in found.items()}
+    layers = {key: values.pop(key) for key in ("penultimate",) if key in values}
+    measured = Linearization(
+        sample=images.index[at],
+        label=images.y[at].numpy(),
+        **{key: value.astype(np.float32).astype(np.float64) for key, value in values.items()},
+    )
+    if layers:
+        layers["logits"] = values["logits"]
+    return measured, _activity(layers)
+
+
+def _of_batch(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Compute logits [L, K], and per class ‖∇z_k‖_1, ‖∇z_y − ∇z_k‖_1 and cos(∇z_y, ∇z_k), each [L, K]."""
+    x = x.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            logits = model(x)
+        right = _gradient(logits.gather(1, y[:, None]).sum(), x)
+        rows = []
+        for k in range(logits.shape[1]):
+            other = _gradient(logits[:, k].sum(), x)
+            both = right.norm(dim=1) * other.norm(dim=1)
+            # 0 / 0 is NaN: a zero vector has no direction.
+            cosine = ((right * other).sum(1) / both).clamp(-1, 1)
+            gap = torch.where(y == k, 0.0, (right - other).abs().sum(1))
+            rows.append(torch.stack([other.abs().sum(1), gap, cosine]))
+    except torch.OutOfMemoryError:
+        raise ModelError(f"Out of memory for {len(x)} images at once; use fewer: --lanes N.") from None
+    gradient, gap, cosine = torch.stack(rows, dim=2)
+    return {"logits": logits.detach(), "gradient": gradient, "gradient_gap": gap, "cosine": cosine}
+
+
+def _gradient(value: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of a sum over lanes as rows, [L, C · H · W], in float64: sums keep float32 precision."""
+    grad = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)[0] if value.requires_grad else None
+    if grad is None:
+        raise ModelError(
+            "The model's answers have no gradient with respect to its input (detached, or computed without autograd). "
+            "The linear model of robustness is made of these gradients; `robbench eval --suite blackbox` needs none."
+        )
+    return grad.double().flatten(1)
+
+
+class _LastLinear:
+    """Remembers what the linear layer that ran last was given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.given, self.width = model, torch.empty(0), 0
+
+    def __enter__(self) -> _LastLinear:
+        def remember(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.given, self.width = args[0].detach(), getattr(layer, "out_features", 0)
+
+        layers = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
+        self.handles = [layer.register_forward_pre_hook(remember) for layer in layers]
+        return self
+
+    def activations(self, logits: Tensor) -> dict[str, Tensor]:
+        """Return the penultimate activations, [L, H]; nothing if no linear layer makes these logits."""
+        fits = self.given.dim() == 2 and self.given.shape[0] == len(logits) and self.width == logits.shape[1]
+        return {"penultimate": self.given} if fits else {}
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _activity(layers: dict[str, np.typing.NDArray[Any]]) -> pd.DataFrame:
+    frames = [pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in ACTIVATIONS.items()})]
+    for layer, values in layers.items():
+        mean, active = np.abs(values.astype(np.float64)).mean(0), (values != 0).mean(0)
+        frames.append(pd.DataFrame({"layer": layer, "neuron": range(len(mean)), "mean": mean, "active": active}))
+    return pd.concat(frames[1:] or frames, ignore_index=True).astype(ACTIVATIONS)

@@ -1,0 +1,164 @@
+"""Histograms of what the linear model of robustness is made of: Figures 1 to 7 of Shafahi et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from robbench.linear.theory import Linearization, Per
+from robbench.report.figures.canvas import blank, legend_below, log_axis
+from robbench.report.figures.source import Look, Picture, Source
+from robbench.report.linear import standard_radius, text_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["GAPS", "GRADIENTS", "LOGITS", "Quantity", "histograms"]
+
+_BINS = 80
+_TAIL = 0.0005  # share of all values that may lie beyond either end of a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a panel counts.
+
+    Attributes:
+        key: name in the CSV.
+        label: of the axis, with its unit.
+        scale: of the axis: logarithmic, as far as values above 0 go; radius: from 0 to beyond the usual radius; cosine.
+        pairs: counted per image and wrong class; otherwise the magnitude, per image and class.
+    """
+
+    key: str
+    label: str
+    scale: Literal["log", "radius", "cosine"] = "log"
+    pairs: bool = True
+
+    def of(self, measured: Linearization) -> Per:
+        """Return the values."""
+        if self.pairs:
+            return measured.of_pairs(self.key)
+        values: Per = np.abs(getattr(measured, self.key)).ravel()
+        return values
+
+
+GAPS = (
+    Quantity("logit_gap", "logit gap  $z_y - z_{\\bar y}$"),
+    Quantity("radius", "$L$ of Eq. 4 (Linf, pixel units)", "radius"),
+    Quantity("gradient_gap", "gradient gap  $\\Vert\\nabla z_y - \\nabla z_{\\bar y}\\Vert_1$ (logits per pixel unit)"),
+    Quantity("cosine", "gradient coherence  $\\cos(\\nabla z_y, \\nabla z_{\\bar y})$", "cosine"),
+)
+LOGITS = (Quantity("logits", "logit magnitude  $|z_k|$", pairs=False),)
+GRADIENTS = (
+    Quantity("gradient", "gradient magnitude  $\\Vert\\nabla z_k\\Vert_1$ (logits per pixel unit)", pairs=False),
+)
+
+
+def histograms(source: Source, title: str, dataset: str, names: Sequence[str], panels: Sequence[Quantity]) -> Picture:
+    """Count what was measured of some models.
+
+    Args:
+        source: where from.
+        title: of the figure.
+        dataset: for the usual radius.
+        names: the measured models.
+        panels: what is counted.
+    """
+    found = {name: measured for name in names if (measured := source.linear(name)) is not None}
+    if not found:
+        return Picture.nothing()
+    frames = []
+    radius = standard_radius(dataset)
+    for quantity in panels:
+        values = {name: quantity.of(m) for name, m in found.items()}
+        edges = _edges(quantity, np.concatenate(list(values.values())), float(radius or 0))
+        frames += [_counts(quantity.key, name, v, edges, len(found[name])) for name, v in values.items()]
+    numbers = pd.concat(frames, ignore_index=True)
+    looks = source.looks(list(found))
+    line = None if radius is None else (float(radius), text_of(radius))
+    return Picture(numbers, partial(_paint, numbers, title, panels, looks, line))
+
+
+def _edges(quantity: Quantity, values: Per, radius: float) -> Per:
+    """Choose bins that all models share; the outer ones take what lies beyond."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    low, high = np.quantile(positive, [_TAIL, 1 - _TAIL]) if len(positive) else (0.1, 1.0)
+    if quantity.scale == "cosine":
+        inner = np.linspace(-1.0, 1.0, _BINS + 1)
+    elif quantity.scale == "radius":
+        top = min(max(high, 1.25 * radius), 1.0)  # no perturbation in [0, 1] is larger than 1
+        inner = np.linspace(-0.1 * top, top, _BINS + 1)
+    else:
+        inner = np.geomspace(low, max(high, low * 1.01), _BINS + 1)
+    # Edges are printed with six digits; counting with the printed ones makes the CSV say exactly what was counted.
+    inner = np.array([float(f"{e:.6g}") for e in inner])
+    return np.concatenate([[-np.inf], inner, [np.inf]])
+
+
+def _counts(panel: str, model: str, values: Per, edges: Per, n: int) -> pd.DataFrame:
+    known = values[~np.isnan(values)]
+    # A value on an edge counts to the right of it; infinity counts as beyond the last one.
+    place = np.searchsorted(edges[1:-1], known, side="right")
+    counts = np.bincount(place, minlength=len(edges) - 1)
+    return pd.DataFrame(
+        {
+            "panel": panel,
+            "model": model,
+            "low": edges[:-1],
+            "high": edges[1:],
+            "count": counts,
+            "total": len(values),
+            "images": n,
+        }
+    )
+
+
+def _paint(
+    numbers: pd.DataFrame,
+    title: str,
+    panels: Sequence[Quantity],
+    looks: Mapping[str, Look],
+    radius: tuple[float, str] | None,
+) -> Figure:
+    single = len(panels) == 1
+    figure = blank(9.6, (4.0 if single else 6.7) + 0.2 * -(-len(looks) // 2))
+    # As in the paper: the numerator over the denominator at the left, L over the cosine at the right.
+    axes = [figure.subplots()] if single else figure.subplots(2, 2).flatten().tolist()
+    for quantity, ax in zip(panels, axes, strict=True):
+        _panel(ax, numbers[numbers["panel"] == quantity.key], quantity, looks)
+        if quantity.key == "radius" and radius is not None:
+            ax.axvline(radius[0], color="#444444", lw=1, ls=":")
+            ax.text(radius[0], 0.97, f" ε = {radius[1]}", transform=ax.get_xaxis_transform(), va="top", fontsize=8.5)
+    images = sorted({int(n) for n in numbers["images"]})
+    figure.suptitle(f"{title}, n = {' / '.join(map(str, images))} test images")
+    for ax in axes[::2]:
+        ax.set_ylabel("% of the pairs, per bin" if panels[0].pairs else "% of images × classes, per bin")
+    pairs = "Pairs: every image with each of its wrong classes. " if panels[0].pairs else ""
+    legend_below(
+        figure, axes[:1], f"{pairs}Values beyond an axis (logarithmic: also 0 and less) are not drawn; see the CSV."
+    )
+    return figure
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, quantity: Quantity, looks: Mapping[str, Look]) -> None:
+    for name, look in looks.items():
+        mine = rows[(rows["model"] == name) & np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
+        edges = [*mine["low"], mine["high"].iloc[-1]]
+        share = 100 * mine["count"] / mine["total"]
+        ax.stairs(share, edges, color=look.colour, linestyle=look.dashes, linewidth=1.6, label=look.label)
+        ax.stairs(share, edges, color=look.colour, fill=True, alpha=0.10)
+    finite = rows[np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
+    low, high = float(finite["low"].min()), float(finite["high"].max())
+    if quantity.scale == "log":
+        log_axis(ax)
+        low, high = low / 1.1, high * 1.1
+    ax.set_xlim(low, high)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel(quantity.label)

@@ -1,0 +1,112 @@
+"""The attacks that other libraries have too: ours, and theirs with the same budget."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sides import BATCH, Given
+from torch import Tensor, nn
+
+from robbench import engine, rng
+from robbench.attacks import CW, FGSM, PGD, Attack
+from robbench.suite import build_attack, load_suite
+from robbench.threat import Ball
+
+L2 = {"digits": 1.0, "mnist": 2.0, "cifar10": 0.5}  # eps of C&W; the other attacks have the threat of the suites
+CW_STEPS = 50  # torchattacks' default, with one c
+
+
+@dataclass(frozen=True, eq=False)
+class Duel:
+    """One comparison.
+
+    Attributes:
+        name: of the row.
+        peer: the other library.
+        stages: our attacks, a cascade if there are several.
+        ball: where breaks count.
+        theirs: (model, images, labels) -> adversarial examples.
+    """
+
+    name: str
+    peer: str
+    stages: list[tuple[str, Attack]]
+    ball: Ball
+    theirs: Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+    def run_ours(self, g: Given, model: nn.Module) -> tuple[Tensor, NDArray[np.bool_], tuple[int, int]]:
+        """Run our side: points, which are broken by its own account, passes charged."""
+        x_adv, broken = g.x.clone(), np.zeros(len(g.y), bool)
+        passes = np.zeros(2, np.int64)
+        for name, attack in self.stages:
+            left = np.flatnonzero(~broken)
+            if not len(left):
+                break
+            rows = engine.attack_samples(
+                model, attack, g.x[left], g.y[left], g.index[left], self.ball, key=rng.make_key(g.seed, name),
+                widths=g.widths, keep_adversarials=True,
+            )  # fmt: skip
+            assert rows.x_adv is not None
+            at = left[np.searchsorted(g.index[left], rows.sample)]
+            x_adv[at], broken[at] = rows.x_adv, rows.broken
+            passes += rows.forwards.sum(), rows.backwards.sum()
+        return x_adv, broken, (int(passes[0]), int(passes[1]))
+
+    def run_theirs(self, g: Given, model: nn.Module) -> Tensor:
+        """Run their side: points."""
+        torch.manual_seed(g.seed)
+        return self.theirs(model, g.x.to(g.device), g.y.to(g.device)).detach().cpu()
+
+
+def duels(g: Given) -> list[Duel]:
+    """List all, with the budgets of the suites for this data set."""
+    return [*_torchattacks(g), *_autoattack(g)]
+
+
+def _torchattacks(g: Given) -> list[Duel]:
+    import torchattacks
+
+    built = {s.name: build_attack(s) for s in load_suite("whitebox").stages(g.dataset)}
+    fgsm = FGSM(objective="ce")
+    (pgd,) = (a for a in built.values() if type(a) is PGD and a.objective == "ce")
+    step = pgd.relative_step * g.ball.eps if pgd.step_size is None else pgd.step_size
+    cw = CW(search_steps=1, iterations=CW_STEPS, initial_c=1.0, lr=0.01)
+    library: Any = torchattacks
+    makers: list[tuple[str, Attack, Ball, Callable[[nn.Module], Any]]] = [
+        ("FGSM", fgsm, g.ball, lambda m: library.FGSM(m, eps=g.ball.eps)),
+        (f"PGD-{pgd.steps}", pgd, g.ball, lambda m: library.PGD(m, eps=g.ball.eps, alpha=step, steps=pgd.steps)),
+        ("C&W L2", cw, Ball("L2", L2[g.dataset]), lambda m: library.CW(m, c=1, kappa=0, steps=CW_STEPS, lr=0.01)),
+    ]
+
+    def batched(make: Callable[[nn.Module], Any]) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+        def theirs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            attack = make(model)
+            return torch.cat([attack(*pair) for pair in zip(x.split(BATCH), y.split(BATCH), strict=True)])
+
+        return theirs
+
+    return [Duel(name, "torchattacks", [(name, ours)], ball, batched(make)) for name, ours, ball, make in makers]
+
+
+def autoattack(g: Given, model: nn.Module, x: Tensor, y: Tensor, only: str = "", batch: int = BATCH) -> Tensor:
+    """Run AutoAttack's standard version, or one attack of it, by the authors' code."""
+    from pyautoattack import AutoAttack
+
+    attack: Any = AutoAttack(model, norm=g.ball.norm, eps=g.ball.eps, seed=g.seed, device=g.device)
+    if only:
+        attack.attacks_to_run = [only.lower()]
+    attack.verbose = False
+    points: Tensor = attack.run_standard_evaluation(x, y, batch_size=batch)[0]
+    return points
+
+
+def _autoattack(g: Given) -> list[Duel]:
+    stages = [(s.name, build_attack(s)) for s in load_suite("autoattack").stages(g.dataset)]
+    single = [
+        Duel(name, "pyautoattack", [(name, attack)], g.ball, lambda m, x, y, only=name: autoattack(g, m, x, y, only))
+        for name, attack in stages
+    ]
+    return [*single, Duel("all four", "pyautoattack", stages, g.ball, lambda m, x, y: autoattack(g, m, x, y))]
