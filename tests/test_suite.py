@@ -17,7 +17,7 @@ def test_built_in_suites_build_on_every_data_set():
         for dataset in (*suite.threats, "custom"):
             for stage in suite.stages(dataset):
                 if stage.kind == "transfer":
-                    rest = {k: v for k, v in stage.params.items() if k not in ("attack", "surrogate")}
+                    rest = {k: v for k, v in stage.params.items() if k not in ("attack", "surrogate", "optional")}
                     stage = Stage(stage.name, stage.params["attack"], rest)
                 assert build_attack(stage).trials >= 1
 

@@ -19,6 +19,7 @@ from robbench.errors import ResultError, RobbenchError, unknown_name
 
 if TYPE_CHECKING:
     from robbench.report.tables import Sheet
+    from robbench.sanity.record import SanityFile
     from robbench.store import ResultFile
 
 __all__ = ["app"]
@@ -99,7 +100,8 @@ def show(
     stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
     if as_json:
         card = entry.card.model_dump(mode="json")
-        print(json.dumps({"model": entry.full_name, "card": card, "results": [_dump(r) for r in stored]}, indent=2))
+        described = [_dump(r) | _trust(r, results) for r in stored]
+        print(json.dumps({"model": entry.full_name, "card": card, "results": described}, indent=2))
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
     print(entry.path.read_text(encoding="utf-8"))
@@ -158,6 +160,7 @@ def eval_(
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
     from robbench.numbers import parse_eps
+    from robbench.report.sanity import print_sanity
     from robbench.report.terminal import TerminalReporter, print_results
     from robbench.suite import load_suite
 
@@ -208,14 +211,31 @@ def eval_(
     if seeds > 1:
         _spread(done.values(), results, as_json)
         return
+    checked = []
+    if len(radii) == 1 and suite == "sanity":
+        run = {"samples": samples, "sample_seed": sample_seed, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
+        place = {"device": device, "models": models or [], "data_dir": data_dir}
+        checked = [
+            _examine(name, results, False, **(about if name in sources else {}), **run, **place) for name in names
+        ]
     if len(radii) > 1:
         _sweep(done.values(), results, len(attacked) < len(radii), as_json)
         return
     flat = [r for group in done.values() for r in group]
     if as_json:
-        _print_objects([_dump(r) for r in flat])
-    else:
-        print_results(flat, results)
+        _print_objects([_dump(r) | _trust(r, results) for r in flat])
+        return
+    print_results(flat, results)
+    for found in checked:
+        print_sanity(found, every=False)
+
+
+def _trust(result: ResultFile, results: Path) -> dict[str, Any]:
+    """Say what stands beside a robust accuracy wherever it is printed."""
+    from robbench.report.leaderboard import overestimation
+    from robbench.sanity.record import Verdicts
+
+    return {"verdict": Verdicts(results).of(result), "overestimation": overestimation(result)}
 
 
 def _print_objects(objects: list[dict[str, Any]]) -> None:
@@ -257,6 +277,71 @@ def _sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_js
             print(f"{table} and {curve} written.")
     if as_json:
         _print_objects([s.as_json() for s in found])
+
+
+@app.command()
+def sanity(
+    model: Annotated[str, typer.Argument(help=f"A registered model, or a source: {_SOURCES}.")],
+    samples: Annotated[int | None, typer.Option(help="The first N test images.")] = 200,
+    act: Annotated[bool, typer.Option("--act", help="Run the suite that is advised, too.")] = False,
+    eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
+    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    lanes: Annotated[int | None, typer.Option(help="As for eval.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+    overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check whether a model's robust accuracy can be trusted.
+
+    Looks for hidden gradients, prints a verdict with its evidence and what to run next, and draws one page of pictures.
+    """
+    from robbench.report.sanity import print_sanity
+
+    about = {"dataset": dataset, "architecture": architecture, "mean": _per_channel("--mean", mean)}
+    found = _examine(
+        model,
+        results,
+        act,
+        **about,
+        std=_per_channel("--std", std),
+        samples=samples,
+        eps=eps,
+        norm=norm,
+        seed=seed,
+        lanes=lanes,
+        device=device,
+        models=models or [],
+        data_dir=data_dir,
+        overwrite=overwrite,
+    )
+    if as_json:
+        _print_objects([found.model_dump(mode="json")])
+        return
+    print_sanity(found)
+
+
+def _examine(model: str, results: Path, act: bool, **options: Any) -> SanityFile:
+    """Run the checks on one model, store what they saw, and draw the sheet."""
+    from robbench.report.sheet import draw_sheet
+    from robbench.report.terminal import TerminalReporter
+    from robbench.sanity.record import LANDSCAPE, SHEET, sanity_folder
+    from robbench.sanity.run import examine
+
+    reporter = TerminalReporter(hint_samples=False)
+    with _resumable("Every image that was attacked is kept."), contextlib.closing(reporter):
+        found = examine(model, act=act, results=results, reporter=reporter, **options)
+    folder = sanity_folder(results, found)
+    draw_sheet(found, folder / LANDSCAPE, folder / SHEET)
+    print(f"{folder / SHEET} written.", file=sys.stderr)
+    return found
 
 
 @app.command()

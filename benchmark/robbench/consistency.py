@@ -116,7 +116,7 @@ def record_findings(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterat
     Args:
         rows: of outcomes.parquet.
         attacks: names of the stages, in order.
-        mode: full or cascade.
+        mode: full, cascade or challenge.
     """
     known = rows["attack"].isin(attacks) & rows["status"].isin(list(Status))
     for sample, attack, status in rows.loc[~known, ["sample", "attack", "status"]].itertuples(index=False):
@@ -132,13 +132,16 @@ def record_findings(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterat
     partly = wrong.any(axis=1) & ~wrong.all(axis=1)
     for sample in wide.index[partly]:
         yield Finding("is recorded as misclassified under some attacks and not under others", sample)
-    before = (wide == Status.BROKEN).cumsum(axis=1).shift(1, axis=1, fill_value=0) > 0
+    broken = wide == Status.BROKEN
+    if mode == "challenge":  # only what the first attack broke is spared from the others
+        broken.iloc[:, 1:] = False
+    before = broken.cumsum(axis=1).shift(1, axis=1, fill_value=0) > 0
     skipped = wide == Status.SKIPPED
     cases = (
         (wide.isna(), "is not recorded"),
         (skipped & ~before, "is recorded as skipped, though no earlier attack broke the sample"),
-        (skipped & before & (mode != "cascade"), "is recorded as skipped; in full mode no attack is"),
-        (~skipped & before & wide.notna() & (mode == "cascade"), "is not skipped, though an earlier attack broke it"),
+        (skipped & before & (mode == "full"), "is recorded as skipped; in full mode no attack is"),
+        (~skipped & before & wide.notna() & (mode != "full"), "is not skipped, though an earlier attack broke it"),
     )
     for cells, what in cases:
         for i, j in np.argwhere(cells.to_numpy()):

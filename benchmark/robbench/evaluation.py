@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from robbench import engine
-from robbench.errors import RobbenchError, SuiteError
+from robbench.errors import SuiteError
 from robbench.hardware import describe_device, versions
 from robbench.inputs import Images, Options, resolve, select
 from robbench.keeping import Keeper
@@ -32,7 +32,7 @@ from robbench.threat import Ball
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
 
-__all__ = ["Reporter", "Silent", "evaluate"]
+__all__ = ["Reporter", "Silent", "evaluate", "run_suite"]
 
 ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
 _COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
@@ -123,15 +123,16 @@ def evaluate(
     Raises:
         RobbenchError: the model, the data or the options do not allow an honest number; the sentence says why.
     """
-    try:
-        chosen = Options(**options)
-    except TypeError:
-        allowed = ", ".join(Options.__dataclass_fields__)
-        raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
+    chosen = Options.given(options)
     keep_freed_memory()
     loaded = load_suite(suite)
     target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), chosen)
-    return _Run(target, images, loaded, chosen, reporter or Silent()).go()
+    return run_suite(target, images, loaded, chosen, reporter or Silent())
+
+
+def run_suite(target: Target, images: Images, suite: Suite, options: Options, reporter: Reporter) -> ResultFile:
+    """Run a suite on a model that is ready; see `evaluate`."""
+    return _Run(target, images, suite, options, reporter).go()
 
 
 Columns = dict[str, Any]
@@ -296,12 +297,14 @@ class _Run:
     ) -> None:
         """Run every stage on what it lacks."""
         index, label, known = self.images.index[self.positions], y.numpy(), shards.rows[0]
-        broken = np.isin(index, known.loc[known["status"] == Status.BROKEN, "sample"])
+        deciding = [s.name for s in self.stages if self._decides(s)]
+        broke = (known["status"] == Status.BROKEN) & known["attack"].isin(deciding)
+        broken = np.isin(index, known.loc[broke, "sample"])
         for stage in self.stages:
             lacking = missing[stage.name]
             idle = {Status.MISCLASSIFIED: lacking & (prediction != label)}
             todo = lacking & (prediction == label)
-            if self.suite.mode == "cascade":
+            if self.suite.mode != "full":
                 idle[Status.SKIPPED] = todo & broken
                 todo &= ~broken
             for status, where in idle.items():
@@ -309,8 +312,14 @@ class _Run:
                 shards.add(stage.name, status.value, {**_NOTHING, **rows})
             self.reporter.stage(stage.name, int(todo.sum()), int((~lacking).sum()))
             if todo.any():
-                broken |= np.isin(index, self._run_stage(stage, x[todo], y[todo], index[todo], shards))
+                found = np.isin(index, self._run_stage(stage, x[todo], y[todo], index[todo], shards))
+                if self._decides(stage):
+                    broken |= found
             shards.flush()
+
+    def _decides(self, stage: ReadyStage) -> bool:
+        """Tell whether what this stage breaks is spared from later ones (where any is, in this mode)."""
+        return self.suite.mode == "cascade" or stage is self.stages[0]
 
     def _run_stage(
         self, stage: ReadyStage, x: Tensor, y: Tensor, index: NDArray[np.int64], shards: _Shards

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -58,6 +58,19 @@ class Options:
     results: str | Path | None = None
     overwrite: bool = False
     save_adversarials: bool = False
+
+    @classmethod
+    def given(cls, options: Mapping[str, Any]) -> Self:
+        """Take options by name.
+
+        Raises:
+            RobbenchError: one is unknown, or means nothing.
+        """
+        try:
+            return cls(**options)
+        except TypeError:
+            allowed = ", ".join(cls.__dataclass_fields__)
+            raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""

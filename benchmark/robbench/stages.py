@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robbench import engine, rng
 from robbench.attacks import Attack, describe
-from robbench.errors import SuiteError
+from robbench.errors import CardError, ModelError, SuiteError
 from robbench.inputs import Images, Options
 from robbench.models.card import Registry
 from robbench.peers import PEERS, Peer, build_peer
@@ -62,7 +62,10 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
         if s.kind.partition(":")[0] in PEERS:
             attack = build_peer(s)
         elif s.kind == Transfer.kind:
-            attack = _transfer(s, target, images, options)
+            found = _transfer(s, target, images, options)
+            if found is None:
+                continue
+            attack = found
         else:
             attack = build_attack(s)
         if threat.norm not in attack.norms:
@@ -74,9 +77,17 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
     return stages
 
 
-def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Transfer:
-    first = images.x(np.arange(min(2, len(images.y))))
-    return build_transfer(s, images.dataset, target.device, first, Registry.default([Path(m) for m in options.models]))
+def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Transfer | None:
+    """Make a transfer; None where its surrogate is not there and the suite calls the stage optional."""
+    first, registry = images.x(np.arange(min(2, len(images.y)))), Registry.default([Path(m) for m in options.models])
+    params = dict(s.params)
+    optional = params.pop("optional", False)
+    try:
+        return build_transfer(replace(s, params=params), images.dataset, target.device, first, registry)
+    except (CardError, ModelError):
+        if optional is True:
+            return None
+        raise
 
 
 def run_stage(

@@ -4,7 +4,8 @@
 version = 1
 title = "White-box gradient attacks"
 judge = "any"            # or "final": only the last point of a trial counts
-mode = "full"            # every attack on every correctly classified sample; "cascade": survivors only
+mode = "full"            # every attack on every correctly classified sample; "cascade": survivors only;
+                         # "challenge": every further attack on what the first one left
 
 [threat.mnist]           # the threat model per data set
 norm = "Linf"
@@ -14,7 +15,8 @@ eps = "0.3"
 name = "PGD-20-xent"     # also the name of its random numbers
 kind = "pgd"             # from `robbench list attacks`, or "module:Class" for one of your own; every other key is a
                          # parameter of that attack, and `eot = N` averages N answers per step, for models that
-                         # answer at random
+                         # answer at random;
+                         # a transfer with `optional = true` is left out where its surrogate is not there
 objective = "ce"
 steps = 20
 on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what differs on one data set
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Mode", "Stage", "Suite", "build_attack", "load_suite", "suite_names"]
 
-Mode = Literal["full", "cascade"]
+Mode = Literal["full", "cascade", "challenge"]
 _CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # what tells an attack from another class
 _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 

@@ -44,7 +44,8 @@ def summarize(
 ) -> ResultFile:
     """Make a result from the records of its samples.
 
-    In a cascade, an attack's robust accuracy counts what it and the stages before it left standing.
+    In a cascade, an attack's robust accuracy counts what it and the stages before it left standing; in a challenge,
+    what it and the first stage did.
 
     Args:
         rows: one row per sample and attack, complete.
@@ -57,10 +58,13 @@ def summarize(
     """
     n = rows["sample"].nunique()
     clean = n - rows.loc[rows["status"] == Status.MISCLASSIFIED, "sample"].nunique()
-    results, earlier = [], rows.iloc[:0]
+    results: list[AttackResult] = []
+    earlier = rows.iloc[:0]
+    first = rows[rows["attack"] == next(iter(attacks))]
     for name, config in attacks.items():
         mine = rows[rows["attack"] == name]
-        earlier = pd.concat([earlier, mine]) if suite.mode == "cascade" else mine
+        before = {"full": rows.iloc[:0], "cascade": earlier, "challenge": first if results else rows.iloc[:0]}
+        earlier = pd.concat([before[suite.mode], mine])
         backwards, zero = int(mine["backwards"].sum()), int(mine["zero_gradients"].sum())
         results.append(
             AttackResult(

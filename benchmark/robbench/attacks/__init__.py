@@ -7,6 +7,7 @@ from robbench.attacks.deepfool import DeepFool
 from robbench.attacks.eot import EOT
 from robbench.attacks.fab import FAB
 from robbench.attacks.momentum import MIFGSM
+from robbench.attacks.noise import Noise
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
 from robbench.attacks.race import Race
@@ -26,6 +27,7 @@ __all__ = [
     "SPSA",
     "Attack",
     "DeepFool",
+    "Noise",
     "Race",
     "Square",
     "describe",
@@ -39,6 +41,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "fab": FAB,
     "fgsm": FGSM,
     "mifgsm": MIFGSM,
+    "noise": Noise,
     "odi": ODI,
     "pgd": PGD,
     "race": Race,

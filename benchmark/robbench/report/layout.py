@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from robbench.errors import ResultError, unknown_name
 from robbench.report.escape import markdown_code, markdown_text, plain, spreadsheet_text, tex_text
-from robbench.report.leaderboard import percent, with_interval
+from robbench.report.leaderboard import percent, shown_points, with_interval
 from robbench.report.tables import Cell, Line, Sheet, Todo, Worst
 
 __all__ = ["FORMATS", "Commands", "check_format", "render"]
@@ -96,7 +96,8 @@ def _reading(sheet: Sheet) -> str:
         f"Percent of the n test images that stay correct: ours with the 95 % Wilson interval / the paper's{several} on "
         f"the full test set (difference in points). Our columns come from the suite {sheet.table.suite}; – was not "
         "measured. Worst case: what withstands every attack of the strongest suite that was run at the same radius "
-        "(the one whose interval ends lowest), and the attack that left fewest there."
+        "(the one whose interval ends lowest), and the attack that left fewest there. Overestimation: "
+        "PGD on cross-entropy from one start minus that worst case. Verdict: of robbench sanity on the same weights."
     ) + (_PREDICTION if sheet.table.predicts else "")
 
 
@@ -130,6 +131,8 @@ def _frame(sheet: Sheet) -> pd.DataFrame:
             "Worst case": "–" if line.worst is None else with_interval(line.worst.accuracy),
             "Strongest suite: its lowest": f"{line.worst.suite}: {_lowest(line.worst)}" if line.worst else "–",
             "Its n": "–" if line.worst is None else str(line.worst.n),
+            "Overestimation": "–" if line.worst is None else shown_points(line.worst.overestimation),
+            "Verdict": "–" if line.worst is None else line.worst.verdict,
         }
         for line in sheet.lines
     ]
@@ -231,6 +234,8 @@ def _csv(sheet: Sheet, commands: Commands) -> str:
             "strongest suite": worst.suite if worst else "",
             "lowest attack": worst.attack.name if worst else "",
             "lowest attack alone": f"{100 * worst.attack.robust_accuracy.value:.2f}" if worst else "",
+            "overestimation": f"{worst.overestimation:.2f}" if worst and worst.overestimation is not None else "",
+            "verdict": worst.verdict if worst else "",
             "missing": line.todo.reason or " && ".join(commands.of(line.todo)),
         }
         rows.append({key: spreadsheet_text(plain(value)) for key, value in row.items()})
@@ -253,16 +258,28 @@ def _numbers(cell: Cell) -> dict[str, str]:
 def _terminal(sheet: Sheet, commands: Commands, width: int = _WIDTH) -> str:
     """Print the table with two lines in a cell: ours over the paper's."""
     view = Table(title=Text(_title(sheet)), title_justify="left", pad_edge=False, show_lines=True)
-    for heading in ("Row", "Card", "n", *(c.heading for c in sheet.table.columns), "Worst case", "Strongest suite"):
+    for heading in (
+        "Row",
+        "Card",
+        "n",
+        *(c.heading for c in sheet.table.columns),
+        "Worst case",
+        "Strongest suite",
+        "Verdict",
+    ):
         view.add_column(Text(heading.replace("-xent", "\n-xent").replace("-CW", "\n-CW")), overflow="fold")
     for line in sheet.lines:
         worst, n = line.worst, "–" if line.n is None else str(line.n)
         cells: list[tuple[str, ...]] = [(_row(sheet, line),), (line.model or "–", line.network, line.trained), (n,)]
         cells += [_pair(cell) for cell in line.cells]
         cells += (
-            [tuple(with_interval(worst.accuracy).split(" ", 1)), (worst.suite, _lowest(worst), f"n {worst.n}")]
+            [
+                tuple(with_interval(worst.accuracy).split(" ", 1)),
+                (worst.suite, _lowest(worst), f"n {worst.n}"),
+                (worst.verdict,),
+            ]
             if worst
-            else [("–",), ("–",)]
+            else [("–",), ("–",), ("–",)]
         )
         view.add_row(*[Text("\n".join(plain(part) for part in cell if part)) for cell in cells])
     console = Console(width=width, highlight=False, file=io.StringIO(), force_terminal=False, color_system=None)

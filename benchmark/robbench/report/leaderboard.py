@@ -10,11 +10,12 @@ from urllib.parse import quote
 import pandas as pd
 
 from robbench.report.escape import markdown_text
+from robbench.sanity.record import Verdicts
 from robbench.stats import mcnemar
 from robbench.store import Accuracy, ResultFile, load_results, read_rows, result_folder
 from robbench.summary import robust_samples
 
-__all__ = ["group_title", "leaderboard", "overestimation", "ranked", "table"]
+__all__ = ["group_title", "leaderboard", "overestimation", "ranked", "shown_points", "table"]
 
 _LEVEL = 0.05  # of the paired test
 _INTRO = """\
@@ -25,8 +26,9 @@ with 95 % Wilson intervals. **Worst case** counts an image as robust only if no 
 ranks the table. Models that the same images do not tell from the best of their rank are tied (marked =): McNemar's
 exact paired test on the per-image records gives p of 5 % or more, not corrected for the number of models. Results on
 different images are tied when their intervals overlap. **Overestimation** is the first column of PGD on cross-entropy
-with a single start, the usual evaluation, minus the worst case, in points. A robust accuracy is an upper bound: it
-says what these attacks could not do.
+with a single start, the usual evaluation, minus the worst case, in points. **Verdict** is that of `robbench sanity` on
+the same weights, data and threat: trustworthy, suspicious, masked or randomized; unchecked without a run. A robust
+accuracy is an upper bound: it says what these attacks could not do.
 """
 
 
@@ -91,13 +93,18 @@ def overestimation(result: ResultFile) -> float | None:
     return None
 
 
-def table(results: list[ResultFile], root: Path | None = None) -> pd.DataFrame:
+def shown_points(points: float | None) -> str:
+    """Print points, or a dash where there are none; never −0.0."""
+    return "–" if points is None else f"{round(points, 1) + 0.0:.1f}"
+
+
+def table(results: list[ResultFile], root: Path | None = None, verdicts: Verdicts | None = None) -> pd.DataFrame:
     """Lay out one group: a row per model; with `root`, the model's name links to its result."""
+    verdicts = verdicts or Verdicts(root)
     attacks = list(dict.fromkeys(a.name for r in results for a in r.attacks))
     rows = []
     for rank, r in ranked(results, root):
         figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
-        points = overestimation(r)
         name = markdown_text(r.model)
         if root is not None:
             name = f"[{name}]({quote(str(result_folder(Path(root.name), r) / 'result.json'), safe='/@')})"
@@ -108,7 +115,8 @@ def table(results: list[ResultFile], root: Path | None = None) -> pd.DataFrame:
                 "Clean": with_interval(r.clean_accuracy),
                 **{markdown_text(a): figures.get(a, "–") for a in attacks},
                 "Worst case": with_interval(r.robust_accuracy),
-                "Overestimation": "–" if points is None else f"{points:.1f}",
+                "Overestimation": shown_points(overestimation(r)),
+                "Verdict": verdicts.of(r),
                 "Fwd + bwd per image": f"{(r.forwards + r.backwards) / r.n:.0f}",
                 "n": str(r.n),
                 "Flags": markdown_text(", ".join(r.flags)) or "none",
@@ -132,12 +140,13 @@ def leaderboard(root: Path) -> str:
         ResultError: a result.json is damaged.
     """
     parts = [_INTRO]
+    verdicts = Verdicts(root)
     results = sorted(load_results(root), key=lambda r: (group_title(r), bool(r.overrides), r.model))
     if not results:
         parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
     for title, members in groupby(results, key=group_title):
         group = list(members)
-        text = table(group, root).to_markdown(index=False, disable_numparse=True)
+        text = table(group, root, verdicts).to_markdown(index=False, disable_numparse=True)
         parts.append(f"## {markdown_text(title)}\n\n{text}\n" + _footnotes(group))
     return "\n".join(parts)
 

@@ -119,7 +119,7 @@ def _radius(result: ResultFile) -> Fraction:
 
 
 def standing(root: Path, result: ResultFile) -> pd.DataFrame:
-    """Tell per image and attack whether it stands; in a cascade, after this attack and those before it."""
+    """Tell per image and attack whether it stands: after all attacks so far (cascade), or the first too (challenge)."""
     path = result_folder(root, result) / "outcomes.parquet"
     rows = read_rows(path)
     # Records lie in the order in which samples are selected, and there may be more than were asked for this time.
@@ -127,7 +127,7 @@ def standing(root: Path, result: ResultFile) -> pd.DataFrame:
     names = [a.name for a in result.attacks]
     columns = {"clean": ~(rows["status"] == "misclassified").groupby(rows["sample"]).any()}
     for i, name in enumerate(names):
-        seen = names[: i + 1] if result.mode == "cascade" else [name]
+        seen = {"cascade": names[: i + 1], "challenge": [names[0], name]}.get(result.mode, [name])
         columns[name] = robust_samples(rows[rows["attack"].isin(seen)])
     columns["worst case"] = robust_samples(rows)
     return pd.DataFrame(columns)

@@ -13,9 +13,11 @@ from robbench.errors import CardError, ResultError
 from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
 from robbench.models.card import Entry, ModelCard, Registry
 from robbench.numbers import parse_threat
+from robbench.report.leaderboard import overestimation
 from robbench.report.linear import predicted
 from robbench.report.published import Column, Figure, PaperRow, PaperTable, paper_rows
 from robbench.report.trained import iterations
+from robbench.sanity.record import UNCHECKED, Verdicts
 from robbench.stats import wilson
 from robbench.store import Accuracy, AttackResult, ResultFile, load_results, read_rows, result_folder
 from robbench.suite import load_suite
@@ -25,7 +27,7 @@ from robbench.types import Threat
 __all__ = ["Cell", "Line", "Run", "Sheet", "Todo", "Worst", "fill", "network"]
 
 _STRONG = "whitebox"  # the suite to ask for where only the paper's own columns have been measured,
-_WEAK = "quick"  # or only a first look
+_WEAK = {"quick", "sanity"}  # or only a first look, or what asks whether to believe it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """What the strongest suite left standing, and the one attack of it that left fewest."""
+    """What the strongest suite left standing, the one attack of it that left fewest, and whether to trust it.
+
+    `overestimation`: points between the usual PGD of that suite and its worst case; None without such an attack.
+    """
 
     accuracy: Accuracy
     suite: str
     n: int
     attack: AttackResult
+    verdict: str = UNCHECKED
+    overestimation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,7 @@ class _Measured:
 
     def __init__(self, registry: Registry, root: Path) -> None:
         self.registry, self.root = registry, root
+        self.verdicts = Verdicts(root)
         self.results: dict[str, list[ResultFile]] = {}
         for r in load_results(root):
             self.results.setdefault(f"{r.dataset}/{r.model}", []).append(r)
@@ -212,7 +220,7 @@ def _line(table: PaperTable, row: PaperRow, entry: Entry, measured: _Measured) -
         trained=_trained(entry.card),
         n=n,
         cells=cells,
-        worst=None if strongest is None else _worst(strongest, measured.root),
+        worst=None if strongest is None else _worst(strongest, measured),
         todo=Todo(tuple(_missing(table, row, entry, have, measured, prediction))),
     )
     notes = list(_notes(table, row, entry, [r for r in (columns, strongest) if r], measured))
@@ -245,14 +253,15 @@ def _missing(
     if table.predicts and prediction is None:
         needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
         yield Run(entry.full_name, "", entry.full_name in measured.linear, tuple(needs))
-    if table.suite != _STRONG and set(have) <= {table.suite, _WEAK}:
+    if table.suite != _STRONG and set(have) <= {table.suite, *_WEAK}:
         needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
         yield Run(entry.full_name, _STRONG, _STRONG in stale, tuple(needs))
 
 
-def _worst(result: ResultFile, root: Path) -> Worst:
+def _worst(result: ResultFile, measured: _Measured) -> Worst:
     lowest = min(result.attacks, key=lambda a: a.robust_accuracy.value)
-    return Worst(result.robust_accuracy, result_folder(root, result).name, result.n, lowest)
+    folder, verdict = result_folder(measured.root, result).name, measured.verdicts.of(result)
+    return Worst(result.robust_accuracy, folder, result.n, lowest, verdict, overestimation(result))
 
 
 def _notes(

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robbench.report.leaderboard import group_title, percent, ranked, with_interval
+from robbench.report.leaderboard import group_title, overestimation, percent, ranked, shown_points, with_interval
+from robbench.sanity.record import Verdicts
 from robbench.store import ResultFile
 
 __all__ = ["TerminalReporter", "duration", "print_results"]
@@ -103,16 +104,22 @@ class TerminalReporter:
 
 
 def print_results(results: Sequence[ResultFile], root: Path) -> None:
-    """Print results as tables, one for each group that may be compared; `root` is the results tree."""
+    """Print results as tables, one for each group that may be compared; `root` is the results tree.
+
+    Over: by how many points the usual PGD overestimates (`leaderboard.overestimation`). Verdict: of `robbench sanity`.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200, file=sys.stdout)
+    verdicts = Verdicts(root)
     for title in dict.fromkeys(group_title(r) for r in results):
         group = [r for r in results if group_title(r) == title]
         attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
         view = Table(title=f"{title}: robust accuracy, %", title_justify="left", pad_edge=False)
-        for column in ("Rank", "Model", "Clean", *attacks, "Worst case [95 %]", "n", "Time"):
-            view.add_column(column, justify="left" if column in ("Rank", "Model") else "right")
+        for column in ("Rank", "Model", "Clean", *attacks, "Worst case [95 %]", "Over", "Verdict", "n", "Time"):
+            words = column in ("Rank", "Model", "Verdict")
+            width = 11 if column == "Verdict" else None
+            view.add_column(column, justify="left" if words else "right", min_width=width)
         for rank, r in ranked(group, root):
             figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
             view.add_row(
@@ -121,6 +128,8 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
                 percent(r.clean_accuracy),
                 *[figures.get(a, "–") for a in attacks],
                 with_interval(r.robust_accuracy),
+                shown_points(overestimation(r)),
+                verdicts.of(r),
                 str(r.n),
                 duration(r.seconds),
             )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from robbench.models.card import Entry, ModelCard
 from robbench.report.leaderboard import percent, with_interval
+from robbench.sanity.record import Verdicts
 from robbench.store import ResultFile, load_results
 
 __all__ = ["iterations", "trained_models"]
@@ -20,7 +21,8 @@ _INTRO = """\
 Generated from the cards in `models/` and from `results/` by `robbench trained`; do not edit. Percentages of the n test
 images, ours first, the paper's after the slash (– where it gives none). Ours count any queried point that breaks an
 image; the papers judged the last one. **Worst case**, with its 95 % interval, counts an image as robust only if no
-attack of the suite `whitebox` broke it: the papers have no such column. A model that was trained for less than its
+attack of the suite `whitebox` broke it: the papers have no such column. **Verdict** is that of `robbench sanity`
+(unchecked without a run). A model that was trained for less than its
 recipe, or by the smaller recipe for a CPU, says so, and its figures are not a verdict on the recipe.
 """
 
@@ -51,9 +53,9 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
     """
     measured = {r.identity["weights"]: r for r in load_results(results) if r.suite == "whitebox" and not r.overrides}
     ours = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
-    parts = [_INTRO]
+    parts, verdicts = [_INTRO], Verdicts(results)
     for dataset, members in groupby(ours, key=lambda e: e.dataset):
-        rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None) for e in members]
+        rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None, verdicts) for e in members]
         text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
         parts.append(f"## {dataset}\n\n{text}\n")
     untrained = sum(1 for e in entries if e.card.recipe and not e.card.weights)
@@ -61,7 +63,7 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
     return "\n".join(parts)
 
 
-def _row(entry: Entry, result: ResultFile | None) -> dict[str, str]:
+def _row(entry: Entry, result: ResultFile | None, verdicts: Verdicts) -> dict[str, str]:
     card = entry.card
     cells = {"Model": entry.name, "Iterations": iterations(card)}
     values = {} if result is None else {a.name: percent(a.robust_accuracy) for a in result.attacks}
@@ -73,6 +75,7 @@ def _row(entry: Entry, result: ResultFile | None) -> dict[str, str]:
         published = next((f"{paper[key]:.1f}" for key in keys if key in paper), "–")
         cells[column[0].upper() + column[1:]] = f"{own} / {published}"
     cells["Worst case"] = "not measured" if result is None else with_interval(result.robust_accuracy)
+    cells["Verdict"] = "–" if result is None else verdicts.of(result)
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"

@@ -71,7 +71,9 @@ class Source:
     @cached_property
     def results(self) -> list[ResultFile]:
         """The results of weights that are those of the card; models without a card have no other."""
-        return [r for r in load_results(self.root) if self._current(r.dataset, r.model, r.identity.get("weights"))]
+        # A challenge is on few images, and asks whether to believe the others' worst case.
+        full = (r for r in load_results(self.root) if r.mode != "challenge")
+        return [r for r in full if self._current(r.dataset, r.model, r.identity.get("weights"))]
 
     @cached_property
     def _linear(self) -> dict[str, LinearFile]:

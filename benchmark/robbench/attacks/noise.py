@@ -1,0 +1,44 @@
+"""Random noise: what no attack may be weaker than (Athalye et al. 2018, Sec. 3.1: random search finds nothing new)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.base import Climbing
+from robbench.threat import Ball
+from robbench.types import Problem, State
+
+__all__ = ["Noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Climbing):
+    """Independent random points, by turns inside the ball and on its surface; no loss, no gradient.
+
+    Attributes:
+        steps: random points after the first.
+    """
+
+    kind: ClassVar[str] = "noise"
+    version: ClassVar[int] = 1
+    needs_grad: ClassVar[bool] = False
+    memoryless: ClassVar[bool] = False
+
+    steps: int = 30
+
+    def init(self, p: Problem, ball: Ball) -> State:
+        """Start inside the ball."""
+        return {"x": ball.random(p)}
+
+    def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
+        """Draw another point, whatever the answer was."""
+        # The counter of a draw is one number for all lanes, so each step that some lane is at is drawn for all.
+        x = s["x"]
+        for step in set(t.tolist()):
+            here = (t == step).view(-1, *([1] * (x.dim() - 1)))
+            x = torch.where(here, ball.random(p, step=step + 1, surface=step % 2 == 0), x)
+        return {"x": x}

@@ -1,0 +1,159 @@
+"""One page of pictures for a model's gradient-masking checks: landscapes, radii, step sizes, loss curves.
+
+A pure function of sanity.json and landscape.parquet; imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+from robbench.sanity.record import SanityFile
+
+__all__ = ["draw_sheet"]
+
+_COLOUR = {"trustworthy": "#1a7f37", "suspicious": "#9a6700", "masked": "#cf222e", "randomized": "#cf222e"}
+_PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
+
+
+def draw_sheet(found: SanityFile, landscape: Path, output: Path) -> None:
+    """Draw the page as a PNG of about 1600 × 1500 pixels."""
+    frame = pd.read_parquet(landscape)
+    figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
+    head, planes, plots = parts[:, 0]
+    _head(head, found)
+    _planes(planes, frame)
+    axes = plots.subplots(2, 2)
+    _radii(axes[0, 0], found)
+    _grid(axes[0, 1], found)
+    _curves(axes[1, 0], found)
+    _challenges(axes[1, 1], found)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Without the library's name and version in it, equal pictures are equal files.
+    figure.savefig(output, metadata={"Software": None})
+
+
+def _head(part: SubFigure, found: SanityFile) -> None:
+    m = found.measurements
+    title = (
+        f"{found.dataset}/{found.model} · {found.threat.norm} {found.threat.eps} · {found.n} images · seed {found.seed}"
+    )
+    part.text(0.01, 0.72, title, fontsize=17, weight="bold")
+    part.text(0.01, 0.36, found.verdict.upper(), fontsize=17, weight="bold", color=_COLOUR[found.verdict])
+    by = f"decided by {', '.join(found.decided_by)}" if found.decided_by else "no check speaks against the usual attack"
+    part.text(0.16, 0.38, by, fontsize=12)
+    numbers = (
+        f"clean {m.correct / m.n:.1%}   ·   usual PGD leaves {m.pgd.value:.1%}   ·   all attacks of this run "
+        f"{m.best.value:.1%}   ·   overestimation {found.overestimation:.1f} points"
+    )
+    part.text(0.01, 0.04, numbers, fontsize=12)
+
+
+def _planes(part: SubFigure, frame: pd.DataFrame) -> None:
+    """Draw the margin around each image, one row for each plane; the line is the decision boundary."""
+    samples = list(dict.fromkeys(frame["sample"]))
+    part.suptitle(
+        "Margin of the true class around the first test images, ± eps: blue is right, red is wrong", fontsize=12
+    )
+    axes = part.subplots(2, len(samples), squeeze=False)
+    for row, (plane, title) in enumerate(_PLANES.items()):
+        for column, sample in enumerate(samples):
+            axis = axes[row, column]
+            here = frame[(frame["sample"] == sample) & (frame["plane"] == plane)]
+            _plane(axis, here)
+            if row == 0:
+                axis.set_title(f"image {sample}", fontsize=10)
+        axes[row, 0].set_ylabel(title, fontsize=9)
+
+
+def _plane(axis: Axes, here: pd.DataFrame) -> None:
+    values = here.pivot(index="a", columns="b", values="margin").to_numpy()
+    # Scaled to each picture, so that squeezed logits show their shape too.
+    limit = max(float(np.abs(values).max()), 1e-12)
+    extent = (-1.0, 1.0, -1.0, 1.0)
+    axis.imshow(values, origin="lower", extent=extent, cmap="coolwarm", vmin=-limit, vmax=limit)
+    if values.min() < 0 < values.max():
+        side = np.linspace(-1, 1, len(values))
+        axis.contour(side, side, values, levels=[0], colors="black", linewidths=1)
+    axis.plot(0, 0, "k+", markersize=6)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_xlabel(f"max |margin| {limit:.2g}", fontsize=8)
+
+
+def _radii(axis: Axes, found: SanityFile) -> None:
+    curve, m = found.measurements.curve, found.measurements
+    standing = [100.0, *(100 * (1 - float(np.mean(b))) for b in curve.broken)]
+    at = np.arange(len(standing))
+    axis.plot(at, standing, "o-", color="#0969da", label=f"usual PGD, {len(curve.broken[0])} right images")
+    axis.set_xticks(at, ["0", *(f"{e:.3g}" for e in curve.eps[:-1]), "whole box"])
+    axis.axhline(100 / m.classes, color="gray", linestyle=":", label="chance")
+    axis.set_ylim(-3, 103)
+    axis.set_xlabel(f"eps ({found.threat.norm}; not to scale)")
+    axis.set_ylabel("robust, %")
+    axis.set_title("Accuracy over the radius: must fall to 0")
+    axis.legend()
+
+
+def _grid(axis: Axes, found: SanityFile) -> None:
+    grid = found.measurements.grid
+    share = 100 * np.array(grid.standing) / grid.images
+    picture = axis.imshow(share, origin="lower", cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for i, j in np.ndindex(share.shape):
+        usual = " (usual)" if (i, j) == grid.usual else ""
+        axis.text(
+            j, i, f"{share[i, j]:.0f}{usual}", ha="center", va="center", color="white" if share[i, j] < 60 else "black"
+        )
+    axis.set_xticks(range(len(grid.iterations)), [str(i) for i in grid.iterations])
+    axis.set_yticks(range(len(grid.sizes)), [f"{s:g}" for s in grid.sizes])
+    axis.set_xlabel("iterations")
+    axis.set_ylabel("step size, shares of eps")
+    axis.set_title(f"PGD on cross-entropy: robust, % of {grid.images} right images")
+    axis.figure.colorbar(picture, ax=axis)
+
+
+def _curves(axis: Axes, found: SanityFile) -> None:
+    traces = found.measurements.traces
+    steps = np.arange(len(traces.loss))
+    axis.fill_between(steps, _positive(traces.loss_low), _positive(traces.loss_high), color="#0969da", alpha=0.2)
+    axis.plot(steps, _positive(traces.loss), color="#0969da", label="usual PGD: median and deciles")
+    axis.plot(
+        np.arange(len(traces.longer)), _positive(traces.longer), "--", color="#8250df", label="twice the steps: median"
+    )
+    axis.set_yscale("log")
+    axis.set_xlabel("step")
+    axis.set_ylabel("cross-entropy")
+    axis.set_title(f"Loss along the attack, {traces.images} right images, and how many still stand")
+    right = axis.twinx()
+    right.plot(steps, 100 * np.array(traces.share), color="#1a7f37", label="not broken yet, %")
+    right.set_ylim(-3, 103)
+    right.set_ylabel("not broken yet, %", color="#1a7f37")
+    axis.legend(loc="center right")
+
+
+def _positive(values: list[float]) -> NDArray[np.float64]:
+    """Keep a loss of zero on the logarithmic axis."""
+    return np.clip(values, 1e-12, None)
+
+
+def _challenges(axis: Axes, found: SanityFile) -> None:
+    challenges = found.measurements.challenges
+    at = np.arange(len(challenges))[::-1]
+    colours = ["gray" if c.role == "control" else "#cf222e" if c.alone else "#0969da" for c in challenges]
+    axis.barh(at, [c.broken for c in challenges], color=colours)
+    for y, c in zip(at, challenges, strict=True):
+        alone = f", {c.alone} of them by no attack with gradients" if c.alone else ""
+        axis.text(c.broken, y, f" {c.broken}{alone}", va="center", fontsize=9)
+    axis.set_yticks(at, [c.name for c in challenges])
+    given = challenges[0].given if challenges else 0
+    axis.set_xlim(0, max(given, 1) * 1.02)
+    axis.set_xlabel(f"images broken, of the {given} that the usual PGD left")
+    axis.set_title("What other attacks break (gray: the usual one again)")
