@@ -281,7 +281,7 @@ def _sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_js
 
 @app.command()
 def sanity(
-    model: Annotated[str, typer.Argument(help=f"A registered model, or a source: {_SOURCES}.")],
+    model: Annotated[str, typer.Argument(help=f"A registered model, or a source: {SOURCES}.")],
     samples: Annotated[int | None, typer.Option(help="The first N test images.")] = 200,
     act: Annotated[bool, typer.Option("--act", help="Run the suite that is advised, too.")] = False,
     eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
@@ -305,13 +305,13 @@ def sanity(
     """
     from robbench.report.sanity import print_sanity
 
-    about = {"dataset": dataset, "architecture": architecture, "mean": _per_channel("--mean", mean)}
+    about = {"dataset": dataset, "architecture": architecture, "mean": per_channel("--mean", mean)}
     found = _examine(
         model,
         results,
         act,
         **about,
-        std=_per_channel("--std", std),
+        std=per_channel("--std", std),
         samples=samples,
         eps=eps,
         norm=norm,
@@ -336,7 +336,7 @@ def _examine(model: str, results: Path, act: bool, **options: Any) -> SanityFile
     from robbench.sanity.run import examine
 
     reporter = TerminalReporter(hint_samples=False)
-    with _resumable("Every image that was attacked is kept."), contextlib.closing(reporter):
+    with resumable("Every image that was attacked is kept."), contextlib.closing(reporter):
         found = examine(model, act=act, results=results, reporter=reporter, **options)
     folder = sanity_folder(results, found)
     draw_sheet(found, folder / LANDSCAPE, folder / SHEET)
