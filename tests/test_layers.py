@@ -13,8 +13,10 @@ ROOT = Path(robbench.__file__).parent
 LAYERS = [
     {"robbench", "types", "errors", "numbers", "files", "memory"},
     {"rng", "losses", "stats", "hardware", "widths"},
-    {"adversarials"},
+    {"adversarials", "records", "locking", "guard", "reporting"},
+    {"salvage"},
     {"threat", "formats", "data", "store", "models"},
+    {"runs"},
     {"attacks"},
     {"engine", "suite"},
     {"target", "summary"},
@@ -22,9 +24,10 @@ LAYERS = [
     {"inputs", "transfer", "peers"},
     {"stages", "keeping"},
     {"evaluation", "verify", "sanity", "training"},
-    {"executors"},
+    {"executors", "reproducing"},
     {"report", "regression", "listing"},
     {"cli"},
+    {"cli_runs"},
     {"__main__"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -35,7 +38,11 @@ NO_TORCH = [
     "files",
     "stats",
     "adversarials",
+    "records",
+    "salvage",
+    "locking",
     "store",
+    "runs",
     "summary",
     "consistency",
     "report",
@@ -71,7 +78,7 @@ def test_imports_point_down():
 def test_readers_of_results_work_without_torch():
     report = [f"report.{path.stem}" for path in sorted((ROOT / "report").glob("*.py"))]
     assert {"report.leaderboard", "report.tables", "report.export"} <= set(report)
-    modules = [f"robbench.{m}" for m in [*NO_TORCH, *report, "cli"]]
+    modules = [f"robbench.{m}" for m in [*NO_TORCH, *report, "cli", "cli_runs"]]
     code = (
         f"import sys; sys.modules['torch'] = None\nimport importlib\nfor m in {modules!r}: importlib.import_module(m)"
     )

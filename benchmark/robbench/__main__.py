@@ -7,12 +7,20 @@ import sys
 def main() -> None:
     """Run the command line; errors a user can mend are printed without a traceback and exit with 2."""
     from robbench.cli import app
+    from robbench.cli_runs import register
     from robbench.errors import RobbenchError
 
+    register(app)
     try:
         app()
     except RobbenchError as error:
         print(f"robbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print(
+            "robbench: out of memory. What was finished is kept; the same command goes on, with fewer --lanes perhaps.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except BrokenPipeError:  # `robbench … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

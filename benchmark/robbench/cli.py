@@ -135,8 +135,9 @@ def _dump(result: ResultFile) -> dict[str, Any]:
 @app.command("eval")
 def eval_(
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {_SOURCES} (repeatable).")
-    ],
+        list[str] | None,
+        typer.Option("--model", "-m", help=f"A registered model, or a source: {_SOURCES} (repeatable)."),
+    ] = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
     sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
@@ -163,6 +164,10 @@ def eval_(
     save_adversarials: Annotated[
         bool, typer.Option("--save-adversarials", help="Keep every adversarial example, for `robbench verify`.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Instead of --model: go on with every unfinished run (`robbench runs`).")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Where another process works on the same result, wait for it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the robust accuracy of models.
@@ -171,6 +176,19 @@ def eval_(
 
     Interrupted runs go on where they stopped, and asking for more samples computes only the new ones.
     """
+    if resume:
+        from robbench.cli_runs import resume_runs
+
+        asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, models, data_dir)
+        if any(v is not None for v in asked) or overwrite or save_adversarials or seed:
+            raise RobbenchError(
+                "--resume goes on with what was begun, as it was begun; it takes only --results, --device, "
+                "--wait and --json."
+            )
+        resume_runs(results, device, wait, as_json)
+        return
+    if not model:
+        raise RobbenchError("What to measure? --model NAME (`robbench list models`), or --resume for unfinished runs.")
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
     from robbench.numbers import parse_eps
@@ -220,6 +238,7 @@ def eval_(
                     results=results,
                     overwrite=overwrite,
                     save_adversarials=save_adversarials,
+                    wait=wait,
                 )
             )
     if len(radii) > 1:
