@@ -59,7 +59,7 @@ def lines(log):
 
 
 def killed_runs(tmp_path, kills, samples, seed):
-    """Kill a run again and again at random instants; returns its tree, and per kill how many rows were finished twice."""
+    """Kill a run again and again at random instants; returns its tree, rows finished twice per kill, largest shard."""
     rng, log, root = random.Random(seed), tmp_path / "log", tmp_path / "killed"
     args = [sys.executable, "-c", CHILDREN, str(root), str(log), str(samples)]
     repeated = []

@@ -1,8 +1,8 @@
 """Per-sample records on disk: their columns, and Parquet files that say whose they are and notice damage. No torch.
 
 A file's metadata hold, under the key `robbench`, a JSON object with `version`, `run_id` and `sha256`, which is taken
-over the values: the same rows of the same run give the same bytes, and a flipped bit is told. Wall times never repeat, so
-they are in a file of their own: outcomes.parquet holds what was found, timings.parquet how long each row took.
+over the values: the same rows of the same run give the same bytes, and a flipped bit is told. Wall times never repeat,
+so they are in a file of their own: outcomes.parquet holds what was found, timings.parquet how long each row took.
 """
 
 from __future__ import annotations
