@@ -75,13 +75,14 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     view = Table(pad_edge=False)
     for column in rows[0] if rows else ["(none)"]:
         view.add_column(column, overflow="fold")
     for row in rows:
-        view.add_row(*[str(v) for v in row.values()])
+        view.add_row(*[escape("".join(c if c.isprintable() else " " for c in str(v))) for v in row.values()])
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=200)).print(view)
 

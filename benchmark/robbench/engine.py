@@ -81,8 +81,8 @@ def query(model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bo
         if not loss.requires_grad:
             raise ModelError(
                 "The model's output does not depend on its input through autograd (was it computed under no_grad, "
-                "through numpy, or after detach?), so gradient attacks cannot run. Make it differentiable, or attack it "
-                "by queries alone: --suite blackbox."
+                "through numpy, or after detach?), so gradient attacks cannot run. Make it differentiable, or attack "
+                "it by queries alone: --suite blackbox."
             )
         try:
             (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)

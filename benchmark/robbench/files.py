@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import tempfile
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from robbench.errors import StorageError
 
-__all__ = ["component", "digest", "set_aside", "write_atomically"]
+__all__ = ["component", "digest", "load_toml", "read_bounded", "set_aside", "write_atomically"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -33,6 +35,33 @@ def component(name: str, what: str) -> str:
     if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:") or len(name.encode()) > 200:
         raise ValueError(f"{what}: {name[:80]!r} given; allowed: up to 200 bytes of printable text without / \\ or :")
     return name
+
+
+def load_toml(text: str) -> dict[str, Any]:
+    """Parse TOML that may be hostile.
+
+    Raises:
+        ValueError: it is not TOML, nested beyond reason, or holds a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise OSError(errno.EINVAL, "not a regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+    return data
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Part", "Reader", "Spec", "blaming", "read_batches", "read_digits", "read_idx", "read_parquet"]
 
 
+_MOST_BYTES = 2**28  # of one file of a data set, unpacked; the largest has 154 MB
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What is official about a data set, and what its files are called."""
@@ -79,8 +82,10 @@ def read_idx(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
 def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
     """Parse idx: 0, 0, type (8: unsigned byte), number of sizes; the sizes, big-endian uint32; the values."""
     with blaming(f"{path}: cannot be read"):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES:,} bytes, which no data set here has")
     magic, start = bytes((0, 0, 8, 1 + len(shape))), 8 + 4 * len(shape)
     if raw[:4] != magic or len(raw) < start:
         got = f"{len(raw)} bytes starting with {raw[:4].hex()}"
@@ -139,6 +144,8 @@ def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes
         else:
             with tarfile.open(source, "r|gz") as archive:  # a stream: one pass, whatever the order inside
                 for member in archive:
+                    if member.size > _MOST_BYTES:
+                        raise ValueError(f"{member.name} claims {member.size:,} bytes; allowed: {_MOST_BYTES:,}")
                     place, _, name = member.name.rpartition("/")
                     if place == folder and name in names and member.isfile():
                         found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robbench.errors import ResultError
-from robbench.files import digest
+from robbench.files import digest, read_bounded
 from robbench.locking import holder_of
 from robbench.records import COLUMNS, read_vouched
 from robbench.store import DESCRIPTION, ResultFile, read_result, result_paths
@@ -109,7 +109,7 @@ def read_description(path: Path) -> Description:
         ResultError: not readable, or not a description of this version.
     """
     try:
-        found = Description.model_validate_json(path.read_bytes())
+        found = Description.model_validate_json(read_bounded(path, 2**24))
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValidationError as error:

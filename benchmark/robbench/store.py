@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from robbench.adversarials import FILE, Points, held, merge, pack, read
 from robbench.errors import ResultError
-from robbench.files import component, digest, set_aside, write_atomically
+from robbench.files import component, digest, read_bounded, set_aside, write_atomically
 from robbench.records import COLUMNS, TIMING_COLUMNS, TIMINGS, empty_rows, pack_rows, read_rows, written_by
 from robbench.salvage import Note, shard_name, sound_merged, sound_points, sound_shards
 from robbench.types import Status
@@ -50,6 +50,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 DESCRIPTION = "run.json"
+_MOST_BYTES = 2**26  # of a summary
 
 
 class _Strict(BaseModel):
@@ -143,7 +144,15 @@ class RunStore:
     ) -> None:
         self.identity = identity
         self.run_id = digest(identity)
-        self.folder = root / dataset / model / (suite if standard else f"{suite}@{self.run_id[:8]}")
+        try:
+            names = [component(name, what) for name, what in ((dataset, "dataset"), (model, "name"), (suite, "suite"))]
+        except ValueError as error:
+            raise ResultError(f"{error}: it names a folder of the results.") from None
+        self.folder = root / names[0] / names[1] / (names[2] if standard else f"{names[2]}@{self.run_id[:8]}")
+        if not self.folder.resolve().is_relative_to(root.resolve()):
+            raise ResultError(
+                f"{self.folder} leads out of the results tree, to {self.folder.resolve()}; remove the link."
+            )
         self.partial = self.folder / ".partial" / self.run_id
 
     @property
@@ -330,7 +339,7 @@ def read_result(path: Path) -> ResultFile:
         ResultError: not a result of this schema.
     """
     try:
-        return ResultFile.model_validate_json(path.read_bytes())
+        return ResultFile.model_validate_json(read_bounded(path, _MOST_BYTES))
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValidationError as error:
