@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
+import resource
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -65,12 +67,13 @@ def mutated_json(rng: random.Random, text: str) -> str:
         places = list(_places(value))
         holder, key = rng.choice(places) if places else (value, None)
         kind = rng.randrange(4)
-        if kind == 0 and isinstance(holder, dict):
+        node = copy.deepcopy(rng.choice(NODES))  # one that is changed again must not change the next input
+        if kind == 0 and isinstance(holder, dict) and key is not None:
             del holder[key]
         elif kind == 1 and isinstance(holder, dict):
-            holder[str(rng.choice(NODES))] = rng.choice(NODES)
+            holder[str(rng.choice(NODES))] = node
         elif key is not None:
-            holder[key] = rng.choice(NODES)
+            holder[key] = node
     return json.dumps(value, ensure_ascii=rng.random() < 0.5)
 
 
@@ -99,6 +102,24 @@ def mutated_bytes(rng: random.Random, data: bytes) -> bytes:
         elif rng.random() < 0.2:
             out = out[:at]
     return bytes(out)
+
+
+@contextmanager
+def bounded_memory(most: int) -> Iterator[None]:
+    """Let the process take so many bytes more while the block runs, and no more.
+
+    Raises:
+        AssertionError: it came to half of that: some small input costs memory out of proportion.
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before, limits = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < most / 2, f"memory grew by {grown:,} bytes"
 
 
 class Watch:

@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fuzzing import Watch, mutated_bytes, mutated_json, mutated_text
+from fuzzing import Watch, bounded_memory, mutated_bytes, mutated_json, mutated_text
 from robbench import data
 from robbench.adversarials import Points, held, pack, read
 from robbench.errors import ResultError, RobbenchError
@@ -186,7 +186,7 @@ def test_fuzz(name: str, tmp_path: Path, repo: Path) -> None:
     path = tmp_path / "s.toml"
     parse(valid, path)  # what is imported lazily is imported, and the example is one
     refused = 0
-    with WATCH.over(tmp_path):
+    with bounded_memory(2**31), WATCH.over(tmp_path):
         for i in range(INPUTS):
             content = mutate(random.Random(f"{name} {SEED} {i}"), valid)
             try:

@@ -278,6 +278,15 @@ def test_no_pickle_is_obeyed_whatever_its_protocol(tmp_path, protocol):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_pickle_that_asks_for_a_huge_table_is_refused_before_it_is_made(tmp_path):
+    folder = tmp_path / "cifar10" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for number in (2**28).to_bytes(4, "little"), b"\xff\xff\xff\xff":
+        (folder / "test_batch").write_bytes(b"\x80\x02}r" + number + b".")
+        with pytest.raises(DataError, match="remembers something as number"):
+            data.load("cifar10", "test", tmp_path)
+
+
 # --- what we write -------------------------------------------------------------------------------------------
 
 

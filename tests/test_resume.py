@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from torch import nn
@@ -513,3 +515,18 @@ def test_saving_goes_on_after_an_interrupt(problem, tmp_path, monkeypatch):
 def test_ctrl_c_keeps_what_was_finished(problem, tmp_path, monkeypatch):
     partial = interrupted(problem, tmp_path, monkeypatch, error=KeyboardInterrupt)
     assert list(partial.glob("*.parquet")) and not list(partial.glob(".*"))
+
+
+def test_values_that_were_changed_are_told_by_their_digest(problem, tmp_path):
+    """A file that reads well and still says of which run it is, but holds other values."""
+    one(problem, tmp_path)
+    path = finished(tmp_path) / "outcomes.parquet"
+    before = path.read_bytes()
+    table = pq.read_table(path)
+    at = table.column_names.index("forwards")
+    other = table.set_column(at, "forwards", pa.array([1] * len(table)))
+    pq.write_table(other.replace_schema_metadata(table.schema.metadata), path)
+    reporter = Notes()
+    one(problem, tmp_path, reporter=reporter)
+    assert "not those that were written (SHA-256)" in reporter.notes[0]
+    assert path.read_bytes() == before

@@ -57,27 +57,12 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool) -> None:
             try:
                 done.append(
                     evaluate(
-                        str(about.model),
-                        about.suite,
-                        dataset=about.dataset,
-                        name=about.name,
-                        architecture=about.architecture,
-                        mean=about.mean,
-                        std=about.std,
                         reporter=reporter,
                         expected=about.identity,
-                        norm=about.norm,
-                        eps=about.eps,
-                        samples=about.samples,
-                        sample_seed=about.sample_seed,
-                        seed=about.seed,
-                        lanes=about.lanes,
                         device=device,
-                        models=about.models,
-                        data_dir=about.data_dir,
                         results=results,
-                        save_adversarials=about.save_adversarials,
                         wait=wait,
+                        **about.asked(),
                     )
                 )
             except RobbenchError as error:  # one that cannot go on holds up no other

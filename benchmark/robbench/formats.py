@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import pickle
+import pickletools
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,7 @@ def read_batches(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
     raw = _members(files[0], spec.unpacked, names)
     for name in names:
         with blaming(f"{files[0]}: {name}"):
+            _check_memo(raw[name])
             batch = _BytesOnly(io.BytesIO(raw[name]), encoding="bytes").load()
             x, labels = batch[b"data"], list(batch[f"{spec.label}s".encode()])
             if (x.dtype, x.shape[1:]) != (np.uint8, (math.prod(spec.shape),)):
@@ -169,6 +171,13 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _byte_dtype,
     ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes for Python 2
 }
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse a pickle that remembers something under a number beyond its length: a table up to there would be made."""
+    for code, number, _ in pickletools.genops(content):
+        if "PUT" in code.name and not 0 <= int(number or 0) <= len(content):
+            raise pickle.UnpicklingError(f"refused, it remembers something as number {number}")
 
 
 class _BytesOnly(pickle.Unpickler):

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from robbench.errors import ResultError
-from robbench.files import digest, read_bounded
+from robbench.files import digest
 from robbench.locking import holder_of
 from robbench.records import COLUMNS, read_vouched
-from robbench.store import DESCRIPTION, ResultFile, read_result, result_paths
+from robbench.store import DESCRIPTION, ResultFile, read_result, read_validated, result_paths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +66,10 @@ class Description(BaseModel):
     """When it was last begun, UTC, ISO 8601."""
     identity: dict[str, Any]
 
+    def asked(self) -> dict[str, Any]:
+        """Return what `evaluate` was given."""
+        return self.model_dump(exclude={"version", "own_images", "n", "stages", "date", "identity"})
+
 
 def describe_run(
     model: str | nn.Module,
@@ -108,15 +112,7 @@ def read_description(path: Path) -> Description:
     Raises:
         ResultError: not readable, or not a description of this version.
     """
-    try:
-        found = Description.model_validate_json(read_bounded(path, 2**24))
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}.") from None
-    return found
+    return read_validated(path, Description, 2**24)
 
 
 @dataclass(frozen=True)

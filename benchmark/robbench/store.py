@@ -21,7 +21,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -45,12 +45,13 @@ __all__ = [
     "load_results",
     "read_result",
     "read_rows",
+    "read_validated",
     "result_folder",
 ]
 
 SCHEMA_VERSION = 2
 DESCRIPTION = "run.json"
-_MOST_BYTES = 2**26  # of a summary
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -338,8 +339,17 @@ def read_result(path: Path) -> ResultFile:
     Raises:
         ResultError: not a result of this schema.
     """
+    return read_validated(path, ResultFile, 2**26)
+
+
+def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
+    """Read a JSON file of at most `most` bytes.
+
+    Raises:
+        ResultError: it cannot be read, or is not what it should be; the first field that is not is named.
+    """
     try:
-        return ResultFile.model_validate_json(read_bounded(path, _MOST_BYTES))
+        return kind.model_validate_json(read_bounded(path, most))
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValidationError as error:
