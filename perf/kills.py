@@ -1,7 +1,7 @@
 """Kill a suite at random instants, go on, and compare the bytes: `python perf/kills.py [--kills 20] [--samples 500]`.
 
-Prints per kill how many finished records were computed again, beside the largest shard, and whether the final
-outcomes.parquet is that of an uninterrupted run.
+Prints per kill how many finished records were lost, before and after the last shard that was committed, and whether the
+final outcomes.parquet is that of an uninterrupted run.
 """
 
 import argparse
@@ -24,12 +24,13 @@ def main() -> None:
     where = Path("digits/at/whitebox/outcomes.parquet")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        root, repeated, largest = killed_runs(folder, args.kills, args.samples, args.seed)
+        root, lost = killed_runs(folder, args.kills, args.samples, args.seed)
         evaluate("digits/at", "whitebox", samples=args.samples, lanes=32, results=folder / "whole")
         same = (root / where).read_bytes() == (folder / "whole" / where).read_bytes()
         size = (root / where).stat().st_size
     print(f"{args.kills} kills, {args.samples} images, {6 * args.samples} records, seed {args.seed}")
-    print(f"records computed twice after each kill: {repeated[1:]}; largest shard: {largest}")
+    print(f"finished records lost per kill though a shard was committed after them: {[b for b, _ in lost[:-1]]}")
+    print(f"finished records that waited for their shard, and are computed again: {[w for _, w in lost[:-1]]}")
     print(f"outcomes.parquet of {size:,} bytes: {'the same bytes' if same else 'DIFFERENT'}")
     sys.exit(not same)
 

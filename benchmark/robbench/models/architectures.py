@@ -231,7 +231,7 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
             kind = type(defaults[key]).__name__
             raise ModelError(f"{name}: {key}: {given!r} given; expected: {kind}, such as {defaults[key]!r}")
         if type(given) is int and type(defaults[key]) is int and not 1 <= given <= _MOST:
-            raise ModelError(f"{name}: {key}: {given} given; expected: 1 to {_MOST}")
+            raise ModelError(f"{name}: {key}: {given} given; expected: at least 1, at most {_MOST}")
     try:
         with torch.device("meta"):  # costs no memory, whatever a card asks for
             size = sum(p.numel() for p in ARCHITECTURES[name](num_classes, in_shape, **args).parameters())
