@@ -159,6 +159,7 @@ def reproduce(
     circumstances = [
         (f"{name}.{field}".rstrip("."), a, b)
         for name in _CIRCUMSTANCES
+        if getattr(stored, name)  # results of older versions have no environment
         for field, a, b in differences("", getattr(stored, name), getattr(again, name))
     ]
     return Reproduction(stored, again, again.n, verdicts, details, circumstances)
