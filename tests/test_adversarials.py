@@ -45,7 +45,7 @@ def suite(root, mode="full"):
 
 
 def folder(root):
-    return next(next(next(root.iterdir()).iterdir()).iterdir())
+    return next(root.glob("[!.]*/*/*"))
 
 
 def stored(root):

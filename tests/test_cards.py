@@ -1,5 +1,6 @@
 """Model cards and registries: everything a card may get wrong is refused in words that help to put it right."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robbench.errors import CardError
+from robbench.errors import CardError, StorageError
 from robbench.files import digest, write_atomically
 from robbench.models.card import (
     Entry,
@@ -295,10 +296,10 @@ def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path: Path, monke
     write_atomically(path, b"old")
 
     def full_disk(_: int) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"file cannot be written: disk full\. Free some space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]

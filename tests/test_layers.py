@@ -13,7 +13,8 @@ ROOT = Path(robbench.__file__).parent
 LAYERS = [
     {"robbench", "types", "errors", "numbers", "files", "memory"},
     {"rng", "losses", "stats", "hardware", "widths"},
-    {"adversarials"},
+    {"adversarials", "records", "locking", "guard", "reporting"},
+    {"salvage"},
     {"threat", "formats", "data", "store", "models"},
     {"attacks"},
     {"crews", "suite"},
@@ -21,9 +22,9 @@ LAYERS = [
     {"target", "summary"},
     {"consistency"},
     {"inputs", "transfer", "peers"},
-    {"stages", "keeping"},
+    {"stages", "keeping", "runs"},
     {"evaluation", "verify", "sanity", "training", "linear"},
-    {"executors"},
+    {"executors", "reproducing"},
     {"report", "baseline", "changes", "paired", "regression", "listing"},
     {"gate"},
     {"testing"},
@@ -39,7 +40,11 @@ NO_TORCH = [
     "files",
     "stats",
     "adversarials",
+    "records",
+    "salvage",
+    "locking",
     "store",
+    "runs",
     "summary",
     "sanity.record",
     "sanity.measurements",
@@ -90,7 +95,7 @@ def test_readers_of_results_work_without_torch():
     paths = sorted((ROOT / "report").rglob("*.py"))
     report = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     assert {"report.leaderboard", "report.tables", "report.export", "report.figures.gallery"} <= set(report)
-    modules = [f"robbench.{m}" for m in [*NO_TORCH, *report, "cli"]]
+    modules = [f"robbench.{m}" for m in [*NO_TORCH, *report, "cli", "commands.runs", "commands.sanity"]]
     code = (
         f"import sys; sys.modules['torch'] = None\nimport importlib\nfor m in {modules!r}: importlib.import_module(m)"
     )

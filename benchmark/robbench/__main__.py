@@ -14,6 +14,12 @@ def main() -> None:
     except RobbenchError as error:
         print(f"robbench: {error}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError:
+        print(
+            "robbench: out of memory. What was finished is kept; the same command goes on, with fewer --lanes perhaps.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except BrokenPipeError:  # `robbench … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

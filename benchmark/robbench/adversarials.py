@@ -222,5 +222,7 @@ def _reading(path: Path) -> Iterator[Any]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
-    except (OSError, safetensors.SafetensorError, TypeError, ValueError) as error:
+    except ResultError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file provokes in the parser
         raise ResultError(f"{path} cannot be read ({error}): not a file of adversarial examples, or damaged.") from None

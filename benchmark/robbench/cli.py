@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import robbench
-from robbench.commands import gate
+from robbench.commands import gate, runs
 from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, check_about, per_channel, resumable
+from robbench.commands.printing import print_objects, print_table, tree
+from robbench.commands.sanity import examined, sanity
 from robbench.errors import ResultError, RobbenchError, unknown_name
 
 if TYPE_CHECKING:
     from robbench.report.tables import Sheet
-    from robbench.sanity.record import SanityFile
     from robbench.store import ResultFile
 
 __all__ = ["app"]
@@ -39,6 +40,9 @@ data_app = typer.Typer(no_args_is_help=True, help="Where test images come from."
 app.add_typer(data_app, name="data")
 app.command()(gate.baseline)
 app.command()(gate.check)
+app.command()(runs.runs)
+app.command()(runs.reproduce)
+app.command()(sanity)
 
 
 def _version(wanted: bool) -> None:
@@ -54,22 +58,6 @@ def _root(
     pass
 
 
-def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table(pad_edge=False)
-    for column in rows[0] if rows else ["(none)"]:
-        view.add_column(column, overflow="fold")
-    for row in rows:
-        view.add_row(*[str(v) for v in row.values()])
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=200)).print(view)
-
-
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="models, suites, attacks, data or figures")],
@@ -82,7 +70,7 @@ def list_(
 
     if what not in LISTINGS:
         raise RobbenchError(unknown_name("listing", what, LISTINGS))
-    _print_table(LISTINGS[what](models or [], data_dir), as_json)
+    print_table(LISTINGS[what](models or [], data_dir), as_json)
 
 
 @app.command()
@@ -120,8 +108,9 @@ def _dump(result: ResultFile) -> dict[str, Any]:
 @app.command("eval")
 def eval_(
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable).")
-    ],
+        list[str] | None,
+        typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable)."),
+    ] = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
     sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
@@ -149,6 +138,10 @@ def eval_(
     save_adversarials: Annotated[
         bool, typer.Option("--save-adversarials", help="Keep every adversarial example, for `robbench verify`.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Instead of --model: go on with every unfinished run (`robbench runs`).")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Where another process works on the same result, wait for it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the robust accuracy of models.
@@ -157,6 +150,17 @@ def eval_(
 
     Interrupted runs go on where they stopped, and asking for more samples computes only the new ones.
     """
+    if resume:
+        asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, models, data_dir)
+        if any(v is not None for v in asked) or overwrite or save_adversarials or seed:
+            raise RobbenchError(
+                "--resume goes on with what was begun, as it was begun; it takes only --results, --device, "
+                "--wait and --json."
+            )
+        runs.resume_runs(results, device, wait, as_json)
+        return
+    if not model:
+        raise RobbenchError("What to measure? --model NAME (`robbench list models`), or --resume for unfinished runs.")
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
     from robbench.numbers import parse_eps
@@ -206,6 +210,7 @@ def eval_(
                     results=results,
                     overwrite=overwrite,
                     save_adversarials=save_adversarials,
+                    wait=wait,
                 )
             )
     if seeds > 1:
@@ -216,14 +221,14 @@ def eval_(
         run = {"samples": samples, "sample_seed": sample_seed, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
         place = {"device": device, "models": models or [], "data_dir": data_dir}
         checked = [
-            _examine(name, results, False, **(about if name in sources else {}), **run, **place) for name in names
+            examined(name, results, False, **(about if name in sources else {}), **run, **place) for name in names
         ]
     if len(radii) > 1:
         _sweep(done.values(), results, len(attacked) < len(radii), as_json)
         return
     flat = [r for group in done.values() for r in group]
     if as_json:
-        _print_objects([_dump(r) | _trust(r, results) for r in flat])
+        print_objects([_dump(r) | _trust(r, results) for r in flat])
         return
     print_results(flat, results)
     for found in checked:
@@ -236,10 +241,6 @@ def _trust(result: ResultFile, results: Path) -> dict[str, Any]:
     from robbench.sanity.record import Verdicts
 
     return {"verdict": Verdicts(results).of(result), "overestimation": overestimation(result)}
-
-
-def _print_objects(objects: list[dict[str, Any]]) -> None:
-    print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
 
 
 def _radii(eps: str | None) -> list[str | None]:
@@ -258,7 +259,7 @@ def _spread(groups: Iterable[list[ResultFile]], results: Path, as_json: bool) ->
     found = [spread(results, group) for group in groups]
     written = [write_spread(s, results) for s in found]
     if as_json:
-        _print_objects([s.as_json() for s in found])
+        print_objects([s.as_json() for s in found])
         return
     print_spreads(found)
     for path in written:
@@ -276,72 +277,7 @@ def _sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_js
             print_sweep(s)
             print(f"{table} and {curve} written.")
     if as_json:
-        _print_objects([s.as_json() for s in found])
-
-
-@app.command()
-def sanity(
-    model: Annotated[str, typer.Argument(help=f"A registered model, or a source: {SOURCES}.")],
-    samples: Annotated[int | None, typer.Option(help="The first N test images.")] = 200,
-    act: Annotated[bool, typer.Option("--act", help="Run the suite that is advised, too.")] = False,
-    eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    lanes: Annotated[int | None, typer.Option(help="As for eval.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
-    models: Models = None,
-    data_dir: DataDir = None,
-    results: Results = Path("results"),
-    overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Check whether a model's robust accuracy can be trusted.
-
-    Looks for hidden gradients, prints a verdict with its evidence and what to run next, and draws one page of pictures.
-    """
-    from robbench.report.sanity import print_sanity
-
-    about = {"dataset": dataset, "architecture": architecture, "mean": per_channel("--mean", mean)}
-    found = _examine(
-        model,
-        results,
-        act,
-        **about,
-        std=per_channel("--std", std),
-        samples=samples,
-        eps=eps,
-        norm=norm,
-        seed=seed,
-        lanes=lanes,
-        device=device,
-        models=models or [],
-        data_dir=data_dir,
-        overwrite=overwrite,
-    )
-    if as_json:
-        _print_objects([found.model_dump(mode="json")])
-        return
-    print_sanity(found)
-
-
-def _examine(model: str, results: Path, act: bool, **options: Any) -> SanityFile:
-    """Run the checks on one model, store what they saw, and draw the sheet."""
-    from robbench.report.sheet import draw_sheet
-    from robbench.report.terminal import TerminalReporter
-    from robbench.sanity.record import LANDSCAPE, SHEET, sanity_folder
-    from robbench.sanity.run import examine
-
-    reporter = TerminalReporter(hint_samples=False)
-    with resumable("Every image that was attacked is kept."), contextlib.closing(reporter):
-        found = examine(model, act=act, results=results, reporter=reporter, **options)
-    folder = sanity_folder(results, found)
-    draw_sheet(found, folder / LANDSCAPE, folder / SHEET)
-    print(f"{folder / SHEET} written.", file=sys.stderr)
-    return found
+        print_objects([s.as_json() for s in found])
 
 
 @app.command()
@@ -443,9 +379,9 @@ def measure(
         for name in names
     ]
     if as_json:
-        _print_objects([file.model_dump(mode="json") for file in files])
+        print_objects([file.model_dump(mode="json") for file in files])
         return
-    _print_table(list(linear_rows(files, results, radius)), as_json=False)
+    print_table(list(linear_rows(files, results, radius)), as_json=False)
     print("Medians over the images, each at the wrong class of its smallest L (Eq. 4 of Shafahi et al. 2019).")
     for file in files:
         for flag, text in sorted(file.flags.items()):
@@ -576,7 +512,7 @@ def leaderboard(
     """Write leaderboard.md from the results tree."""
     from robbench.report.leaderboard import leaderboard as render
 
-    _page(render(_tree(results)), output, check, "leaderboard")
+    _page(render(tree(results)), output, check, "leaderboard")
 
 
 @app.command()
@@ -589,7 +525,7 @@ def trained(
     from robbench.models.card import Registry, builtin_root
     from robbench.report.trained import trained_models
 
-    _page(trained_models(Registry([builtin_root()]).entries(), _tree(results)), output, check, "trained")
+    _page(trained_models(Registry([builtin_root()]).entries(), tree(results)), output, check, "trained")
 
 
 @app.command("table")
@@ -626,7 +562,7 @@ def table_(
         options = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
         for table in tables:
             _make(fill(table, registry, results), results, options)
-    _tree(results)
+    tree(results)
     commands = Commands(models or [], results)
     for table in tables:
         sheet = fill(table, registry, results)
@@ -682,7 +618,7 @@ def figure(
 
     if name == "all" and dataset:
         raise RobbenchError("--dataset goes with one figure; all draws every data set.")
-    source = Source(Registry.default(models or []), _tree(results), data_dir)
+    source = Source(Registry.default(models or []), tree(results), data_dir)
     folder = output or results / "figures"
     if name == "all":
         found = every_figure(source, folder, check)
@@ -722,12 +658,6 @@ def export(
         _page(text, output, False, "export")
     else:
         print(text, end="")
-
-
-def _tree(results: Path) -> Path:
-    if not results.is_dir():
-        raise ResultError(f"No results tree at {results}; give another with --results DIR.")
-    return results
 
 
 def _page(text: str, output: Path, check: bool, command: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robbench.numbers import parse_threat
-from robbench.store import ResultFile
+from robbench.store import ResultFile, differences
 from robbench.suite import Suite
 from robbench.summary import MEASURED_FLAGS, summarize
 from robbench.types import Status
@@ -87,27 +87,20 @@ def summary_findings(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Finding
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         yield Finding(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
         return
-    for field, given, expected in _differences("", stored.model_dump(mode="json"), made.model_dump(mode="json")):
+    for field, given, expected in _differences(stored.model_dump(mode="json"), made.model_dump(mode="json")):
         yield Finding(f"result.json: {field} is {given}; {expected} follows from outcomes.parquet and the identity")
 
 
-_TAKEN = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "date", "paper")
+_TAKEN = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper")
 """Fields that nothing else tells."""
 
 
-def _differences(field: str, given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(given, dict) and isinstance(expected, dict):
-        for key in dict.fromkeys([*given, *expected]):
-            yield from _differences(f"{field}.{key}".lstrip("."), given.get(key), expected.get(key))
-    elif isinstance(given, list) and isinstance(expected, list) and len(given) == len(expected):
-        for i, pair in enumerate(zip(given, expected, strict=True)):
-            yield from _differences(f"{field}[{i}]", *pair)
-    elif isinstance(given, float) and isinstance(expected, float):
+def _differences(given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
+    for field, a, b in differences("", given, expected):
         # Sums are rounded, and another version may add up in another order.
-        if not math.isclose(given, expected, rel_tol=1e-9, abs_tol=2e-3 if field.endswith("seconds") else 1e-9):
-            yield field, given, expected
-    elif given != expected:
-        yield field, given, expected
+        slack = 2e-3 if field.endswith("seconds") else 1e-9
+        if not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-9, abs_tol=slack)):
+            yield field, a, b
 
 
 def record_findings(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "DataInfo", "data_dir", "describe", "fetch", "load"]
 
+_MOST_BYTES = 2**29  # of a download; the largest archive has 170 MB
 _DIGITS = tuple("0123456789")
 _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -183,7 +186,7 @@ def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None])
                 if kept:
                     continue
         failures = []
-        for url in [table.url] if spec.archive else [mirror + file for mirror in table.mirrors]:
+        for url in _addresses(table, file, bool(spec.archive)):
             report(f"{target}: downloading {url}")
             try:
                 _download(url, target, md5)
@@ -205,8 +208,10 @@ def _download(url: str, target: Path, md5: str) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with blaming(url):
-            with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as out:
+            with _opened(url) as response, part.open("wb") as out:
                 while block := response.read(1 << 20):
+                    if out.tell() + len(block) > _MOST_BYTES:
+                        raise ValueError(f"more than {_MOST_BYTES:,} bytes came; the download was stopped")
                     digest.update(block)
                     out.write(block)
                 out.flush()
@@ -217,6 +222,34 @@ def _download(url: str, target: Path, md5: str) -> None:
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+class _Secure(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where a download may come from."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Check the new address first."""
+        _check_secure(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opened(url: str) -> Any:
+    """Open an address, with a time limit."""
+    _check_secure(url)
+    return urllib.request.build_opener(_Secure).open(url, timeout=60)
+
+
+def _check_secure(url: str) -> None:
+    """Refuse what others on the way could change; this machine itself is no way."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
+        raise ValueError("refused, downloads come over https only")
+
+
+def _addresses(table: Any, file: str, packed: bool) -> list[str]:
+    """List where a file may be fetched; of a bucket that torchvision names by its web site, the address with https."""
+    urls = [table.url] if packed else [mirror + file for mirror in table.mirrors]
+    return [re.sub(r"^http://([^/]+)\.s3-website\.([^/]+)/", r"https://\1.s3.\2/", url) for url in urls]
 
 
 def _spec(name: str) -> Spec:

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from robbench.attacks.base import Attack
 from robbench.crews import Crew, Waiting, muster, work
 from robbench.errors import ModelError
+from robbench.guard import out_of_memory
 from robbench.threat import Ball
-from robbench.types import Judge, Problem, State
+from robbench.types import Judge, Problem, State, some_ids
 from robbench.widths import Widths, device_of
 
 __all__ = ["Rows", "attack_samples", "perturb", "query"]
@@ -83,9 +84,15 @@ def query(model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bo
         if not loss.requires_grad:
             raise ModelError(
                 "The model's output does not depend on its input through autograd (was it computed under no_grad, "
-                "or through numpy?), so gradient attacks cannot run. Make it differentiable."
+                "through numpy, or after detach?), so gradient attacks cannot run. Make it differentiable, or attack "
+                "it by queries alone: --suite blackbox."
             )
-        (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+        try:
+            (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise ModelError(f"The gradient of the model's answer cannot be computed: {error}.") from error
     return logits.detach(), loss.detach(), torch.zeros_like(x) if grad is None else grad
 
 
@@ -196,12 +203,10 @@ class _Run:
             queue = Waiting(waiting)
             crews, threads = muster(self.model, self.widths, len(waiting), alone=self.draws > 1)
             work([_Lanes(self, crew, queue).loop for crew in crews], threads, queue)
-        except torch.OutOfMemoryError as error:
-            failure = str(error).splitlines()[0]
-        except RuntimeError as error:  # the CPU allocator has no exception type of its own
-            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
                 raise
-            failure = str(error).splitlines()[0]
+            failure = (str(error).splitlines() or ["MemoryError"])[0]
         else:
             return None
         # Outside the except block, so that the traceback no longer holds the tensors.
@@ -323,7 +328,10 @@ class _Lanes:
         more = self.live & ~last
         with_grad = attack.needs_grad and bool(more.any())
         x = self.state["x"]
-        logits, loss, grad = query(self.crew.model, attack, self.p, self.state, with_grad)
+        try:
+            logits, loss, grad = query(self.crew.model, attack, self.p, self.state, with_grad)
+        except ModelError as error:
+            raise ModelError(f"{error} {self.blame(x, with_grad)}") from error
         if logits.dim() != 2 or len(logits) != len(x):
             raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
         finite = logits.isfinite().all(1)
@@ -365,6 +373,25 @@ class _Lanes:
         self.trial[again] += 1
         self.t += 1
         return again
+
+    def blame(self, x: Tensor, with_grad: bool) -> str:
+        """Name the samples that a batch failed on, by asking about each alone at the same width."""
+        live = np.flatnonzero(self.live)
+        samples, failing = self.run.sample[self.position[live]], []
+        for lane, sample in zip(live, samples, strict=True):
+            alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
+            try:
+                with torch.set_grad_enabled(with_grad):
+                    answer = self.crew.model(alone).sum()
+                    if with_grad:
+                        torch.autograd.grad(answer, alone, allow_unused=True)
+            except (ModelError, RuntimeError):  # the latter from autograd
+                failing.append(int(sample))
+        alone_too = f"it fails on {some_ids(failing)}" if failing else "none of them fails alone"
+        return (
+            f"(while attacking {some_ids(samples)}: {alone_too}). Everything that was finished before is kept; mend "
+            "the model, and the same command goes on if it still computes the same function."
+        )
 
     def outvoted(self, x: Tensor, votes: Tensor, claims: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Tell which claimed breaks hold in more than half of `draws` answers, the first of which is `votes`."""

@@ -3,7 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CardError", "DataError", "ModelError", "ResultError", "RobbenchError", "SuiteError", "unknown_name"]
+__all__ = [
+    "BusyError",
+    "CardError",
+    "DataError",
+    "ModelError",
+    "ResultError",
+    "RobbenchError",
+    "StorageError",
+    "SuiteError",
+    "unknown_name",
+]
 
 
 class RobbenchError(Exception):
@@ -28,6 +38,14 @@ class ModelError(RobbenchError):
 
 class ResultError(RobbenchError):
     """A stored result does not belong to the run that asks for it, or is damaged."""
+
+
+class BusyError(ResultError):
+    """Another process works on the same result."""
+
+
+class StorageError(RobbenchError):
+    """A file cannot be written."""
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:

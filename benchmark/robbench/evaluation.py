@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -17,17 +18,20 @@ from torch import Tensor, nn
 
 from robbench import engine
 from robbench.errors import SuiteError
-from robbench.hardware import describe_device, versions
+from robbench.hardware import describe_device, environment, held_bytes, versions
 from robbench.inputs import Images, Options, resolve, select
 from robbench.keeping import Keeper
-from robbench.memory import keep_freed_memory
+from robbench.locking import lock_result
+from robbench.memory import Growth, keep_freed_memory
 from robbench.models.sources import Build
 from robbench.numbers import parse_threat
+from robbench.reporting import Reporter, Silent
+from robbench.runs import describe_run
 from robbench.stages import ReadyStage, ready_stages, run_stage
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, load_suite
-from robbench.summary import summarize
-from robbench.target import Target, classify, time_round
+from robbench.summary import MEASURED_FLAGS, summarize
+from robbench.target import Target, answers, classify, drift, time_round
 from robbench.threat import Ball
 from robbench.types import Status, Threat
 from robbench.widths import Widths, default_lanes
@@ -53,38 +57,6 @@ _NOTHING: dict[str, Any] = {
 """What a sample costs that a stage has nothing to do for."""
 
 
-class Reporter(Protocol):
-    """Hears how a run goes; the command line draws bars from it."""
-
-    def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
-        """Hear of a run before its first attack; `seconds` is what it takes if nothing breaks."""
-
-    def stage(self, name: str, todo: int, done: int) -> None:
-        """Hear of an attack's start: samples to attack, and how many are known from an earlier run."""
-
-    def progress(self, name: str, finished: int, broken: int) -> None:
-        """Hear of samples that just finished."""
-
-    def note(self, text: str) -> None:
-        """Hear of something a user should know at once."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
-        """Ignore it."""
-
-    def stage(self, name: str, todo: int, done: int) -> None:
-        """Ignore it."""
-
-    def progress(self, name: str, finished: int, broken: int) -> None:
-        """Ignore it."""
-
-    def note(self, text: str) -> None:
-        """Ignore it."""
-
-
 def evaluate(
     model: str | nn.Module,
     suite: str = "whitebox",
@@ -97,6 +69,7 @@ def evaluate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     reporter: Reporter | None = None,
+    expected: dict[str, Any] | None = None,
     **options: Any,
 ) -> ResultFile:
     """Measure the robust accuracy of a model.
@@ -115,6 +88,7 @@ def evaluate(
         mean: for `file:` and `hf:`, per channel of x in [0, 1]; normalization goes inside the module.
         std: goes with mean.
         reporter: hears of progress.
+        expected: the identity that the run must have; one that differs is refused, with the fields named.
         **options: see `inputs.Options`.
 
     Returns:
@@ -126,13 +100,25 @@ def evaluate(
     chosen = Options.given(options)
     keep_freed_memory()
     loaded = load_suite(suite)
-    target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), chosen)
-    return run_suite(target, images, loaded, chosen, reporter or Silent())
+    build = Build(architecture, mean, std)
+    target, images = resolve(model, x, y, dataset, name, build, chosen)
+    description = describe_run(model, suite, dataset, name, build, chosen, own_images=x is not None)
+    return run_suite(target, images, loaded, chosen, reporter or Silent(), description, expected)
 
 
-def run_suite(target: Target, images: Images, suite: Suite, options: Options, reporter: Reporter) -> ResultFile:
-    """Run a suite on a model that is ready; see `evaluate`."""
-    return _Run(target, images, suite, options, reporter).go()
+def run_suite(
+    target: Target,
+    images: Images,
+    suite: Suite,
+    options: Options,
+    reporter: Reporter,
+    description: dict[str, Any],
+    expected: dict[str, Any] | None = None,
+) -> ResultFile:
+    """Run a suite on a model that is ready; see `evaluate`, and `runs.describe_run` for the description."""
+    run = _Run(target, images, suite, options, reporter)
+    run.description, run.expected = description, expected
+    return run.go()
 
 
 Columns = dict[str, Any]
@@ -187,18 +173,30 @@ class _Run:
         lanes = options.lanes or default_lanes(self.shape, target.device)
         self.widths = Widths(target.module, self.shape, lanes, images.dtype)
         self.deterministic = True
+        self.growth = Growth()
+        self.description: dict[str, Any] = {}
+        self.expected: dict[str, Any] | None = None
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
     def go(self) -> ResultFile:
         """Compute what is missing, store it, and return the result for the samples that were asked for."""
-        images, options = self.images, self.options
+        options = self.options
         overrides = {
             key: str(value)
             for key, value in (("norm", options.norm), ("eps", options.eps), ("sample_seed", options.sample_seed))
             if value is not None
         } | ({"seed": str(options.seed)} if options.seed else {})
         store = self._store(standard=not overrides)
-        known = store.open(options.overwrite) if store else empty_rows()
+        if store is None:
+            return self._go(None, overrides)
+        if self.expected is not None:
+            store.expect(self.expected, self.title())
+        with lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note):
+            return self._go(store, overrides)
+
+    def _go(self, store: RunStore | None, overrides: dict[str, str]) -> ResultFile:
+        images, options = self.images, self.options
+        known = store.open(options.overwrite, self.reporter.note) if store else empty_rows()
         before = read_result(store.result_path) if store and store.result_path.exists() else None
         keeper = None
         if store and (options.save_adversarials or store.keeps_adversarials):
@@ -211,16 +209,23 @@ class _Run:
             # Nothing to compute: hardware, date and flags stay those of the computation.
             self.reporter.note(f"{self.title()}: known since {before.date[:10]}, nothing to compute.")
             result = self._summary(images.index[self.positions], known, overrides, before.flags)
-            kept = ("hardware", "versions", "date", "lanes", "flags")
+            kept = ("hardware", "versions", "environment", "date", "lanes", "flags")
             return result.model_copy(update={k: getattr(before, k) for k in kept})
+        if store is not None:
+            store.begin({**self.description, "n": len(self.positions), "stages": len(self.stages), "date": self.date})
         x, y = images.x(self.positions), images.y[self.positions]
         with _Shards(store, [known], keeper) as shards:
-            prediction, flags = classify(self.target, x, y, images.num_classes, self.widths.lanes)
+            sample = images.index[self.positions]
+            prediction, flags = classify(self.target, x, y, images.num_classes, self.widths.lanes, sample)
             self._announce(prediction == y.numpy(), missing)
             self.deterministic = "randomized" not in flags
             if keeper is not None:
                 keeper.exact = not self.deterministic
+            flags = self._noticed(before) | flags
+            first, lanes = x[: self.widths.lanes], self.widths.lanes
+            at_first = answers(self.target, first, lanes)
             self._attack(x, y, prediction, missing, shards)
+            flags |= self._after(first, at_first, lanes)
         rows = pd.concat(shards.rows, ignore_index=True)
         if store is not None:
             complete = self._complete(rows)
@@ -229,6 +234,22 @@ class _Run:
             result = self._summary(order, merged, overrides, flags)
             store.finish(merged, result, leftover=rows[~complete], keep=keeper is not None)
         return self._summary(images.index[self.positions], rows, overrides, flags)
+
+    @staticmethod
+    def _noticed(before: ResultFile | None) -> dict[str, str]:
+        """Take over what earlier runs noticed about the model and this one may not meet again."""
+        passing = {"randomized", "probabilities", "nonfinite_clean", *MEASURED_FLAGS}
+        return {} if before is None else {k: v for k, v in before.flags.items() if k not in passing}
+
+    def _after(self, x: Tensor, at_first: Tensor, lanes: int) -> dict[str, str]:
+        """Look at the model and the memory again when the attacks are over; returns flags."""
+        flags = drift(self.target, x, at_first, lanes) if self.deterministic else {}
+        if leaked := self.growth.leaked:
+            flags["memory"] = (
+                f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "
+                "in the model keeps what it is given. A longer run may be killed; the same command then goes on."
+            )
+        return flags
 
     def _forget(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
         """Drop breaks that were found before adversarial examples were kept, so that they are computed again.
@@ -334,6 +355,8 @@ class _Run:
             if shards.keeper is not None:  # before the rows, so that a shard has both
                 shards.keeper.take(stage.name, rows)
             shards.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), columns)
+            kept = 0 if rows.x_adv is None else rows.x_adv.nbytes
+            self.growth.look(held_bytes(self.target.device), kept + 200 * len(rows.sample))
             self.reporter.progress(stage.name, len(rows.sample), int(rows.broken.sum()))
 
         def narrowed(width: int, reason: str) -> None:
@@ -361,7 +384,7 @@ class _Run:
             one = time_round(self.target, self.shape, self.widths.lanes, self.images.dtype)
             for stage in self.stages:
                 batches = -(-int((missing[stage.name] & correct).sum()) // self.widths.lanes)
-                seconds += one * batches * stage.passes
+                seconds += 0.0 if math.isnan(one) else one * batches * stage.passes
         names = [s.name for s in self.stages]
         self.reporter.plan(self.title(), names, len(correct), int(correct.sum()), seconds, str(self.target.device))
 
@@ -389,6 +412,7 @@ class _Run:
             lanes=self.widths.lanes,
             hardware=describe_device(self.target.device),
             versions=versions(),
+            environment=environment(self.target.device),
             date=self.date,
             paper=dict(self.target.paper),
         )

@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import pickle
+import pickletools
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from robbench.types import UInt8Array
 
 __all__ = ["Part", "Reader", "Spec", "blaming", "read_batches", "read_digits", "read_idx", "read_parquet"]
+
+
+_MOST_BYTES = 2**28  # of one file of a data set, unpacked; the largest has 154 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,10 @@ def read_idx(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
 def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
     """Parse idx: 0, 0, type (8: unsigned byte), number of sizes; the sizes, big-endian uint32; the values."""
     with blaming(f"{path}: cannot be read"):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES:,} bytes, which no data set here has")
     magic, start = bytes((0, 0, 8, 1 + len(shape))), 8 + 4 * len(shape)
     if raw[:4] != magic or len(raw) < start:
         got = f"{len(raw)} bytes starting with {raw[:4].hex()}"
@@ -123,6 +129,7 @@ def read_batches(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
     raw = _members(files[0], spec.unpacked, names)
     for name in names:
         with blaming(f"{files[0]}: {name}"):
+            _check_memo(raw[name])
             batch = _BytesOnly(io.BytesIO(raw[name]), encoding="bytes").load()
             x, labels = batch[b"data"], list(batch[f"{spec.label}s".encode()])
             if (x.dtype, x.shape[1:]) != (np.uint8, (math.prod(spec.shape),)):
@@ -139,6 +146,8 @@ def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes
         else:
             with tarfile.open(source, "r|gz") as archive:  # a stream: one pass, whatever the order inside
                 for member in archive:
+                    if member.size > _MOST_BYTES:
+                        raise ValueError(f"{member.name} claims {member.size:,} bytes; allowed: {_MOST_BYTES:,}")
                     place, _, name = member.name.rpartition("/")
                     if place == folder and name in names and member.isfile():
                         found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
@@ -162,6 +171,13 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _byte_dtype,
     ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes for Python 2
 }
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse a pickle that remembers something under a number beyond its length: a table up to there would be made."""
+    for code, number, _ in pickletools.genops(content):
+        if "PUT" in code.name and not 0 <= int(number or 0) <= len(content):
+            raise pickle.UnpicklingError(f"refused, it remembers something as number {number}")
 
 
 class _BytesOnly(pickle.Unpickler):

@@ -44,6 +44,7 @@ class Options:
         overwrite: replace a stored result of a different run instead of refusing.
         save_adversarials: store the adversarial example of every break too, beside the result. It is not part of what
             was measured: a run goes on with it or without, and keeps saving once it has begun.
+        wait: where another process works on the same result, wait for it instead of refusing.
     """
 
     norm: str | None = None
@@ -58,6 +59,7 @@ class Options:
     results: str | Path | None = None
     overwrite: bool = False
     save_adversarials: bool = False
+    wait: bool = False
 
     @classmethod
     def given(cls, options: Mapping[str, Any]) -> Self:

@@ -1,8 +1,11 @@
 """Exact numbers as people write them: `8/255`, `0.3`, `2`; and threats made of them."""
 
+import re
 from fractions import Fraction
 
 from robbench.types import NORMS, Threat
+
+_MOST_DIGITS = 100
 
 __all__ = ["parse_eps", "parse_fraction", "parse_radii", "parse_threat"]
 
@@ -13,6 +16,12 @@ def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> 
     Raises:
         ValueError: not a number, not finite, or negative; the sentence names `what` and the allowed forms.
     """
+    written = re.fullmatch(r"[^eE]*([eE][+-]?\d+)?", text) if isinstance(text, str) else None
+    # An exact 1e999999999 has a billion digits: a few characters of a file must not cost that.
+    if isinstance(text, str) and (len(text) > _MOST_DIGITS or written is None or _exponent(written[1]) > _MOST_DIGITS):
+        raise ValueError(f"{what}: {text[:40]!r} given; allowed: at most {_MOST_DIGITS} digits")
+    if isinstance(text, int) and text.bit_length() > 4 * _MOST_DIGITS:
+        raise ValueError(f"{what}: a number of {text.bit_length()} bits given; allowed: at most {_MOST_DIGITS} digits")
     try:
         # repr() of a float is the shortest decimal that reads back as it: 0.3 means 3/10, not its binary neighbour.
         value = Fraction(repr(text)) if isinstance(text, float) else Fraction(text)
@@ -23,6 +32,10 @@ def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> 
     if value < 0:
         raise ValueError(f"{what}: {text!r} given; it must not be negative")
     return value
+
+
+def _exponent(text: str | None) -> int:
+    return abs(int(text[1:8])) if text else 0
 
 
 def parse_eps(text: str | int | float | Fraction) -> Fraction:

@@ -2,13 +2,14 @@
 
 ```
 results/<dataset>/<model>/<suite>/result.json        the summary (`ResultFile`)
-results/<dataset>/<model>/<suite>/outcomes.parquet   one row per sample and attack (`COLUMNS`)
+results/<dataset>/<model>/<suite>/outcomes.parquet   one row per sample and attack (`records.COLUMNS`)
+results/<dataset>/<model>/<suite>/timings.parquet    how long each of them took
 results/<dataset>/<model>/<suite>/adversarials.safetensors   the adversarial examples, if asked for
-results/<dataset>/<model>/<suite>/.partial/<run_id>/ shards of a run that has not finished
+results/<dataset>/<model>/<suite>/.partial/<run_id>/ a run that has not finished: run.json and shards
 ```
 
 A shard is `<name>.parquet`, with the adversarial examples of its breaks in `<name>.safetensors` if the run keeps them.
-That file is written first, so where the rows are, it is.
+That file is written first, so where the rows are, it is. `run.json` says what was asked for (`runs.Description`).
 
 A run with overrides lives in `<suite>@<first 8 of its run_id>` and so never meets the standard one.
 """
@@ -18,53 +19,43 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robbench.adversarials import FILE, Points, held, merge, pack, read
 from robbench.errors import ResultError
-from robbench.files import digest, write_atomically
+from robbench.files import component, digest, read_bounded, set_aside, write_atomically
+from robbench.records import COLUMNS, TIMING_COLUMNS, TIMINGS, empty_rows, pack_rows, read_rows, written_by
+from robbench.salvage import Note, shard_name, sound_merged, sound_points, sound_shards
 from robbench.types import Status
 
 __all__ = [
     "COLUMNS",
+    "DESCRIPTION",
     "SCHEMA_VERSION",
     "AttackResult",
     "ResultFile",
     "RunStore",
+    "differences",
+    "empty_rows",
     "load_results",
     "read_result",
     "read_rows",
+    "read_validated",
     "result_folder",
 ]
 
 SCHEMA_VERSION = 2
-
-COLUMNS = {
-    "sample": "int64",  # official index
-    "attack": "str",  # name of the stage
-    "status": "str",  # misclassified, broken, robust, skipped
-    "claimed": "bool",  # whether the attack itself says that it broke the image; ours say what the judge says
-    "label": "int64",  # true class
-    "prediction": "int64",  # class predicted at the break, or at the last queried point
-    "trial": "int64",  # which restart broke it (or was the last)
-    "step": "int64",  # after how many steps of that trial
-    "forwards": "int64",
-    "backwards": "int64",
-    "distance": "float64",  # ‖x_adv − x‖ of the break, nan otherwise
-    "zero_gradients": "int64",  # queries whose loss gradient was exactly zero
-    "nonfinite": "int64",  # queries answered with NaN or infinity
-    "seconds": "float64",  # share of the wall time
-}
-"""The columns of outcomes.parquet, in order."""
+DESCRIPTION = "run.json"
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Accuracy(_Strict):
@@ -137,6 +128,13 @@ class ResultFile(_Strict):
     """UTC date of the last computation, ISO 8601."""
     paper: dict[str, Any] = {}
     """The figures that the model's card quotes from a paper."""
+    environment: dict[str, Any] = {}
+    """What else the last computation ran on: code revision, platform, threads, packages (`hardware.environment`)."""
+
+    @field_validator("model", "dataset", "suite")
+    @classmethod
+    def _in_the_tree(cls, name: str) -> str:
+        return component(name, "name")  # they make a path, and a file from elsewhere must not lead out of the tree
 
 
 class RunStore:
@@ -147,7 +145,15 @@ class RunStore:
     ) -> None:
         self.identity = identity
         self.run_id = digest(identity)
-        self.folder = root / dataset / model / (suite if standard else f"{suite}@{self.run_id[:8]}")
+        try:
+            names = [component(name, what) for name, what in ((dataset, "dataset"), (model, "name"), (suite, "suite"))]
+        except ValueError as error:
+            raise ResultError(f"{error}: it names a folder of the results.") from None
+        self.folder = root / names[0] / names[1] / (names[2] if standard else f"{names[2]}@{self.run_id[:8]}")
+        if not self.folder.resolve().is_relative_to(root.resolve()):
+            raise ResultError(
+                f"{self.folder} leads out of the results tree, to {self.folder.resolve()}; remove the link."
+            )
         self.partial = self.folder / ".partial" / self.run_id
 
     @property
@@ -170,6 +176,10 @@ class RunStore:
         """Whether this run has stored adversarial examples."""
         return bool(self._adversarial_files())
 
+    @property
+    def _attacks(self) -> list[str]:
+        return [a["name"] for a in self.identity["attacks"]]
+
     def _adversarial_files(self) -> list[Path]:
         """List the files with adversarial examples, in the order in which `open` reads their rows."""
         shards = sorted(p for p in self.partial.glob("*.safetensors") if p.with_suffix(".parquet").exists())
@@ -177,30 +187,66 @@ class RunStore:
         merged = self.adversarials_path.exists() and self.result_path.exists()
         return [*shards, *([self.adversarials_path] if merged else [])]
 
-    def open(self, overwrite: bool = False) -> pd.DataFrame:
+    def open(self, overwrite: bool = False, note: Note = lambda text: None) -> pd.DataFrame:
         """Return every row this run has already computed (finished or not); an empty frame for a new run.
+
+        Files that are damaged, foreign or of an older format are set aside as `*.damaged`, and `note` hears of each.
 
         Raises:
             ResultError: the folder holds a different run; the differing fields are named. `overwrite` removes it.
         """
-        frames = []
-        if self.result_path.exists():
-            stored = read_result(self.result_path)
-            if stored.run_id != self.run_id:
-                if not overwrite:
-                    raise ResultError(self._mismatch(stored))
-                shutil.rmtree(self.folder)
-            else:
-                frames.append(read_rows(self.outcomes_path))
+        stored = self._stored(note)
+        if stored is not None and stored.run_id != self.run_id:
+            if not overwrite:
+                raise ResultError(self._mismatch(stored.identity))
+            shutil.rmtree(self.folder)
+            stored = None
+        for other in self._other_runs():
+            note(other)
+        merged = None
+        if stored is not None or written_by(self.outcomes_path) == self.run_id:  # killed before its end
+            merged = sound_merged(self.folder, self.run_id, self._attacks, stored is not None, note)
+        if stored is not None and merged is None:
+            set_aside(self.result_path, self.folder)  # a summary of records that are gone
+        shards = sound_shards(self.partial, self.run_id, self._attacks, note)
+        for path in self._adversarial_files():
+            sound_points(path, self.run_id, self.folder, note)
         # A break that was stored without its adversarial example and computed again is there twice, and its row must be
         # the one that the point belongs to: shards with points come first.
-        shards = sorted(self.partial.glob("*.parquet"))
-        first = [s for s in shards if s.with_suffix(".safetensors").exists()]
-        frames = [*map(read_rows, first), *frames, *(read_rows(s) for s in shards if s not in first)]
+        first = [rows for path, rows in shards.items() if path.with_suffix(".safetensors").exists()]
+        last = [rows for path, rows in shards.items() if not path.with_suffix(".safetensors").exists()]
+        frames = [*first, *([] if merged is None else [merged]), *last]
         if not frames:
             return empty_rows()
         # A kill between writing the result and removing its shards leaves rows twice; they are equal.
         return pd.concat(frames, ignore_index=True).drop_duplicates(["sample", "attack"], ignore_index=True)
+
+    def _stored(self, note: Note) -> ResultFile | None:
+        """Read the summary that lies here; a damaged one is set aside."""
+        if not self.result_path.exists():
+            return None
+        try:
+            return read_result(self.result_path)
+        except ResultError as error:
+            name = set_aside(self.result_path, self.folder).name
+            note(f"{error} Set aside as {name}; it is made again.")
+            return None
+
+    def _other_runs(self) -> Iterator[str]:
+        """Say what other unfinished runs lie in this folder, and in what they differ; they are left as they are."""
+        for path in sorted(self.partial.parent.glob(f"*/{DESCRIPTION}")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # `robbench runs` names a damaged one
+                other = json.loads(path.read_text(encoding="utf-8"))["identity"]
+                if path.parent != self.partial and digest(other) != self.run_id:
+                    yield (
+                        f"{self.folder} holds an unfinished run of something else, whose records are not used. What "
+                        "differs:\n" + "\n".join(_listed(other, self.identity))
+                    )
+
+    def begin(self, description: dict[str, Any]) -> None:
+        """Write down what was asked for, before anything is computed."""
+        text = json.dumps({**description, "identity": self.identity}, indent=2, ensure_ascii=False)
+        write_atomically(self.partial / DESCRIPTION, f"{text}\n".encode())
 
     def without_adversarials(self, rows: pd.DataFrame) -> pd.Series[bool]:
         """Tell which of these rows are breaks whose adversarial example is not stored."""
@@ -208,12 +254,14 @@ class RunStore:
         keys = pd.MultiIndex.from_frame(rows[["sample", "attack"]])
         return (rows["status"] == Status.BROKEN) & ~keys.isin(pd.MultiIndex.from_frame(stored))
 
-    def commit(self, rows: pd.DataFrame, points: Sequence[Points] = ()) -> None:
+    def commit(self, rows: pd.DataFrame, points: Sequence[Points] = ()) -> Path:
         """Write a shard: from now on these rows are never computed again."""
-        name = digest([rows["attack"].tolist(), rows["sample"].tolist(), bool(points)])[:16]
+        data = pack_rows(rows, self.run_id, list(COLUMNS))
+        path = self.partial / f"{shard_name(data)}.parquet"
         if points:
-            write_atomically(self.partial / f"{name}.safetensors", self._pack(points))
-        write_atomically(self.partial / f"{name}.parquet", rows.to_parquet(index=False))
+            write_atomically(path.with_suffix(".safetensors"), self._pack(points))
+        write_atomically(path, data)
+        return path
 
     def finish(self, rows: pd.DataFrame, result: ResultFile, leftover: pd.DataFrame, keep: bool = False) -> None:
         """Write the merged records and the summary, and drop the shards but for rows of incomplete samples.
@@ -230,52 +278,59 @@ class RunStore:
             write_atomically(self.adversarials_path, self._pack(merge(points, broken)))
         else:
             self.adversarials_path.unlink(missing_ok=True)  # a different run's, killed before its end
-        write_atomically(self.outcomes_path, rows.to_parquet(index=False))
+        write_atomically(self.folder / TIMINGS, pack_rows(rows, self.run_id, TIMING_COLUMNS))
+        write_atomically(self.outcomes_path, pack_rows(rows, self.run_id))
         write_atomically(self.result_path, dump_result(result).encode())
-        shutil.rmtree(self.partial, ignore_errors=True)
         if len(leftover):
-            self.commit(leftover, merge(points, leftover))
+            kept = self.commit(leftover, merge(points, leftover))
+            for path in self.partial.iterdir():
+                if path.stem != kept.stem and path.name != DESCRIPTION:
+                    path.unlink()
+            return
+        shutil.rmtree(self.partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # other unfinished work may still have shards there
             self.partial.parent.rmdir()
 
     def _pack(self, points: Sequence[Points]) -> bytes:
-        return pack(points, self.run_id, [a["name"] for a in self.identity["attacks"]])
+        return pack(points, self.run_id, self._attacks)
 
-    def _mismatch(self, stored: ResultFile) -> str:
-        lines = [
-            f"  {key}: stored {_short(stored.identity.get(key))}, this run {_short(self.identity.get(key))}"
-            for key in sorted({*stored.identity, *self.identity})
-            if stored.identity.get(key) != self.identity.get(key)
-        ]
+    def expect(self, identity: dict[str, Any], what: str) -> None:
+        """Refuse to go on unless what is to be measured is what was recorded.
+
+        Raises:
+            ResultError: it is not; every differing field is named.
+        """
+        if digest(identity) != self.run_id:
+            lines = "\n".join(_listed(identity, self.identity))
+            raise ResultError(f"{what} cannot be made with what is here. What differs:\n{lines}\nNothing was computed.")
+
+    def _mismatch(self, stored: dict[str, Any]) -> str:
         return (
-            f"{self.folder} holds the result of a different run. What differs:\n" + "\n".join(lines) + "\n"
-            "Nothing was computed or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
+            f"{self.folder} holds the result of a different run. What differs:\n"
+            + "\n".join(_listed(stored, self.identity))
+            + "\nNothing was computed or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
         )
+
+
+def _listed(stored: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    return [f"  {field}: stored {_short(a)}, this run {_short(b)}" for field, a, b in differences("", stored, here)]
+
+
+def differences(field: str, given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Walk through two JSON values; yields the path of every field that differs, and both of its values."""
+    if isinstance(given, dict) and isinstance(expected, dict):
+        for key in dict.fromkeys([*given, *expected]):
+            yield from differences(f"{field}.{key}".lstrip("."), given.get(key), expected.get(key))
+    elif isinstance(given, list) and isinstance(expected, list) and len(given) == len(expected):
+        for i, pair in enumerate(zip(given, expected, strict=True)):
+            yield from differences(f"{field}[{i}]", *pair)
+    elif given != expected:
+        yield field, given, expected
 
 
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def empty_rows() -> pd.DataFrame:
-    """Make a frame with the columns of outcomes.parquet and no rows."""
-    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """Read the records of a run or of a shard.
-
-    Raises:
-        ResultError: not readable, or without the columns of `COLUMNS`.
-    """
-    try:
-        rows = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path} cannot be read ({error}). Remove it, and its samples are computed again.") from None
-    if list(rows.columns) != list(COLUMNS):
-        raise ResultError(f"{path} has the columns {list(rows.columns)}; expected {list(COLUMNS)}.")
-    return rows
 
 
 def read_result(path: Path) -> ResultFile:
@@ -284,12 +339,23 @@ def read_result(path: Path) -> ResultFile:
     Raises:
         ResultError: not a result of this schema.
     """
+    return read_validated(path, ResultFile, 2**26)
+
+
+def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
+    """Read a JSON file of at most `most` bytes.
+
+    Raises:
+        ResultError: it cannot be read, or is not what it should be; the first field that is not is named.
+    """
     try:
-        return ResultFile.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(read_bounded(path, most))
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}") from None
+        raise ResultError(f"{path}: {where}: {first['msg']}.") from None
 
 
 def dump_result(result: ResultFile) -> str:

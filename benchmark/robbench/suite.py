@@ -28,7 +28,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from importlib import resources
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from robbench.errors import SuiteError, unknown_name
+from robbench.files import component, load_toml, read_bounded
 from robbench.numbers import parse_fraction, parse_threat
 from robbench.types import JUDGES, Judge, Threat
 
@@ -46,6 +46,7 @@ __all__ = ["Mode", "Stage", "Suite", "build_attack", "load_suite", "suite_names"
 
 Mode = Literal["full", "cascade", "challenge"]
 _CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # what tells an attack from another class
+_MOST_BYTES = 2**20
 _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 
 
@@ -105,7 +106,12 @@ def load_suite(name: str) -> Suite:
         path = Path(name)
         if not path.is_file():
             raise SuiteError(f"No suite file at {name}.")
-        return _parse(path.stem, path.read_text(encoding="utf-8"), name)
+        try:
+            text = read_bounded(path, _MOST_BYTES).decode()
+            component(path.stem, "the file's name")
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise SuiteError(f"{name}: cannot be read: {error}") from None
+        return _parse(path.stem, text, name)
     if name not in suite_names():
         raise SuiteError(unknown_name("suite", name, suite_names()) + " A path to a .toml file works as well.")
     text = (resources.files("robbench") / "suites" / f"{name}.toml").read_text(encoding="utf-8")
@@ -183,8 +189,8 @@ def _stage(table: dict[str, Any], dataset: str, suite: str) -> Stage:
 
 def _parse(name: str, text: str, where: str) -> Suite:
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = load_toml(text)
+    except ValueError as error:
         raise SuiteError(f"{where}: not valid TOML: {error}") from None
     for problem in _problems(table):
         raise SuiteError(f"{where}: {problem}")
@@ -215,13 +221,32 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
         yield f"judge: {table['judge']!r} given; allowed: {', '.join(JUDGES)}"
     if table.get("mode", "full") not in get_args(Mode):
         yield f"mode: {table['mode']!r} given; allowed: {', '.join(get_args(Mode))}"
+    for key in ("title", "description"):
+        if not isinstance(table.get(key, ""), str):
+            yield f"{key}: {table[key]!r} given; allowed: text"
+    if not isinstance(table.get("threat", {}), dict):
+        yield f"threat: {table['threat']!r} given; expected tables [threat.DATASET]"
     attacks = table.get("attack")
     if not isinstance(attacks, list) or not attacks:
         yield "attack: at least one [[attack]] table is needed"
+        return
+    for attack in attacks:
+        if not isinstance(attack, dict):
+            yield f"attack: {attack!r} given; expected [[attack]] tables"
+            continue
+        on = attack.get("on", {})
+        if not isinstance(on, dict) or not all(isinstance(part, dict) for part in on.values()):
+            yield f"on: {on!r} given; expected on.DATASET = {{ ... }}"
+            continue
+        for part in (attack, *on.values()):
+            for key in ("name", "kind"):
+                value = part.get(key, "x")
+                if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 100:
+                    yield f"{key}: {value!r} given; allowed: up to 100 printable characters"
 
 
-def _threat(table: dict[str, Any], where: str) -> Threat:
-    if set(table) != {"norm", "eps"}:
+def _threat(table: Any, where: str) -> Threat:
+    if not isinstance(table, dict) or set(table) != {"norm", "eps"}:
         raise SuiteError(f"{where}: {table} given; expected norm and eps, and nothing else")
     try:
         return parse_threat(table["norm"], table["eps"])

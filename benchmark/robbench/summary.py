@@ -10,7 +10,7 @@ from robbench.files import digest
 from robbench.stats import wilson
 from robbench.store import Accuracy, AttackResult, ResultFile, ThreatResult
 from robbench.suite import Suite
-from robbench.types import Status, Threat
+from robbench.types import Status, Threat, some_ids
 
 __all__ = ["MEASURED_FLAGS", "accuracy", "robust_samples", "summarize"]
 
@@ -112,7 +112,13 @@ def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str
             f"Breaks that another library claims and that do not hold (outside ball or box, or predicted right by this "
             f"run's forward pass): {', '.join(refuted)}. They count as robust here."
         )
-    broken = int(rows["nonfinite"].sum())
-    if broken:
-        flags["nonfinite"] = f"{broken} queries were answered with NaN or infinity; none of them counts as a break."
+    if answers := int(rows["nonfinite"].sum()):
+        flags["nonfinite"] = f"{answers} queries were answered with NaN or infinity; none of them counts as a break."
+        asked = rows.loc[rows["nonfinite"] > 0, "sample"].unique()
+        robust = robust_samples(rows)
+        if standing := sorted(s for s in asked if robust[s]):
+            flags["nonfinite"] += (
+                f" {len(standing)} images that got such answers count as robust, though the attack could not see there "
+                f"what it did: {some_ids(standing)}."
+            )
     return flags

@@ -14,11 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.errors import DataError, ModelError
+from robbench.guard import Guarded, out_of_memory
+from robbench.types import some_ids
 
-__all__ = ["RANDOMIZED_DRAWS", "Target", "answers", "check_images", "classify", "pick_device", "prepare", "time_round"]
+__all__ = [
+    "RANDOMIZED_DRAWS",
+    "Target",
+    "answers",
+    "check_images",
+    "classify",
+    "drift",
+    "pick_device",
+    "prepare",
+    "time_round",
+]
 
 RANDOMIZED_DRAWS = 11
 """Answers that decide over a break of a model that answers at random."""
+
+# Different kernels may round differently; this share of the logits' length is far above that (AutoAttack's check).
+_NOISE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +73,8 @@ def pick_device(name: str) -> torch.device:
     return torch.device(wanted)
 
 
-def prepare(module: nn.Module, device: torch.device, x: Tensor) -> nn.Module:
-    """Return a frozen copy of a model on the device; the caller's own is left as it is.
+def prepare(module: nn.Module, device: torch.device, x: Tensor) -> Guarded:
+    """Return a frozen copy of a model on the device, guarded; the caller's own is left as it is.
 
     Convolutions run in channels-last layout where the model works that way (a `.view` inside it may not).
 
@@ -82,17 +97,18 @@ def prepare(module: nn.Module, device: torch.device, x: Tensor) -> nn.Module:
     except Exception:  # whatever a user's module raises: hooks, handles and generators do not copy
         ours = module
     ours = ours.to(device)
-    if ours is module:
-        return ours
-    ours.requires_grad_(False)
-    if any(p.dim() == 4 for p in ours.parameters()):
-        ours.to(memory_format=torch.channels_last)
-        try:
-            with torch.no_grad():
-                ours(x.to(device))
-        except Exception:  # whatever a module raises about its input; `classify` words it
-            ours.to(memory_format=torch.contiguous_format)
-    return ours
+    if ours is not module:
+        ours.requires_grad_(False)
+        if any(p.dim() == 4 for p in ours.parameters()):
+            ours.to(memory_format=torch.channels_last)
+            try:
+                with torch.no_grad():
+                    ours(x.to(device, copy=True))
+            except Exception:  # whatever a module raises about its input; `classify` words it
+                ours.to(memory_format=torch.contiguous_format)
+    guarded = Guarded(ours).eval()
+    guarded.try_out(x.to(device))
+    return guarded
 
 
 def check_images(x: Tensor, y: Tensor) -> None:
@@ -118,7 +134,12 @@ def check_images(x: Tensor, y: Tensor) -> None:
 
 
 def classify(
-    target: Target, x: Tensor, y: Tensor, num_classes: int | None, lanes: int
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    num_classes: int | None,
+    lanes: int,
+    sample: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], dict[str, str]]:
     """Predict clean images and look for answers that no robust accuracy can be derived from.
 
@@ -128,29 +149,84 @@ def classify(
         y: [N] labels.
         num_classes: how many logits there must be; None asks only for more than the largest label.
         lanes: batch width, padded at the end so that kernels see one shape.
+        sample: [N] official indices, for flags and errors; by default the images are counted from 0.
 
     Returns:
-        Predictions [N], and flags: name of the problem -> sentence.
+        Predictions [N], -1 where the answer holds NaN or infinity, and flags: name of the problem -> sentence.
 
     Raises:
-        ModelError: the output is not [N, K], is not finite, or has the wrong number of classes.
+        ModelError: the output is not [N, K], is finite for no image, or has the wrong number of classes.
     """
+    ids = np.arange(len(x)) if sample is None else sample
     predictions: list[NDArray[np.int64]] = []
-    first = None
-    for batch, real in _batches(x, lanes):
-        logits = _logits(target, batch)[:real]
+    first = bad = None
+    for start, (batch, real) in zip(range(0, len(x), lanes), _batches(x, lanes), strict=True):
+        try:
+            logits = _logits(target, batch)[:real]
+        except ModelError as error:
+            at = _failing(target, batch, real)
+            alone = f"it fails on {some_ids(ids[start : start + real][at])}" if at else "none of them fails alone"
+            raise ModelError(f"{error} (clean images, {some_ids(ids[start : start + real])}: {alone})") from error
         if first is None:
             first = (batch, real, logits)
             _check_logits(logits, y, num_classes)
-        if not bool(logits.isfinite().all()):
-            bad = int((~logits.isfinite().all(1)).nonzero()[0])
-            raise ModelError(
-                f"The model answers NaN or infinity to clean image number {len(predictions) * lanes + bad}: "
-                f"{logits[bad].tolist()}. A robust accuracy of it would mean nothing."
-            )
-        predictions.append(logits.argmax(1).cpu().numpy())
+        finite = logits.isfinite().all(1)
+        if bad is None and not bool(finite.all()):
+            bad = logits[~finite][0].tolist()
+        predictions.append(torch.where(finite, logits.argmax(1), -1).cpu().numpy())
     assert first is not None  # x is not empty
-    return np.concatenate(predictions), _flags(target, *first)
+    prediction = np.concatenate(predictions)
+    lost = prediction < 0
+    if lost.all():
+        raise ModelError(
+            f"The model answers NaN or infinity to every clean image; to {some_ids(ids[:1])}: {bad}. A robust accuracy "
+            "of it would mean nothing."
+        )
+    flags = _flags(target, *first) | (target.module.flags if isinstance(target.module, Guarded) else {})
+    if lost.any():
+        flags["nonfinite_clean"] = (
+            f"The model answers NaN or infinity to {int(lost.sum())} clean images; they count as misclassified: "
+            f"{some_ids(ids[lost])}."
+        )
+    return prediction, flags
+
+
+def _failing(target: Target, batch: Tensor, real: int) -> list[int]:
+    """Ask about each image of a batch that failed, alone at the same width; returns the positions that fail again."""
+    at = []
+    for i in range(real if real > 1 else 0):
+        try:
+            _logits(target, batch[i : i + 1].expand_as(batch).contiguous())
+        except ModelError:
+            at.append(i)
+    return at
+
+
+def drift(target: Target, x: Tensor, before: Tensor, lanes: int) -> dict[str, str]:
+    """Ask the same again after a run: a model whose state changes between calls was not one model.
+
+    Args:
+        target: the model.
+        x: [N, C, H, W] clean images.
+        before: [N, K] what it answered to them before the run.
+        lanes: batch width.
+
+    Returns:
+        A flag if the answers differ by more than rounding: name of the problem -> sentence.
+    """
+    now = answers(target, x, lanes)
+    scale = before.norm(dim=1).clamp(min=1e-12)
+    change = float(((now - before).norm(dim=1) / scale).nan_to_num(0.0).max())
+    flips = int((now.argmax(1) != before.argmax(1)).sum())
+    if change <= _NOISE and not flips:
+        return {}
+    return {
+        "state": (
+            f"The model answers differently after the attacks than before ({flips} of {len(x)} predictions of clean "
+            f"images changed, logits by up to {change:.1e} of their length): something in it changes between calls. "
+            "The verdicts are of different models, and neither breaks nor survivors can be relied on."
+        )
+    }
 
 
 def answers(target: Target, x: Tensor, lanes: int) -> Tensor:
@@ -170,17 +246,11 @@ def _batches(x: Tensor, lanes: int) -> Iterator[tuple[Tensor, int]]:
 def _logits(target: Target, batch: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            logits = target.module(batch.to(target.device))
-    except torch.OutOfMemoryError:
+            logits: Tensor = target.module(batch.to(target.device))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from None
-    except Exception as error:  # a transformer asserts its image size, others raise ValueError
-        reason = str(error) or type(error).__name__
-        raise ModelError(
-            f"The model cannot be run on images of shape {tuple(batch.shape)} ({batch.dtype}): {reason}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch):
-        given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ModelError(f"The model answers with {given} to {len(batch)} images; expected logits [N, classes].")
     return logits
 
 
@@ -197,10 +267,9 @@ def _flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str
     flags = {}
     again = torch.stack([_logits(target, batch)[:real] for _ in range(2)])
     scale = logits.norm(dim=1).clamp(min=1e-12)
-    change = float(((again - logits).norm(dim=2) / scale).max())
+    change = float(((again - logits).norm(dim=2) / scale).nan_to_num(0.0).max())
     flips = int((again.argmax(2) != logits.argmax(1)).any(0).sum())
-    # Different kernels may round differently; 1e-4 of the logits' length is far above that (AutoAttack's check).
-    if change > 1e-4 or flips:
+    if change > _NOISE or flips:
         flags["randomized"] = (
             f"The model answers differently to the same images ({flips} of {real} predictions changed, logits by up "
             f"to {change:.1e} of their length), so gradients are noisy. A break counts here if more than half of "
@@ -217,15 +286,18 @@ def _flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str
 
 
 def time_round(target: Target, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> float:
-    """Measure seconds for one forward and backward pass of a full batch, after one that warms up."""
+    """Measure seconds for one forward and backward pass of a full batch, after one that warms up; NaN if it fails."""
     x = torch.full((lanes, *shape), 0.5, dtype=dtype, device=target.device).requires_grad_(True)
     begin = math.nan
     for _ in range(2):
         begin = time.perf_counter()
-        with torch.enable_grad():
-            out = target.module(x).sum()
-        if out.requires_grad:
-            torch.autograd.grad(out, x, allow_unused=True)
+        try:
+            with torch.enable_grad():
+                out = target.module(x).sum()
+            if out.requires_grad:
+                torch.autograd.grad(out, x, allow_unused=True)
+        except Exception:  # whatever the model raises; an attack that meets it says so, with its samples
+            return math.nan
         if target.device.type == "cuda":
             torch.cuda.synchronize()
     return time.perf_counter() - begin

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from fractions import Fraction
 
     import numpy as np
@@ -29,6 +30,13 @@ JUDGES: tuple[Judge, ...] = ("any", "final")
 
 State = dict[str, "Tensor"]
 """What an attack remembers: tensors with the lane first; `state["x"]` is the next point to query."""
+
+
+def some_ids(ids: Iterable[int], most: int = 20) -> str:
+    """Name samples by their official indices, the first ones where there are many."""
+    listed = [int(i) for i in ids]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return f"sample{'s' if len(listed) != 1 else ''} {', '.join(map(str, listed[:most]))}{more}"
 
 
 class Status(StrEnum):

@@ -194,6 +194,9 @@ def resnet18(num_classes: int, in_shape: Shape) -> nn.Module:
     return _ResNet18(num_classes, in_shape[0])
 
 
+_MOST = 4096  # of an argument that counts something
+_MOST_PARAMETERS = 2**31
+
 ARCHITECTURES: dict[str, Builder] = {
     "digits_convnet": digits_convnet,
     "linear": linear,
@@ -236,6 +239,13 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
         if type(given) not in allowed:
             kind = type(defaults[key]).__name__
             raise ModelError(f"{name}: {key}: {given!r} given; expected: {kind}, such as {defaults[key]!r}")
-        if type(given) is int and type(defaults[key]) is int and given < 1:
-            raise ModelError(f"{name}: {key}: {given} given; expected: at least 1")
+        if type(given) is int and type(defaults[key]) is int and not 1 <= given <= _MOST:
+            raise ModelError(f"{name}: {key}: {given} given; expected: at least 1, at most {_MOST}")
+    try:
+        with torch.device("meta"):  # costs no memory, whatever a card asks for
+            size = sum(p.numel() for p in ARCHITECTURES[name](num_classes, in_shape, **args).parameters())
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{name} with {dict(args)} cannot be built: {error}") from error
+    if size > _MOST_PARAMETERS:
+        raise ModelError(f"{name} with {dict(args)} has {size:,} parameters; allowed: {_MOST_PARAMETERS:,}")
     return ARCHITECTURES[name](num_classes, in_shape, **args)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from robbench.errors import CardError, unknown_name
-from robbench.files import write_atomically
+from robbench.files import read_bounded, write_atomically
 from robbench.models.recipes import Adversary, Budget, Distillation, Pairing, Recipe
 from robbench.models.schema import (
     DATASETS,
@@ -53,11 +53,12 @@ __all__ = [
 ]
 
 WEIGHTS_FOLDER = "weights"
+MOST_BYTES = 2**20  # of a card
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
+        return read_bounded(path, MOST_BYTES).decode()
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

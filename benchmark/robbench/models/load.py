@@ -7,6 +7,7 @@ here can run code: safetensors has none to run, and pickles are read with `weigh
 import hashlib
 import importlib.util
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,13 @@ def _locate(entry: Entry) -> tuple[Path, Weights]:
         raise ModelError(f"{name} is not trained yet: {remedy}")
     if weights.package is None or weights.resource is None:
         assert weights.path is not None, "a card names exactly one source"
-        return entry.root / WEIGHTS_FOLDER / weights.path, weights
+        folder = entry.root / WEIGHTS_FOLDER
+        path = folder / weights.path
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ModelError(
+                f"{name}: weights {path} are a link out of the registry, to {path.resolve()}; put the file there."
+            )
+        return path, weights
     try:
         spec = importlib.util.find_spec(weights.package)
     except ValueError:  # a module without a spec, such as __main__
@@ -152,6 +159,7 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
         if suffix == ".safetensors":
             content = safetensors.torch.load(data)
         elif suffix in (".pt", ".pth"):
+            _refuse_bombs(data)
             content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         else:
             raise ModelError(f"file type {suffix!r} given; allowed: '.safetensors', '.pt', '.pth'")
@@ -173,6 +181,19 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _refuse_bombs(data: bytes) -> None:
+    """Refuse an archive whose members unpack to more than is there: torch stores them as they are."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        packed = [m.filename for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
+        claimed = sum(m.file_size for m in archive.infolist())
+    if packed or claimed > len(data):
+        raise ModelError(
+            f"an archive of {len(data):,} bytes that unpacks to {claimed:,}; expected: members stored as they are"
+        )
 
 
 def fitted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
 """What a model card may say: the tables of its TOML, checked strictly, with every problem worded at once."""
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from robbench.errors import CardError
+from robbench.files import load_toml
 from robbench.models.fields import Exact, Numbers, Scalar, Table, Text, hex64, relative, top_level
 from robbench.models.recipes import Budget, Recipe
 from robbench.types import Norm, Threat
@@ -206,8 +206,10 @@ def parse_card(text: str, where: str) -> ModelCard:
             and what is allowed.
     """
     try:
-        return ModelCard.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        table = load_toml(text)
+    except ValueError as error:
         raise CardError(f"{where}: not valid TOML: {error}") from None
+    try:
+        return ModelCard.model_validate(table)
     except ValidationError as error:
         raise CardError("\n".join(f"{where}: {_sentence(e)}" for e in error.errors())) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from robbench.models.card import Entry, ModelCard
+from robbench.report.escape import markdown_text
 from robbench.report.leaderboard import percent, with_interval
 from robbench.sanity.record import Verdicts
 from robbench.store import ResultFile, load_results
@@ -51,7 +52,9 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
         CardError: a card is invalid.
         ResultError: a result.json is damaged.
     """
-    measured = {r.identity["weights"]: r for r in load_results(results) if r.suite == "whitebox" and not r.overrides}
+    measured = {
+        r.identity.get("weights"): r for r in load_results(results) if r.suite == "whitebox" and not r.overrides
+    }
     ours = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
     parts, verdicts = [_INTRO], Verdicts(results)
     for dataset, members in groupby(ours, key=lambda e: e.dataset):
@@ -79,7 +82,7 @@ def _row(entry: Entry, result: ResultFile | None, verdicts: Verdicts) -> dict[st
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"
-    return cells
+    return {column: markdown_text(text) for column, text in cells.items()}
 
 
 def iterations(card: ModelCard) -> str:

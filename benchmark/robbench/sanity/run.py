@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from robbench.inputs import Images, Options, resolve, select
 from robbench.memory import keep_freed_memory
 from robbench.models.sources import Build
 from robbench.numbers import parse_threat
+from robbench.runs import describe_run
 from robbench.sanity.chance import kept_on
 from robbench.sanity.checks import run_checks
 from robbench.sanity.landscape import landscape
@@ -92,20 +93,32 @@ def examine(
     keep_freed_memory()
     if isinstance(model, nn.Module):
         model = kept_on(model)
-    target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), chosen)
+    build = Build(architecture, mean, std)
+    target, images = resolve(model, x, y, dataset, name, build, chosen)
+
+    def describe(suite: str, options: Options) -> dict[str, Any]:
+        return describe_run(model, suite, dataset, name, build, options, own_images=x is not None)
+
     if chosen.results is not None:
-        return _Examination(target, images, chosen, reporter or Silent()).go(act)
+        return _Examination(target, images, chosen, reporter or Silent(), describe).go(act)
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
-        return _Examination(target, images, replace(chosen, results=folder), reporter or Silent()).go(act)
+        chosen = replace(chosen, results=folder)
+        return _Examination(target, images, chosen, reporter or Silent(), describe).go(act)
+
+
+Describe = Callable[[str, Options], dict[str, Any]]
+"""What to put down of a run of a suite, so that it can be continued."""
 
 
 class _Examination:
     """A model, images and options; its results tree is there."""
 
-    def __init__(self, target: Target, images: Images, options: Options, reporter: Reporter) -> None:
+    def __init__(
+        self, target: Target, images: Images, options: Options, reporter: Reporter, describe: Describe
+    ) -> None:
         self.differentiable = _differentiable(target, images)
         self.target = target if self.differentiable else replace(target, module=Connected(target.module).eval())
-        self.images, self.options, self.reporter = images, options, reporter
+        self.images, self.options, self.reporter, self.describe = images, options, reporter, describe
         self.suite = load_suite(SUITE)
 
     def go(self, act: bool) -> SanityFile:
@@ -113,7 +126,8 @@ class _Examination:
         assert self.options.results is not None
         root = Path(self.options.results)
         begin = time.perf_counter()
-        result = run_suite(self.target, self.images, self.suite, self.options, self.reporter)
+        description = self.describe(SUITE, self.options)
+        result = run_suite(self.target, self.images, self.suite, self.options, self.reporter, description)
         folder = result_folder(root, result)
         known = self._known(folder / FILE, result)
         if known is None:
@@ -212,7 +226,8 @@ class _Examination:
         if self.images.dataset not in loaded.threats and options.eps is None:
             threat = self.suite.threat(self.images.dataset)
             options = replace(options, norm=threat.norm, eps=threat.eps_text)
-        result = run_suite(self.target, self.images, loaded, options, self.reporter)
+        description = self.describe(suite, options)
+        result = run_suite(self.target, self.images, loaded, options, self.reporter, description)
         return Acted(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
 
 

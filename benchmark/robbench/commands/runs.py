@@ -1,0 +1,115 @@
+"""The commands about runs that exist already: list them, go on with them, make one again. Printing only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robbench.commands.options import DataDir, Json, Models, Results, per_channel, resumable
+from robbench.commands.printing import print_objects, print_table, tree
+from robbench.errors import RobbenchError
+
+__all__ = ["reproduce", "resume_runs", "runs"]
+
+
+def runs(results: Results = Path("results"), as_json: Json = False) -> None:
+    """List unfinished and finished runs; `eval --resume` goes on with the unfinished ones."""
+    from robbench.runs import find_runs
+
+    found = find_runs(tree(results))
+    print_table([run.as_row(results) for run in found], as_json)
+    if as_json:
+        return
+    if waiting := sum(run.resumable is not None for run in found):
+        where = "" if results == Path("results") else f" --results {results}"
+        print(f"{waiting} to be continued: robbench eval --resume{where}", file=sys.stderr)
+
+
+def resume_runs(results: Path, device: str, wait: bool, as_json: bool) -> None:
+    """Go on with every unfinished run of a tree, each as it was described when it began."""
+    from robbench.report.terminal import TerminalReporter, print_results
+    from robbench.runs import find_runs
+
+    found = find_runs(tree(results))
+    waiting = [about for run in found if (about := run.resumable)]
+    for run in found:
+        if run.state in ("running", "unfinished") and run.resumable is None:
+            print(f"{run.folder}: {run.note or 'another process works on it'}.", file=sys.stderr)
+    if not waiting:
+        print(f"No run in {results} waits to be continued.", file=sys.stderr)
+        return
+    from robbench.evaluation import evaluate
+
+    done, failed = [], 0
+    reporter = TerminalReporter(hint_samples=False)
+    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+        for about in waiting:
+            try:
+                done.append(
+                    evaluate(
+                        reporter=reporter,
+                        expected=about.identity,
+                        device=device,
+                        results=results,
+                        wait=wait,
+                        **about.asked(),
+                    )
+                )
+            except RobbenchError as error:  # one that cannot go on holds up no other
+                print(f"robbench: {error}", file=sys.stderr)
+                failed += 1
+    if as_json:
+        print_objects([r.model_dump(mode="json") for r in done])
+    elif done:
+        print_results(done, results)
+    if failed:
+        raise typer.Exit(2)
+
+
+def reproduce(
+    result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="What was measured, if it has no card.")] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", "-s", help="The .toml file, if the suite was one's own.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Only the first N of the images.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run a stored result again from its own description, and compare image by image.
+
+    Exit code 1 if a verdict differs; every one that does is named. The stored result stays as it is.
+    """
+    from robbench.report.terminal import TerminalReporter
+    from robbench.reproducing import reproduce as again
+
+    reporter = TerminalReporter(hint_samples=False)
+    options: dict[str, Any] = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
+    with resumable("Nothing of it is stored."), contextlib.closing(reporter):
+        found = again(
+            result,
+            model,
+            suite=suite,
+            architecture=architecture,
+            mean=per_channel("--mean", mean),
+            std=per_channel("--std", std),
+            reporter=reporter,
+            **options,
+        )
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        for line in found.lines():
+            print(line)
+    if found.verdicts:
+        raise typer.Exit(1)
