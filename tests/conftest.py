@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,17 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
     y = model(x).argmax(1)
     y[::10] = (y[::10] + 1) % 10  # every tenth is misclassified
     return model, x, y
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test's own folder makes importable is gone afterwards: the next one may have a module of the same name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    known = set(sys.modules)
+    yield
+    for name in set(sys.modules) - known:
+        if "pytest-of-" in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture

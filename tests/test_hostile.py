@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import robbench
 from robbench import data, formats
-from robbench.cli import _print_table
+from robbench.commands.printing import print_table
 from robbench.errors import CardError, DataError, ModelError, ResultError, SuiteError
 from robbench.evaluation import evaluate
 from robbench.files import component, read_bounded
@@ -310,7 +310,7 @@ def test_the_page_of_trained_models_holds_cards_as_text(tmp_path):
 
 
 def test_tables_in_the_terminal_show_markup_as_text(capsys):
-    _print_table([{"title": "[bold]x[/bold] [/nothing] \x1b[31m"}], as_json=False)
+    print_table([{"title": "[bold]x[/bold] [/nothing] \x1b[31m"}], as_json=False)
     shown = capsys.readouterr().out
     assert "[bold]x[/bold] [/nothing]" in shown and "\x1b[31m" not in shown
 

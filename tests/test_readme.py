@@ -22,7 +22,7 @@ ELSEWHERE = (
 
 COMMANDS = (
     "eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export", "measure", "figure",
-    "verify", "baseline", "check",
+    "verify", "baseline", "check", "sanity", "runs", "reproduce",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_the_commands_run(repo, tmp_path):
             continue
         words = shlex.split(line)
         assert words[0] == "robbench", line
-        if words[1] in ("eval", "baseline"):
+        if words[1] in ("eval", "baseline", "sanity", "reproduce"):
             words = [w for w in words if w not in ("--samples", "200", "300")] + ["--samples", "8"]
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False,

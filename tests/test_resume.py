@@ -23,7 +23,7 @@ from torch import nn
 from conftest import small
 from robbench import evaluation, files, locking, store
 from robbench.commands.runs import resume_runs, runs
-from robbench.errors import BusyError, ResultError, StorageError
+from robbench.errors import BusyError, ResultError, RobbenchError, StorageError
 from robbench.evaluation import evaluate
 from robbench.records import COLUMNS, pack_rows, read_rows
 from robbench.runs import find_runs
@@ -360,7 +360,7 @@ def test_memory_that_runs_out_halves_the_lanes_and_then_says_so(problem, tmp_pat
     call = {"x": x, "y": y, "eps": 0.05, "lanes": 16}
     assert evaluate(Hungry(4).eval(), "quick", **call, reporter=reporter).n == 60
     assert "going on with 4 lanes" in " ".join(reporter.notes)
-    with pytest.raises(evaluation.RobbenchError, match="Out of memory with a single lane"):
+    with pytest.raises(RobbenchError, match="Out of memory with a single lane"):
         evaluate(Hungry(0).eval(), "quick", **call)
 
 

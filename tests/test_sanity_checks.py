@@ -137,7 +137,7 @@ def suite(name, eps="0.2"):
     s = subject(name)
     with tempfile.TemporaryDirectory() as folder:
         options = Options(samples=48, results=folder, norm="Linf", eps=eps)
-        result = run_suite(s.target, s.images, load_suite("sanity"), options, Silent())
+        result = run_suite(s.target, s.images, load_suite("sanity"), options, Silent(), {})
         rows = read_rows(result_folder(Path(folder), result) / "outcomes.parquet")
     return {
         "n": result.n,

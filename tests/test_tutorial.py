@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from robbench.cli import app
@@ -75,16 +74,6 @@ def numbers(text):
 
 def words(text):
     return re.findall(r"[A-Za-z]{3,}", "\n".join(line for line in text.splitlines() if "Images:" not in line))
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """What the tutorial's folder makes importable is gone afterwards."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    known = set(sys.modules)
-    yield
-    for name in {"mine", "averaged"} - known:
-        sys.modules.pop(name, None)
 
 
 def test_word_for_word(tmp_path):

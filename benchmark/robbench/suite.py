@@ -155,7 +155,10 @@ def _own(kind: str, stage: str) -> type[Attack]:
     module, _, name = kind.partition(":")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
-    expected = "expected module:Class, a frozen dataclass with init, loss and step (docs/tutorial.md)"
+    expected = (
+        "expected one of `robbench list attacks`, torchattacks:NAME, autoattack:NAME, or module:Class, a frozen "
+        "dataclass with init, loss and step (docs/tutorial.md)"
+    )
     try:
         cls: type[Attack] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
