@@ -105,8 +105,9 @@ def autoattack(g: Given, model: nn.Module, x: Tensor, y: Tensor, only: str = "",
 
 def _autoattack(g: Given) -> list[Duel]:
     stages = [(s.name, build_attack(s)) for s in load_suite("autoattack").stages(g.dataset)]
+    dlr = [(s.name, build_attack(s)) for s in load_suite("whitebox").stages(g.dataset) if s.name == "APGD-DLR"]
     single = [
         Duel(name, "pyautoattack", [(name, attack)], g.ball, lambda m, x, y, only=name: autoattack(g, m, x, y, only))
-        for name, attack in stages
+        for name, attack in [*stages, *dlr]
     ]
     return [*single, Duel("all four", "pyautoattack", stages, g.ball, lambda m, x, y: autoattack(g, m, x, y))]

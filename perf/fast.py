@@ -14,19 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from duels import autoattack
 from numpy.typing import NDArray
-from pyautoattack import AutoAttack
-from sides import BATCH, Counted
+from sides import Counted, Setup, given, start, wrong
 from tabulate import tabulate
 
-from robbench.data import load
 from robbench.evaluation import evaluate
 from robbench.hardware import describe_device, versions
-from robbench.models.card import Registry
-from robbench.models.load import load_model
 from robbench.stats import mcnemar
-from robbench.suite import load_suite
-from robbench.target import pick_device, prepare
+from robbench.target import pick_device
 from robbench.types import Status
 
 MODELS = [
@@ -58,31 +54,19 @@ class Side:
     seconds: float
 
 
-def autoattack(name: str, n: int, cache: Path, device: torch.device) -> Side:
+def theirs(name: str, setup: Setup, cache: Path) -> Side:
     """Run AutoAttack, or look up what it did in an earlier run."""
-    entry = Registry.default().find(name)
-    loaded = load_model(entry)
-    kept = cache / f"{name.replace('/', '_')}-{n}-{loaded.weights_sha256[:12]}.npz"
+    g = given(name, setup)
+    kept = cache / f"{name.replace('/', '_')}-{setup.samples}-{g.weights[:12]}.npz"
     if kept.exists():
         with np.load(kept) as file:
             return Side(file["robust"], int(file["passes"]), float(file["seconds"]))
-    data = load(entry.dataset)
-    x = (torch.from_numpy(data.x[:n]).float() / data.scale).to(device)
-    y = torch.from_numpy(data.y[:n]).to(device)
-    model = prepare(loaded.module, device, x[:2].cpu())
-    with torch.no_grad():
-        right = torch.cat([model(part).argmax(1) for part in x.split(BATCH)]) == y
-    counted = Counted(model)
-    threat = load_suite("autoattack").threat(entry.dataset)
-    attack = AutoAttack(counted, norm=threat.norm, eps=float(threat.eps), seed=0, device=device)
-    attack.verbose = False
+    counted = Counted(g.prepared)
     begin = time.perf_counter()
-    x_adv = attack.run_standard_evaluation(x[right], y[right], batch_size=BATCH)[0]
+    x_adv = autoattack(g, counted, g.x.to(g.device), g.y.to(g.device)).cpu()
     seconds = time.perf_counter() - begin
-    with torch.no_grad():
-        stands = torch.cat([model(part).argmax(1) for part in x_adv.split(BATCH)]) == y[right]
-    robust = right.cpu().numpy()
-    robust[robust] = stands.cpu().numpy()
+    robust = np.zeros(g.n, bool)
+    robust[g.right] = ~wrong(g.prepared, g, x_adv)
     passes = counted.seen.forwards + counted.seen.backwards
     cache.mkdir(parents=True, exist_ok=True)
     np.savez(kept, robust=robust, passes=passes, seconds=seconds)
@@ -112,28 +96,29 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cache", type=Path, default=Path("runs/autoattack"), help="where AutoAttack's verdicts stay")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    threads = options.threads or torch.get_num_threads()
+    setup = Setup(options.samples, 0, threads, options.device, None)
+    start(setup, keep=True)
     device, rows = pick_device(options.device), []
     for name in options.models:
-        theirs = autoattack(name, options.samples, options.cache, device)
+        peer = theirs(name, setup, options.cache)
         runs = [fast(name, options.suite, options.samples, seed, device) for seed in options.seeds]
         ours, clean = runs[0]
-        mine, other = int((theirs.robust & ~ours.robust).sum()), int((ours.robust & ~theirs.robust).sum())
+        mine, other = int((peer.robust & ~ours.robust).sum()), int((ours.robust & ~peer.robust).sum())
         passes = sum(side.passes for side, _ in runs) / len(runs)
         rows.append(
             {
                 "model": name,
                 "n": len(ours.robust),
                 "clean": clean,
-                "AutoAttack robust": int(theirs.robust.sum()),
+                "AutoAttack robust": int(peer.robust.sum()),
                 "fast robust": ", ".join(str(side.robust.sum()) for side, _ in runs),
                 "only": f"{mine} / {other}",
                 "p": f"{mcnemar(mine, other):.2g}",
-                "AutoAttack passes": f"{theirs.passes / clean:,.0f}",
+                "AutoAttack passes": f"{peer.passes / clean:,.0f}",
                 "fast passes": f"{passes / clean:,.0f}",
-                "share": f"{passes / theirs.passes:.3f}",
-                "seconds": f"{theirs.seconds:.0f} / {ours.seconds:.0f}",
+                "share": f"{passes / peer.passes:.3f}",
+                "seconds": f"{peer.seconds:.0f} / {ours.seconds:.0f}",
             }
         )
         print(f"{name} done", flush=True)

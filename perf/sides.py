@@ -76,6 +76,8 @@ class Given:
     dataset: str
     widths: Widths  # checked in the uncounted run, as evaluation checks them once for all attacks
     n: int  # images before the misclassified ones were left out
+    right: NDArray[np.int64]  # the positions among them of those that stayed
+    weights: str  # SHA-256 of the model's
     seed: int
     device: torch.device
 
@@ -86,14 +88,18 @@ def given(model: str, setup: Setup) -> Given:
     device = pick_device(setup.device)
     entry = Registry.default().find(model)
     data = load(entry.dataset, "test", setup.data_dir)
-    plain = load_model(entry, device).module
+    loaded = load_model(entry, device)
+    plain = loaded.module
     n = min(setup.samples, len(data))
     x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
     ball, prepared = Ball.of(load_suite("autoattack").threat(entry.dataset)), prepare(plain, device, x[:2])
     widths = Widths(prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype)
-    g = Given(plain, prepared, x, y, data.index[:n], ball, entry.dataset, widths, n, setup.seed, device)
-    right = ~wrong(plain, g, x)
-    return replace(g, x=x[right], y=y[right], index=g.index[right])
+    every, weights = np.arange(n), loaded.weights_sha256
+    g = Given(
+        plain, prepared, x, y, data.index[:n], ball, entry.dataset, widths, n, every, weights, setup.seed, device
+    )  # fmt: skip
+    right = np.flatnonzero(~wrong(plain, g, x))
+    return replace(g, x=x[right], y=y[right], index=g.index[right], right=right)
 
 
 @torch.no_grad()

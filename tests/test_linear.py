@@ -113,7 +113,7 @@ def test_an_image_has_the_same_numbers_in_a_longer_run(tmp_path):
 def test_a_measurement_of_something_else_is_refused(tmp_path):
     y = torch.zeros(40, dtype=torch.int64)
     measured(small(), tmp_path, X.float(), y)
-    with pytest.raises(ResultError, match="what differs: weights"):
+    with pytest.raises(ResultError, match=r"What differs:\n  weights: stored"):
         measured(small(1), tmp_path, X.float(), y)
     replaced = measured(small(1), tmp_path, X.float(), y, overwrite=True)[0]
     assert read_linear(tmp_path / "custom/net/linear") == replaced

@@ -7,9 +7,10 @@ them, and waits long when the machine has something else to do. Batches of their
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,22 +25,20 @@ _PIXELS = 2**20  # in the lanes of all crews: larger images are shared well by c
 _SHARED = 0.75  # of each core's speed is left when cores share a batch (docs/performance.md)
 
 
-@dataclass(eq=False)
 class Waiting:
     """The positions of the samples that wait for a lane of any crew, and whether all are to stop."""
 
-    positions: list[int]
-    stop: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, positions: Iterable[int]) -> None:
+        self.stop = threading.Event()
+        self._positions, self._lock = deque(positions), threading.Lock()
 
     def __bool__(self) -> bool:
-        return bool(self.positions)
+        return bool(self._positions)
 
     def take(self, most: int) -> list[int]:
-        """Hand out the first so many."""
-        with self.lock:
-            taken, self.positions = self.positions[:most], self.positions[most:]
-        return taken
+        """Hand out the first so many; asked in every round, and mostly for none."""
+        with self._lock:
+            return [self._positions.popleft() for _ in range(min(most, len(self._positions)))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,6 +43,7 @@ __all__ = [
     "differences",
     "empty_rows",
     "load_results",
+    "mismatch",
     "read_result",
     "read_rows",
     "read_validated",
@@ -198,7 +199,7 @@ class RunStore:
         stored = self._stored(note)
         if stored is not None and stored.run_id != self.run_id:
             if not overwrite:
-                raise ResultError(self._mismatch(stored.identity))
+                raise ResultError(mismatch(self.folder, stored.identity, self.identity))
             shutil.rmtree(self.folder)
             stored = None
         for other in self._other_runs():
@@ -304,12 +305,14 @@ class RunStore:
             lines = "\n".join(_listed(identity, self.identity))
             raise ResultError(f"{what} cannot be made with what is here. What differs:\n{lines}\nNothing was computed.")
 
-    def _mismatch(self, stored: dict[str, Any]) -> str:
-        return (
-            f"{self.folder} holds the result of a different run. What differs:\n"
-            + "\n".join(_listed(stored, self.identity))
-            + "\nNothing was computed or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
-        )
+
+def mismatch(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say how what a folder holds differs from what is to be measured, and what to do."""
+    return (
+        f"{folder} holds the result of a different run. What differs:\n"
+        + "\n".join(_listed(stored, here))
+        + "\nNothing was computed or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
+    )
 
 
 def _listed(stored: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from robbench.linear.record import (
 )
 from robbench.linear.theory import Linearization
 from robbench.models.sources import Build
+from robbench.store import mismatch
 from robbench.target import Target, classify
 from robbench.widths import default_lanes
 
@@ -100,7 +101,7 @@ def measure_linear(
     if folder is not None and (folder / "linear.json").exists():
         stored = read_linear(folder)
         if stored.run_id != digest(identity) and not overwrite:
-            raise ResultError(_mismatch(folder, stored.identity, identity))
+            raise ResultError(mismatch(folder, stored.identity, identity))
         if stored.run_id == digest(identity) and stored.n >= len(at):
             note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
             return stored
@@ -130,14 +131,6 @@ def measure_linear(
     if folder is not None:
         write_linear(folder, file, measured, activations)
     return file
-
-
-def _mismatch(folder: Path, stored: dict[str, Any], ours: dict[str, Any]) -> str:
-    differing = [key for key in ours if stored.get(key) != ours[key]]
-    return (
-        f"{folder} holds a measurement of something else; what differs: {', '.join(differing)}. Nothing was computed "
-        "or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
-    )
 
 
 def linearize(
