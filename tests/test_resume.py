@@ -21,7 +21,7 @@ import typer
 from torch import nn
 
 from conftest import small
-from robbench import evaluation, files, locking, store
+from robbench import evaluation, files, locking, shards, store
 from robbench.commands.runs import resume_runs, runs
 from robbench.errors import BusyError, ResultError, RobbenchError, StorageError
 from robbench.evaluation import evaluate
@@ -35,9 +35,9 @@ from test_cli import run
 CHILDREN = """
 import os, sys, torch
 torch.set_num_threads(1)
-from robbench import evaluation
-evaluation._COMMIT_SECONDS = 0.2
-add, commit = evaluation._Shards.add, evaluation.RunStore.commit
+from robbench import evaluation, shards
+shards._COMMIT_SECONDS = 0.2
+add, commit = shards.Shards.add, evaluation.RunStore.commit
 def told(self, attack, status, rows):
     with open(sys.argv[2], "a") as log:
         log.writelines(f"{attack} {i}\\n" for i in rows["sample"])
@@ -47,7 +47,7 @@ def committed(self, rows, points=()):
     with open(sys.argv[2], "a") as log:
         log.write("committed\\n")
     return path
-evaluation._Shards.add, evaluation.RunStore.commit = told, committed
+shards.Shards.add, evaluation.RunStore.commit = told, committed
 for _ in sys.stdin:
     pid = os.fork()
     if not pid:
@@ -119,7 +119,7 @@ class Stop(Exception):
 
 def interrupted(problem, tmp_path, monkeypatch, after=20, root="r", error=Stop, **more):
     """Leave shards of a run behind; returns their folder."""
-    real, count = evaluation._Shards.add, []
+    real, count = shards.Shards.add, []
 
     def add(self, attack, status, rows):
         real(self, attack, status, rows)
@@ -128,8 +128,8 @@ def interrupted(problem, tmp_path, monkeypatch, after=20, root="r", error=Stop, 
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_COMMIT_SECONDS", -1.0)
-        patch.setattr(evaluation._Shards, "add", add)
+        patch.setattr(shards, "_COMMIT_SECONDS", -1.0)
+        patch.setattr(shards.Shards, "add", add)
         with pytest.raises(error):
             one(problem, tmp_path, root, **more)
     return next((tmp_path / root).glob("*/small/*/.partial/*"))
@@ -209,9 +209,9 @@ def folder_bytes(tmp_path, root):
 def test_sound_shards_are_not_computed_again(problem, tmp_path, monkeypatch):
     interrupted(problem, tmp_path, monkeypatch, after=40, suite="whitebox")
     seen = []
-    real = evaluation._Shards.add
+    real = shards.Shards.add
     monkeypatch.setattr(
-        evaluation._Shards, "add", lambda s, a, st, r: (seen.extend((a, i) for i in r["sample"]), real(s, a, st, r))
+        shards.Shards, "add", lambda s, a, st, r: (seen.extend((a, i) for i in r["sample"]), real(s, a, st, r))
     )
     one(problem, tmp_path, suite="whitebox")
     assert 0 < len(seen) <= 360 - 40
@@ -305,7 +305,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkey
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_COMMIT_SECONDS", -1.0)
+        patch.setattr(shards, "_COMMIT_SECONDS", -1.0)
         patch.setattr(files, "_replace", full)
         with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
             one(problem, tmp_path)
@@ -453,7 +453,7 @@ def test_a_changed_attack_or_suite_is_named(problem, tmp_path, monkeypatch):
 
 def test_runs_are_listed_and_resumed_as_they_were_described(tmp_path, monkeypatch, capsys):
     """An interrupted run goes on from anywhere by its own description; one that cannot holds up no other."""
-    tree, real = tmp_path / "tree", evaluation._Shards.add
+    tree, real = tmp_path / "tree", shards.Shards.add
     call = {"samples": 30, "lanes": 16}
 
     def stopped(self, attack, status, rows):
@@ -461,7 +461,7 @@ def test_runs_are_listed_and_resumed_as_they_were_described(tmp_path, monkeypatc
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation._Shards, "add", stopped)
+        patch.setattr(shards.Shards, "add", stopped)
         for model, more in (("digits/at", {}), ("digits/natural", {"eps": "0.1"})):
             with pytest.raises(Stop):
                 evaluate(model, "quick", **call, **more, results=tree)

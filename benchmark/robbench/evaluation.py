@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench import engine
@@ -27,6 +24,7 @@ from robbench.models.sources import Build
 from robbench.numbers import parse_threat
 from robbench.reporting import Reporter, Silent
 from robbench.runs import describe_run
+from robbench.shards import NOTHING, Shards, ordered
 from robbench.stages import ReadyStage, ready_stages, run_stage
 from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, load_suite
@@ -39,22 +37,6 @@ from robbench.widths import Widths, default_lanes
 __all__ = ["Reporter", "Silent", "evaluate", "run_suite"]
 
 ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
-_COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
-_NOTHING: dict[str, Any] = {
-    name: np.nan if name == "distance" else 0
-    for name in (
-        "claimed",
-        "trial",
-        "step",
-        "forwards",
-        "backwards",
-        "distance",
-        "zero_gradients",
-        "nonfinite",
-        "seconds",
-    )
-}
-"""What a sample costs that a stage has nothing to do for."""
 
 
 def evaluate(
@@ -121,46 +103,6 @@ def run_suite(
     return run.go()
 
 
-Columns = dict[str, Any]
-"""Records as they come: arrays by the names of the columns of outcomes.parquet."""
-
-
-@dataclass(eq=False)
-class _Shards:
-    """Rows of the run: those known from disk, and new ones, committed every few seconds and on the way out."""
-
-    store: RunStore | None
-    rows: list[pd.DataFrame]
-    keeper: Keeper | None = None
-    fresh: list[Columns] = field(default_factory=list)
-    last: float = field(default_factory=time.monotonic)
-
-    def add(self, attack: str, status: ArrayLike, rows: Columns) -> None:
-        """Take the records of one attack; columns may hold one value for all of them."""
-        if n := len(rows["sample"]):
-            columns = {"attack": attack, "status": status, **rows}
-            self.fresh.append({name: np.broadcast_to(columns[name], n) for name in COLUMNS})
-        if time.monotonic() - self.last > _COMMIT_SECONDS:
-            self.flush()
-
-    def flush(self, exact: bool = False) -> None:
-        """Make what has come since the last time safe; with `exact` without asking the model anything."""
-        if self.fresh:
-            shard = pd.DataFrame({name: np.concatenate([c[name] for c in self.fresh]) for name in COLUMNS})
-            self.rows.append(shard.astype(COLUMNS))
-            if self.store is not None:
-                self.store.commit(self.rows[-1], self.keeper.points(exact) if self.keeper else [])
-        self.fresh, self.last = [], time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.flush(exact=isinstance(error, Exception))  # what failed may well have been the model
-
-
 class _Run:
     """A model, images, a suite and options, brought together."""
 
@@ -214,7 +156,7 @@ class _Run:
         if store is not None:
             store.begin({**self.description, "n": len(self.positions), "stages": len(self.stages), "date": self.date})
         x, y = images.x(self.positions), images.y[self.positions]
-        with _Shards(store, [known], keeper) as shards:
+        with Shards(store, [known], keeper) as shards:
             sample = images.index[self.positions]
             prediction, flags = classify(self.target, x, y, images.num_classes, self.widths.lanes, sample)
             self._announce(prediction == y.numpy(), missing)
@@ -230,7 +172,7 @@ class _Run:
         if store is not None:
             complete = self._complete(rows)
             order = self._official(rows.loc[complete, "sample"].unique())
-            merged = _ordered(rows[complete], order, [s.name for s in self.stages])
+            merged = ordered(rows[complete], order, [s.name for s in self.stages])
             result = self._summary(order, merged, overrides, flags)
             store.finish(merged, result, leftover=rows[~complete], keep=keeper is not None)
         return self._summary(images.index[self.positions], rows, overrides, flags)
@@ -314,7 +256,7 @@ class _Run:
         y: Tensor,
         prediction: NDArray[np.int64],
         missing: dict[str, NDArray[np.bool_]],
-        shards: _Shards,
+        shards: Shards,
     ) -> None:
         """Run every stage on what it lacks."""
         index, label, known = self.images.index[self.positions], y.numpy(), shards.rows[0]
@@ -330,7 +272,7 @@ class _Run:
                 todo &= ~broken
             for status, where in idle.items():
                 rows = {"sample": index[where], "label": label[where], "prediction": prediction[where]}
-                shards.add(stage.name, status.value, {**_NOTHING, **rows})
+                shards.add(stage.name, status.value, {**NOTHING, **rows})
             self.reporter.stage(stage.name, int(todo.sum()), int((~lacking).sum()))
             if todo.any():
                 found = np.isin(index, self._run_stage(stage, x[todo], y[todo], index[todo], shards))
@@ -343,7 +285,7 @@ class _Run:
         return self.suite.mode == "cascade" or stage is self.stages[0]
 
     def _run_stage(
-        self, stage: ReadyStage, x: Tensor, y: Tensor, index: NDArray[np.int64], shards: _Shards
+        self, stage: ReadyStage, x: Tensor, y: Tensor, index: NDArray[np.int64], shards: Shards
     ) -> NDArray[np.int64]:
         """Run one attack; returns the samples that it broke."""
         labels = dict(zip(index.tolist(), y.tolist(), strict=True))
@@ -428,11 +370,3 @@ def _threat(suite: Suite, dataset: str, options: Options) -> Threat:
         return parse_threat(norm, options.eps)
     except ValueError as error:
         raise SuiteError(str(error)) from None
-
-
-def _ordered(rows: pd.DataFrame, samples: NDArray[np.int64], stages: list[str]) -> pd.DataFrame:
-    """Rows of complete samples, by sample and stage: the same file whatever the order of computation."""
-    place = {int(s): i for i, s in enumerate(samples)}
-    kept = rows[rows["sample"].isin(place)]
-    by = pd.DataFrame({"s": kept["sample"].map(place), "a": kept["attack"].map({n: i for i, n in enumerate(stages)})})
-    return kept.loc[by.sort_values(["s", "a"]).index].reset_index(drop=True)

@@ -1,0 +1,186 @@
+"""What is made from stored results alone: leaderboard, tables, figures, exports."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robbench.commands.options import DataDir, Models, Results, resumable
+from robbench.commands.printing import tree
+from robbench.errors import ResultError, RobbenchError
+
+if TYPE_CHECKING:
+    from robbench.report.tables import Sheet
+
+
+__all__ = ["export", "figure", "leaderboard", "table_", "trained"]
+
+
+def leaderboard(
+    results: Results = Path("results"),
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("leaderboard.md"),
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
+) -> None:
+    """Write leaderboard.md from the results tree."""
+    from robbench.report.leaderboard import leaderboard as render
+
+    _page(render(tree(results)), output, check, "leaderboard")
+
+
+def trained(
+    results: Results = Path("results"),
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("docs/trained.md"),
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
+) -> None:
+    """Write docs/trained.md: the models trained here beside the papers' figures."""
+    from robbench.models.card import Registry, builtin_root
+    from robbench.report.trained import trained_models
+
+    _page(trained_models(Registry([builtin_root()]).entries(), tree(results)), output, check, "trained")
+
+
+def table_(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A table: shafahi2019-5 (or just 5), ... or all.")],
+    run: Annotated[
+        bool, typer.Option("--run", help="First make the results that are missing for cards with weights.")
+    ] = False,
+    kind: Annotated[str, typer.Option("--format", help="terminal, markdown, latex, csv or html.")] = "terminal",
+    output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
+    check: Annotated[bool, typer.Option(help="With all: write nothing; fail (exit 1) when a file is stale.")] = False,
+    samples: Annotated[int | None, typer.Option(help="With --run: the first N test images instead of all.")] = None,
+    device: Annotated[str, typer.Option(help="With --run: auto, cpu, cuda or cuda:i.")] = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+) -> None:
+    """Set our results beside a table of a paper; "all" writes every table to RESULTS/tables/."""
+    from robbench.models.card import Registry
+    from robbench.report.layout import Commands, check_format, render
+    from robbench.report.published import TABLES, find_table
+    from robbench.report.tables import fill
+
+    tables = list(TABLES.values()) if name == "all" else [find_table(name)]
+    if name == "all" and (kind != "terminal" or output):
+        raise RobbenchError(
+            "--format and --output go with one table; all writes .md and .csv files to RESULTS/tables/."
+        )
+    if check and (name != "all" or run):
+        raise RobbenchError("--check goes with all, and without --run.")
+    check_format(kind)
+    registry = Registry.default(models or [])
+    if run:
+        options = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
+        for table in tables:
+            _make(fill(table, registry, results), results, options)
+    tree(results)
+    commands = Commands(models or [], results)
+    for table in tables:
+        sheet = fill(table, registry, results)
+        if name == "all":
+            for ending, written in (("md", "markdown"), ("csv", "csv")):
+                page = results / "tables" / f"{table.id}.{ending}"
+                _page(render(sheet, written, commands), page, check, "table all")
+        elif output:
+            _page(render(sheet, kind, commands), output, False, "table")
+        else:
+            from rich.console import Console
+
+            console = Console()
+            print(render(sheet, kind, commands, console.width if console.is_terminal else None), end="")
+
+
+def figure(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A figure (`robbench list figures`), or all.")],
+    dataset: Annotated[str | None, typer.Option(help="Draw it for this data set; by default the paper's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder to write to; RESULTS/figures if left out.")] = None,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a figure is stale.")] = False,
+    models: Models = None,
+    data_dir: DataDir = None,
+    results: Results = Path("results"),
+) -> None:
+    """Draw a figure from stored results: a PNG and the plotted numbers as CSV; "all" draws every one."""
+    from robbench.models.card import Registry
+    from robbench.report.figures.definitions import find_figure
+    from robbench.report.figures.source import Source
+    from robbench.report.figures.write import every_figure, write_figure
+
+    if name == "all" and dataset:
+        raise RobbenchError("--dataset goes with one figure; all draws every data set.")
+    source = Source(Registry.default(models or []), tree(results), data_dir)
+    folder = output or results / "figures"
+    if name == "all":
+        found = every_figure(source, folder, check)
+    else:
+        one = find_figure(name)
+        found = iter([write_figure(source, one, dataset or one.datasets[0], folder, check)])
+    out_of_date = False
+    for written in found:
+        for line in written.missing:
+            print(f"{written.name}: not measured: {line}", file=sys.stderr)
+        if not written.paths and name != "all":
+            raise ResultError(f"Nothing to draw for {written.name}. " + " Or: ".join(written.missing))
+        if written.stale:
+            print(f"{written.stale}: run `robbench figure {name}`.", file=sys.stderr)
+            out_of_date = True
+        elif written.paths:
+            print(f"{written.paths[0]} {'is up to date' if check else 'written'}.")
+    if out_of_date:
+        raise typer.Exit(1)
+
+
+def export(
+    result: Annotated[Path, typer.Argument(help="A result.json, or the folder that holds it.")],
+    kind: Annotated[str, typer.Option("--format", help="robustbench: an entry of its leaderboard.")] = "robustbench",
+    output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
+    models: Models = None,
+) -> None:
+    """Print a result in the form of another leaderboard."""
+    from robbench.models.card import Registry
+    from robbench.report.export import export_result
+
+    text, notes = export_result(result, kind, Registry.default(models or []))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if output:
+        _page(text, output, False, "export")
+    else:
+        print(text, end="")
+
+
+def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
+    """Make the results that a table lacks and that need no training first."""
+    from robbench.report.terminal import TerminalReporter
+
+    waiting = sum(bool(line.todo.train) for line in sheet.lines)
+    print(f"{sheet.table.id}: {len(sheet.runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
+    if not sheet.runs:
+        return
+    from robbench.evaluation import evaluate
+    from robbench.linear.measure import measure_linear
+
+    reporter = TerminalReporter(hint_samples=options["samples"] is None)
+    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+        for job in sheet.runs:
+            common = {"results": results, "overwrite": job.overwrite, **options}
+            if job.suite:
+                evaluate(job.model, job.suite, reporter=reporter, **common)
+            else:
+                measure_linear(job.model, note=reporter.note, **common)
+
+
+def _page(text: str, output: Path, check: bool, command: str) -> None:
+    """Write a generated page, or tell whether the one there is up to date."""
+    from robbench.files import write_atomically
+
+    if not check:
+        write_atomically(output, text.encode())
+        print(f"{output} written.")
+        return
+    if not output.exists() or output.read_text(encoding="utf-8") != text:
+        print(f"{output} is stale: run `robbench {command}`.", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{output} is up to date.")

@@ -1,0 +1,119 @@
+"""`robbench train`, and the cards that it reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robbench.commands.options import DataDir, Models, resumable
+from robbench.errors import RobbenchError, unknown_name
+
+__all__ = ["cards", "train"]
+
+_BUDGETS = ("auto", "full", "cpu")
+_PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def train(
+    card: Annotated[str | None, typer.Argument(help="The model to train, by its card's name.")] = None,
+    all_missing: Annotated[
+        bool, typer.Option("--all-missing", help="Train all that lack weights or are partly trained, in order.")
+    ] = False,
+    time_limit: Annotated[str | None, typer.Option(help="Stop after this long (90, 90s, 9m, 2h); resumable.")] = None,
+    restart: Annotated[bool, typer.Option(help="Forget an earlier, unfinished training.")] = False,
+    budget: Annotated[
+        str, typer.Option(help="full, cpu (the card's smaller recipe for a CPU), or auto: by the device.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: by the device and image size.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
+    models: Models = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Train a model by its card's recipe.
+
+    Writes the weights and their digest into the registry; stopped anywhere, the same command goes on.
+    """
+    from robbench.models.card import Entry, Registry
+
+    if (card is None) != all_missing:
+        raise RobbenchError("Give either the name of a card to train, or --all-missing.")
+    if restart and all_missing:
+        raise RobbenchError("--restart forgets the training of one card; give its name instead of --all-missing.")
+    for option, given, allowed in (("--budget", budget, _BUDGETS), ("--precision", precision, _PRECISIONS)):
+        if given not in allowed:
+            raise RobbenchError(f"{option}: {unknown_name('value', given, allowed)}")
+    registry = Registry.default(models or [])
+    entry = None if card is None else registry.find(card)
+    limit = None if time_limit is None else _seconds(time_limit)
+    from robbench.report.curve import draw_curve
+    from robbench.training.missing import missing, train_missing
+    from robbench.training.train import Progress, Trained, train
+
+    def report(p: Progress) -> None:
+        left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
+        seen = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
+        print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{seen}", file=sys.stderr)
+
+    def done(entry: Entry, trained: Trained) -> None:
+        draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
+        table = trained.table
+        print(f"{entry.full_name}: {table['iterations']} of {trained.wanted} iterations in {table['seconds']} s.")
+        if not trained.kept:
+            print("The card keeps its weights: they have seen more iterations. The same command goes on with these.")
+        print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
+
+    options: dict[str, Any] = {
+        "data_dir": data_dir,
+        "runs": runs,
+        "device": device,
+        "budget": budget,
+        "precision": precision,
+        "compiled": compiled,
+        "time_limit": limit,
+        "report": report,
+    }
+    with resumable(f"The last checkpoint is in {runs}."):
+        if entry is not None:
+            command = f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else "")
+            done(entry, train(entry, restart=restart, command=command, **options))
+            return
+        before = missing(registry, device=device, budget=options["budget"])
+        train_missing(registry, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=done, **options)
+        left = missing(Registry.default(models or []), device=device, budget=options["budget"])
+        print(
+            f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else "")
+        )
+
+
+def cards(
+    models: Annotated[Path | None, typer.Option("--models", help="A registry other than the built-in one.")] = None,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a card is stale.")] = False,
+) -> None:
+    """Write the cards that a registry's families.toml describes; trained weights stay."""
+    from robbench.models.card import builtin_root
+    from robbench.models.families import stale_cards, write_cards
+
+    root = models or builtin_root()
+    paths = stale_cards(root) if check else write_cards(root)
+    for path in paths:
+        print(f"{path} is stale: run `robbench cards`." if check else f"{path} written.", file=sys.stderr)
+    if check and paths:
+        raise typer.Exit(1)
+    print("The cards are up to date." if not paths else f"{len(paths)} cards written.")
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
+    try:
+        value = float(number) * units[unit]
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise RobbenchError(f"--time-limit: {text!r} given; allowed: seconds, or a number with s, m or h, such as 9m.")
+    return value
