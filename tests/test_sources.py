@@ -334,10 +334,8 @@ def test_functions_that_give_no_model(tmp_path, monkeypatch, function, message):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
     with pytest.raises(ModelError, match=message):
         evaluate(f"mine:{function}", "quick", dataset="digits", samples=4)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
 
 
 @pytest.mark.parametrize(
