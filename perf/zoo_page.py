@@ -16,10 +16,11 @@ Written by `python perf/zoo.py`; do not edit. Small models of which it is known 
 usual attack can be trusted (`benchmark/robbench/sanity/zoo/`). Thresholds of checks may be chosen on the calibration
 half; what a check is worth is what it says on the held-out half.
 
-A model is **masked** if it answers at random, or if the usual attack, PGD on the cross-entropy from one start, leaves
-at least {masked} points more than the best attack known here. It is **honest** if the difference is at most {honest}
-points and it always answers alike. Within each kind the entries are calibration and held-out in turn, whatever was
-measured of them."""
+A model is **masked** if it answers at random, if the usual attack, PGD on the cross-entropy from one start, leaves at
+least {masked} points more than the best attack known here, or if its backward pass is written to be that of another
+function (straight-through: attacks may get past with it, but it is the defender who chose what they follow). It is
+**honest** if the difference is at most {honest} points and neither of the others holds. Within each kind the entries
+are calibration and held-out in turn, whatever was measured of them."""
 
 NOTES = """\
 - **PGD**: percent of the n images that are classified correctly and stand PGD on the cross-entropy, one start: 20
@@ -101,7 +102,7 @@ def apparent_and_best(attack: Mapping[str, Any]) -> tuple[int, int]:
 
 def confirmed(entry: ZooEntry, attack: Mapping[str, Any]) -> bool:
     """Tell whether the measurement bears the label out."""
-    if "randomized" in attack["flags"]:
+    if "randomized" in attack["flags"] or not entry.own_gradient:
         return entry.label == "masked"
     apparent, best = apparent_and_best(attack)
     points = 100 * (apparent - best) / attack["n"]

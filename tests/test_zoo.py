@@ -356,6 +356,7 @@ def test_the_page_holds_both_halves_and_counts_who_is_flagged(zoo_page):
         ("natural_times_1000", 78, (), True),
         ("natural_times_1000", 79, (), False),
         ("natural_dropout", 90, ("randomized",), True),
+        ("natural_jpeg_straight", 90, (), True),
     ],
 )
 def test_a_label_is_borne_out_by_the_rule(zoo_page, name, left, flags, borne_out):
