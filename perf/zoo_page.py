@@ -37,6 +37,37 @@ NOTES = """\
   written."""
 
 
+BEGIN, END = "<!-- written by perf/zoo.py -->", "<!-- end -->"
+
+
+def summary(text: str, records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
+    """Put the held-out half into another page, between its marks.
+
+    Args:
+        text: of that page.
+        records: as for `page`, like what follows.
+        seed: of all attacks.
+        versions: what it was measured with.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    chosen = [entry for entry in ZOO if entry.half == "held-out" and entry.name in records]
+    table = tabulate(
+        [[row[i] for i in (0, 1, 3, 4, 6, 7, 8)] for row in (_row(e, records[e.name]) for e in chosen)],
+        ["model", "label", "PGD", "best known", "pyautoattack's checks", "verdict", "decided by"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    one = records[chosen[0].name]
+    sizes = f"PGD and best known: the first {one['attack']['n']} test images; checks: {one['verdict']['n']} of them"
+    about = ", ".join(f"{name} {number}" for name, number in versions.items())
+    said = f"{_score(chosen, records)} {sizes}; seed {seed}; {about}."
+    return f"{before}{BEGIN}\n\n{table}\n\n{said}\n\n{END}{after}"
+
+
 def page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
     """Write the page.
 
