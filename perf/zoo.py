@@ -1,6 +1,7 @@
 """The labelled zoo, measured: what the usual attack says of each model, what the best known one says, and who notices.
 
-Writes docs/sanity-zoo.md, and its held-out half into docs/sanity.md. What was measured stays in the cache, so that an interrupted run goes on.
+Writes docs/sanity-zoo.md, and its held-out half into docs/sanity.md. What was measured stays in the cache, so that an
+interrupted run goes on.
 """
 
 import argparse
