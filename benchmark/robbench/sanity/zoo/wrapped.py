@@ -237,6 +237,28 @@ _STRAIGHT_THROUGH = (
         build=lambda: nn.Sequential(StraightThrough(Quantize(17)), network("digits/at")),
         own_gradient=False,
     ),
+    ZooEntry(
+        name="trades_9_levels_straight",
+        label="masked",
+        half="calibration",
+        kind="straight-through",
+        dataset="digits",
+        why="Pixels rounded to nine levels, with the gradient of the identity.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Quantize(9)), network("digits/trades")),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="at_eps01_13_levels_straight",
+        label="masked",
+        half="held-out",
+        kind="straight-through",
+        dataset="digits",
+        why="Pixels rounded to 13 levels, with the gradient of the identity.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Quantize(13)), network("digits/at_eps01")),
+        own_gradient=False,
+    ),
 )
 
 WRAPPED = (*_LOGIT_SCALE, *_NO_GRADIENT, *_WRONG_GRADIENT, *_STRAIGHT_THROUGH)
