@@ -1,6 +1,7 @@
 """The labelled zoo, measured: what the usual attack says of each model, what the best known one says, and who notices.
 
-Writes docs/sanity-zoo.md. What was measured stays in the cache, so that an interrupted run goes on.
+Writes docs/sanity-zoo.md, and its held-out half into docs/sanity.md. What was measured stays in the cache, so that an
+interrupted run goes on.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
-from zoo_page import page
+from zoo_page import page, summary
 
 from robbench.attacks import PGD
 from robbench.data import load
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="measure nothing: write what is known")
     parser.add_argument("--cache", type=Path, default=Path("build/zoo"), help="where what was measured stays")
     parser.add_argument("--output", type=Path, default=Path("docs/sanity-zoo.md"))
+    parser.add_argument("--summary", type=Path, default=Path("docs/sanity.md"), help="page that gets the held-out half")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -235,7 +237,9 @@ def main() -> None:
     if options.entries is None and options.parts == ALL:
         used = versions() | {"pyautoattack": version("pyautoattack")}
         write_atomically(options.output, page(records, options.seed, used).encode())
-        print(f"{options.output} written.")
+        text = summary(options.summary.read_text(encoding="utf-8"), records, options.seed, used)
+        write_atomically(options.summary, text.encode())
+        print(f"{options.output} and {options.summary} written.")
 
 
 if __name__ == "__main__":

@@ -347,6 +347,16 @@ def test_the_page_holds_both_halves_and_counts_who_is_flagged(zoo_page):
     assert zoo_page.page(records, 0, {"robbench": "0"}) == text
 
 
+def test_the_held_out_half_goes_between_the_marks_of_another_page(zoo_page):
+    records = {"natural": measured({"PGD": 4}), "wide": measured({"PGD": 4}, warnings=["Square"], verdict="masked")}
+    empty = f"before {zoo_page.BEGIN}old{zoo_page.END} after"
+    text = zoo_page.summary(empty, records, 0, {"robbench": "0"})
+    assert text.startswith("before ") and text.endswith(" after") and "old" not in text
+    assert "| wide    | honest  | 4.0   | 4.0          | Square" in text and "natural" not in text
+    assert "pyautoattack flags 0 of 0 masked and 1 of 1 honest models. robbench flags 0 of 0 masked and 1 of 1" in text
+    assert zoo_page.summary(text, records, 0, {"robbench": "0"}) == text
+
+
 @pytest.mark.parametrize(
     ("name", "left", "flags", "borne_out"),
     [
@@ -356,6 +366,7 @@ def test_the_page_holds_both_halves_and_counts_who_is_flagged(zoo_page):
         ("natural_times_1000", 78, (), True),
         ("natural_times_1000", 79, (), False),
         ("natural_dropout", 90, ("randomized",), True),
+        ("natural_jpeg_straight", 90, (), True),
     ],
 )
 def test_a_label_is_borne_out_by_the_rule(zoo_page, name, left, flags, borne_out):

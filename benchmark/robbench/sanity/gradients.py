@@ -19,7 +19,8 @@ __all__ = ["autograd_calls", "gradient_quality", "linear_estimate", "loss_scale"
 _DRAWS = 5  # forward passes over the same images, as AutoAttack's check
 _TINY = 1e-20  # a cross-entropy gradient below this is one that single precision is about to lose
 _DIRECTIONS = 32
-_SHARE = 1 / 8  # of eps: at 8/255 a difference quotient then spans two of the 256 levels, so that 8 bits are no mask
+_LEVEL = 1 / 255  # half of a difference quotient spans one of the 256 levels: 8 bits are no mask, coarser steps are
+_SHARE = 1 / 8  # of eps, within which gradients are to agree
 _NEIGHBOURS = 4
 _CLASSES = 10  # wrong classes that the linear estimate looks at, from the likeliest
 
@@ -88,23 +89,15 @@ def loss_scale(probe: Probe) -> Scale:
     )
 
 
-def _half_step(direction: Tensor, ball: Ball) -> Tensor:
-    """Scale directions so that a half step has a fixed share of the radius."""
-    length = ball.distance(torch.zeros_like(direction), direction).to(direction.dtype)
-    return direction * (_SHARE * ball.eps / length).view(-1, 1, 1, 1)
-
-
 def gradient_quality(probe: Probe) -> Gradients:
     """Hold the margin's gradient against central differences, its neighbours, and the change over the whole ball."""
     p, ball = probe.problem("gradient"), probe.ball
     radius = _SHARE * ball.eps
-    # Half a step of room on both sides of every pixel, so that differences stay in the box.
-    room = min(float(_half_step(probe.signs("directions", 0), ball).abs().max()), 0.25)
-    x = ball.random(p).clamp(room, 1 - room)
+    x = ball.random(p).clamp(_LEVEL, 1 - _LEVEL)  # so that differences stay in the box
     value, grad = probe.margin_gradient(x, p.y)
     quotients, slopes = [], []
     for step in range(_DIRECTIONS):
-        half = _half_step(probe.signs("directions", step), ball)
+        half = _LEVEL * probe.signs("directions", step)
         ahead, behind = (probe.margins(x + sign * half, p.y) for sign in (1, -1))
         quotients.append(ahead - behind)
         slopes.append((2 * half * grad).flatten(1).double().sum(1))

@@ -44,7 +44,7 @@ __all__ = [
 FILE = "sanity.json"
 LANDSCAPE = "landscape.parquet"
 SHEET = "sheet.png"
-PROBE_VERSION = 1  # raised when what is measured, or how, changes
+PROBE_VERSION = 2  # raised when what is measured, or how, changes
 UNCHECKED = "unchecked"  # of a model without a sanity run on these weights and this threat
 
 VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]

@@ -2,14 +2,14 @@
 
 It is there to calibrate checks of gradient masking, and to say how often these are right.
 
-The label follows a rule about numbers, not about intentions. With PGD the usual attack on a data set (20 steps on the
+The label follows a rule. With PGD the usual attack on a data set (20 steps on the
 cross-entropy on the digits, 40 on MNIST, one start; the suite `whitebox`), and best the lowest robust accuracy that any
 attack known here reaches, a model is
 
-* `masked` if it answers at random, so that a single answer proves nothing, or if PGD − best is `MASKED_FROM` points or
-  more;
-* `honest` if PGD − best is at most `HONEST_UP_TO` points and it always answers alike, even if its gradient is not that
-  of its own function (straight-through rounding, which attacks get past).
+* `masked` if it answers at random, so that a single answer proves nothing; if PGD − best is `MASKED_FROM` points or
+  more; or if its backward pass is written to be that of another function (straight-through rounding), so that what PGD
+  finds depends on a choice of the defender's, whether it gets past or not;
+* `honest` if PGD − best is at most `HONEST_UP_TO` points and neither of the others holds.
 
 Models in between are not admitted. `perf/zoo.py` measures it. Where a defense has a strength, it was chosen so that the
 rule decides; the attacks were not.

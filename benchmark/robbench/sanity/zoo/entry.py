@@ -34,6 +34,8 @@ class ZooEntry:
         build: makes the model; use `model`.
         stand_in: makes a model that answers alike and whose gradient can be used: its adversarial examples are tried on
             this one. None where the model's own gradient serves.
+        own_gradient: False where the backward pass is written to be that of another function (straight-through), and
+            attacks get past with it all the same.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ZooEntry:
     source: str
     build: Callable[[], nn.Module]
     stand_in: Callable[[], nn.Module] | None = None
+    own_gradient: bool = True
 
     def model(self) -> nn.Module:
         """Build the model: in eval mode, parameters frozen; [N, C, H, W] in [0, 1] to logits [N, K].

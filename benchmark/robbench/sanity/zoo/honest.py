@@ -5,14 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from robbench.sanity.zoo.entry import ZooEntry, network
-from robbench.sanity.zoo.images import Jpeg, Quantize, StraightThrough
-from robbench.sanity.zoo.networks import LogProbabilities, MeanOf
+from robbench.sanity.zoo.networks import LogProbabilities, MeanOf, with_activation
 
 __all__ = ["HONEST"]
 
 _MADRY = "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks"
 _ZHANG = "Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy"
-_ATHALYE = "Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security"
 _COHEN = "Cohen et al. 2019, Certified Adversarial Robustness via Randomized Smoothing"
 
 _UNDEFENDED = (
@@ -206,39 +204,16 @@ _HARMLESS = (
         build=lambda: MeanOf([network("digits/at"), network("digits/at_eps01")]),
     ),
     ZooEntry(
-        name="at_17_levels_straight",
+        name="at_softplus",
         label="honest",
         half="held-out",
         kind="harmless change",
         dataset="digits",
-        why="Pixels rounded to the 17 levels that the images have anyway, with the gradient of the identity.",
-        source=_ATHALYE,
-        build=lambda: nn.Sequential(StraightThrough(Quantize(17)), network("digits/at")),
+        why="Adversarially trained, then its ReLUs rounded off (softplus, β = 30): a smoother function, close to it.",
+        source="Dugas et al. 2001, Incorporating Second-Order Functional Knowledge for Better Option Pricing",
+        build=lambda: with_activation(network("digits/at"), lambda: nn.Softplus(beta=30)),
     ),
 )
 
-_STRAIGHT_THROUGH = (
-    ZooEntry(
-        name="sigma03_black_and_white_straight",
-        label="honest",
-        half="calibration",
-        kind="straight-through",
-        dataset="digits",
-        why="Pixels rounded to black or white with the gradient of the identity, which attacks can follow.",
-        source="Xu et al. 2018, Feature Squeezing; " + _ATHALYE,
-        build=lambda: nn.Sequential(StraightThrough(Quantize(2)), network("digits/sigma03")),
-    ),
-    ZooEntry(
-        name="natural_jpeg_straight",
-        label="honest",
-        half="held-out",
-        kind="straight-through",
-        dataset="digits",
-        why="JPEG-like rounding with the gradient of the identity, which attacks can follow.",
-        source="Dziugaite et al. 2016, A Study of the Effect of JPG Compression; " + _ATHALYE,
-        build=lambda: nn.Sequential(StraightThrough(Jpeg(0.2)), network("digits/natural")),
-    ),
-)
-
-HONEST = (*_UNDEFENDED, *_NOISE, *_ADVERSARIAL, *_HARMLESS, *_STRAIGHT_THROUGH)
+HONEST = (*_UNDEFENDED, *_NOISE, *_ADVERSARIAL, *_HARMLESS)
 """All honest models, kind by kind."""

@@ -203,5 +203,63 @@ _WRONG_GRADIENT = (
     ),
 )
 
-WRAPPED = (*_LOGIT_SCALE, *_NO_GRADIENT, *_WRONG_GRADIENT)
+_STRAIGHT_THROUGH = (
+    ZooEntry(
+        name="sigma03_black_and_white_straight",
+        label="masked",
+        half="calibration",
+        kind="straight-through",
+        dataset="digits",
+        why="Pixels rounded to black or white, with the gradient of the identity in place of its own, which is zero.",
+        source="Xu et al. 2018, Feature Squeezing; " + _ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Quantize(2)), network("digits/sigma03")),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="natural_jpeg_straight",
+        label="masked",
+        half="held-out",
+        kind="straight-through",
+        dataset="digits",
+        why="JPEG-like rounding, with the gradient of the identity in place of its own.",
+        source="Dziugaite et al. 2016, A Study of the Effect of JPG Compression; " + _ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Jpeg(0.2)), network("digits/natural")),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="at_17_levels_straight",
+        label="masked",
+        half="held-out",
+        kind="straight-through",
+        dataset="digits",
+        why="Pixels rounded to the 17 levels that the images have anyway, with the gradient of the identity.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Quantize(17)), network("digits/at")),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="trades_9_levels_straight",
+        label="masked",
+        half="calibration",
+        kind="straight-through",
+        dataset="digits",
+        why="Pixels rounded to nine levels, with the gradient of the identity.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Quantize(9)), network("digits/trades")),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="at_eps01_13_levels_straight",
+        label="masked",
+        half="held-out",
+        kind="straight-through",
+        dataset="digits",
+        why="Pixels rounded to 13 levels, with the gradient of the identity.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(StraightThrough(Quantize(13)), network("digits/at_eps01")),
+        own_gradient=False,
+    ),
+)
+
+WRAPPED = (*_LOGIT_SCALE, *_NO_GRADIENT, *_WRONG_GRADIENT, *_STRAIGHT_THROUGH)
 """All of them, kind by kind."""
