@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench import engine, rng
+from robbench.__main__ import main
 from robbench.attacks import Attack
 from robbench.threat import Ball
 from robbench.widths import Widths
@@ -56,6 +62,24 @@ def run_attack(
     columns = {n: getattr(rows, n)[order] for n in engine.Rows.__dataclass_fields__ if n != "x_adv"}
     x_adv = None if rows.x_adv is None else rows.x_adv[torch.from_numpy(order)]
     return engine.Rows(**columns, x_adv=x_adv)
+
+
+def run(*args: object, cwd: Path | None = None, code: int = 0, **env: str) -> SimpleNamespace:
+    """Run a command as `python -m robbench` does, in this process, and check its exit code: its stdout and stderr."""
+    out, err, found = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(cwd or Path.cwd()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.dict(os.environ, env),
+        mock.patch.object(sys, "argv", ["robbench", *map(str, args)]),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            found = int(ended.code or 0)
+    assert found == code, out.getvalue() + err.getvalue()
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def small(seed: int = 0) -> nn.Module:

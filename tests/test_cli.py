@@ -12,20 +12,16 @@ import time
 import pandas as pd
 import pytest
 
+from conftest import run
 from robbench.store import ResultFile
 
 MODELS = ["natural", "at", "ls095_sigma03", "lsq2_sigma03"]
 
 
-def run(*args, cwd=None, code=0, **env):
-    """Run `python -m robbench`, outside the repository if cwd says so."""
-    done = subprocess.run(
-        [sys.executable, "-m", "robbench", *map(str, args)],
-        cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+def process(*args):
+    """Run `python -m robbench` for itself."""
+    command = [sys.executable, "-m", "robbench", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +117,22 @@ def test_wrong_input_exits_2_and_says_what_to_do(args, message):
     assert message in done.stderr
 
 
+def test_a_process_of_its_own_ends_with_the_same_code_and_sentence():
+    done = process("eval", "-m", "digits/naturl")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("robbench: Unknown model 'digits/nat")
+
+
 def test_missing_data_names_both_ways(tmp_path):
     done = run("eval", "-m", "cifar10/natural_resnet18", "--data-dir", tmp_path, cwd=tmp_path, code=2)
     assert "robbench data fetch cifar10" in done.stderr and "ROBBENCH_DATA" in done.stderr
 
 
 def test_help_is_fast():
-    run("--help")  # the first run may have to compile bytecode
+    process("--help")  # the first run may have to compile bytecode
     spent = []
     for _ in range(3):  # processor time: a busy machine makes everything wait
         begin = os.times()
-        run("--help")
+        process("--help")
         end = os.times()
         spent.append(end.children_user + end.children_system - begin.children_user - begin.children_system)
     assert min(spent) < 0.5

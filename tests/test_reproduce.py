@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from conftest import small
+from conftest import run, small
 from robbench import hardware
 from robbench.attacks import PGD
 from robbench.errors import ModelError, ResultError
@@ -13,7 +13,6 @@ from robbench.evaluation import evaluate
 from robbench.records import pack_rows, read_rows
 from robbench.reproducing import reproduce
 from robbench.store import read_result
-from test_cli import run
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 import typer
 from torch import nn
 
-from conftest import small
+from conftest import run, small
 from robbench import evaluation, files, locking, shards, store
 from robbench.commands.runs import resume_runs, runs
 from robbench.errors import BusyError, ResultError, RobbenchError, StorageError
@@ -29,7 +29,6 @@ from robbench.records import COLUMNS, pack_rows, read_rows
 from robbench.runs import find_runs
 from robbench.salvage import shard_name
 from test_adversarials import folder
-from test_cli import run
 
 # Torch is imported once; every run is a process of its own, forked from there. Rows are told as they finish.
 CHILDREN = """

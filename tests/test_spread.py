@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import run
 from robbench.errors import ResultError
 from robbench.evaluation import evaluate
 from robbench.report.spread import spread, write_spread
 from robbench.store import result_folder
-from test_cli import run
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
+from conftest import run
 from robbench.errors import ResultError
 from robbench.evaluation import evaluate
 from robbench.numbers import parse_radii
@@ -17,7 +18,6 @@ from robbench.suite import Suite
 from robbench.summary import summarize
 from robbench.types import Threat
 from test_adversarials import suite
-from test_cli import run
 
 
 def stored(root, eps, standing, n=None):

@@ -1,7 +1,6 @@
 """`robbench table` and `robbench export` as a user meets them."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,18 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import robbench.evaluation
+from conftest import run
 from robbench.cli import app
 from robbench.report.published import TABLES
-
-
-def run(*args, cwd, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "robbench", *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture

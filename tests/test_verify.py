@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import small
+from conftest import run, small
 from robbench.adversarials import FILE, Points, pack, read
 from robbench.errors import ResultError, RobbenchError
 from robbench.evaluation import evaluate
 from robbench.verify import verify
 from test_adversarials import folder, suite
-from test_cli import run
 
 
 def images():
