@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -11,10 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from robbench.keeping import Keeper
+from robbench.adversarials import Points
 from robbench.store import COLUMNS, RunStore
 
-__all__ = ["NOTHING", "Columns", "Shards", "ordered"]
+__all__ = ["NOTHING", "Shards", "ordered"]
 
 _COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
 NOTHING: dict[str, Any] = {
@@ -34,21 +35,23 @@ NOTHING: dict[str, Any] = {
 """What a sample costs that a stage has nothing to do for."""
 
 
-Columns = dict[str, Any]
-"""Records as they come: arrays by the names of the columns of outcomes.parquet."""
-
-
 @dataclass(eq=False)
 class Shards:
-    """Rows of the run: those known from disk, and new ones, committed every few seconds and on the way out."""
+    """Rows of the run: those known from disk, and new ones, committed every few seconds and on the way out.
+
+    Attributes:
+        store: where they are committed, if anywhere.
+        rows: those that are known, in parts.
+        points: hands over the adversarial examples of new rows; told True, without asking the model anything.
+    """
 
     store: RunStore | None
     rows: list[pd.DataFrame]
-    keeper: Keeper | None = None
-    fresh: list[Columns] = field(default_factory=list)
+    points: Callable[[bool], list[Points]] = lambda exact: []
+    fresh: list[dict[str, Any]] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
 
-    def add(self, attack: str, status: ArrayLike, rows: Columns) -> None:
+    def add(self, attack: str, status: ArrayLike, rows: dict[str, Any]) -> None:
         """Take the records of one attack; columns may hold one value for all of them."""
         if n := len(rows["sample"]):
             columns = {"attack": attack, "status": status, **rows}
@@ -62,7 +65,7 @@ class Shards:
             shard = pd.DataFrame({name: np.concatenate([c[name] for c in self.fresh]) for name in COLUMNS})
             self.rows.append(shard.astype(COLUMNS))
             if self.store is not None:
-                self.store.commit(self.rows[-1], self.keeper.points(exact) if self.keeper else [])
+                self.store.commit(self.rows[-1], self.points(exact))
         self.fresh, self.last = [], time.monotonic()
 
     def __enter__(self) -> Self:
