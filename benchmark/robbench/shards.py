@@ -43,6 +43,7 @@ class Shards:
         store: where they are committed, if anywhere.
         rows: those that are known, in parts.
         points: hands over the adversarial examples of new rows; told True, without asking the model anything.
+        added: how many rows are new.
     """
 
     store: RunStore | None
@@ -50,10 +51,12 @@ class Shards:
     points: Callable[[bool], list[Points]] = lambda exact: []
     fresh: list[dict[str, Any]] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
+    added: int = 0
 
     def add(self, attack: str, status: ArrayLike, rows: dict[str, Any]) -> None:
         """Take the records of one attack; columns may hold one value for all of them."""
         if n := len(rows["sample"]):
+            self.added += n
             columns = {"attack": attack, "status": status, **rows}
             self.fresh.append({name: np.broadcast_to(columns[name], n) for name in COLUMNS})
         if time.monotonic() - self.last > _COMMIT_SECONDS:
