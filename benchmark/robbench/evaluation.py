@@ -38,7 +38,7 @@ from robbench.types import Status, Threat
 from robbench.widths import default_lanes
 from robbench.worker import Columns, First, Job, Place, Worker
 
-__all__ = ["Reporter", "Run", "Silent", "evaluate", "ready", "run_suite"]
+__all__ = ["Reporter", "Run", "Silent", "evaluate", "ready", "run_here", "run_suite"]
 
 ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
 
@@ -86,7 +86,7 @@ def evaluate(
     keep_freed_memory()
     build = Build(architecture, mean, std)
     chosen = Options.given(options)
-    return _here(ready(model, suite, build, chosen, x, y, dataset, name, reporter or Silent(), expected))
+    return run_here(ready(model, suite, build, chosen, x, y, dataset, name, reporter or Silent(), expected))
 
 
 def ready(
@@ -119,10 +119,10 @@ def run_suite(
     expected: dict[str, Any] | None = None,
 ) -> ResultFile:
     """Run a suite on a model that is ready, in this process; see `evaluate`, and `runs.describe_run`."""
-    return _here(Run(target, images, suite, options, reporter, description, expected))
+    return run_here(Run(target, images, suite, options, reporter, description, expected))
 
 
-def _here(run: Run) -> ResultFile:
+def run_here(run: Run) -> ResultFile:
     """Do a run in this process, stage by stage."""
     with run:
         if (known := run.open()) is not None:
