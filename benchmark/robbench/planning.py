@@ -1,4 +1,4 @@
-"""What a run will cost, before it runs: passes, time and memory, from records of a few images and seconds of calibration.
+"""What a run will cost: passes, time and memory, from records of a few images and seconds of calibration.
 
 Passes: what images cost in existing records of the same run, else in a pilot on images drawn at random. Time: the
 passes, laid onto the lanes as the engine does, at the speed at which this machine was seen to run each stage with all
@@ -7,6 +7,7 @@ lanes full. Both are estimates: images that stand cost the most, and how many do
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import heapq
 import math
@@ -209,9 +210,9 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
     count = widths.lanes if whole else 4 * crews * widths.lanes
     again = np.resize(at, count)
     x, y, index = run.images.x(again), run.images.y[again], run.images.index[again]
-    target, done = replace(run.target, module=run.target.module if whole else timed), 0
+    target = replace(run.target, module=run.target.module if whole else timed)
     begin = time.perf_counter()
-    try:
+    with contextlib.suppress(_Enough):
         run_stage(
             stage,
             target,
@@ -226,8 +227,6 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
             on_rows=lambda rows, claimed: None,
             on_narrow=lambda width, reason: None,
         )
-    except _Enough:
-        pass
     if whole or math.isnan(timed.rate):
         return count / (time.perf_counter() - begin), crews
     return timed.rate, crews
@@ -236,8 +235,8 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
 def _laid(rounds: NDArray[np.int64], widths: Widths, crews: int) -> float:
     """Lay images that take so many rounds each onto the lanes; returns the lanes' widths summed over all rounds.
 
-    Free lanes take the next image, and once none waits the batch becomes narrower, as in `engine`; a round of a narrower
-    batch is counted as its share of a full one.
+    Free lanes take the next image, and once none waits the batch becomes narrower, as in `engine`; a round of a
+    narrower batch is counted as its share of a full one.
     """
     lanes = widths.lanes * crews
     ends: list[int] = []

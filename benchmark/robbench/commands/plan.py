@@ -42,8 +42,8 @@ def plan(
 ) -> None:
     """Predict what runs will cost: passes, time and memory.
 
-    Times each attack for seconds at the full batch width, here. Takes the passes from stored records of the same run, or
-    else from a pilot.
+    Times each attack here for seconds at the full batch width. Takes the passes from stored records of the same run,
+    or else from a pilot.
     """
     if gpus is not None and workers is not None:
         raise RobbenchError("--gpus and --workers given; a GPU is a worker, so give one of them.")

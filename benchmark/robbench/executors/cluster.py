@@ -271,6 +271,7 @@ def cluster(
     """
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))  # as in this process; Ray would give way to all
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about what is not used here
         import ray
     except ModuleNotFoundError as error:

@@ -253,11 +253,13 @@ class _Spread:
         return None
 
     def size(self, o: _Open, k: int) -> int:
-        """Choose how many samples a task has: some seconds of work, but a share that leaves no worker idle."""
+        """Choose how many samples a task has: some seconds of work, and near the end a share that leaves none idle."""
         run = o.run
         unit = run.lanes * self.pool.batches
         one = o.seconds * run.stages[k].passes
         long = int(_SECONDS / one) if one > 0 else 1
+        if self.next < len(self.openings):  # other models keep the workers busy
+            return unit * max(1, long)
         share = -(-len(run.positions) // (2 * self.pool.workers * unit))
         return unit * max(1, min(long, share))
 
