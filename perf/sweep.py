@@ -1,9 +1,9 @@
-"""The scheduler and the store without the attacks: `python perf/sweep.py [--models 1000] [--samples 10000]`.
+"""Scheduler and store without attacks: `python perf/sweep.py [--models 1000] [--samples 10000]`.
 
 Everything is real (runs, their flow, tasks, shards, locks, merged records, summaries) but the workers: they answer at
-once with made-up records of the stages of a suite, and say that each pass took its time. A clock counts that time and the
-driver's own CPU time: a task begins when it is handed out and its worker is free, and the driver's work is not hidden
-behind it.
+once with made-up records of the stages of a suite, and say that each pass took its time. A clock counts that time and
+the driver's own CPU time: a task begins when it is handed out and its worker is free, and the driver's work is not
+hidden behind it.
 
 Prints, per number of models and samples: the driver's time per task over the computing time of that task; the time to
 the end beyond what the workers' computing alone takes; and the driver's memory (peak resident set; in a process of its
@@ -62,12 +62,15 @@ class Fake:
 
     @property
     def free(self) -> bool:
+        """Whether a worker takes another task."""
         return min(map(len, self.queues)) < 2
 
     def add(self, run: int, job: Job) -> None:
+        """Remember a job."""
         self.jobs[run] = job
 
     def submit(self, task: Task) -> None:
+        """Queue a task, and compute when it will be done."""
         worker = min(range(self.workers), key=lambda i: (len(self.queues[i]), self.idle_at[i]))
         job = self.jobs[task.run]
         batches = -(-len(task.positions) // job.lanes)
@@ -83,16 +86,19 @@ class Fake:
         heapq.heappush(self.heap, (end, self.count, worker))
 
     def close(self, run: int) -> int:
+        """Let go of a job."""
         self.submit(Task(run, "end"))
         return 1
 
     def wait(self) -> list[tuple[Task, Reply]]:
+        """Move the clock to the next end of a task."""
         end, _, worker = heapq.heappop(self.heap)
         self.offset += max(0.0, end - self.now)
         _, task = self.queues[worker].popleft()
         return [(task, self.reply(task))]
 
     def reply(self, task: Task) -> Reply:
+        """Make up what a task gives."""
         if task.kind == "end":
             del self.jobs[task.run]
             return Reply()
@@ -117,12 +123,15 @@ class Quiet:
         self.after: list[int] = []
 
     def note(self, text: str) -> None:
+        """Print it."""
         print(text, file=sys.stderr)
 
     def progress(self, title: str, done: int, total: int) -> None:
+        """Ignore it."""
         pass
 
     def update(self, finished: int, asked: int) -> None:
+        """Look at the memory."""
         self.after.append(resident_bytes() or 0)
 
 

@@ -1,4 +1,4 @@
-"""The same records wherever the work runs: the scheduler with workers in this process, and with those of a local Ray."""
+"""The same records wherever the work runs: a scheduler with workers in this process, and with those of a local Ray."""
 
 import dataclasses
 import json
@@ -321,7 +321,8 @@ def test_a_driver_that_is_killed_is_resumed(tmp_path, ray):
         "import sys, robbench.shards as s; s._COMMIT_SECONDS = 0.0\n"
         "from robbench.executors.cluster import evaluate_all\nfrom test_executors import View\n"
         f"call = {CALLS[0]!r}\n"
-        "evaluate_all([{**call, 'results': sys.argv[1]}], View(lambda done: print(done, flush=True)), address=sys.argv[2], workers=1)"
+        "evaluate_all([{**call, 'results': sys.argv[1]}], View(lambda done: print(done, flush=True)), "
+        "address=sys.argv[2], workers=1)"
     )
     args = [sys.executable, "-c", code, str(tmp_path / "r"), ray.get_runtime_context().gcs_address]
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent) as driver:
@@ -333,7 +334,7 @@ def test_a_driver_that_is_killed_is_resumed(tmp_path, ray):
     found = [*(tmp_path / "r").rglob(".partial/*/*.parquet")]
     assert found
     known = sum(len(pd.read_parquet(path)) for path in found)
-    (outcome,) = evaluate_all([{**CALLS[0], "results": tmp_path / "r"}], view := View(), workers=1)
+    evaluate_all([{**CALLS[0], "results": tmp_path / "r"}], view := View(), workers=1)
     evaluate(**CALLS[0], results=tmp_path / "whole")
     assert files(tmp_path / "r") == files(tmp_path / "whole")
     assert view.total == 480 - known, "only what was missing was computed"
