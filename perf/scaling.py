@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     seconds: dict[int, list[float]] = {w: [] for w in args.workers}
     found = set()
-    print(f"{describe_device(torch.device('cpu'))}; {versions()}; load {os.getloadavg()[0]:.1f} before")
+    print(f"{describe_device(torch.device('cpu'))}; {versions()}")
     with cluster.cluster("local", max(args.workers), args.threads, "auto", print) as pool:
         device = torch.device("cuda" if pool.gpu else "cpu")
         pool.stop()
@@ -71,7 +71,8 @@ def main() -> None:
     for workers, spent in seconds.items():
         pairs = [a / b for a, b in zip(first, spent, strict=True)]
         print(
-            f"{workers} workers: median {median(spent):.1f} s, speed-up {median(pairs):.2f} {[f'{p:.2f}' for p in pairs]}"
+            f"{workers} workers: median {median(spent):.1f} s, speed-up {median(pairs):.2f} "
+            f"({', '.join(f'{p:.2f}' for p in pairs)})"
         )
     print("outcomes.parquet: " + ("the same bytes" if len(found) == 1 else "DIFFERENT"))
 

@@ -53,7 +53,7 @@ def plan(
     from robbench.models.sources import parse_source
 
     sources = {name for name in model if parse_source(name)}
-    about = {"dataset": dataset, "architecture": architecture}
+    about: dict[str, Any] = {"dataset": dataset, "architecture": architecture}
     about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
     check_about(sources, about)
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import socket
@@ -72,8 +73,7 @@ class Actor:
 
     def fetch(self, digest: str, parts: Sequence[Any]) -> Job:
         """Get a job from this node's store; the images are kept for the next one."""
-        import ray
-
+        ray = _ray()
         if digest not in self.images:
             self.images = {digest: ray.get(parts[0])}
         try:
@@ -116,16 +116,14 @@ class RayPool:
         self._started()
 
     def _start(self) -> _Hand:
-        import ray
-
+        ray = _ray()
         options = {"num_cpus": self.threads, "num_gpus": int(self.gpu), "max_restarts": 0, "max_task_retries": 0}
         actor = ray.remote(**options)(Actor).remote(self.threads, "cuda:0" if self.gpu else "cpu")
         return _Hand(actor, actor.about.remote())
 
     def _started(self) -> None:
         """Wait for the first worker."""
-        import ray
-
+        ray = _ray()
         end = time.monotonic() + _START_SECONDS
         while not any(hand.starting is None for hand in self.hands):
             ray.wait([hand.starting for hand in self.hands], timeout=max(0.0, end - time.monotonic()))
@@ -143,8 +141,7 @@ class RayPool:
         Raises:
             RobbenchError: one cannot start, or has other versions than are here.
         """
-        import ray
-
+        ray = _ray()
         starting = {hand.starting: hand for hand in self.hands if hand.starting is not None}
         if not starting:
             return
@@ -174,12 +171,11 @@ class RayPool:
         Raises:
             ModelError: the model cannot be sent to another process.
         """
-        import ray
-
+        ray = _ray()
         digest = job.images.digest
         try:
             # Its own pickle: what cannot be imported on a worker is told by the worker in a sentence.
-            packed = ray.cloudpickle.dumps(replace(job, images=None))
+            packed = ray.cloudpickle.dumps(replace(job, images=None))  # type: ignore[arg-type]  # sent apart
             if digest not in self.images:
                 self.images[digest] = ray.put(job.images)
         except Exception as error:  # whatever a user's module raises: hooks, handles and generators do not pickle
@@ -213,8 +209,7 @@ class RayPool:
         Raises:
             RobbenchError: see `_greet`.
         """
-        import ray
-
+        ray = _ray()
         pending = {ref: hand for hand in self.hands for ref, _ in hand.tasks}
         if not pending:  # all workers are being replaced
             self._started()
@@ -223,8 +218,7 @@ class RayPool:
         return [reply for ref in done for reply in self._replies(ref, pending[ref])]
 
     def _replies(self, ref: Any, hand: _Hand) -> Iterator[tuple[Task, Reply]]:
-        import ray
-
+        ray = _ray()
         if hand not in self.hands:  # its loss was told before
             return
         try:
@@ -242,10 +236,14 @@ class RayPool:
 
     def stop(self) -> None:
         """End the workers."""
-        import ray
-
+        ray = _ray()
         for hand in self.hands:
             ray.kill(hand.actor)
+
+
+def _ray() -> Any:
+    """Import Ray, which annotates half of what is used here."""
+    return importlib.import_module("ray")
 
 
 def _first_line(error: BaseException) -> str:
@@ -273,7 +271,7 @@ def cluster(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))  # as in this process; Ray would give way to all
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about what is not used here
-        import ray
+        ray = _ray()
     except ModuleNotFoundError as error:
         raise RobbenchError(
             f"--executor ray needs the package {error.name!r}, which is not installed: pip install 'robbench[cluster]'"
