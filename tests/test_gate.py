@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from robbench.attacks.pgd import PGD
 from robbench.baseline import read_baseline
 from robbench.cli import app
-from robbench.errors import RobbenchError
+from robbench.errors import ResultError, RobbenchError
+from robbench.gate import wanted_runs
 
 SUITE = """
 version = 1
@@ -163,6 +164,18 @@ def test_stored_results_are_compared_without_torch(folder, tmp_path):
     assert again.verdicts == first.verdicts and again.sample_seed == 0 and again.code == {}
     message = call("check", "--baseline", "b.json", "--result", stored, cwd=folder, code=2)
     assert "260 of the 300 images of the baseline were not measured" in message
+
+
+def test_a_baseline_alone_imports_no_code(folder, monkeypatch):
+    baseline = read_baseline(folder / "b.json")
+    (run,) = baseline.runs
+    strange = run.model_copy(update={"given": run.given.model_copy(update={"model": "module_of_a_stranger:net"})})
+    theirs = baseline.model_copy(update={"runs": [strange]})
+    with pytest.raises(ResultError, match=r"'module_of_a_stranger:net' of the baseline .* --import module_of_a_str"):
+        wanted_runs(theirs, [])
+    assert wanted_runs(theirs, ["module_of_a_stranger:net"]) == [(strange, strange.given)]  # a person named it
+    monkeypatch.setitem(sys.modules, "module_of_a_stranger", sys)
+    assert wanted_runs(theirs, []) == [(strange, strange.given)]
 
 
 def test_a_sequential_check_measures_less(folder):

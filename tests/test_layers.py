@@ -11,7 +11,7 @@ ROOT = Path(robbench.__file__).parent
 
 # Lower layers first; a module may import from its own layer and from the ones above it in this list.
 LAYERS = [
-    {"robbench", "types", "errors", "numbers", "files", "memory"},
+    {"robbench", "types", "errors", "numbers", "files", "memory", "own"},
     {"rng", "losses", "stats", "hardware", "widths"},
     {"adversarials", "records", "locking", "guard", "reporting"},
     {"salvage"},
@@ -39,6 +39,7 @@ NO_TORCH = [
     "errors",
     "numbers",
     "files",
+    "own",
     "stats",
     "adversarials",
     "records",

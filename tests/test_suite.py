@@ -6,7 +6,8 @@ from fractions import Fraction
 import pytest
 
 from robbench.attacks import describe
-from robbench.errors import SuiteError
+from robbench.errors import RobbenchError, SuiteError
+from robbench.own import import_own
 from robbench.suite import Stage, build_attack, load_suite, suite_names
 
 
@@ -106,22 +107,36 @@ class Mine(PGD):
 
 
 def test_an_attack_of_ones_own(tmp_path, monkeypatch):
+    """Its module is imported because a person asks for it; what a file names is looked for in there only."""
     (tmp_path / "own_attack_of_a_test.py").write_text(OWN)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     line = 'kind = "own_attack_of_a_test:Mine"\nsteps = 3\nboost = "1/2"'
-    attack = build_attack(load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', line))).stages("digits")[0])
+    stage = load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', line))).stages("digits")[0]
+    with pytest.raises(SuiteError, match=r"A file alone never imports code: .* --import own_attack_of_a_test"):
+        build_attack(stage)
+    assert "own_attack_of_a_test" not in sys.modules
+    import_own(["own_attack_of_a_test"])
+    attack = build_attack(stage)
     assert (attack.kind, attack.steps, attack.boost) == ("mine", 3, 0.5)
     assert describe(attack)["boost"] == 0.5
     for wrong, message in (
-        ("own_attack_of_a_test:Yours", "cannot be imported"),
-        ("no_such_module_here:Mine", "cannot be imported"),
+        ("own_attack_of_a_test:Yours", "is no attack"),
+        ("no_such_module_here:Mine", "not imported"),
         ("pathlib:Path", "is no attack"),
         ("own_attack_of_a_test:dataclass", "is no attack"),
     ):
         suite = load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', f'kind = "{wrong}"')))
         with pytest.raises(SuiteError, match=message):
             build_attack(suite.stages("digits")[0])
+
+
+def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_module_of_a_test.py").write_text("1 / 0")
+    for name, message in (("nowhere_to_be_seen", "ModuleNotFoundError"), ("broken_module_of_a_test", "ZeroDivision")):
+        with pytest.raises(RobbenchError, match=f"--import {name}: {message}.*Expected a module"):
+            import_own([name])
 
 
 def test_unknown_names():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from robbench.baseline import Baseline, Given, Run, code_digests, record
 from robbench.errors import ResultError, unknown_name
 from robbench.models.sources import parse_source
+from robbench.own import imported
 from robbench.store import ResultFile, read_result, read_rows, result_folder
 
 if TYPE_CHECKING:
@@ -177,10 +178,15 @@ def wanted_runs(baseline: Baseline, models: list[str]) -> list[tuple[Run, Given]
         models: what was asked for; nothing means all.
 
     Raises:
-        ResultError: a model is not in the baseline, and the baseline has several.
+        ResultError: a model is not in the baseline, and the baseline has several; or the baseline, and nobody else,
+            names a function of a module that is not imported.
     """
     known = {name: run for run in baseline.runs for name in (run.given.model, run.name)}
     if all(m in known for m in models):
+        for run in baseline.runs if not models else ():
+            source = parse_source(run.given.model)
+            if source is not None and source.kind == "function":
+                imported(source.parts[0], f"Model {run.given.model!r} of the baseline", ResultError)
         return [(run, run.given) for run in ([known[m] for m in models] or baseline.runs)]
     if len(models) > 1 or len(baseline.runs) > 1:
         strange = next(m for m in models if m not in known)

@@ -80,7 +80,7 @@ def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
         },
         {
             "kind": "module:Class",
-            "what": "An attack of your own, from a module that can be imported here (docs/tutorial.md).",
+            "what": "An attack of your own, from a module that --import names (docs/tutorial.md).",
             "parameters": "the class's own",
         },
     ]

@@ -13,9 +13,9 @@ eps = "0.3"
 
 [[attack]]
 name = "PGD-20-xent"     # also the name of its random numbers
-kind = "pgd"             # from `robbench list attacks`, or "module:Class" for one of your own; every other key is a
-                         # parameter of that attack, and `eot = N` averages N answers per step, for models that
-                         # answer at random;
+kind = "pgd"             # from `robbench list attacks`, or "module:Class" for one of your own, in a module that is
+                         # imported already (--import); every other key is a parameter of that attack, and
+                         # `eot = N` averages N answers per step, for models that answer at random;
                          # a transfer with `optional = true` is left out where its surrogate is not there
 objective = "ce"
 steps = 20
@@ -25,18 +25,16 @@ on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what dif
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from robbench.errors import SuiteError, unknown_name
 from robbench.files import component, load_toml, read_bounded
 from robbench.numbers import parse_fraction, parse_threat
+from robbench.own import imported
 from robbench.types import JUDGES, Judge, Threat
 
 if TYPE_CHECKING:
@@ -151,21 +149,16 @@ def build_attack(stage: Stage) -> Attack:
 
 
 def _own(kind: str, stage: str) -> type[Attack]:
-    """Import an attack of the user's; the current directory is importable, as under `python -m`."""
+    """Find an attack of the user's in a module that is imported already: a suite file imports no code."""
     module, _, name = kind.partition(":")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
     expected = (
         "expected one of `robbench list attacks`, torchattacks:NAME, autoattack:NAME, or module:Class, a frozen "
         "dataclass with init, loss and step (docs/tutorial.md)"
     )
-    try:
-        cls: type[Attack] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SuiteError(f"Attack {stage!r}: kind {kind!r} cannot be imported ({error}); {expected}.") from None
+    cls: Any = getattr(imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
     if not (isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in _CONTRACT)):
         raise SuiteError(f"Attack {stage!r}: kind {kind!r} is no attack; {expected}.")
-    return cls
+    return cast("type[Attack]", cls)
 
 
 def _typed(given: Any, kind: str, where: str) -> Any:

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from robbench.commands import runs
-from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, check_about, per_channel
+from robbench.commands.options import (
+    SOURCES,
+    DataDir,
+    Imports,
+    Json,
+    Models,
+    Results,
+    check_about,
+    per_channel,
+)
 from robbench.commands.printing import print_objects
 from robbench.commands.runs import run_all
 from robbench.commands.sanity import examined
 from robbench.errors import RobbenchError
+from robbench.own import import_own
 
 if TYPE_CHECKING:
     from robbench.models.card import Registry
@@ -57,6 +67,7 @@ def eval_(
     lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
+    imports: Imports = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
     overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
@@ -88,6 +99,7 @@ def eval_(
     if executor == "process" and (address is not None or workers is not None or threads != 1):
         raise RobbenchError("--address, --workers and --threads-per-worker go with --executor ray.")
     ray = {"address": address, "workers": workers, "threads": threads} if executor == "ray" else None
+    import_own(imports or [])
     if resume:
         asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, models, data_dir)
         if any(v is not None for v in asked) or overwrite or save_adversarials or seed or all_models:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robbench.commands.options import SOURCES, DataDir, Json, Models, check_about, per_channel, resumable
+from robbench.commands.options import SOURCES, DataDir, Imports, Json, Models, check_about, per_channel, resumable
 from robbench.errors import RobbenchError
+from robbench.own import import_own
 
 if TYPE_CHECKING:
     from robbench.baseline import Run
@@ -52,6 +53,7 @@ def baseline(
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,
+    imports: Imports = None,
     data_dir: DataDir = None,
     results: Kept = None,
 ) -> None:
@@ -63,6 +65,7 @@ def baseline(
     from robbench.gate import stored_run
     from robbench.numbers import parse_threat
 
+    import_own(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
     runs = [stored_run(path) for path in result or []]
@@ -106,6 +109,7 @@ def check(
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,
+    imports: Imports = None,
     data_dir: DataDir = None,
     results: Kept = None,
     as_json: Json = False,
@@ -124,6 +128,7 @@ def check(
     from robbench.report.gate import as_json as dump
     from robbench.report.gate import as_junit, as_markdown, print_decision
 
+    import_own(imports or [])
     policy = Policy(max_drop=max_drop, alpha=alpha)
     stored = read_baseline(baseline)
     if result:

@@ -12,7 +12,7 @@ import typer
 
 from robbench.errors import RobbenchError
 
-__all__ = ["SOURCES", "DataDir", "Json", "Models", "Results", "check_about", "per_channel", "resumable"]
+__all__ = ["SOURCES", "DataDir", "Imports", "Json", "Models", "Results", "check_about", "per_channel", "resumable"]
 
 SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
 
@@ -23,6 +23,10 @@ Models = Annotated[
 ]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where the data sets are (also ROBBENCH_DATA).", show_default=False)
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="A module of your own that the suite or the baseline may name (repeatable)."),
 ]
 Results = Annotated[Path, typer.Option("--results", help="The results tree.")]
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, check_about, per_channel
+from robbench.commands.options import SOURCES, DataDir, Imports, Json, Models, Results, check_about, per_channel
 from robbench.commands.printing import print_table
 from robbench.errors import RobbenchError
+from robbench.own import import_own
 
 __all__ = ["plan"]
 
@@ -37,6 +38,7 @@ def plan(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
     data_dir: DataDir = None,
+    imports: Imports = None,
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:
@@ -50,6 +52,7 @@ def plan(
     count = gpus or workers or 1
     if count < 1:
         raise RobbenchError(f"{count} workers given; there must be at least 1.")
+    import_own(imports or [])
     from robbench.models.sources import parse_source
 
     sources = {name for name in model if parse_source(name)}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robbench.commands.options import DataDir, Json, Models, Results, per_channel, resumable
+from robbench.commands.options import DataDir, Imports, Json, Models, Results, per_channel, resumable
 from robbench.commands.printing import print_objects, print_table, tree
 from robbench.errors import RobbenchError
+from robbench.own import import_own
 
 if TYPE_CHECKING:
     from robbench.store import ResultFile
@@ -108,6 +109,7 @@ def reproduce(
     samples: Annotated[int | None, typer.Option(help="Only the first N of the images.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
+    imports: Imports = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -118,6 +120,7 @@ def reproduce(
     from robbench.report.terminal import TerminalReporter
     from robbench.reproducing import reproduce as again
 
+    import_own(imports or [])
     reporter = TerminalReporter(hint_samples=False)
     options: dict[str, Any] = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
     with resumable("Nothing of it is stored."), contextlib.closing(reporter):

@@ -23,6 +23,7 @@ from robbench.hardware import versions
 from robbench.inputs import Images, Options
 from robbench.memory import keep_freed_memory
 from robbench.models.sources import Build
+from robbench.own import importable
 from robbench.reporting import Silent
 from robbench.worker import Job, Worker
 
@@ -309,8 +310,7 @@ def cluster(
 
 def _connect(ray: Any, address: str, workers: int | None, threads: int) -> None:
     """Start Ray here, or join a cluster."""
-    if not {"", os.getcwd()} & set(sys.path):  # workers look for a user's modules where this process does
-        sys.path.insert(0, os.getcwd())
+    importable()  # workers look for a user's modules where this process does
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}

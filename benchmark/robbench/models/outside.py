@@ -26,6 +26,7 @@ from torch import nn
 
 from robbench.errors import ModelError, RobbenchError, unknown_name
 from robbench.models.sources import ALLOWED
+from robbench.own import importable
 
 __all__ = ["function_module", "hub_file", "robustbench_module", "timm_module"]
 
@@ -139,9 +140,7 @@ def function_module(what: str, where: str, name: str) -> nn.Module:
     Raises:
         ModelError: no such module or function, it raises, it takes arguments, or it returns something else.
     """
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()
+    importable()
     with _others_code(what, quiet=False):
         try:
             owner = importlib.import_module(where)
