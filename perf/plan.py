@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--pilot", type=int, default=64)
+    parser.add_argument("--pilot", type=int, default=128)
     args = parser.parse_args()
     torch.set_num_threads(1)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import heapq
+import itertools
 import math
 import resource
 import time
@@ -40,7 +41,7 @@ from robbench.widths import Widths
 
 __all__ = ["ModelPlan", "StagePlan", "plan"]
 
-_SECONDS, _ROUNDS = 3.0, 300  # of calibration per stage, whichever ends first
+_SECONDS, _ROUNDS = 2.0, 300  # of calibration per stage and width, whichever ends first
 _LEAST = 6
 clock = time.perf_counter
 """What seconds are taken by; perf/plan.py puts CPU time here on a busy machine."""
@@ -101,7 +102,7 @@ class _Enough(Exception):
 
 
 class _Timed(nn.Module):
-    """A model that notes when it is asked, and how much; copies of it note the same way."""
+    """A model that notes when it is asked, and how much at once; its copies, which crews have, note in one list."""
 
     def __init__(self, inner: nn.Module, seen: list[tuple[float, int]] | None = None) -> None:
         super().__init__()
@@ -121,15 +122,39 @@ class _Timed(nn.Module):
         answer: Tensor = self.inner(x)
         return answer
 
-    @property
-    def rate(self) -> float:
-        """Images per second, from the second question on: the first warms up."""
-        if len(self.seen) < 3:
-            return math.nan
-        return sum(n for _, n in self.seen[1:-1]) / (self.seen[-1][0] - self.seen[1][0])
+    def round(self, width: int) -> float:
+        """Seconds from one question of this width to the next; NaN if there was none."""
+        spent = [b - a for (a, n), (b, _) in itertools.pairwise(self.seen[1:]) if n == width]
+        return float(np.mean(spent)) if spent else math.nan
 
 
-def plan(model: str, suite: str, *, pilot: int = 64, **options: Any) -> ModelPlan:
+@dataclass(frozen=True)
+class _Pace:
+    """How long a round of a stage takes, linear in the width of the batch.
+
+    Attributes:
+        crews: batches beside each other.
+        lanes: full width.
+        narrow: a narrower width.
+        full_seconds: of a round at full width, in which every crew asks once.
+        narrow_seconds: at the narrower one.
+    """
+
+    crews: int
+    lanes: int
+    narrow: int
+    full_seconds: float
+    narrow_seconds: float
+
+    def seconds(self, width: int) -> float:
+        """Seconds of a round at this width."""
+        if self.narrow == self.lanes:
+            return self.full_seconds
+        slope = (self.full_seconds - self.narrow_seconds) / (self.lanes - self.narrow)
+        return max(0.0, self.full_seconds - slope * (self.lanes - width))
+
+
+def plan(model: str, suite: str, *, pilot: int = 128, **options: Any) -> ModelPlan:
     """Tell what a run will cost on one worker like this process.
 
     Args:
@@ -186,11 +211,12 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     stages = []
     for stage in run.stages:
         mine = rows[(rows["attack"] == stage.name) & rows["status"].isin([Status.BROKEN, Status.ROBUST])]
-        rate, crews = _calibrated(run, stage, at, widths)
+        pace = _calibrated(run, stage, at, widths)
+        rate = pace.lanes * pace.crews / pace.full_seconds
         attacked = round(n * len(mine) / known)
         forwards, backwards = mine["forwards"].to_numpy(), mine["backwards"].to_numpy()
         rounds = np.resize(forwards, attacked) if len(mine) else np.zeros(0, np.int64)
-        seconds = _laid(rounds, widths, crews) / rate if attacked else 0.0
+        seconds = _laid(rounds, widths, pace)
         scale = attacked / max(len(mine), 1)
         stages.append(
             StagePlan(
@@ -204,54 +230,59 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     return ModelPlan(run.title(), n, stages, error, source, run.lanes, _memory(run.target))
 
 
-def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> tuple[float, int]:
-    """Run a stage with all lanes full; returns passes per second, and how many batches run beside each other."""
+def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> _Pace:
+    """Run a stage with all lanes full, and with few of them in use."""
     crews = len(muster(run.target.module, widths, 8 * widths.lanes * max(1, torch.get_num_threads()), alone=False)[0])
-    timed = _Timed(run.target.module).eval()
-    whole = isinstance(stage.attack, Transfer | Peer)  # most of their work is not asking this model
-    count = widths.lanes if whole else 4 * crews * widths.lanes
-    again = np.resize(at, count)
-    x, y, index = run.images.x(again), run.images.y[again], run.images.index[again]
-    target = replace(run.target, module=run.target.module if whole else timed)
-    begin = clock()
-    with contextlib.suppress(_Enough):
-        run_stage(
-            stage,
-            target,
-            run.images,
-            x,
-            y,
-            index,
-            Ball.of(run.threat),
-            widths=widths,
-            judge=run.suite.judge,
-            deterministic=True,
-            on_rows=lambda rows, claimed: None,
-            on_narrow=lambda width, reason: None,
-        )
-    if whole or math.isnan(timed.rate):
-        return count / (clock() - begin), crews
-    return timed.rate, crews
+    narrow = widths.fit(max(16, widths.lanes // 8))
+    if isinstance(stage.attack, Transfer | Peer):  # most of their work is not asking this model: time it as a whole
+        begin = clock()
+        _attack(run, run.target, stage, np.resize(at, widths.lanes), widths)
+        each = clock() - begin
+        return _Pace(1, widths.lanes, widths.lanes, each, each)
+    seconds = []
+    for width, count in ((widths.lanes, 4 * crews * widths.lanes), (narrow, crews * narrow)):
+        timed = _Timed(run.target.module).eval()
+        with contextlib.suppress(_Enough):
+            while True:
+                _attack(run, replace(run.target, module=timed), stage, np.resize(at, count), widths)
+        seconds.append(crews * timed.round(width))
+    return _Pace(crews, widths.lanes, narrow, *seconds)
 
 
-def _laid(rounds: NDArray[np.int64], widths: Widths, crews: int) -> float:
-    """Lay images that take so many rounds each onto the lanes; returns the lanes' widths summed over all rounds.
+def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> None:
+    run_stage(
+        stage,
+        target,
+        run.images,
+        run.images.x(at),
+        run.images.y[at],
+        run.images.index[at],
+        Ball.of(run.threat),
+        widths=widths,
+        judge=run.suite.judge,
+        deterministic=True,
+        on_rows=lambda rows, claimed: None,
+        on_narrow=lambda width, reason: None,
+    )
 
-    Free lanes take the next image, and once none waits the batch becomes narrower, as in `engine`; a round of a
-    narrower batch is counted as its share of a full one.
+
+def _laid(rounds: NDArray[np.int64], widths: Widths, pace: _Pace) -> float:
+    """Lay images that take so many rounds each onto the lanes; returns the seconds that it takes.
+
+    Free lanes take the next image, and once none waits the batch becomes narrower, as in `engine`.
     """
-    lanes = widths.lanes * crews
+    lanes = pace.lanes * pace.crews
     ends: list[int] = []
     for cost in rounds.tolist():
         heapq.heappush(ends, cost if len(ends) < lanes else heapq.heappop(ends) + cost)
-    total, last, width = 0.0, 0, widths.lanes
+    seconds, last, width = 0.0, 0, pace.lanes
     for i, (end, left) in enumerate(zip(sorted(ends), range(len(ends), 0, -1), strict=True)):
         if i or len(ends) < lanes:
-            share = -(-left // crews)
+            share = -(-left // pace.crews)
             width = min(width, widths.fit(share) if share <= 0.75 * width else width)
-        total += (end - last) * width * crews
+        seconds += (end - last) * pace.seconds(width)
         last = end
-    return total
+    return seconds
 
 
 def _memory(target: Target) -> int:

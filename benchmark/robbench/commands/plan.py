@@ -21,7 +21,7 @@ def plan(
     model: Annotated[list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES}.")],
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
-    pilot: Annotated[int, typer.Option(help="Images to find the passes on, where there are no records.")] = 64,
+    pilot: Annotated[int, typer.Option(help="Images to find the passes on, where there are no records.")] = 128,
     workers: Annotated[int | None, typer.Option(help="Ray workers that share the work.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that share the work, a worker each.")] = None,
     threads: Annotated[
