@@ -37,9 +37,9 @@ def main() -> None:
         begin = clock()
         run_here(run)
         taken = clock() - begin
-        rows = [r for r in run.shards.rows if len(r)]
-        attacked = sum(int(r["status"].isin([Status.BROKEN, Status.ROBUST]).sum()) for r in rows)
-        passes = sum(int(r["forwards"].sum() + r["backwards"].sum()) for r in rows)
+        rows = run.shards.rows()
+        attacked = int(rows["status"].isin([Status.BROKEN, Status.ROBUST]).sum())
+        passes = int(rows["forwards"].sum() + rows["backwards"].sum())
         told = sum(s.forwards + s.backwards for s in p.stages)
         print(
             f"{model} {suite} n={samples}: passes {told} predicted, {passes} taken "

@@ -225,7 +225,7 @@ class Run:
             return result.model_copy(update={k: getattr(before, k) for k in kept})
         if store is not None:
             store.begin({**self.description, "n": len(self.positions), "stages": len(self.stages), "date": self.date})
-        self.shards = self._context.enter_context(Shards(store, [known], lambda exact: self.points(exact)))
+        self.shards = self._context.enter_context(Shards(store, known, lambda exact: self.points(exact)))
         return None
 
     def job(self) -> Job:
@@ -236,7 +236,7 @@ class Run:
 
     def begin(self, first: First, workers: int = 1) -> None:
         """Take what the model answers to the clean images; from now on `flow` hands out samples."""
-        label, known = self.images.y[self.positions].numpy(), self.shards.rows[0]
+        label, known = self.images.y[self.positions].numpy(), self.shards.known
         correct = first.prediction == label
         self.place, self._prediction = first.place, first.prediction
         self._flags = self._noticed(self.before) | first.flags
@@ -275,13 +275,15 @@ class Run:
         """Store the result, and return it for the samples that were asked for; `flags` are those of `Worker.end`."""
         self.shards.flush()
         flags = self._flags | flags
-        rows = pd.concat(self.shards.rows, ignore_index=True)
+        rows = self.shards.rows()
         if self.store is not None:
             complete = self._complete(rows)
             order = self._official(rows.loc[complete, "sample"].unique())
             merged = ordered(rows[complete], order, [s.name for s in self.stages])
             result = self._summary(order, merged, flags)
             self.store.finish(merged, result, leftover=rows[~complete], keep=self.keep)
+            if np.array_equal(order, self.index):
+                return result
         return self._summary(self.index, rows, flags)
 
     @staticmethod

@@ -179,7 +179,7 @@ def plan(model: str, suite: str, *, pilot: int = 128, **options: Any) -> ModelPl
         few = replace(asked, samples=pilot, sample_seed=0, results=None, save_adversarials=False, overwrite=False)
         trial = ready(model, suite, build, few, dataset=dataset)
         run_here(trial)
-        rows = pd.concat(trial.shards.rows, ignore_index=True)
+        rows = trial.shards.rows()
         source = f"a pilot on {rows['sample'].nunique()} images"
     return _planned(run, rows, source)
 
