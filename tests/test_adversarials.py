@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from conftest import small
-from robbench import evaluation
+from robbench import engine, evaluation
 from robbench.adversarials import FILE, Points, merge, pack, read
 from robbench.errors import ResultError, RobbenchError
 from robbench.evaluation import evaluate
@@ -205,7 +205,7 @@ def test_breaks_known_without_their_points_are_computed_again(problem, tmp_path,
 def test_an_interrupt_keeps_the_points_of_its_rows(problem, tmp_path, monkeypatch):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "lanes": 8, "save_adversarials": True}
-    real, calls = evaluation.engine.attack_samples, []
+    real, calls = engine.attack_samples, []
 
     def failing(error):
         def attack(*args, on_rows, **kwargs):
@@ -222,7 +222,7 @@ def test_an_interrupt_keeps_the_points_of_its_rows(problem, tmp_path, monkeypatc
     for error in (KeyboardInterrupt(), RuntimeError("the model failed")):
         calls.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(evaluation.engine, "attack_samples", failing(error))
+            patch.setattr(engine, "attack_samples", failing(error))
             with pytest.raises(type(error)):
                 evaluate(model, suite(tmp_path), **call, results=tmp_path / "a")
     shards = list(folder(tmp_path / "a").glob(".partial/*/*.parquet"))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from conftest import Linear, small
-from robbench import evaluation
+from robbench import engine, evaluation, worker
 from robbench.errors import DataError, ModelError, ResultError, RobbenchError, SuiteError
 from robbench.evaluation import evaluate
 from robbench.inputs import Options, select
@@ -115,8 +115,8 @@ def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):
             notes.append(text)
 
     notes: list[str] = []
-    monkeypatch.setattr(evaluation.engine, "attack_samples", forbidden)
-    monkeypatch.setattr(evaluation, "classify", forbidden)
+    monkeypatch.setattr(engine, "attack_samples", forbidden)
+    monkeypatch.setattr(worker, "classify", forbidden)
     assert evaluate(model, "quick", **call, reporter=Listener()) == first
     assert evaluate(model, "quick", **call, samples=20).n == 20
     assert notes == [f"custom/small · quick · Linf 0.05: known since {first.date[:10]}, nothing to compute."]
@@ -125,7 +125,7 @@ def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):
 def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path, "lanes": 8}
-    real, calls = evaluation.engine.attack_samples, []
+    real, calls = engine.attack_samples, []
 
     def interrupted(*args, on_rows, **kwargs):
         def counted(rows):
@@ -137,7 +137,7 @@ def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
         return real(*args, on_rows=counted, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.engine, "attack_samples", interrupted)
+        patch.setattr(engine, "attack_samples", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, "whitebox", **call)
     (folder,) = (tmp_path / "custom" / "small").iterdir()

@@ -16,13 +16,13 @@ from robbench.store import load_results
 ELSEWHERE = (
     "robbench data fetch", "robbench train", "robbench eval --model cifar10/", "robbench eval --model hf:",
     "robbench eval --model robustbench:", "robbench eval --model mine:", "robbench sanity digits/ls095_sigma03 --act",
-    "make ", "pip ",
+    "make ", "pip ", "robbench eval --executor ray",
 )  # fmt: skip
 
 
 COMMANDS = (
     "eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export", "measure", "figure",
-    "verify", "baseline", "check", "sanity", "runs", "reproduce",
+    "verify", "baseline", "check", "sanity", "runs", "reproduce", "plan",
 )  # fmt: skip
 
 

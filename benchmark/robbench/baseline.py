@@ -42,10 +42,10 @@ _LETTERS = {Status.MISCLASSIFIED: "m", Status.BROKEN: "b", Status.ROBUST: "r", S
 STATUS = {letter: status for status, letter in _LETTERS.items()}
 """What a letter stands for."""
 _CODE = (
-    "adversarials.py", "attacks/*.py", "crews.py", "data.py", "engine.py", "evaluation.py", "formats.py", "inputs.py",
-    "losses.py",
+    "adversarials.py", "attacks/*.py", "crews.py", "data.py", "engine.py", "evaluation.py", "flow.py", "formats.py",
+    "inputs.py", "losses.py",
     "models/architectures.py", "models/load.py", "numbers.py", "peers.py", "rng.py", "stages.py", "suite.py",
-    "target.py", "threat.py", "transfer.py", "widths.py",
+    "target.py", "threat.py", "transfer.py", "widths.py", "worker.py",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import robbench
-from robbench.commands import evaluate, gate, pages, runs, train
+from robbench.commands import evaluate, gate, pages, plan, runs, train
 from robbench.commands.measure import measure
 from robbench.commands.options import DataDir, Json, Models
 from robbench.commands.printing import print_table
@@ -60,6 +60,7 @@ def list_(
 for name, command in (
     ("show", evaluate.show),
     ("eval", evaluate.eval_),
+    ("plan", plan.plan),
     ("verify", evaluate.verify),
     ("sanity", sanity),
     ("runs", runs.runs),

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench import engine
+from robbench.adversarials import Points
 from robbench.errors import SuiteError
-from robbench.hardware import describe_device, environment, held_bytes, versions
+from robbench.flow import Flow
 from robbench.inputs import Images, Options, resolve, select
-from robbench.keeping import Keeper
 from robbench.locking import lock_result
-from robbench.memory import Growth, keep_freed_memory
+from robbench.memory import keep_freed_memory
 from robbench.models.sources import Build
 from robbench.numbers import parse_threat
 from robbench.reporting import Reporter, Silent
 from robbench.runs import describe_run
 from robbench.shards import NOTHING, Shards, ordered
-from robbench.stages import ReadyStage, ready_stages, run_stage
-from robbench.store import COLUMNS, SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
+from robbench.stages import ReadyStage, ready_stages
+from robbench.store import SCHEMA_VERSION, ResultFile, RunStore, empty_rows, read_result
 from robbench.suite import Suite, load_suite
 from robbench.summary import MEASURED_FLAGS, summarize
-from robbench.target import Target, answers, classify, drift, time_round
+from robbench.target import Target
 from robbench.threat import Ball
 from robbench.types import Status, Threat
-from robbench.widths import Widths, default_lanes
+from robbench.widths import default_lanes
+from robbench.worker import Columns, First, Job, Place, Worker
 
-__all__ = ["Reporter", "Silent", "evaluate", "run_suite"]
+__all__ = ["Reporter", "Run", "Silent", "evaluate", "ready", "run_here", "run_suite"]
 
 ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
 
@@ -79,13 +83,30 @@ def evaluate(
     Raises:
         RobbenchError: the model, the data or the options do not allow an honest number; the sentence says why.
     """
-    chosen = Options.given(options)
     keep_freed_memory()
-    loaded = load_suite(suite)
     build = Build(architecture, mean, std)
-    target, images = resolve(model, x, y, dataset, name, build, chosen)
-    description = describe_run(model, suite, dataset, name, build, chosen, own_images=x is not None)
-    return run_suite(target, images, loaded, chosen, reporter or Silent(), description, expected)
+    chosen = Options.given(options)
+    return run_here(ready(model, suite, build, chosen, x, y, dataset, name, reporter or Silent(), expected))
+
+
+def ready(
+    model: str | nn.Module,
+    suite: str,
+    build: Build,
+    options: Options,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    dataset: str | None = None,
+    name: str | None = None,
+    reporter: Reporter = Silent(),  # noqa: B008  # it holds nothing
+    expected: dict[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> Run:
+    """Make a run of what `evaluate` was given; `device` is where its workers are, if not here."""
+    loaded = load_suite(suite)
+    target, images = resolve(model, x, y, dataset, name, build, options)
+    description = describe_run(model, suite, dataset, name, build, options, own_images=x is not None)
+    return Run(target, images, loaded, options, reporter, description, expected, device)
 
 
 def run_suite(
@@ -97,85 +118,178 @@ def run_suite(
     description: dict[str, Any],
     expected: dict[str, Any] | None = None,
 ) -> ResultFile:
-    """Run a suite on a model that is ready; see `evaluate`, and `runs.describe_run` for the description."""
-    run = _Run(target, images, suite, options, reporter)
-    run.description, run.expected = description, expected
-    return run.go()
+    """Run a suite on a model that is ready, in this process; see `evaluate`, and `runs.describe_run`."""
+    return run_here(Run(target, images, suite, options, reporter, description, expected))
 
 
-class _Run:
-    """A model, images, a suite and options, brought together."""
+def run_here(run: Run) -> ResultFile:
+    """Do a run in this process, stage by stage."""
+    with run:
+        if (known := run.open()) is not None:
+            return known
+        worker = Worker(run.job())
+        run.points = worker.points
+        run.begin(worker.look(run.positions))
+        for k, stage in enumerate(run.stages):
+            at = run.flow.take(k)
+            run.reporter.stage(stage.name, len(at), int((~run.lacking[k]).sum()))
+            if len(at):
+                worker.attack(k, run.positions[at], functools.partial(run.take, k), functools.partial(run.narrowed, k))
+                run.flow.done(k, at)
+            run.shards.flush()
+        return run.finish(worker.end())
 
-    def __init__(self, target: Target, images: Images, suite: Suite, options: Options, reporter: Reporter) -> None:
+
+class Run:
+    """A model, images, a suite and options, brought together: everything about a run but asking the model.
+
+    Within `with run:`, first `open`; unless that returns the result, a worker's look goes into `begin`, records of the
+    samples that `flow` hands out into `take`, and `finish` makes the result. Leaving keeps all records that came.
+
+    Args:
+        target: the model.
+        images: the whole test set.
+        suite: the attacks.
+        options: what else was asked for.
+        reporter: hears of progress.
+        description: of the run, as it is written into its folder (`runs.describe_run`).
+        expected: the identity that it must have.
+        device: where the workers are, if not where the target is.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        images: Images,
+        suite: Suite,
+        options: Options,
+        reporter: Reporter,
+        description: dict[str, Any],
+        expected: dict[str, Any] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.target, self.images, self.suite, self.options, self.reporter = target, images, suite, options, reporter
+        self.description, self.expected = description, expected
         self.threat = _threat(suite, images.dataset, options)
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.positions = select(len(images.y), options)
-        self.shape = tuple(images.x(np.arange(1)).shape[1:])
-        lanes = options.lanes or default_lanes(self.shape, target.device)
-        self.widths = Widths(target.module, self.shape, lanes, images.dtype)
-        self.deterministic = True
-        self.growth = Growth()
-        self.description: dict[str, Any] = {}
-        self.expected: dict[str, Any] | None = None
+        self.index = images.index[self.positions]
+        self.lanes = options.lanes or default_lanes(images.x(np.arange(1)).shape[1:], device or target.device)
+        self.points: Callable[[bool], list[Points]] = lambda exact: []
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-
-    def go(self) -> ResultFile:
-        """Compute what is missing, store it, and return the result for the samples that were asked for."""
-        options = self.options
-        overrides = {
+        self.place = Place.of(target.device)
+        self._flags: dict[str, str] = {}
+        self._context = contextlib.ExitStack()
+        self._overrides = {
             key: str(value)
             for key, value in (("norm", options.norm), ("eps", options.eps), ("sample_seed", options.sample_seed))
             if value is not None
         } | ({"seed": str(options.seed)} if options.seed else {})
-        store = self._store(standard=not overrides)
-        if store is None:
-            return self._go(None, overrides)
-        if self.expected is not None:
-            store.expect(self.expected, self.title())
-        with lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note):
-            return self._go(store, overrides)
+        self._described = {s.name: s.describe() for s in self.stages}
+        self.store = self._store(standard=not self._overrides)
 
-    def _go(self, store: RunStore | None, overrides: dict[str, str]) -> ResultFile:
-        images, options = self.images, self.options
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.__exit__(kind, error, trace)
+
+    def open(self) -> ResultFile | None:
+        """Take the folder and see what is there; returns the result if nothing is missing.
+
+        Raises:
+            ResultError: the folder holds something else, or another process works on it.
+        """
+        options, store = self.options, self.store
+        if store is not None:
+            if self.expected is not None:
+                store.expect(self.expected, self.title())
+            lock = lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note)
+            self._context.enter_context(lock)
         known = store.open(options.overwrite, self.reporter.note) if store else empty_rows()
-        before = read_result(store.result_path) if store and store.result_path.exists() else None
-        keeper = None
-        if store and (options.save_adversarials or store.keeps_adversarials):
-            keeper = Keeper(store.run_id, self.target, images, Ball.of(self.threat), self.widths)
+        self.before = read_result(store.result_path) if store and store.result_path.exists() else None
+        self.keep = bool(store and (options.save_adversarials or store.keeps_adversarials))
+        if store and self.keep:
             known = self._forget(known, store)
-        missing = self._missing(known)
+        self.lacking = np.array([~np.isin(self.index, self._samples(known, s)) for s in self.stages])
         # A kill between the records and the summary of an extension leaves a summary of too few samples.
+        before = self.before
         whole = before is not None and before.n == known.loc[self._complete(known), "sample"].nunique()
-        if before is not None and whole and not any(m.any() for m in missing.values()):
+        if before is not None and whole and not self.lacking.any():
             # Nothing to compute: hardware, date and flags stay those of the computation.
             self.reporter.note(f"{self.title()}: known since {before.date[:10]}, nothing to compute.")
-            result = self._summary(images.index[self.positions], known, overrides, before.flags)
+            result = self._summary(self.index, known, before.flags)
             kept = ("hardware", "versions", "environment", "date", "lanes", "flags")
             return result.model_copy(update={k: getattr(before, k) for k in kept})
         if store is not None:
             store.begin({**self.description, "n": len(self.positions), "stages": len(self.stages), "date": self.date})
-        x, y = images.x(self.positions), images.y[self.positions]
-        with Shards(store, [known], keeper) as shards:
-            sample = images.index[self.positions]
-            prediction, flags = classify(self.target, x, y, images.num_classes, self.widths.lanes, sample)
-            self._announce(prediction == y.numpy(), missing)
-            self.deterministic = "randomized" not in flags
-            if keeper is not None:
-                keeper.exact = not self.deterministic
-            flags = self._noticed(before) | flags
-            first, lanes = x[: self.widths.lanes], self.widths.lanes
-            at_first = answers(self.target, first, lanes)
-            self._attack(x, y, prediction, missing, shards)
-            flags |= self._after(first, at_first, lanes)
-        rows = pd.concat(shards.rows, ignore_index=True)
-        if store is not None:
+        self.shards = self._context.enter_context(Shards(store, known, lambda exact: self.points(exact)))
+        return None
+
+    def job(self) -> Job:
+        """Put together what a worker needs."""
+        keep = self.store.run_id if self.store and self.keep else None
+        ball = Ball.of(self.threat)
+        return Job(self.target, self.stages, self.images, ball, self.suite.judge, self.lanes, keep)
+
+    def begin(self, first: First, workers: int = 1) -> None:
+        """Take what the model answers to the clean images; from now on `flow` hands out samples."""
+        label, known = self.images.y[self.positions].numpy(), self.shards.known
+        correct = first.prediction == label
+        self.place, self._prediction = first.place, first.prediction
+        self._flags = self._noticed(self.before) | first.flags
+        seconds = 0.0
+        if not math.isnan(first.seconds):
+            batches = -(-(self.lacking & correct).sum(1) // self.lanes)
+            seconds = float(sum(first.seconds * b * s.passes for b, s in zip(batches, self.stages, strict=True)))
+        names, device = [s.name for s in self.stages], str(self.target.device)
+        self.reporter.plan(self.title(), names, len(label), int(correct.sum()), seconds / workers, device)
+        for k in range(len(self.stages)):
+            self._idle(Status.MISCLASSIFIED, k, np.flatnonzero(self.lacking[k] & ~correct))
+        broken = known[known["status"] == Status.BROKEN]
+        broke = np.array([np.isin(self.index, self._samples(broken, s)) for s in self.stages])
+        skip = functools.partial(self._idle, Status.SKIPPED)
+        self.flow = Flow(self.suite.mode, self.lacking, broke, correct, skip)
+
+    def _idle(self, status: Status, k: int, at: NDArray[np.int64]) -> None:
+        """Record samples that a stage has nothing to do for."""
+        label = self.images.y[self.positions[at]].numpy()
+        rows = {"sample": self.index[at], "label": label, "prediction": self._prediction[at]}
+        self.shards.add(self.stages[k].name, status.value, {**NOTHING, **rows})
+
+    def take(self, k: int, rows: Columns) -> None:
+        """Take records of stage k as they finish."""
+        broken = rows["sample"][rows["status"] == Status.BROKEN]
+        self.flow.broke[k] |= np.isin(self.index, broken)
+        self.shards.add(self.stages[k].name, rows["status"], rows)
+        self.reporter.progress(self.stages[k].name, len(rows["sample"]), len(broken))
+
+    def narrowed(self, k: int, width: int, reason: str) -> None:
+        """Hear that memory ran out at stage k."""
+        self.lanes = min(self.lanes, width)
+        self.reporter.note(f"{self.stages[k].name}: out of memory ({reason}); going on with {width} lanes.")
+
+    def finish(self, flags: dict[str, str]) -> ResultFile:
+        """Store the result, and return it for the samples that were asked for; `flags` are those of `Worker.end`."""
+        self.shards.flush()
+        flags = self._flags | flags
+        rows = self.shards.rows()
+        if self.store is not None:
             complete = self._complete(rows)
             order = self._official(rows.loc[complete, "sample"].unique())
             merged = ordered(rows[complete], order, [s.name for s in self.stages])
-            result = self._summary(order, merged, overrides, flags)
-            store.finish(merged, result, leftover=rows[~complete], keep=keeper is not None)
-        return self._summary(images.index[self.positions], rows, overrides, flags)
+            result = self._summary(order, merged, flags)
+            self.store.finish(merged, result, leftover=rows[~complete], keep=self.keep)
+            if np.array_equal(order, self.index):
+                return result
+        return self._summary(self.index, rows, flags)
+
+    @staticmethod
+    def _samples(rows: pd.DataFrame, stage: ReadyStage) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = rows.loc[rows["attack"] == stage.name, "sample"].to_numpy()
+        return found
 
     @staticmethod
     def _noticed(before: ResultFile | None) -> dict[str, str]:
@@ -183,22 +297,12 @@ class _Run:
         passing = {"randomized", "probabilities", "nonfinite_clean", *MEASURED_FLAGS}
         return {} if before is None else {k: v for k, v in before.flags.items() if k not in passing}
 
-    def _after(self, x: Tensor, at_first: Tensor, lanes: int) -> dict[str, str]:
-        """Look at the model and the memory again when the attacks are over; returns flags."""
-        flags = drift(self.target, x, at_first, lanes) if self.deterministic else {}
-        if leaked := self.growth.leaked:
-            flags["memory"] = (
-                f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "
-                "in the model keeps what it is given. A longer run may be killed; the same command then goes on."
-            )
-        return flags
-
     def _forget(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
         """Drop breaks that were found before adversarial examples were kept, so that they are computed again.
 
         Only among the samples that were asked for. In a cascade, what later stages skipped is decided again with them.
         """
-        asked = known["sample"].isin(self.images.index[self.positions])
+        asked = known["sample"].isin(self.index)
         lacking = asked & store.without_adversarials(known)
         if not lacking.any():
             return known
@@ -217,11 +321,6 @@ class _Run:
         """Name the run as people speak of it."""
         return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
 
-    def _missing(self, known: pd.DataFrame) -> dict[str, NDArray[np.bool_]]:
-        """Tell for every stage which of the samples it has no record of."""
-        index = self.images.index[self.positions]
-        return {s.name: ~np.isin(index, known.loc[known["attack"] == s.name, "sample"]) for s in self.stages}
-
     def _store(self, standard: bool) -> RunStore | None:
         if self.options.results is None:
             return None
@@ -238,7 +337,7 @@ class _Run:
             "data": self.images.digest,
             "dtype": str(self.images.dtype),
             "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode},
-            "attacks": [{"name": s.name, **s.describe()} for s in self.stages],
+            "attacks": [{"name": name, **about} for name, about in self._described.items()],
             "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},
             "seed": self.options.seed,
             "sample_seed": self.options.sample_seed,
@@ -250,89 +349,7 @@ class _Run:
         kept: NDArray[np.int64] = order[np.isin(order, samples)]
         return kept
 
-    def _attack(
-        self,
-        x: Tensor,
-        y: Tensor,
-        prediction: NDArray[np.int64],
-        missing: dict[str, NDArray[np.bool_]],
-        shards: Shards,
-    ) -> None:
-        """Run every stage on what it lacks."""
-        index, label, known = self.images.index[self.positions], y.numpy(), shards.rows[0]
-        deciding = [s.name for s in self.stages if self._decides(s)]
-        broke = (known["status"] == Status.BROKEN) & known["attack"].isin(deciding)
-        broken = np.isin(index, known.loc[broke, "sample"])
-        for stage in self.stages:
-            lacking = missing[stage.name]
-            idle = {Status.MISCLASSIFIED: lacking & (prediction != label)}
-            todo = lacking & (prediction == label)
-            if self.suite.mode != "full":
-                idle[Status.SKIPPED] = todo & broken
-                todo &= ~broken
-            for status, where in idle.items():
-                rows = {"sample": index[where], "label": label[where], "prediction": prediction[where]}
-                shards.add(stage.name, status.value, {**NOTHING, **rows})
-            self.reporter.stage(stage.name, int(todo.sum()), int((~lacking).sum()))
-            if todo.any():
-                found = np.isin(index, self._run_stage(stage, x[todo], y[todo], index[todo], shards))
-                if self._decides(stage):
-                    broken |= found
-            shards.flush()
-
-    def _decides(self, stage: ReadyStage) -> bool:
-        """Tell whether what this stage breaks is spared from later ones (where any is, in this mode)."""
-        return self.suite.mode == "cascade" or stage is self.stages[0]
-
-    def _run_stage(
-        self, stage: ReadyStage, x: Tensor, y: Tensor, index: NDArray[np.int64], shards: Shards
-    ) -> NDArray[np.int64]:
-        """Run one attack; returns the samples that it broke."""
-        labels = dict(zip(index.tolist(), y.tolist(), strict=True))
-
-        def finished(rows: engine.Rows, claimed: NDArray[np.bool_]) -> None:
-            columns = {name: getattr(rows, name) for name in COLUMNS if hasattr(rows, name)}
-            columns["label"] = [labels[i] for i in rows.sample.tolist()]
-            columns["claimed"] = claimed
-            if shards.keeper is not None:  # before the rows, so that a shard has both
-                shards.keeper.take(stage.name, rows)
-            shards.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), columns)
-            kept = 0 if rows.x_adv is None else rows.x_adv.nbytes
-            self.growth.look(held_bytes(self.target.device), kept + 200 * len(rows.sample))
-            self.reporter.progress(stage.name, len(rows.sample), int(rows.broken.sum()))
-
-        def narrowed(width: int, reason: str) -> None:
-            self.reporter.note(f"{stage.name}: out of memory ({reason}); going on with {width} lanes.")
-
-        return run_stage(
-            stage,
-            self.target,
-            self.images,
-            x,
-            y,
-            index,
-            Ball.of(self.threat),
-            widths=self.widths,
-            judge=self.suite.judge,
-            deterministic=self.deterministic,
-            on_rows=finished,
-            on_narrow=narrowed,
-            keep_adversarials=shards.keeper is not None,
-        )
-
-    def _announce(self, correct: NDArray[np.bool_], missing: dict[str, NDArray[np.bool_]]) -> None:
-        seconds = 0.0
-        if any((m & correct).any() for m in missing.values()):
-            one = time_round(self.target, self.shape, self.widths.lanes, self.images.dtype)
-            for stage in self.stages:
-                batches = -(-int((missing[stage.name] & correct).sum()) // self.widths.lanes)
-                seconds += 0.0 if math.isnan(one) else one * batches * stage.passes
-        names = [s.name for s in self.stages]
-        self.reporter.plan(self.title(), names, len(correct), int(correct.sum()), seconds, str(self.target.device))
-
-    def _summary(
-        self, samples: NDArray[np.int64], rows: pd.DataFrame, overrides: dict[str, str], flags: dict[str, str]
-    ) -> ResultFile:
+    def _summary(self, samples: NDArray[np.int64], rows: pd.DataFrame, flags: dict[str, str]) -> ResultFile:
         """Make the result for these samples."""
         total, options = len(self.images.y), self.options
         if options.sample_seed is not None:
@@ -341,7 +358,7 @@ class _Run:
             selection = f"all {total}" if len(samples) == total else f"first {len(samples)} of {total}"
         return summarize(
             rows[rows["sample"].isin(samples)],
-            attacks={s.name: s.describe() for s in self.stages},
+            attacks=self._described,
             flags=flags,
             identity=self.identity(),
             model=self.target.name,
@@ -349,12 +366,12 @@ class _Run:
             threat=self.threat,
             suite=self.suite,
             seed=options.seed,
-            overrides=overrides,
+            overrides=self._overrides,
             selection=selection,
-            lanes=self.widths.lanes,
-            hardware=describe_device(self.target.device),
-            versions=versions(),
-            environment=environment(self.target.device),
+            lanes=self.lanes,
+            hardware=self.place.hardware,
+            versions=self.place.versions,
+            environment=self.place.environment,
             date=self.date,
             paper=dict(self.target.paper),
         )

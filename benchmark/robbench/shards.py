@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,10 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from robbench.keeping import Keeper
+from robbench.adversarials import Points
+from robbench.records import read_vouched
 from robbench.store import COLUMNS, RunStore
 
-__all__ = ["NOTHING", "Columns", "Shards", "ordered"]
+__all__ = ["NOTHING", "Shards", "ordered"]
 
 _COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
 NOTHING: dict[str, Any] = {
@@ -34,23 +37,32 @@ NOTHING: dict[str, Any] = {
 """What a sample costs that a stage has nothing to do for."""
 
 
-Columns = dict[str, Any]
-"""Records as they come: arrays by the names of the columns of outcomes.parquet."""
-
-
 @dataclass(eq=False)
 class Shards:
-    """Rows of the run: those known from disk, and new ones, committed every few seconds and on the way out."""
+    """Rows of the run: those known from disk, and new ones, committed every few seconds and on the way out.
+
+    What is on disk is not held in memory.
+
+    Attributes:
+        store: where they are committed, if anywhere.
+        known: rows of earlier runs.
+        points: hands over the adversarial examples of new rows; told True, without asking the model anything.
+        added: how many rows are new.
+    """
 
     store: RunStore | None
-    rows: list[pd.DataFrame]
-    keeper: Keeper | None = None
-    fresh: list[Columns] = field(default_factory=list)
+    known: pd.DataFrame
+    points: Callable[[bool], list[Points]] = lambda exact: []
+    fresh: list[dict[str, Any]] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
+    added: int = 0
+    kept: list[pd.DataFrame] = field(default_factory=list)
+    committed: list[Path] = field(default_factory=list)
 
-    def add(self, attack: str, status: ArrayLike, rows: Columns) -> None:
+    def add(self, attack: str, status: ArrayLike, rows: dict[str, Any]) -> None:
         """Take the records of one attack; columns may hold one value for all of them."""
         if n := len(rows["sample"]):
+            self.added += n
             columns = {"attack": attack, "status": status, **rows}
             self.fresh.append({name: np.broadcast_to(columns[name], n) for name in COLUMNS})
         if time.monotonic() - self.last > _COMMIT_SECONDS:
@@ -60,10 +72,21 @@ class Shards:
         """Make what has come since the last time safe; with `exact` without asking the model anything."""
         if self.fresh:
             shard = pd.DataFrame({name: np.concatenate([c[name] for c in self.fresh]) for name in COLUMNS})
-            self.rows.append(shard.astype(COLUMNS))
-            if self.store is not None:
-                self.store.commit(self.rows[-1], self.keeper.points(exact) if self.keeper else [])
+            shard = shard.astype(COLUMNS)
+            if self.store is None:
+                self.kept.append(shard)
+            else:
+                self.committed.append(self.store.commit(shard, self.points(exact)))
         self.fresh, self.last = [], time.monotonic()
+
+    def rows(self) -> pd.DataFrame:
+        """Put together all rows that were flushed, and those known before.
+
+        Raises:
+            ResultError: a shard was damaged meanwhile.
+        """
+        stored = [read_vouched(path, self.store.run_id, list(COLUMNS)) for path in self.committed if self.store]
+        return pd.concat([self.known, *self.kept, *stored], ignore_index=True)
 
     def __enter__(self) -> Self:
         return self

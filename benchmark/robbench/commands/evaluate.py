@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,18 +21,21 @@ from robbench.commands.options import (
     Results,
     check_about,
     per_channel,
-    resumable,
 )
 from robbench.commands.printing import print_objects
+from robbench.commands.runs import run_all
 from robbench.commands.sanity import examined
 from robbench.errors import RobbenchError
 from robbench.own import import_own
 
 if TYPE_CHECKING:
+    from robbench.models.card import Registry
     from robbench.store import ResultFile
 
 
 __all__ = ["eval_", "show", "verify"]
+
+Executor = Literal["process", "ray"]
 
 
 def eval_(
@@ -40,6 +43,9 @@ def eval_(
         list[str] | None,
         typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable)."),
     ] = None,
+    all_models: Annotated[
+        bool, typer.Option("--all", help="Every registered model that has weights; with --dataset, of that data set.")
+    ] = False,
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
     sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
@@ -72,6 +78,16 @@ def eval_(
         bool, typer.Option("--resume", help="Instead of --model: go on with every unfinished run (`robbench runs`).")
     ] = False,
     wait: Annotated[bool, typer.Option(help="Where another process works on the same result, wait for it.")] = False,
+    executor: Annotated[
+        Executor, typer.Option(help="Where the work runs: in this process, or on a Ray cluster (docs/scaling.md).")
+    ] = "process",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: HOST:PORT or auto; without it one is started here.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers; by default one per GPU, or as many as the CPUs allow.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads-per-worker", help="CPU threads of each Ray worker.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure the robust accuracy of models.
@@ -80,26 +96,34 @@ def eval_(
 
     Interrupted runs go on where they stopped, and asking for more samples computes only the new ones.
     """
+    if executor == "process" and (address is not None or workers is not None or threads != 1):
+        raise RobbenchError("--address, --workers and --threads-per-worker go with --executor ray.")
+    ray = {"address": address, "workers": workers, "threads": threads} if executor == "ray" else None
     import_own(imports or [])
     if resume:
         asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, models, data_dir)
-        if any(v is not None for v in asked) or overwrite or save_adversarials or seed:
+        if any(v is not None for v in asked) or overwrite or save_adversarials or seed or all_models:
             raise RobbenchError(
                 "--resume goes on with what was begun, as it was begun; it takes only --results, --device, "
-                "--wait and --json."
+                "--wait, --json and what says where the work runs."
             )
-        runs.resume_runs(results, device, wait, as_json)
+        runs.resume_runs(results, device, wait, as_json, ray)
         return
-    if not model:
-        raise RobbenchError("What to measure? --model NAME (`robbench list models`), or --resume for unfinished runs.")
+    if bool(model) == all_models:
+        raise RobbenchError(
+            "What to measure? --model NAME (`robbench list models`) or --all, or --resume for unfinished runs."
+        )
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
     from robbench.numbers import parse_eps
     from robbench.report.sanity import print_sanity
-    from robbench.report.terminal import TerminalReporter, print_results
+    from robbench.report.terminal import print_results
     from robbench.suite import load_suite
 
     registry = Registry.default(models or [])
+    if all_models:
+        model, dataset = _trained(registry, dataset), None
+    assert model is not None
     # A typo is told before minutes of work.
     sources = {name for name in model if parse_source(name)}
     names = [name if name in sources else registry.find(name).full_name for name in model]
@@ -116,34 +140,34 @@ def eval_(
     attacked = [r for r in radii if len(radii) == 1 or r is None or parse_eps(r) > 0]
     if seeds < 1 or (seeds > 1 and len(radii) > 1):
         raise RobbenchError(f"--seeds {seeds} given; allowed: 1 or more, and more than 1 at a single radius only.")
-    from robbench.evaluation import evaluate
-
-    reporter = TerminalReporter(hint_samples=samples is None)
-    done: dict[str, list[ResultFile]] = {name: [] for name in names}
-    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+    options: dict[str, Any] = {
+        "samples": samples,
+        "sample_seed": sample_seed,
+        "norm": norm,
+        "lanes": lanes,
+        "device": device,
+        "models": models or [],
+        "data_dir": data_dir,
+        "results": results,
+        "overwrite": overwrite,
+        "save_adversarials": save_adversarials,
+        "wait": wait,
+    }
+    calls = [
+        {"model": name, "suite": suite, "eps": radius, "seed": number, **(about if name in sources else {}), **options}
         # The largest radius first: one that is not allowed is told before minutes of work.
-        for name, radius, number in itertools.product(done, reversed(attacked), range(seed, seed + seeds)):
-            done[name].append(
-                evaluate(
-                    name,
-                    suite,
-                    reporter=reporter,
-                    **(about if name in sources else {}),
-                    samples=samples,
-                    sample_seed=sample_seed,
-                    eps=radius,
-                    norm=norm,
-                    seed=number,
-                    lanes=lanes,
-                    device=device,
-                    models=models or [],
-                    data_dir=data_dir,
-                    results=results,
-                    overwrite=overwrite,
-                    save_adversarials=save_adversarials,
-                    wait=wait,
-                )
-            )
+        for name, radius, number in itertools.product(
+            dict.fromkeys(names), reversed(attacked), range(seed, seed + seeds)
+        )
+    ]
+    found = run_all(calls, ray, hint_samples=samples is None)
+    done: dict[str, list[ResultFile]] = {name: [] for name in names}
+    for call, result in zip(calls, found, strict=True):
+        if result is not None:
+            done[call["model"]].append(result)
+    failed = any(result is None for result in found)
+    if failed and (seeds > 1 or len(radii) > 1):
+        raise typer.Exit(2)  # a spread or a curve of what is left would mislead
     if seeds > 1:
         _spread(done.values(), results, as_json)
         return
@@ -152,7 +176,9 @@ def eval_(
         run = {"samples": samples, "sample_seed": sample_seed, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
         place = {"device": device, "models": models or [], "data_dir": data_dir}
         checked = [
-            examined(name, results, False, **(about if name in sources else {}), **run, **place) for name in names
+            examined(name, results, False, **(about if name in sources else {}), **run, **place)
+            for name in names
+            if done[name]
         ]
     if len(radii) > 1:
         _sweep(done.values(), results, len(attacked) < len(radii), as_json)
@@ -160,10 +186,12 @@ def eval_(
     flat = [r for group in done.values() for r in group]
     if as_json:
         print_objects([_dump(r) | _trust(r, results) for r in flat])
-        return
-    print_results(flat, results)
-    for found in checked:
-        print_sanity(found, every=False)
+    elif flat:
+        print_results(flat, results)
+        for verdict in checked:
+            print_sanity(verdict, every=False)
+    if failed:
+        raise typer.Exit(2)
 
 
 def show(
@@ -234,6 +262,17 @@ def verify(
         print(v)
     if v.refuted:
         raise typer.Exit(1)
+
+
+def _trained(registry: Registry, dataset: str | None) -> list[str]:
+    """List the models that have weights; those that have none are named on stderr."""
+    entries = [e for e in registry.entries() if dataset in (None, e.dataset)]
+    having = [e.full_name for e in entries if e.card.weights is not None]
+    if left_out := sorted({e.full_name for e in entries} - {*having}):
+        print(f"Not trained yet, and left out: {', '.join(left_out)}.", file=sys.stderr)
+    if not having:
+        raise RobbenchError(f"--all --dataset {dataset}: no registered model of it has weights.")
+    return having
 
 
 def _dump(result: ResultFile) -> dict[str, Any]:

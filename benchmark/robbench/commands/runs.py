@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,10 @@ from robbench.commands.printing import print_objects, print_table, tree
 from robbench.errors import RobbenchError
 from robbench.own import import_own
 
-__all__ = ["reproduce", "resume_runs", "runs"]
+if TYPE_CHECKING:
+    from robbench.store import ResultFile
+
+__all__ = ["reproduce", "resume_runs", "run_all", "runs"]
 
 
 def runs(results: Results = Path("results"), as_json: Json = False) -> None:
@@ -31,9 +34,47 @@ def runs(results: Results = Path("results"), as_json: Json = False) -> None:
         print(f"{waiting} to be continued: robbench eval --resume{where}", file=sys.stderr)
 
 
-def resume_runs(results: Path, device: str, wait: bool, as_json: bool) -> None:
+def run_all(
+    calls: list[dict[str, Any]], ray: dict[str, Any] | None, hint_samples: bool = False, alone: bool = True
+) -> list[ResultFile | None]:
+    """Do runs and show how they go.
+
+    Args:
+        calls: keyword arguments of `evaluate`, one dictionary per run.
+        ray: options of `evaluate_all`; None runs them one after another in this process.
+        hint_samples: whether to advise a shorter run.
+        alone: in this process, stop at the first run that fails, and raise why; else say so and go on, as Ray does.
+
+    Returns:
+        The results, None where a run failed.
+    """
+    if ray is not None:
+        from robbench.executors.cluster import evaluate_all
+        from robbench.report.terminal import TerminalView
+
+        view = TerminalView()
+        with resumable("Every image that was finished is kept."), contextlib.closing(view):
+            return [None if isinstance(o, RobbenchError) else o for o in evaluate_all(calls, view, **ray)]
+    from robbench.evaluation import evaluate
+    from robbench.report.terminal import TerminalReporter
+
+    found: list[ResultFile | None] = []
+    reporter = TerminalReporter(hint_samples=hint_samples)
+    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+        for call in calls:
+            try:
+                found.append(evaluate(reporter=reporter, **call))
+            except RobbenchError as error:
+                if alone:
+                    raise
+                print(f"robbench: {error}", file=sys.stderr)
+                found.append(None)
+    return found
+
+
+def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict[str, Any] | None = None) -> None:
     """Go on with every unfinished run of a tree, each as it was described when it began."""
-    from robbench.report.terminal import TerminalReporter, print_results
+    from robbench.report.terminal import print_results
     from robbench.runs import find_runs
 
     found = find_runs(tree(results))
@@ -44,31 +85,15 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool) -> None:
     if not waiting:
         print(f"No run in {results} waits to be continued.", file=sys.stderr)
         return
-    from robbench.evaluation import evaluate
-
-    done, failed = [], 0
-    reporter = TerminalReporter(hint_samples=False)
-    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
-        for about in waiting:
-            try:
-                done.append(
-                    evaluate(
-                        reporter=reporter,
-                        expected=about.identity,
-                        device=device,
-                        results=results,
-                        wait=wait,
-                        **about.asked(),
-                    )
-                )
-            except RobbenchError as error:  # one that cannot go on holds up no other
-                print(f"robbench: {error}", file=sys.stderr)
-                failed += 1
+    place = {"device": device, "results": results, "wait": wait}
+    # One that cannot go on holds up no other.
+    ended = run_all([{**about.asked(), "expected": about.identity, **place} for about in waiting], ray, alone=False)
+    done = [result for result in ended if result is not None]
     if as_json:
         print_objects([r.model_dump(mode="json") for r in done])
     elif done:
         print_results(done, results)
-    if failed:
+    if len(done) < len(ended):
         raise typer.Exit(2)
 
 

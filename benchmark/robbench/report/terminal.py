@@ -16,7 +16,7 @@ from robbench.report.leaderboard import group_title, overestimation, percent, ra
 from robbench.sanity.record import Verdicts
 from robbench.store import ResultFile
 
-__all__ = ["TerminalReporter", "duration", "print_results"]
+__all__ = ["TerminalReporter", "TerminalView", "duration", "print_results"]
 
 
 def duration(seconds: float) -> str:
@@ -101,6 +101,46 @@ class TerminalReporter:
         if self.progress_bar is not None:
             self.progress_bar.stop()
             self.progress_bar = None
+
+
+class TerminalView:
+    """One bar over the records of many runs under way; without a terminal a line per run that ends. On stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.counts: dict[str, tuple[int, int]] = {}
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        """Move the bar."""
+        ended = done == total and self.counts.get(title) != (done, total)
+        self.counts[title] = (done, total)
+        if self.console.is_terminal:
+            if self.bar is None:
+                columns = (BarColumn(), MofNCompleteColumn(), TextColumn("records"), TimeRemainingColumn(compact=True))
+                self.bar = Progress(TextColumn("  {task.description}"), *columns, console=self.console)
+                self.bar.start()
+                self.task = self.bar.add_task("")
+            sums = [sum(counts) for counts in zip(*self.counts.values(), strict=True)]
+            self.bar.update(self.task, completed=sums[0], total=sums[1])
+        elif ended:
+            self.console.print(f"  {escape(title)}: {total} records", soft_wrap=True)
+
+    def update(self, finished: int, asked: int) -> None:
+        """Say how many runs are finished."""
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"{finished} of {asked} runs")
+
+    def note(self, text: str) -> None:
+        """Print a warning."""
+        self.console.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Put the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
 
 def print_results(results: Sequence[ResultFile], root: Path) -> None:

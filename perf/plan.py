@@ -1,0 +1,55 @@
+"""What `robbench plan` predicts beside what a run takes: `python perf/plan.py [--clock cpu] MODEL:SUITE:SAMPLES …`.
+
+With `--clock cpu`, for a machine that has something else to do, predicted and taken seconds are CPU time of this
+process; both then leave out what the load costs. One thread.
+"""
+
+import argparse
+import os
+import time
+
+import torch
+
+from robbench import planning
+from robbench.evaluation import ready, run_here
+from robbench.hardware import describe_device, versions
+from robbench.inputs import Options
+from robbench.models.sources import Build
+from robbench.types import Status
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="+")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--pilot", type=int, default=128)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    planning.clock = clock
+    print(f"{describe_device(torch.device('cpu'))}; {versions()}; {args.clock} time, a pilot of {args.pilot} images")
+    for case in args.cases:
+        model, suite, samples = case.split(":")
+        begin = clock()
+        p = planning.plan(model, suite, pilot=args.pilot, samples=int(samples))
+        planned = clock() - begin
+        run = ready(model, suite, Build(), Options(samples=int(samples)))
+        begin = clock()
+        run_here(run)
+        taken = clock() - begin
+        rows = run.shards.rows()
+        attacked = int(rows["status"].isin([Status.BROKEN, Status.ROBUST]).sum())
+        passes = int(rows["forwards"].sum() + rows["backwards"].sum())
+        told = sum(s.forwards + s.backwards for s in p.stages)
+        print(
+            f"{model} {suite} n={samples}: passes {told} predicted, {passes} taken "
+            f"({100 * (told / passes - 1):+.0f} %); "
+            f"seconds {p.seconds:.1f} predicted ± {100 * p.uncertainty:.0f} %, {taken:.1f} taken "
+            f"({100 * (p.seconds / taken - 1):+.0f} %); {attacked} records; planning took {planned:.0f} s; "
+            f"load {os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

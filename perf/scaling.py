@@ -1,0 +1,81 @@
+"""Workers beside each other: `python perf/scaling.py [--model digits/at] [--suite whitebox] [--workers 1 2]`.
+
+Runs the same thing with different numbers of workers of one local Ray, a thread each, in turns, and prints seconds from
+the first task to the result (start-up left out), the speed-up over the first number given, and the load of the machine:
+what else runs there takes its part. Bytes of outcomes.parquet are compared between all runs.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from robbench.executors import cluster
+from robbench.executors.scheduler import spread
+from robbench.hardware import describe_device, versions
+
+
+class Quiet:
+    """Hears nothing."""
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        print(text)
+
+    def update(self, finished: int, asked: int) -> None:
+        """Ignore it."""
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        """Ignore it."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--suite", default="whitebox")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    seconds: dict[int, list[float]] = {w: [] for w in args.workers}
+    found = set()
+    print(f"{describe_device(torch.device('cpu'))}; {versions()}")
+    with cluster.cluster("local", max(args.workers), args.threads, "auto", print) as pool:
+        device = torch.device("cuda" if pool.gpu else "cpu")
+        pool.stop()
+        for repeat in range(args.repeats + 1):  # the first warms up
+            for workers in args.workers if repeat % 2 else args.workers[::-1]:
+                pool = cluster.RayPool(workers, args.threads, device.type == "cuda", print)
+                while any(hand.starting is not None for hand in pool.hands):
+                    assert pool.free is not None
+                    time.sleep(0.1)
+                with tempfile.TemporaryDirectory() as folder:
+                    calls = [
+                        {"model": m, "suite": args.suite, "samples": args.samples, "results": folder}
+                        for m in args.model or ["digits/at"]
+                    ]
+                    begin = time.perf_counter()
+                    spread([lambda c=c: cluster._ready(c, Quiet(), device) for c in calls], pool, Quiet())
+                    spent = time.perf_counter() - begin
+                    found.add(tuple(p.read_bytes() for p in sorted(Path(folder).rglob("outcomes.parquet"))))
+                pool.stop()
+                if repeat:
+                    seconds[workers].append(spent)
+                print(f"{workers} workers: {spent:.1f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+    first = seconds[args.workers[0]]
+    for workers, spent in seconds.items():
+        pairs = [a / b for a, b in zip(first, spent, strict=True)]
+        print(
+            f"{workers} workers: median {median(spent):.1f} s, speed-up {median(pairs):.2f} "
+            f"({', '.join(f'{p:.2f}' for p in pairs)})"
+        )
+    print("outcomes.parquet: " + ("the same bytes" if len(found) == 1 else "DIFFERENT"))
+
+
+if __name__ == "__main__":
+    main()

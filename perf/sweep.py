@@ -1,0 +1,208 @@
+"""Scheduler and store without attacks: `python perf/sweep.py [--models 1000] [--samples 10000]`.
+
+Everything is real (runs, their flow, tasks, shards, locks, merged records, summaries) but the workers: they answer at
+once with made-up records of the stages of a suite, and say that each pass took its time. A clock counts that time and
+the driver's own CPU time: a task begins when it is handed out and its worker is free, and the driver's work is not
+hidden behind it.
+
+Prints, per number of models and samples: the driver's time per task over the computing time of that task; the time to
+the end beyond what the workers' computing alone takes; and the driver's memory (peak resident set; in a process of its
+own for every line).
+"""
+
+import argparse
+import heapq
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from robbench.evaluation import Run
+from robbench.executors.scheduler import Reply, Task, spread
+from robbench.hardware import describe_device, versions
+from robbench.inputs import Images, Options
+from robbench.memory import resident_bytes
+from robbench.reporting import Silent
+from robbench.rng import make_key
+from robbench.store import COLUMNS
+from robbench.suite import load_suite
+from robbench.target import Target
+from robbench.worker import First, Job, Place
+
+ROUND = 0.1  # seconds for one pass of a full batch: WRN-28-10 with 256 images on a GPU is of this order
+
+
+class Fake:
+    """Workers that compute nothing: every tenth image is misclassified, every stage breaks its share of the rest."""
+
+    def __init__(self, workers: int, share: float) -> None:
+        self.workers, self.batches, self.share = workers, 1, share
+        self.jobs: dict[int, Job] = {}
+        self.queues: list[deque[tuple[float, Task]]] = [deque() for _ in range(workers)]
+        self.idle_at = [0.0] * workers
+        self.heap: list[tuple[float, int, int]] = []
+        self.offset, self.begin = 0.0, time.process_time()
+        self.tasks = self.count = 0
+        self.computed = 0.0
+
+    @property
+    def now(self) -> float:
+        """The clock: the CPU time that this process took, and what it skipped while it would have waited."""
+        return time.process_time() - self.begin + self.offset
+
+    @property
+    def free(self) -> bool:
+        """Whether a worker takes another task."""
+        return min(map(len, self.queues)) < 2
+
+    def add(self, run: int, job: Job) -> None:
+        """Remember a job."""
+        self.jobs[run] = job
+
+    def submit(self, task: Task) -> None:
+        """Queue a task, and compute when it will be done."""
+        worker = min(range(self.workers), key=lambda i: (len(self.queues[i]), self.idle_at[i]))
+        job = self.jobs[task.run]
+        batches = -(-len(task.positions) // job.lanes)
+        seconds = {"look": ROUND / 3 * batches, "end": 0.0}.get(task.kind, 0.0)
+        if task.kind == "attack":
+            seconds = ROUND * batches * job.stages[task.stage].passes
+            self.tasks += 1
+        self.computed += seconds
+        end = max(self.now, self.idle_at[worker]) + seconds
+        self.idle_at[worker] = end
+        self.queues[worker].append((end, task))
+        self.count += 1
+        heapq.heappush(self.heap, (end, self.count, worker))
+
+    def close(self, run: int) -> int:
+        """Let go of a job."""
+        self.submit(Task(run, "end"))
+        return 1
+
+    def wait(self) -> list[tuple[Task, Reply]]:
+        """Move the clock to the next end of a task."""
+        end, _, worker = heapq.heappop(self.heap)
+        self.offset += max(0.0, end - self.now)
+        _, task = self.queues[worker].popleft()
+        return [(task, self.reply(task))]
+
+    def reply(self, task: Task) -> Reply:
+        """Make up what a task gives."""
+        if task.kind == "end":
+            del self.jobs[task.run]
+            return Reply()
+        job, n = self.jobs[task.run], len(task.positions)
+        y, sample = job.images.y[task.positions].numpy(), job.images.index[task.positions]
+        if task.kind == "look":
+            return Reply(first=First(np.where(sample % 10 == 0, (y + 1) % 10, y), {}, ROUND, Place("none", {}, {})))
+        broken = (sample * 7919 + 31 * task.stage) % 100 < 100 * self.share
+        values: dict[str, Any] = {name: np.zeros(n, np.int64) for name in COLUMNS if name != "attack"}
+        values |= {"sample": sample, "label": y, "prediction": np.where(broken, (y + 1) % 10, y), "claimed": broken}
+        values["forwards"] = np.full(n, job.stages[task.stage].passes)
+        values["distance"] = np.where(broken, 0.03, np.nan)
+        values["status"] = np.where(broken, "broken", "robust")
+        values["seconds"] = np.full(n, ROUND / job.lanes)
+        return Reply(rows=[values])
+
+
+class Quiet:
+    """Hears nothing, but looks at the memory whenever a run ends."""
+
+    def __init__(self) -> None:
+        self.after: list[int] = []
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        print(text, file=sys.stderr)
+
+    def progress(self, title: str, done: int, total: int) -> None:
+        """Ignore it."""
+        pass
+
+    def update(self, finished: int, asked: int) -> None:
+        """Look at the memory."""
+        self.after.append(resident_bytes() or 0)
+
+
+def runs(models: int, samples: int, suite: str, results: Path, lanes: int) -> list[Any]:
+    y = torch.arange(samples) % 10
+    images = Images(
+        "cifar10", lambda at: torch.zeros(len(at), 3, 32, 32), y, np.arange(samples), 10, f"{samples} images"
+    )
+    loaded, options = load_suite(suite), Options(results=results, lanes=lanes)
+    target = Target(nn.Flatten().eval(), "", torch.device("cpu"), "", {})
+
+    def opening(i: int) -> Any:
+        # The folder's description says that nobody can go on with it by its word.
+        about = {"version": 1, "model": None, "own_images": True}
+        mine = replace(target, name=f"model{i:04d}", weights=str(make_key(i, "weights")))
+        return lambda: Run(mine, images, loaded, options, Silent(), about)
+
+    return [opening(i) for i in range(models)]
+
+
+def measure(models: int, samples: int, suite: str, workers: int, lanes: int, share: float) -> dict[str, Any]:
+    """Run one sweep here."""
+    wall, pool, view = time.perf_counter(), Fake(workers, share), Quiet()
+    with tempfile.TemporaryDirectory(prefix="robbench-sweep-") as folder:
+        outcomes = spread(runs(models, samples, suite, Path(folder), lanes), pool, view)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        assert all(o.n == samples for o in outcomes)
+        spent, end = time.process_time() - pool.begin, pool.now
+        size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
+    third = view.after[len(view.after) // 3]
+    return {
+        "models": models,
+        "samples": samples,
+        "suite": suite,
+        "workers": workers,
+        "tasks": pool.tasks,
+        "seconds per task": round(pool.computed / pool.tasks, 2),
+        "driver ms per task": round(1000 * spent / pool.tasks, 1),
+        "driver / task, %": round(100 * spent / pool.computed, 3),
+        "driver busy, %": round(100 * spent / end, 2),
+        "beyond computing, %": round(100 * (end * workers / pool.computed - 1), 2),
+        "peak MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "growth MiB, last two thirds": round((view.after[-1] - third) / 2**20),
+        "wall s": round(time.perf_counter() - wall),
+        "results MiB": round(size / 2**20, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--suite", default="autoattack")
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--lanes", type=int, default=256)
+    parser.add_argument("--share", type=float, default=0.3, help="of what a stage sees, broken by it")
+    parser.add_argument("--here", action="store_true", help="one line only, in this process")
+    args = parser.parse_args()
+    if args.here:
+        print(json.dumps(measure(args.models, args.samples, args.suite, args.workers, args.lanes, args.share)))
+        return
+    print(f"{describe_device(torch.device('cpu'))}; {versions()}; a pass of {args.lanes} images takes {ROUND} s")
+    few = max(2, args.models // 20)
+    for models, samples in ((few, args.samples // 10), (few, args.samples), (args.models, args.samples)):
+        mine = ["--models", str(models), "--samples", str(samples), "--suite", args.suite, "--here"]
+        rest = ["--workers", str(args.workers), "--lanes", str(args.lanes), "--share", str(args.share)]
+        done = subprocess.run([sys.executable, __file__, *mine, *rest], check=True, stdout=subprocess.PIPE, text=True)
+        print(done.stdout.strip(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
