@@ -155,7 +155,10 @@ def _own(kind: str, stage: str) -> type[Attack]:
         "expected one of `robbench list attacks`, torchattacks:NAME, autoattack:NAME, or module:Class, a frozen "
         "dataclass with init, loss and step (docs/tutorial.md)"
     )
-    cls: Any = getattr(imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
+    try:
+        cls: Any = getattr(imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
+    except SuiteError as error:
+        raise SuiteError(f"{error} Otherwise, {expected}.") from None
     if not (isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in _CONTRACT)):
         raise SuiteError(f"Attack {stage!r}: kind {kind!r} is no attack; {expected}.")
     return cast("type[Attack]", cls)
