@@ -315,8 +315,9 @@ def test_workers_of_ray_make_the_same_bytes_and_one_that_is_killed_costs_its_tas
     killed = []
 
     def kill(done):
-        if done > 60 and not killed:
-            killed.append(pools[0].hands[0].pid)
+        working = [hand.pid for hand in pools[0].hands if hand.pid and hand.tasks]
+        if done > 60 and working and not killed:
+            killed.append(working[0])
             os.kill(killed[0], signal.SIGKILL)
 
     view = View(kill)

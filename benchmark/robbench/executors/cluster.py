@@ -95,7 +95,7 @@ class _Hand:
     starting: Any
     tasks: deque[tuple[Any, Task]] = field(default_factory=deque)
     runs: set[int] = field(default_factory=set)
-    pid: int = 0
+    pid: int | None = None  # until it has started; not 0, which as a process id means a whole group
 
 
 class RayPool:
