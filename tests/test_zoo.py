@@ -95,8 +95,9 @@ def test_a_stand_in_answers_like_the_model_and_has_a_gradient(name):
     entry = find_entry(name)
     x, y = digits(200)
     stand_in = entry.differentiable()
-    alike = (entry.model()(x).argmax(1) == stand_in(x).argmax(1)).float().mean()
-    assert alike > 0.85
+    model, expected = entry.model(), stand_in(x).argmax(1)
+    torch.manual_seed(0)  # some models answer at random
+    assert torch.stack([model(x).argmax(1) == expected for _ in range(10)]).float().mean() > 0.85
     with torch.enable_grad():
         assert (gradient(stand_in, x, y) != 0).flatten(1).any(1).float().mean() > 0.9
 
