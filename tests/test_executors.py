@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from robbench.executors import cluster, scheduler
 from robbench.executors.cluster import Actor, evaluate_all
 from robbench.executors.scheduler import Reply, spread
 from robbench.flow import Flow
+from robbench.suite import load_suite
 from test_cli import run
 
 OUTCOMES = "digits/{}/{}/outcomes.parquet"
@@ -76,6 +76,7 @@ class Nearby:
     def wait(self):
         worker, task = self.sent.pop(self.random.randrange(len(self.sent)))
         self.done.append(task)
+        assert len(self.done) < 2000, "the same task again and again"
         if self.lose and len(self.done) % self.lose == 0:
             self.actors.pop(worker, None)
             return [(task, Reply(lost="killed"))]
@@ -219,17 +220,25 @@ def test_a_model_that_fails_is_told_with_its_samples_and_holds_up_no_other(tmp_p
         {**call, "samples": 40, "lanes": 8, "results": tmp_path / "r"}
         for call in (own, {"model": "digits/at", "suite": "quick"})
     ]
-    view = View()
-    outcomes = nearby(calls, Nearby(), view)
+    view, pool = View(), Nearby()
+    pool.batches = 3  # tasks of several batches, of which a late one may fail
+    replies, real = [], scheduler._Spread.take
+    monkeypatch.setattr(scheduler._Spread, "take", lambda s, t, r: (replies.append((t, r)), real(s, t, r)))
+    outcomes = nearby(calls, pool, view)
     assert isinstance(outcomes[0], ModelError) and outcomes[1].n == 40
     told = re.search(r"too bright \(while attacking .*: it fails on samples? ([\d, ]+)\)", str(outcomes[0]))
     assert told, outcomes[0]
     images = load("digits")
-    named = [images.x[images.index == int(i)][0, 0, 2, 3] for i in told[1].split(", ")]
-    assert min(named) > 0.9 * 16, "those, and no others, are bright there"
+    named = [images.x[images.index == int(i)][0, 0, 0, 6] for i in told[1].split(", ")]
+    assert min(named) > 0.7 * 16, "those, and no others, are bright there"
     assert str(outcomes[0]) in view.notes
-    kept = [*(tmp_path / "r/digits/brittle-make/whitebox/.partial").rglob("*.parquet")]
-    assert kept, "what was finished before is kept"
+    stored = (tmp_path / "r/digits/brittle-make/whitebox/.partial").rglob("*.parquet")
+    kept = {row for p in stored for row in pd.read_parquet(p)[["attack", "sample"]].itertuples(index=False, name=None)}
+    suite = [stage.name for stage in load_suite("whitebox").stages("digits")]
+    before = {
+        (suite[t.stage], int(i)) for t, r in replies if not t.run and r.error for rows in r.rows for i in rows["sample"]
+    }
+    assert before and before <= kept, "what was finished before is kept, of the task that failed too"
 
 
 BRITTLE = """
@@ -243,7 +252,7 @@ class Brittle(nn.Module):
         self.net = load_model(Registry.default().find("digits/natural")).module
 
     def forward(self, x):
-        if x.requires_grad and (x[:, 0, 2, 3] > 0.9).any():
+        if x.requires_grad and (x[:, 0, 0, 6] > 0.7).any():
             raise ValueError("too bright")
         return self.net(x)
 
@@ -261,11 +270,11 @@ def test_ray_missing_or_misused_is_a_sentence(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
-    for address in (nobody, "nowhere", "127.0.0.1:no", "ray://127.0.0.1:1"):
-        begin = time.monotonic()
-        with pytest.raises(RobbenchError, match="no Ray cluster answers there"):
-            evaluate_all([call], View(), address=address)
-        assert time.monotonic() - begin < 20
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.init", lambda *a, **k: pytest.fail("Ray would try for minutes"))
+        for address in (nobody, "nowhere", "127.0.0.1:no", "ray://127.0.0.1:1"):
+            with pytest.raises(RobbenchError, match="no Ray cluster answers there"):
+                evaluate_all([call], View(), address=address)
     for options, told in (({"workers": 0}, "--workers: 0"), ({"threads": 0}, "--threads-per-worker: 0")):
         with pytest.raises(RobbenchError, match=told):
             evaluate_all([call], View(), **options)
