@@ -272,16 +272,6 @@ def test_windows_are_laid_where_the_square_is():
                            & torch.zeros(8, 9).bool().index_fill(1, torch.arange(s, s + n), True))  # fmt: skip
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_further_restarts_only_add_breaks(norm):
-    model, x, y, _ = correct("digits/at", 100)
-    ball = Ball(norm, {"Linf": 0.2, "L2": 0.8, "L1": 3.0}[norm])
-    one, three = (run_attack(model, Square(steps=20, restarts=n), x, y, ball, lanes=64) for n in (1, 3))
-    assert 0 < one.broken.sum() < three.broken.sum()
-    assert (three.broken | ~one.broken).all()
-    assert np.array_equal(one.step[one.broken], three.step[one.broken])
-
-
 def test_refuses_what_means_nothing():
     for p_init in (0.0, 1.5, math.nan):
         with pytest.raises(SuiteError, match="p_init"):
