@@ -1,8 +1,9 @@
 """Workers beside each other: `python perf/scaling.py [--model digits/at] [--suite whitebox] [--workers 1 2]`.
 
 Runs the same thing with different numbers of workers of one local Ray, a thread each, in turns, and prints seconds from
-the first task to the result (start-up left out), the speed-up over the first number given, and the load of the machine:
-what else runs there takes its part. Bytes of outcomes.parquet are compared between all runs.
+the first task to the result (start-up left out), the CPU seconds of every worker, the speed-up over the first number
+given, and the load of the machine: what else runs there takes its part. Where that is much, the CPU seconds of the
+busiest worker tell what the seconds would be on a core of its own. Bytes of outcomes.parquet are compared too.
 """
 
 import argparse
@@ -17,6 +18,12 @@ import torch
 from robbench.executors import cluster
 from robbench.executors.scheduler import spread
 from robbench.hardware import describe_device, versions
+
+
+def cpu_seconds(pid: int) -> float:
+    """Read the CPU time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Quiet:
@@ -43,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     seconds: dict[int, list[float]] = {w: [] for w in args.workers}
+    cpu: dict[int, list[float]] = {w: [] for w in args.workers}
     found = set()
     print(f"{describe_device(torch.device('cpu'))}; {versions()}")
     with cluster.cluster("local", max(args.workers), args.threads, "auto", print) as pool:
@@ -59,21 +67,23 @@ def main() -> None:
                         {"model": m, "suite": args.suite, "samples": args.samples, "results": folder}
                         for m in args.model or ["digits/at"]
                     ]
+                    before = [cpu_seconds(hand.pid) for hand in pool.hands]
                     begin = time.perf_counter()
                     spread([lambda c=c: cluster._ready(c, Quiet(), device) for c in calls], pool, Quiet())
                     spent = time.perf_counter() - begin
+                    busy = [cpu_seconds(hand.pid) - b for hand, b in zip(pool.hands, before, strict=True)]
                     found.add(tuple(p.read_bytes() for p in sorted(Path(folder).rglob("outcomes.parquet"))))
                 pool.stop()
                 if repeat:
                     seconds[workers].append(spent)
-                print(f"{workers} workers: {spent:.1f} s, load {os.getloadavg()[0]:.1f}", flush=True)
-    first = seconds[args.workers[0]]
-    for workers, spent in seconds.items():
-        pairs = [a / b for a, b in zip(first, spent, strict=True)]
-        print(
-            f"{workers} workers: median {median(spent):.1f} s, speed-up {median(pairs):.2f} "
-            f"({', '.join(f'{p:.2f}' for p in pairs)})"
-        )
+                    cpu[workers].append(max(busy))
+                each = ", ".join(f"{b:.1f}" for b in busy)
+                print(f"{workers} workers: {spent:.1f} s, CPU {each} s, load {os.getloadavg()[0]:.1f}", flush=True)
+    for name, spent in (("seconds", seconds), ("CPU seconds of the busiest worker", cpu)):
+        for workers, own in spent.items():
+            pairs = [a / b for a, b in zip(spent[args.workers[0]], own, strict=True)]
+            each = ", ".join(f"{p:.2f}" for p in pairs)
+            print(f"{name}: {workers} workers: median {median(own):.1f}, speed-up {median(pairs):.2f} ({each})")
     print("outcomes.parquet: " + ("the same bytes" if len(found) == 1 else "DIFFERENT"))
 
 
