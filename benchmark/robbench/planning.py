@@ -37,7 +37,8 @@ from robbench.target import Target
 from robbench.threat import Ball
 from robbench.transfer import Transfer
 from robbench.types import Status
-from robbench.widths import Widths
+from robbench.widths import NARROWEST, Widths
+from robbench.worker import Job, Worker
 
 __all__ = ["ModelPlan", "StagePlan", "plan"]
 
@@ -76,6 +77,7 @@ class ModelPlan:
     Attributes:
         title: what is run.
         n: images asked for.
+        opening: seconds before the attacks: clean predictions of all images, and what is checked about the model.
         stages: in the order of the suite.
         uncertainty: two standard errors of the seconds, as a share of them: what the number of records leaves open.
         source: where the passes come from.
@@ -85,6 +87,7 @@ class ModelPlan:
 
     title: str
     n: int
+    opening: float
     stages: list[StagePlan]
     uncertainty: float
     source: str
@@ -94,7 +97,7 @@ class ModelPlan:
     @property
     def seconds(self) -> float:
         """On one worker."""
-        return sum(s.seconds for s in self.stages)
+        return self.opening + sum(s.seconds for s in self.stages)
 
 
 class _Enough(Exception):
@@ -208,6 +211,7 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
             f"{run.title()}: of {known} images none is classified correctly; nothing would be attacked."
         )
     at = np.searchsorted(run.images.index, right)
+    opening = _opening(run, widths)
     stages = []
     for stage in run.stages:
         mine = rows[(rows["attack"] == stage.name) & rows["status"].isin([Status.BROKEN, Status.ROBUST])]
@@ -227,7 +231,24 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     error = float(2 * spent.std() / math.sqrt(known) / spent.mean()) if spent.mean() > 0 else 0.0
     # All records of the run itself leave nothing open.
     error *= math.sqrt(max(0.0, 1 - known / n)) if "records" in source else 1.0
-    return ModelPlan(run.title(), n, stages, error, source, run.lanes, _memory(run.target))
+    return ModelPlan(run.title(), n, opening, stages, error, source, run.lanes, _memory(run.target))
+
+
+def _opening(run: Run, widths: Widths) -> float:
+    """Time what comes before the attacks on a few images, and what each further one adds to it."""
+    begin = clock()
+    for left in range(NARROWEST, widths.lanes, NARROWEST):
+        widths.fit(left)
+    checks = clock() - begin
+    job = Job(run.target, run.stages, run.images, Ball.of(run.threat), run.suite.judge, run.lanes, None)
+    worker, spent = Worker(job), []
+    for some in (run.positions[: widths.lanes], run.positions[: 4 * widths.lanes]):
+        begin = clock()
+        worker.look(some)
+        spent.append((len(some), clock() - begin))
+    (few, short), (more, long) = spent
+    each = max(0.0, long - short) / (more - few) if more > few else 0.0
+    return checks + short + each * (len(run.positions) - few)
 
 
 def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> _Pace:
@@ -300,6 +321,7 @@ def total(plans: Sequence[ModelPlan], workers: int) -> dict[str, float]:
 def as_rows(plans: Sequence[ModelPlan]) -> Iterator[dict[str, Any]]:
     """List models and stages as rows of a table."""
     for p in plans:
+        yield {"run": p.title, "attack": "none yet", "images": p.n, "forwards": p.n, "seconds": f"{p.opening:.1f}"}
         for s in p.stages:
             yield {
                 "run": p.title,

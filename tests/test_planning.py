@@ -1,0 +1,86 @@
+"""What a run will cost, beside what it costs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import run
+from robbench import planning
+from robbench.errors import RobbenchError
+from robbench.evaluation import evaluate
+from robbench.planning import _laid, _Pace, plan
+from robbench.store import read_rows
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Calibrate for a moment only."""
+    monkeypatch.setattr(planning, "_SECONDS", 0.05)
+
+
+def passes(rows):
+    return {name: (int(r["forwards"].sum()), int(r["backwards"].sum())) for name, r in rows.groupby("attack")}
+
+
+def told(p):
+    return {s.stage: (s.forwards, s.backwards) for s in p.stages}
+
+
+def test_records_of_the_same_run_leave_no_pass_open(tmp_path):
+    asked = {"samples": 60, "results": tmp_path}
+    evaluate("digits/natural", "quick", **asked)
+    taken = passes(read_rows(tmp_path / "digits/natural/quick/outcomes.parquet"))
+    p = plan("digits/natural", "quick", pilot=8, **asked)
+    assert told(p) == taken and p.n == 60 and p.uncertainty == 0
+    assert p.source.startswith("records of 60 images")
+    other = plan("digits/natural", "quick", pilot=8, samples=60, results=tmp_path, seed=1)  # another run
+    assert other.source == "a pilot on 8 images"
+
+
+def test_a_pilot_foretells_passes(tmp_path):
+    p = plan("digits/at", "quick", pilot=100, samples=400, results=tmp_path)
+    evaluate("digits/at", "quick", samples=400, results=tmp_path)
+    taken = passes(read_rows(tmp_path / "digits/at/quick/outcomes.parquet"))
+    assert sum(map(sum, told(p).values())) == pytest.approx(sum(map(sum, taken.values())), rel=0.2)
+    assert p.seconds > p.opening > 0 and all(s.seconds > 0 and s.passes_per_second > 0 for s in p.stages)
+    assert 0 < p.uncertainty < 0.5
+    assert not [*tmp_path.rglob("*@*")], "the pilot leaves nothing behind"
+
+
+class AnyWidth:
+    """Every width gives the same bits."""
+
+    def fit(self, left):
+        return left
+
+
+@pytest.mark.parametrize(
+    ("rounds", "crews", "seconds"),
+    [
+        ([5], 1, 5 * 1.25),  # a narrow batch of one
+        ([5, 5, 5, 5], 1, 5 * 2.0),  # all lanes full to the end
+        ([4, 4, 4, 4, 4], 1, 4 * 2.0 + 4 * 1.25),  # the fifth takes a free lane
+        ([1, 3, 3, 3], 1, 1 * 2.0 + 2 * 1.75),  # one is done: a width of 3
+        ([5, 5, 5, 5], 2, 5 * 1.5),  # two batches of two
+    ],
+)
+def test_images_are_laid_onto_lanes(rounds, crews, seconds):
+    pace = _Pace(crews, lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
+    assert _laid(np.array(rounds), AnyWidth(), pace) == pytest.approx(seconds)
+
+
+def test_the_command_prints_a_table_or_json(tmp_path):
+    asked = ("plan", "-m", "digits/natural", "-s", "quick", "--samples", 40, "--pilot", 10, "--workers", 2)
+    found = json.loads(run(*asked, "--json", cwd=tmp_path).stdout)
+    (p,) = found["plans"]
+    assert p["n"] == 40 and len(p["stages"]) == 3
+    assert found["total"]["wall_seconds"] == pytest.approx(found["total"]["work_seconds"] / 2)
+    assert found["total"]["work_seconds"] == pytest.approx(p["opening"] + sum(s["seconds"] for s in p["stages"]))
+    text = run(*asked, cwd=tmp_path).stdout
+    assert "a pilot on 10 images" in text and "2 workers:" in text
+
+
+def test_a_pilot_of_one_image_is_refused(tmp_path):
+    with pytest.raises(RobbenchError, match="pilot: 1 given; it must be at least 2"):
+        plan("digits/natural", "quick", pilot=1, results=tmp_path)
