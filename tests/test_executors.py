@@ -283,10 +283,15 @@ def test_ray_missing_or_misused_is_a_sentence(tmp_path, monkeypatch):
     assert "go with --executor ray" in run("eval", "-m", "digits/at", "--workers", 2, code=2).stderr
 
 
-def test_all_names_what_it_leaves_out(tmp_path):
+def test_all_names_what_it_leaves_out(tmp_path, repo):
     done = run("eval", "--all", "--dataset", "digits", "-s", "quick", "--samples", 4, "--json", cwd=tmp_path)
     assert {r["model"] for r in json.loads(done.stdout)} == {"natural", "at", "trades", "ls095_sigma03", "lsq2_sigma03"}
     assert "no registered model" in run("eval", "--all", "--dataset", "nothing", code=2).stderr
+    (tmp_path / "more/digits").mkdir(parents=True)
+    card = (repo / "models/digits/natural.toml").read_text()
+    (tmp_path / "more/digits/other.toml").write_text(card[: card.index("[weights]")])
+    args = ("--all", "--dataset", "digits", "--models", tmp_path / "more", "-s", "quick", "--samples", 4)
+    assert "1 not trained yet and left out (digits/other)" in run("eval", *args, cwd=tmp_path).stderr
 
 
 # --- a local Ray, started once -------------------------------------------------------------------------------

@@ -269,7 +269,8 @@ def _trained(registry: Registry, dataset: str | None) -> list[str]:
     entries = [e for e in registry.entries() if dataset in (None, e.dataset)]
     having = [e.full_name for e in entries if e.card.weights is not None]
     if left_out := sorted({e.full_name for e in entries} - {*having}):
-        print(f"Not trained yet, and left out: {', '.join(left_out)}.", file=sys.stderr)
+        some = ", ".join(left_out[:3]) + (" …" if len(left_out) > 3 else "")
+        print(f"{len(left_out)} not trained yet and left out ({some}); see `robbench list models`.", file=sys.stderr)
     if not having:
         raise RobbenchError(f"--all --dataset {dataset}: no registered model of it has weights.")
     return having
