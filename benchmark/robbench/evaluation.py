@@ -7,6 +7,7 @@ import datetime as dt
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -233,6 +234,10 @@ class Run:
         keep = self.store.run_id if self.store and self.keep else None
         ball = Ball.of(self.threat)
         return Job(self.target, self.stages, self.images, ball, self.suite.judge, self.lanes, keep)
+
+    def forget_model(self) -> None:
+        """Let go of the model once the workers have it: many runs may be under way."""
+        self.target = replace(self.target, module=nn.Identity())
 
     def begin(self, first: First, workers: int = 1) -> None:
         """Take what the model answers to the clean images; from now on `flow` hands out samples."""

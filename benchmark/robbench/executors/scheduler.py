@@ -163,8 +163,8 @@ def spread(
         openings: make the runs; each is called when its turn comes.
         pool: the workers.
         view: hears of progress.
-        most_open: runs under way at once, each of which holds its records in memory; by default some more than it takes
-            to keep the workers busy.
+        most_open: runs under way at once; by default enough to give every worker one. Another is opened only when those
+            under way have no whole batch to hand out.
 
     Returns:
         For each its result, or why there is none.
@@ -172,7 +172,7 @@ def spread(
     Raises:
         RobbenchError: no worker is left, or records cannot be stored. What came before is kept.
     """
-    return _Spread(openings, pool, view, most_open or 2 + pool.workers // 4).go()
+    return _Spread(openings, pool, view, most_open or 2 + pool.workers).go()
 
 
 class _Spread:
@@ -223,6 +223,7 @@ class _Spread:
                 self.open[number] = o
                 run.points = o.hand_over
                 self.pool.add(number, run.job())
+                run.forget_model()
             except RobbenchError as error:
                 self.open.pop(number, None)
                 run.__exit__(type(error), error, None)
