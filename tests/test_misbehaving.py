@@ -13,6 +13,7 @@ from robbench.errors import ModelError
 from robbench.evaluation import evaluate
 from robbench.guard import Guarded
 from robbench.memory import Growth
+from robbench.target import prepare
 
 SUITE = """
 version = 1
@@ -169,6 +170,14 @@ def test_answers_on_another_device_are_moved_back():
     guarded = Guarded(Around(lambda net, z, self: net(z).cpu())).cuda()
     x = torch.rand(4, 1, 8, 8, device="cuda")
     assert guarded(x).device == x.device and "device" in guarded.flags
+
+
+def test_a_tensor_of_five_dimensions_beside_convolutions_is_no_obstacle():
+    """PyTorch refuses to bring such a module into the channels-last layout."""
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    module.register_buffer("levels", torch.zeros(1, 2, 3, 4, 5))
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.allclose(prepare(module.eval(), torch.device("cpu"), x)(x), module(x), atol=1e-6)
 
 
 def test_a_changed_input_changes_no_record(call):

@@ -100,8 +100,8 @@ def prepare(module: nn.Module, device: torch.device, x: Tensor) -> Guarded:
     if ours is not module:
         ours.requires_grad_(False)
         if any(p.dim() == 4 for p in ours.parameters()):
-            ours.to(memory_format=torch.channels_last)
             try:
+                ours.to(memory_format=torch.channels_last)  # refused if anything in it has five dimensions
                 with torch.no_grad():
                     ours(x.to(device, copy=True))
             except Exception:  # whatever a module raises about its input; `classify` words it
