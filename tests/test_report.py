@@ -6,9 +6,21 @@ import pandas as pd
 import pytest
 
 from robbench.errors import ResultError
+from robbench.evaluation import ready
+from robbench.inputs import Options
+from robbench.models.sources import Build
 from robbench.report.leaderboard import leaderboard, overestimation, ranked, table
 from robbench.stats import wilson
-from robbench.store import COLUMNS, Accuracy, AttackResult, ResultFile, ThreatResult, dump_result, result_folder
+from robbench.store import (
+    COLUMNS,
+    Accuracy,
+    AttackResult,
+    ResultFile,
+    ThreatResult,
+    dump_result,
+    read_result,
+    result_folder,
+)
 
 
 def accuracy(k, n=1000):
@@ -183,6 +195,19 @@ def test_a_damaged_result_is_named(tmp_path, change, where):
     path.write_text(path.read_text().replace(change, '"x": 1' if where == "n" else "[", 1))
     with pytest.raises(ResultError, match=r"result\.json"):
         leaderboard(tmp_path)
+
+
+def test_the_committed_results_are_those_of_todays_suites(repo):
+    """Their commands would go on with them; otherwise they ask for --overwrite in a fresh checkout."""
+    found = {
+        path: read_result(path) for path in (repo / "results/digits").glob("*/*/result.json") if "@" not in str(path)
+    }
+    assert len(found) > 8
+    for path, stored in found.items():
+        run = ready(
+            f"digits/{stored.model}", stored.suite, Build(), Options(samples=stored.n, results=repo / "results")
+        )
+        assert run.store.run_id == stored.run_id, path
 
 
 def test_the_committed_leaderboard_is_current(repo):
