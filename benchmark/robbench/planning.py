@@ -321,7 +321,7 @@ def total(plans: Sequence[ModelPlan], workers: int) -> dict[str, float]:
 def as_rows(plans: Sequence[ModelPlan]) -> Iterator[dict[str, Any]]:
     """List models and stages as rows of a table."""
     for p in plans:
-        yield {"run": p.title, "attack": "none yet", "images": p.n, "forwards": p.n, "seconds": f"{p.opening:.1f}"}
+        yield {"run": p.title, "attack": "(clean)", "images": p.n, "forwards": p.n, "seconds": f"{p.opening:.1f}"}
         for s in p.stages:
             yield {
                 "run": p.title,
