@@ -41,7 +41,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n auto --dist worksteal --durations 15
 
 # torch and torchvision come from one resolve, so that their builds fit each other.
 $(READY): pyproject.toml

@@ -28,7 +28,7 @@ GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by
 }
 BLIND = {
     "square": lambda steps: Square(steps=8 * steps),
-    "spsa": lambda steps: SPSA(iterations=steps, samples=8),
+    "spsa": lambda steps: SPSA(iterations=steps, samples=4),
     "noise": lambda steps: Noise(steps=steps),
 }
 MADE = GUIDED | BLIND
@@ -105,7 +105,7 @@ def test_only_points_of_ball_and_box_count(name, norm):
             lambda n: MIFGSM(steps=3, random_start=True, restarts=n),
             lambda n: FAB(targets=1, steps=4, restarts=n),
             lambda n: Square(steps=20, restarts=n),
-            lambda n: SPSA(iterations=3, samples=8, restarts=n),
+            lambda n: SPSA(iterations=2, samples=4, restarts=n),
             lambda n: Noise(steps=5, restarts=n),
             lambda n: EOT(inner=PGD(steps=3, restarts=n), draws=2),
         )
