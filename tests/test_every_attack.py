@@ -9,8 +9,8 @@ import torch
 from conftest import Linear, run_attack
 from robbench.attacks import APGD, ATTACKS, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, DeepFool, Noise, Race, Square
 from robbench.threat import Ball
+from test_attacks import DUAL
 
-DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
 GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by the number of steps
     "fgsm": lambda steps: FGSM(),
     "pgd": lambda steps: PGD(steps=steps),

@@ -9,7 +9,7 @@ from conftest import run
 from robbench import planning
 from robbench.errors import RobbenchError
 from robbench.evaluation import evaluate
-from robbench.planning import _laid, _Pace, plan
+from robbench.planning import _laid, _Pace, as_rows, plan
 from robbench.store import read_rows
 
 
@@ -79,6 +79,7 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     assert found["total"]["work_seconds"] == pytest.approx(p["opening"] + sum(s["seconds"] for s in p["stages"]))
     text = run(*asked, cwd=tmp_path).stdout
     assert "a pilot on 10 images" in text and "2 workers:" in text
+    assert len({tuple(row) for row in as_rows([plan("digits/natural", "quick", samples=40, pilot=10)])}) == 1, "columns"
 
 
 def test_a_pilot_of_one_image_is_refused(tmp_path):

@@ -321,8 +321,8 @@ def total(plans: Sequence[ModelPlan], workers: int) -> dict[str, float]:
 def as_rows(plans: Sequence[ModelPlan]) -> Iterator[dict[str, Any]]:
     """List models and stages as rows of a table."""
     for p in plans:
-        yield {"run": p.title, "attack": "(clean)", "images": p.n, "forwards": p.n, "seconds": f"{p.opening:.1f}"}
-        for s in p.stages:
+        clean = StagePlan("(clean)", p.n, p.n, 0, p.opening, p.n / p.opening)
+        for s in (clean, *p.stages):
             yield {
                 "run": p.title,
                 "attack": s.stage,
