@@ -8,14 +8,20 @@ import torch
 from torch import nn
 
 from conftest import run_attack, small
-from robbench.attacks import APGD, PGD, Square
-from robbench.crews import Waiting, muster, work
+from robbench.attacks import APGD, PGD, Race, Square
+from robbench.crews import muster, work
 from robbench.errors import ModelError
+from robbench.ledger import Ledger
 from robbench.threat import Ball
 from robbench.widths import Widths, twin, using_threads
 
 BALL = Ball("Linf", 0.1)
-ATTACKS = [PGD(objective="ce", steps=5, restarts=2), APGD(objective="margin", steps=6), Square(steps=20)]
+ATTACKS = [
+    PGD(objective="ce", steps=5, restarts=20),
+    APGD(objective="dlr_targeted", targets=9, steps=6),
+    Race(steps=10, probe=3, lag=1.2),
+    Square(steps=20),
+]
 
 
 def labelled(net, n):
@@ -64,14 +70,6 @@ def test_the_number_of_crews_changes_no_record(attack):
         assert np.array_equal(a, b, equal_nan=True)
 
 
-def test_samples_are_shared_out_once():
-    waiting = Waiting(list(range(10)))
-    assert waiting.take(4) == [0, 1, 2, 3]
-    assert waiting.take(99) == [4, 5, 6, 7, 8, 9]
-    assert not waiting
-    assert waiting.take(1) == []
-
-
 def test_who_works_alone(monkeypatch):
     net = small()
     widths = Widths(net, (1, 8, 8), 32, torch.float32)
@@ -105,16 +103,18 @@ def test_a_copy_shares_the_parameters_and_nothing_else():
 
 
 def test_what_one_crew_raises_stops_all():
-    waiting = Waiting(list(range(5)))
+    ledger = Ledger(range(5), 5, 1)
+    assert ledger.take(5) == [(i, 0) for i in range(5)]
 
     def endless():
-        assert waiting.stop.wait(60), "nobody said stop"
+        assert not ledger.rest(), "nobody said stop"
 
     def fails():
         raise ModelError("broken")
 
     with pytest.raises(ModelError, match="broken"):
-        work([endless, fails], 1, waiting)
+        work([endless, fails], 1, ledger)
+    assert ledger.closed
     assert torch.get_num_threads() == 2
 
 

@@ -14,6 +14,7 @@ from robbench import engine, rng
 from robbench.attacks import APGD, FGSM, PGD, Race
 from robbench.data import load
 from robbench.errors import ModelError
+from robbench.ledger import Ledger
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import build_attack, load_suite
@@ -383,6 +384,64 @@ def test_the_tail_shrinks_to_such_widths():
     rows = run_attack(net, attack, x, y, ball, widths=widths)
     assert {128} < set(net.seen) <= {128, 64, 16}
     assert not differing(rows, run_attack(net.net, attack, x, y, ball, lanes=128))
+
+
+SHORT = APGD(objective="dlr_targeted", targets=3, restarts=4, steps=3)
+
+
+@pytest.mark.parametrize("attack", [SHORT, PGD(objective="ce", steps=5, restarts=12)], ids=["apgd-t", "pgd"])
+def test_trials_beside_each_other_change_no_record_and_take_fewer_rounds(attack, monkeypatch):
+    net = Fickle(())
+    net.double()
+    x, y = labelled(net, 40, torch.float64)
+    ball = Ball("Linf", 0.2)
+    widths = Widths(net, (1, 8, 8), 256, torch.float64)
+    run_attack(net, attack, x, y, ball, widths=widths)  # checks the widths
+    net.seen.clear()
+    beside = run_attack(net, attack, x, y, ball, widths=widths, keep_adversarials=True)
+    seen = list(net.seen)
+    later = seen.index(min(seen))
+    assert max(seen[later:]) > min(seen), "the batch grows again once samples have withstood a trial"
+    monkeypatch.setattr(engine, "Ledger", lambda *args, ahead: Ledger(*args, ahead=False))
+    net.seen.clear()
+    in_turn = run_attack(net, attack, x, y, ball, widths=widths, keep_adversarials=True)
+    assert not differing(beside, in_turn)
+    assert torch.equal(beside.x_adv, in_turn.x_adv)
+    assert 0 < beside.broken.sum() < 40 and beside.trial[beside.broken].max() > 1
+    assert len(seen) < 0.6 * len(net.seen)
+
+
+def test_trials_that_build_on_each_other_run_in_turn(monkeypatch):
+    taken = []
+
+    class Watched(Ledger):
+        def take(self, most):
+            found = super().take(most)
+            taken.extend(trial for _, trial in found)
+            return found
+
+    monkeypatch.setattr(engine, "Ledger", Watched)
+    net = network()
+    x, y = labelled(net, 40)
+    rows = run_attack(net, Race(steps=10, probe=3, lag=1.2), x, y, Ball("Linf", 0.02), lanes=16)
+    assert rows.trial.max() == 8
+    assert set(taken) == {0}, "the others follow in the same lane"
+    run_attack(net, SHORT, x, y, Ball("Linf", 0.02), lanes=16)
+    assert set(taken) > {0}
+
+
+def test_an_attack_may_keep_the_step_it_is_told():
+    class Keeping(Scripted):
+        def init(self, p, ball):
+            return super().init(p, ball) | {"told": torch.full_like(p.y, -1)}
+
+        def step(self, p, ball, s, t, logits, loss, grad):
+            assert torch.equal(s["told"], t - 1)
+            return super().step(p, ball, s, t, logits, loss, grad) | {"told": t}
+
+    x = torch.full((1, 1, 2, 2), 0.5)
+    rows = run_attack(threshold_model(), Keeping(points=(0.5, 0.51) * 4), x, torch.tensor([0]), BALL, lanes=1)
+    assert rows.forwards[0] == 8
 
 
 def test_default_lanes():

@@ -6,9 +6,7 @@ them, and waits long when the machine has something else to do. Batches of their
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -16,29 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from robbench.ledger import Ledger
 from robbench.widths import Widths, device_of, twin, using_threads
 
-__all__ = ["Crew", "Waiting", "muster", "work"]
+__all__ = ["Crew", "muster", "work"]
 
 _MOST = 8  # the interpreter serves one crew at a time between kernels; more would wait for it
 _PIXELS = 2**20  # in the lanes of all crews: larger images are shared well by cores, and their memory counts
 _SHARED = 0.75  # of each core's speed is left when cores share a batch (docs/performance.md)
-
-
-class Waiting:
-    """The positions of the samples that wait for a lane of any crew, and whether all are to stop."""
-
-    def __init__(self, positions: Iterable[int]) -> None:
-        self.stop = threading.Event()
-        self._positions, self._lock = deque(positions), threading.Lock()
-
-    def __bool__(self) -> bool:
-        return bool(self._positions)
-
-    def take(self, most: int) -> list[int]:
-        """Hand out the first so many; asked in every round, and mostly for none."""
-        with self._lock:
-            return [self._positions.popleft() for _ in range(min(most, len(self._positions)))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +30,10 @@ class Crew:
 
     Attributes:
         model: for this crew alone, because a module may keep notes while it answers. The first has the original.
-        most: how many samples it takes at once; the other lanes of its width stay idle.
-        crews: how many there are.
+        crews: how many there are; the lanes that there is work for are shared out among them.
     """
 
     model: nn.Module
-    most: int
     crews: int
 
 
@@ -70,7 +51,7 @@ def muster(model: nn.Module, widths: Widths, n: int, alone: bool) -> tuple[list[
     """
     threads = torch.get_num_threads()
     if threads == 1 or device_of(model).type != "cpu":
-        return [Crew(model, widths.lanes, 1)], threads
+        return [Crew(model, 1)], threads
     most = 1 if alone else min(threads, _MOST, _PIXELS // (widths.lanes * int(np.prod(widths.shape))))
     crews = min(range(1, max(most, 1) + 1), key=lambda crews: _lanes(widths, -(-n // crews)))
     together = _lanes(widths, n) / (_SHARED * threads)
@@ -82,8 +63,7 @@ def muster(model: nn.Module, widths: Widths, n: int, alone: bool) -> tuple[list[
         models = [model]
     crews = len(models)
     each = threads // crews
-    share = min(-(-n // crews), widths.lanes)
-    return [Crew(m, share, crews) for m in models], each if each == 1 or widths.same_with(each) else 1
+    return [Crew(m, crews) for m in models], each if each == 1 or widths.same_with(each) else 1
 
 
 def _lanes(widths: Widths, n: int) -> int:
@@ -92,7 +72,7 @@ def _lanes(widths: Widths, n: int) -> int:
     return full * widths.lanes + (widths.fit(rest) if rest else 0)
 
 
-def work(jobs: Sequence[Callable[[], None]], threads: int, waiting: Waiting) -> None:
+def work(jobs: Sequence[Callable[[], None]], threads: int, ledger: Ledger) -> None:
     """Run the crews' loops, each on so many threads; what one of them raises stops all, and is raised here."""
     with using_threads(threads):
         if len(jobs) == 1:
@@ -103,5 +83,5 @@ def work(jobs: Sequence[Callable[[], None]], threads: int, waiting: Waiting) -> 
                 for future in as_completed([pool.submit(job) for job in jobs]):
                     future.result()
             except BaseException:
-                waiting.stop.set()
+                ledger.close()
                 raise

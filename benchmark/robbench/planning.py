@@ -28,6 +28,7 @@ from robbench.crews import muster
 from robbench.errors import ResultError, RobbenchError
 from robbench.evaluation import Run, ready, run_here
 from robbench.inputs import Options
+from robbench.ledger import Ledger, Trial
 from robbench.memory import keep_freed_memory
 from robbench.models.sources import Build
 from robbench.peers import Peer
@@ -219,8 +220,7 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
         rate = pace.lanes * pace.crews / pace.full_seconds
         attacked = round(n * len(mine) / known)
         forwards, backwards = mine["forwards"].to_numpy(), mine["backwards"].to_numpy()
-        rounds = np.resize(forwards, attacked) if len(mine) else np.zeros(0, np.int64)
-        seconds = _laid(rounds, widths, pace)
+        seconds = _laid(_tried(mine, attacked), getattr(stage.attack, "trials", 1), widths, pace)
         scale = attacked / max(len(mine), 1)
         stages.append(
             StagePlan(
@@ -287,23 +287,53 @@ def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], 
     )
 
 
-def _laid(rounds: NDArray[np.int64], widths: Widths, pace: _Pace) -> float:
-    """Lay images that take so many rounds each onto the lanes; returns the seconds that it takes.
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """What images are taken to cost: the trials that count of each, rounds of each of those, and whether it breaks."""
 
-    Free lanes take the next image, and once none waits the batch becomes narrower, as in `engine`.
-    """
-    lanes = pace.lanes * pace.crews
-    ends: list[int] = []
-    for cost in rounds.tolist():
-        heapq.heappush(ends, cost if len(ends) < lanes else heapq.heappop(ends) + cost)
-    seconds, last, width = 0.0, 0, pace.lanes
-    for i, (end, left) in enumerate(zip(sorted(ends), range(len(ends), 0, -1), strict=True)):
-        if i or len(ends) < lanes:
-            share = -(-left // pace.crews)
-            width = min(width, widths.fit(share) if share <= 0.75 * width else width)
-        seconds += (end - last) * pace.seconds(width)
-        last = end
-    return seconds
+    trials: NDArray[np.int64]
+    rounds: NDArray[np.float64]
+    broken: NDArray[np.bool_]
+
+
+def _tried(rows: pd.DataFrame, n: int) -> _Tried:
+    """Take n images to cost what those on record do, over and over."""
+    trials = rows["trial"].to_numpy(np.int64) + 1
+    rounds = rows["forwards"].to_numpy(np.float64) / trials
+    broken = (rows["status"] == Status.BROKEN).to_numpy()
+    return _Tried(*(np.resize(column, n if len(rows) else 0) for column in (trials, rounds, broken)))
+
+
+def _laid(tried: _Tried, trials: int, widths: Widths, pace: _Pace) -> float:
+    """Lay images onto the lanes as the engine does (`ledger`, `lanes`); returns the seconds that it takes."""
+    ledger = Ledger(range(len(tried.trials)), len(tried.trials), trials)
+    lanes, width, seconds, now = pace.lanes * pace.crews, pace.lanes, 0.0, 0.0
+    ends: list[tuple[float, int, int]] = []  # when a lane will be done, with which sample and trial
+    over = Trial(False, 0, 0, 0, 0, 0.0, 0, 0, None)
+    while True:
+        taken = ledger.take(min(ledger.wanted(), lanes) - len(ends))
+        for position, trial in taken:
+            heapq.heappush(ends, (now + tried.rounds[position], position, trial))
+        if not ends:
+            return seconds
+        busy = -(-len(ends) // pace.crews)
+        if busy > width or (busy <= 0.75 * width and not ledger.waits):
+            width = widths.fit(busy)
+        seconds += (ends[0][0] - now) * pace.seconds(width)
+        now = ends[0][0]
+        while ends and ends[0][0] == now:
+            _, position, trial = heapq.heappop(ends)
+            broken = bool(tried.broken[position]) and trial + 1 == tried.trials[position]
+            ledger.file(position, trial, over._replace(broken=broken))
+            if broken and trial:  # lanes let go of trials that no longer count
+                late = sum(end[1] == position for end in ends)
+                if late:
+                    ends = [end for end in ends if end[1] != position]
+                    heapq.heapify(ends)
+                for _ in range(late):
+                    ledger.drop()
+            elif (following := ledger.go_on(position)) is not None:
+                heapq.heappush(ends, (now + tried.rounds[position], position, following))
 
 
 def _memory(target: Target) -> int:

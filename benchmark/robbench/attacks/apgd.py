@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -31,6 +31,13 @@ def _windows(steps: int) -> dict[int, int]:
     return found
 
 
+@lru_cache(maxsize=64)
+def _window_ending(steps: int, device: torch.device) -> Tensor:
+    """Tabulate `_windows`: after how many steps a window of what length ends, 0 where none does; [steps + 1] int64."""
+    windows = _windows(steps)
+    return torch.tensor([windows.get(t, 0) for t in range(steps + 1)], device=device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class APGD(Climbing):
     """PGD with momentum whose step size halves at checkpoints where progress stalls, restarting from the best point.
@@ -43,11 +50,6 @@ class APGD(Climbing):
     memoryless: ClassVar[bool] = False
 
     steps: int = 100
-
-    @cached_property
-    def _window(self) -> list[int]:
-        windows = _windows(self.steps)
-        return [windows.get(t, 0) for t in range(self.steps + 1)]
 
     def init(self, p: Problem, ball: Ball) -> State:
         """Start on the surface of the ball, as the authors' implementation does."""
@@ -77,7 +79,7 @@ class APGD(Climbing):
         # The first checkpoint compares with the loss at the start.
         loss_check = torch.where(t == 0, loss_best, s["loss_check"])
 
-        window = torch.tensor(self._window, device=t.device)[t.clamp(max=self.steps)]
+        window = _window_ending(self.steps, t.device)[t.clamp(max=self.steps)]
         check = window > 0
         oscillates = check & (rises <= _RISES * window)
         stalls = check & (s["halved"] == 0) & (loss_check >= loss_best)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from robbench import rng
 from robbench.attacks.base import Climbing
-from robbench.attacks.windows import lay, mass, place, windows
+from robbench.attacks.windows import bands, lay, mass, place, windows
 from robbench.errors import SuiteError
 from robbench.threat import Ball
 from robbench.types import Norm, Problem, State
@@ -22,6 +23,19 @@ __all__ = ["Square"]
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # p is halved after these of 10,000 iterations
 _ORDER: dict[Norm, int] = {"L2": 2, "L1": 1}
 _TILES = 5  # L2 and L1 start from a tiling of 5 × 5
+_AHEAD = 32  # steps that are drawn at once: it takes hardly longer than one
+
+
+@lru_cache(maxsize=64)
+def _halvings(steps: int, device: torch.device) -> Tensor:
+    """Tabulate how often p has been halved by each step of so many: [steps + 1] int64."""
+    t = torch.arange(steps + 1)[:, None]
+    return (t * 10_000 // steps > torch.tensor(_HALVINGS)).sum(1).to(device)
+
+
+@lru_cache(maxsize=64)
+def _on(sides: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(sides, device=device)
 
 
 def _signs(words: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,7 +112,28 @@ class Square(Climbing):
 
     def halvings(self, t: Tensor) -> Tensor:
         """Count how often p has been halved at each lane's step: [L] -> [L]."""
-        return (t[:, None] * 10_000 // self.steps > torch.tensor(_HALVINGS, device=t.device)).sum(1)
+        return _halvings(self.steps, t.device)[t.clamp(max=self.steps)]
+
+    def ahead(self, p: Problem, ball: Ball, t: Tensor) -> State:
+        """Draw what chance decides in the next steps, from each lane's own on.
+
+        Returns:
+            drawn: the first of these steps, [L].
+            Linf: the squares of each step, as factors: rows [L, steps, H], and cols [L, steps, C, W] with the sign in
+            each channel, twice because that is further than any pixel may go, and zero where the search is over.
+            L2, L1: words [L, steps, 5 + C]: two for a square, three for another one and how η lies, C for the signs.
+        """
+        lanes, c, h, w = p.x.shape
+        steps = (t[:, None] + torch.arange(_AHEAD, device=t.device)).flatten()
+        sample, trial = (v.repeat_interleave(_AHEAD) for v in (p.sample, p.trial))
+        words = rng.bits(p.key, sample, trial, steps + 1, c + (2 if ball.norm == "Linf" else 5))
+        if ball.norm != "Linf":
+            return {"drawn": t, "words": words.view(lanes, _AHEAD, -1)}
+        side = _on(self.sides(h, w, ball.norm), t.device)[self.halvings(steps)]
+        rows, cols = (inside for inside, _ in bands(words[:, :2], side, h, w, p.x.dtype))
+        sign = 2 * _signs(words[:, 2:], p.x.dtype) * (steps + 1 < self.steps)[:, None]
+        cols = sign[:, :, None] * cols[:, None, :]
+        return {"drawn": t, "rows": rows.view(lanes, _AHEAD, h), "cols": cols.view(lanes, _AHEAD, c, w)}
 
     def init(self, p: Problem, ball: Ball) -> State:
         """Start at random stripes (Linf) or at a random tiling (L2, L1)."""
@@ -116,26 +151,34 @@ class Square(Climbing):
             down, right = h - rows * side, w - cols * side
             delta = F.pad(delta, (right // 2, right - right // 2, down // 2, down - down // 2))
             x = _bring(p.x, delta, ball)
-        return {"x": x, "x_best": x.clone(), "loss_best": torch.full_like(x[:, 0, 0, 0], -torch.inf)}
+        best = {"x_best": x.clone(), "loss_best": torch.full_like(x[:, 0, 0, 0], -torch.inf)}
+        return {"x": x} | best | self.ahead(p, ball, torch.zeros_like(p.sample))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Keep the proposal where the loss rose, and propose a change in another square."""
         better = loss > s["loss_best"]
         best = torch.where(better[:, None, None, None], s["x"], s["x_best"])
-        c, h, w = best.shape[1:]
-        sides = self.sides(h, w, ball.norm)
-        level = self.halvings(t)
-        side = torch.tensor(sides, device=t.device)[level]
-        last = (t + 1 >= self.steps)[:, None, None, None]
-        # Two words for a square, three for another one and how η lies, one for the sign in each channel.
-        words = rng.bits(p.key, p.sample, p.trial, t + 1, c + (2 if ball.norm == "Linf" else 5))
-        sign = _signs(words[:, -c:], best.dtype)[:, :, None, None]
-        to, row, col = place(words[:, :2], side, best)
+        loss_best = torch.where(better, loss, s["loss_best"])
+        drawn = s["drawn"]
+        kept: State = {name: s[name] for name in ("drawn", "rows", "cols", "words") if name in s}
+        if bool(((t < drawn) | (t >= drawn + _AHEAD)).any()):  # one lane has used up its own: all draw, and are in step
+            kept = self.ahead(p, ball, t)
+        now = torch.arange(len(t), device=t.device), t - kept["drawn"]
         if ball.norm == "Linf":
-            x = ball.project(p.x, best + to * (2 * sign * ~last))  # 2 is further than any pixel may go
+            change = kept["rows"][now][:, None, :, None] * kept["cols"][now][:, :, None, :]
+            x = ball.project(p.x, best + change)
         else:
-            table = windows(sides, _ORDER[ball.norm], best.dtype, best.device)
-            eta = sign * lay(table, level, words[:, 4] & 1, row, col)
-            other, _, _ = place(words[:, 2:4], side, best)
-            x = torch.where(last, best, _exchange(ball, p.x, best, eta, to, other))
-        return {"x": x, "x_best": best, "loss_best": torch.where(better, loss, s["loss_best"])}
+            x = self.exchanged(p, ball, best, t, kept["words"][now])
+        return {"x": x, "x_best": best, "loss_best": loss_best} | kept
+
+    def exchanged(self, p: Problem, ball: Ball, best: Tensor, t: Tensor, words: Tensor) -> Tensor:
+        """Move mass between two windows, except at the last step: L2 and L1."""
+        c, h, w = best.shape[1:]
+        sides, level = self.sides(h, w, ball.norm), self.halvings(t)
+        side = _on(sides, t.device)[level]
+        to, row, col = place(words[:, :2], side, best)
+        other, _, _ = place(words[:, 2:4], side, best)
+        table = windows(sides, _ORDER[ball.norm], best.dtype, best.device)
+        eta = _signs(words[:, -c:], best.dtype)[:, :, None, None] * lay(table, level, words[:, 4] & 1, row, col)
+        last = (t + 1 >= self.steps)[:, None, None, None]
+        return torch.where(last, best, _exchange(ball, p.x, best, eta, to, other))

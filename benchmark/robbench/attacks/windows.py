@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robbench import rng
 
-__all__ = ["lay", "mass", "place", "windows"]
+__all__ = ["bands", "lay", "mass", "place", "windows"]
 
 
 def mass(v: Tensor, order: int) -> Tensor:
@@ -47,18 +47,27 @@ def windows(sides: tuple[int, ...], order: int, dtype: torch.dtype, device: torc
 def _band(word: Tensor, side: Tensor, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     first = rng.below(n - side + 1, word)
     at = torch.arange(n, device=side.device) - first[:, None]
-    return at, ((at >= 0) & (at < side[:, None])).to(dtype)
+    return ((at >= 0) & (at < side[:, None])).to(dtype), at
+
+
+def bands(words: Tensor, side: Tensor, h: int, w: int, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Choose the rows and the columns of a square anywhere on h × w pixels, by two random words [L, 2], side [L].
+
+    Returns:
+        For the rows, then for the columns: 1 inside the square and 0 outside (numbers, because torch selects by
+        booleans several times slower than it multiplies), and how far each lies from the square's first; [L, H or W].
+    """
+    return _band(words[:, 0], side, h, dtype), _band(words[:, 1], side, w, dtype)
 
 
 def place(words: Tensor, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Place a square anywhere it fits on images [L, C, H, W]: two random words [L, 2] and a side [L] a lane.
+    """Place a square on images [L, C, H, W] as `bands` does.
 
     Returns:
-        1 inside the square and 0 outside, [L, 1, H, W] (numbers, because torch selects by booleans several times
-        slower than it multiplies), and how far each row [L, H] and column [L, W] lies from the square's first.
+        1 inside the square and 0 outside, [L, 1, H, W], and how far each row [L, H] and column [L, W] lies from the
+        square's first.
     """
-    row, rows = _band(words[:, 0], side, like.shape[2], like.dtype)
-    col, cols = _band(words[:, 1], side, like.shape[3], like.dtype)
+    (rows, row), (cols, col) = bands(words, side, like.shape[2], like.shape[3], like.dtype)
     return rows[:, None, :, None] * cols[:, None, None, :], row, col
 
 

@@ -1,0 +1,324 @@
+"""The lanes of one batch: each at its own sample, trial and step, and refilled as soon as its trial is over.
+
+Every round queries all lanes, judges every answer (prediction, ball, box, finiteness), counts what each trial cost,
+and has the attack step from the answers. Attacks propose; nothing they claim is believed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robbench.attacks.base import Attack
+from robbench.crews import Crew
+from robbench.errors import ModelError
+from robbench.guard import out_of_memory
+from robbench.ledger import Ledger, Trial
+from robbench.threat import Ball
+from robbench.types import Judge, Problem, State, some_ids
+from robbench.widths import Widths
+
+__all__ = ["Classifier", "Lanes", "Order", "query"]
+
+Classifier = Callable[[Tensor], Tensor]
+"""Images [L, C, H, W] in [0, 1] -> logits [L, K]: a module, or what wraps one."""
+
+
+def query(model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask the model at `s["x"]`: logits [L, K], the attack's loss [L] and its gradient (zeros without `with_grad`)."""
+    x = s["x"]
+    if not with_grad:
+        with torch.no_grad():
+            logits = model(x)
+            return logits, attack.loss(logits, p, s), torch.zeros_like(x)
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(x)
+        loss = attack.loss(logits, p, s)
+        if not loss.requires_grad:
+            raise ModelError(
+                "The model's output does not depend on its input through autograd (was it computed under no_grad, "
+                "through numpy, or after detach?), so gradient attacks cannot run. Make it differentiable, or attack "
+                "it by queries alone: --suite blackbox."
+            )
+        try:
+            (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise ModelError(f"The gradient of the model's answer cannot be computed: {error}.") from error
+    return logits.detach(), loss.detach(), torch.zeros_like(x) if grad is None else grad
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What the lanes are to do: arguments of `engine.attack_samples`, and some things more.
+
+    Attributes:
+        device: the model's.
+        logits: the model's answers to the clean images [N, K], where the attack wants them.
+        cycles: whether going in circles ends a trial.
+        finish: called with the positions of samples that are done and the trials of each that count.
+    """
+
+    attack: Attack
+    x: Tensor
+    y: Tensor
+    sample: NDArray[np.int64]
+    ball: Ball
+    key: tuple[int, int]
+    judge: Judge
+    widths: Widths
+    draws: int
+    keep: bool
+    device: torch.device
+    logits: Tensor | None
+    cycles: bool
+    finish: Callable[[Sequence[tuple[int, list[Trial]]]], None]
+
+
+def _steepest(grad: Tensor) -> Tensor:
+    """Find the largest slope along any pixel, NaN where there is one: [L, C, H, W] -> [L]."""
+    return grad.abs().amax(tuple(range(1, grad.dim())))
+
+
+class Lanes:
+    """A batch: device tensors for the attack, numpy arrays for the bookkeeping."""
+
+    def __init__(self, order: Order, crew: Crew, ledger: Ledger) -> None:
+        self.order, self.crew, self.ledger = order, crew, ledger
+        self.width = width = order.widths.lanes
+        lane = np.zeros(width, np.int64)
+        self.live = np.zeros(width, bool)
+        self.fresh = np.zeros(width, bool)  # whose trial has not begun
+        self.closing = np.zeros(width, bool)  # whose trial said that it is done
+        self.position, self.trial, self.t = lane.copy(), lane.copy(), lane.copy()
+        self.forwards, self.backwards = lane.copy(), lane.copy()
+        self.zero_gradients, self.nonfinite = lane.copy(), lane.copy()
+        device = order.device
+        self.p = Problem(
+            # Padding lanes hold a finite image; what they answer is never looked at.
+            x=torch.zeros((width, *order.x.shape[1:]), dtype=order.x.dtype, device=device),
+            y=torch.zeros(width, dtype=torch.int64, device=device),
+            sample=torch.zeros(width, dtype=torch.int64, device=device),
+            trial=torch.zeros(width, dtype=torch.int64, device=device),
+            key=order.key,
+            logits=None if order.logits is None else order.logits.new_zeros((width, order.logits.shape[1])),
+        )
+        self.state: State = {}
+        self.own: Set[str] = set()  # what of it `init` made
+        self.before = torch.full_like(self.p.x, torch.nan)  # the point before the last, where cycles are looked for
+
+    def loop(self) -> None:
+        """Refill, query, judge, step, until there is nothing more to do for any crew."""
+        while not self.ledger.closed:
+            self.give_up()
+            self.fill()
+            if self.live.any():
+                self.round()
+            elif not self.ledger.rest():
+                return
+
+    def give_up(self) -> None:
+        """Let go of trials that no longer count, because an earlier one has broken the sample meanwhile."""
+        if self.ledger.trials == 1:
+            return
+        late = self.live & (self.trial > self.ledger.winner[self.position])
+        if late.any():
+            for _ in range(int(late.sum())):
+                self.ledger.drop()
+            self.live[late] = self.fresh[late] = False
+
+    def fill(self) -> None:
+        """Take what the ledger hands out, on as many lanes as that needs, and start what is new."""
+        live, widths = int(self.live.sum()), self.order.widths
+        share = min(-(-self.ledger.wanted() // self.crew.crews), widths.lanes)
+        taken = self.ledger.take(share - live)
+        busy = live + len(taken)
+        if busy > self.width or (0 < busy <= 0.75 * self.width and not self.ledger.waits):
+            self.resize(widths.fit(busy))
+        if taken:
+            free = np.flatnonzero(~self.live)[: len(taken)]
+            self.position[free], self.trial[free] = zip(*taken, strict=True)
+            self.live[free] = self.fresh[free] = True
+        if self.fresh.any():
+            self.begin(np.flatnonzero(self.fresh))
+            self.fresh[:] = False
+
+    def begin(self, lanes: NDArray[np.int64]) -> None:
+        """Start the trials that these lanes were given."""
+        order, device = self.order, self.order.device
+        for counter in (self.t, self.forwards, self.backwards, self.zero_gradients, self.nonfinite):
+            counter[lanes] = 0
+        self.closing[lanes] = False
+        self.forwards[lanes] += (order.logits is not None) & (self.trial[lanes] == 0)
+        at, position = torch.from_numpy(lanes).to(device), torch.from_numpy(self.position[lanes])
+        new = Problem(
+            x=order.x[position].to(device),
+            y=order.y[position].to(device),
+            sample=torch.from_numpy(order.sample[self.position[lanes]]).to(device),
+            trial=torch.from_numpy(self.trial[lanes]).to(device),
+            key=order.key,
+            logits=None if order.logits is None else order.logits[position.to(device)],
+        )
+        started = order.attack.init(new, order.ball)
+        if not self.state:
+            self.state = {k: v.new_zeros((self.width, *v.shape[1:])) for k, v in started.items()}
+        for name in ("x", "y", "sample", "trial"):
+            getattr(self.p, name).index_copy_(0, at, getattr(new, name))
+        if self.p.logits is not None and new.logits is not None:
+            self.p.logits.index_copy_(0, at, new.logits)
+        self.state = {k: v.index_copy(0, at, started[k]) if k in started else v for k, v in self.state.items()}
+        self.own = started.keys()
+        if order.cycles:
+            self.before = self.before.index_fill(0, at, torch.nan)
+
+    def round(self) -> None:
+        """Query all lanes once, and end the trials that are over."""
+        begin = time.perf_counter()
+        order, attack = self.order, self.order.attack
+        last = self.closing | (self.t == attack.steps)
+        more = self.live & ~last
+        with_grad = attack.needs_grad and bool(more.any())
+        x = self.state["x"]
+        try:
+            logits, loss, grad = query(self.crew.model, attack, self.p, self.state, with_grad)
+        except ModelError as error:
+            raise ModelError(f"{error} {self.blame(x, with_grad)}") from error
+        if logits.dim() != 2 or len(logits) != len(x):
+            raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
+        finite = logits.isfinite().all(1)
+        prediction = logits.argmax(1)
+        wrong = finite & (prediction != self.p.y)
+        seen = [wrong, finite]
+        if with_grad:
+            steepest = _steepest(grad)
+            seen += [steepest == 0, steepest.isfinite()]
+        answers = torch.stack([prediction, *(s.long() for s in seen)]).cpu().numpy()
+        predicted, answers = answers[0], answers[1:] == 1
+        if with_grad and not answers[3].all():  # a broken gradient must not carry NaN into the next point
+            grad = grad.nan_to_num(0.0, 0.0, 0.0)
+            answers[2] = (_steepest(grad) == 0).cpu().numpy()
+
+        success = self.live & answers[0] & (last | (order.judge == "any"))
+        distance = np.full(len(x), np.nan)
+        if success.any():  # the geometry is checked where it matters: at every claimed break
+            hit = torch.from_numpy(np.flatnonzero(success)).to(order.device)
+            inside = order.ball.contains(self.p.x[hit], x[hit]).cpu().numpy()
+            distance[success] = order.ball.distance(self.p.x[hit], x[hit]).cpu().numpy()
+            success[success] = inside
+        if order.draws > 1 and success.any():
+            success = self.outvoted(x, wrong.long(), success)
+        self.forwards += self.live
+        self.nonfinite += self.live & ~answers[1]
+        if with_grad:
+            self.backwards += more
+            # Where the point is a break already, the gradient is not needed any more.
+            self.zero_gradients += more & answers[2] & ~success
+
+        ended = self.live & (success | last)
+        if (self.live & ~ended).any():
+            t = torch.tensor(self.t, device=order.device)  # a copy, which the attack may keep
+            self.state = attack.step(self.p, order.ball, self.state, t, logits, loss, grad)
+            if self.state.keys() > self.own:  # something may outlive a trial (`attacks.base.Attack.step`)
+                self.ledger.in_turn()
+            if "done" in self.state:
+                self.closing = self.state["done"].cpu().numpy()
+            if order.cycles:
+                ended |= self.live & self.cycled(x)
+        spent = (time.perf_counter() - begin) / self.live.sum() / self.crew.crews
+        np.add.at(self.ledger.seconds, self.position[self.live], spent)
+        if ended.any():
+            self.end(np.flatnonzero(ended), success, predicted, distance, x)
+        self.t += 1
+
+    def end(
+        self,
+        lanes: NDArray[np.int64],
+        success: NDArray[np.bool_],
+        prediction: NDArray[np.int64],
+        distance: NDArray[np.float64],
+        x: Tensor,
+    ) -> None:
+        """File trials that are over, and give their lanes the next one of the same sample."""
+        columns = (
+            success, prediction, self.t, self.forwards, self.backwards, np.where(success, distance, np.nan),
+            self.zero_gradients, self.nonfinite,
+        )  # fmt: skip
+        values = zip(*(column[lanes].tolist() for column in columns), strict=True)
+        done = []
+        for lane, row in zip(lanes.tolist(), values, strict=True):
+            position = int(self.position[lane])
+            x_adv = x[lane].detach().cpu() if self.order.keep and row[0] else None
+            if trials := self.ledger.file(position, int(self.trial[lane]), Trial._make((*row, x_adv))):
+                done.append((position, trials))
+            if (trial := self.ledger.go_on(position)) is None:
+                self.live[lane] = False
+            else:
+                self.trial[lane], self.fresh[lane] = trial, True
+        if done:
+            self.order.finish(done)
+
+    def blame(self, x: Tensor, with_grad: bool) -> str:
+        """Name the samples that a batch failed on, by asking about each alone at the same width."""
+        live = np.flatnonzero(self.live)
+        samples, failing = self.order.sample[self.position[live]], []
+        for lane, sample in zip(live, samples, strict=True):
+            alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
+            try:
+                with torch.set_grad_enabled(with_grad):
+                    answer = self.crew.model(alone).sum()
+                    if with_grad:
+                        torch.autograd.grad(answer, alone, allow_unused=True)
+            except (ModelError, RuntimeError):  # the latter from autograd
+                failing.append(int(sample))
+        alone_too = f"it fails on {some_ids(failing)}" if failing else "none of them fails alone"
+        return (
+            f"(while attacking {some_ids(samples)}: {alone_too}). Everything that was finished before is kept; mend "
+            "the model, and the same command goes on if it still computes the same function."
+        )
+
+    def outvoted(self, x: Tensor, votes: Tensor, claims: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell which claimed breaks hold in more than half of `draws` answers, the first of which is `votes`."""
+        order = self.order
+        for _ in range(order.draws - 1):
+            with torch.no_grad():
+                logits = self.crew.model(x)
+            votes = votes + (logits.isfinite().all(1) & (logits.argmax(1) != self.p.y))
+        self.forwards += claims * (order.draws - 1)
+        held: NDArray[np.bool_] = claims & (2 * votes > order.draws).cpu().numpy()
+        return held
+
+    def cycled(self, x: Tensor) -> NDArray[np.bool_]:
+        """Tell which lanes step from x back to x or to the point before it."""
+        new, before = self.state["x"], self.before
+        self.before = x
+        back = (new == x).flatten(1).all(1) | (new == before).flatten(1).all(1)
+        cycled: NDArray[np.bool_] = back.cpu().numpy()
+        return cycled
+
+    def resize(self, width: int) -> None:
+        """Go on with so many lanes: those that are live, and as many idle ones as it takes."""
+        if width == self.width:
+            return
+        live = np.flatnonzero(self.live)
+        keep = np.concatenate([live, np.flatnonzero(~self.live)])[:width]
+        keep = np.concatenate([keep, np.zeros(width - len(keep), np.int64)])  # copies of a lane, which stay idle
+        at = torch.from_numpy(keep).to(self.order.device)
+        kept = {name: getattr(self.p, name)[at] for name in ("x", "y", "sample", "trial")}
+        self.p = replace(self.p, **kept, logits=None if self.p.logits is None else self.p.logits[at])
+        self.state = {k: v[at] for k, v in self.state.items()}
+        self.before = self.before[at]
+        for name in (
+            "fresh", "closing", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite",
+        ):  # fmt: skip
+            setattr(self, name, getattr(self, name)[keep])
+        self.live = np.arange(width) < len(live)
+        self.fresh &= self.live
+        self.width = width
