@@ -75,7 +75,7 @@ class Attack(Protocol):
 
         Returns:
             The next state; tensors that do not change are passed on. What `init` did not make is left as it is when a
-            lane starts anew.
+            lane starts anew, and then a sample's trials run in turn in one lane; otherwise several may run at once.
         """
 
 
