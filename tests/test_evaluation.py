@@ -20,7 +20,7 @@ from robbench.evaluation import evaluate
 from robbench.inputs import Options, select
 from robbench.store import COLUMNS, load_results, read_result
 
-VOLATILE = {"seconds", "date"}
+VOLATILE = {"seconds", "date", "environment"}  # the last says whether the code is being edited
 
 
 def outcomes(folder):
