@@ -141,7 +141,7 @@ class Lanes:
         share = min(-(-self.ledger.wanted() // self.crew.crews), widths.lanes)
         taken = self.ledger.take(share - live)
         busy = live + len(taken)
-        if busy > self.width or (0 < busy <= 0.75 * self.width and not self.ledger.waits):
+        if busy > self.width or (0 < busy < self.width and not self.ledger.waits):
             self.resize(widths.fit(busy))
         if taken:
             free = np.flatnonzero(~self.live)[: len(taken)]

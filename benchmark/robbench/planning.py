@@ -317,7 +317,7 @@ def _laid(tried: _Tried, trials: int, widths: Widths, pace: _Pace) -> float:
         if not ends:
             return seconds
         busy = -(-len(ends) // pace.crews)
-        if busy > width or (busy <= 0.75 * width and not ledger.waits):
+        if busy > width or (busy < width and not ledger.waits):
             width = widths.fit(busy)
         seconds += (ends[0][0] - now) * pace.seconds(width)
         now = ends[0][0]

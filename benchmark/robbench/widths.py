@@ -67,9 +67,12 @@ class Widths:
         self._lock = threading.Lock()
 
     def fit(self, left: int) -> int:
-        """Return the narrowest checked width that holds `left` lanes: of the full one, 3/4, 1/2, 3/8 … down to 16."""
-        halves = [self.lanes >> k for k in range(1, self.lanes.bit_length())]
-        tried = sorted({w for half in halves for w in (half, half + half // 2) if w % NARROWEST == 0})
+        """Return the narrowest checked width that holds `left` lanes.
+
+        Tried are, of the full one, 7/8, 3/4, 5/8 and 1/2, then 7/16 and so on down to 16, where they divide by 8.
+        """
+        quarters = [(self.lanes >> k) / 4 for k in range(1, self.lanes.bit_length())]
+        tried = sorted({int(q * n) for q in quarters for n in (4, 5, 6, 7) if q * n % 8 == 0 and q * n >= NARROWEST})
         return next((w for w in tried if w >= left and self.same(w)), self.lanes)
 
     def same(self, width: int) -> bool:
