@@ -75,7 +75,7 @@ def test_any_interleaving_gives_the_same_and_begins_less_than_twice_what_counts(
             continue
         position, trial = running.pop(int(rng.integers(len(running))))
         if trial > ledger.winner[position]:
-            ledger.drop()
+            ledger.drop(1)
             continue
         if done := ledger.file(position, trial, end(bool(breaks[position, trial]), trial)):
             assert position not in found

@@ -124,7 +124,11 @@ def attack_samples(
     Raises:
         ModelError: the output is not [L, K], or memory runs out at width 1.
     """
-    run = _Run(model, attack, x, y, sample, ball, key, judge, widths, on_rows, keep_adversarials, detect_cycles, draws)
+    cycles = detect_cycles and attack.memoryless and judge == "any"
+    order = Order(
+        attack, x, y, sample, ball, key, judge, widths, draws, keep_adversarials, device_of(model), cycles
+    )  # fmt: skip
+    run = _Run(model, order, on_rows)
     waiting = list(range(len(y)))
     while waiting:
         failure = run.go(waiting)
@@ -144,43 +148,24 @@ class _Run:
     """One call of `attack_samples`: what it was given, and the rows of finished samples."""
 
     model: nn.Module
-    attack: Attack
-    x: Tensor
-    y: Tensor
-    sample: NDArray[np.int64]
-    ball: Ball
-    key: tuple[int, int]
-    judge: Judge
-    widths: Widths
+    order: Order
     on_rows: Callable[[Rows], None] | None
-    keep: bool
-    detect_cycles: bool
-    draws: int
     done: list[Rows] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
-    logits: Tensor | None = None
-    """The model's answers to the clean images [N, K], where the attack wants them."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     ledger: Ledger = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.device = device_of(self.model)
-        self.cycles = self.detect_cycles and self.attack.memoryless and self.judge == "any"
 
     def go(self, waiting: list[int]) -> str | None:
         """Work through the waiting samples; returns what the allocator said if memory ran out."""
         try:
-            if self.attack.needs_logits and self.logits is None:
-                self.logits = self.clean_logits()
-            order = Order(
-                self.attack, self.x, self.y, self.sample, self.ball, self.key, self.judge, self.widths, self.draws,
-                self.keep, self.device, self.logits, self.cycles, self.finish,
-            )  # fmt: skip
+            if self.order.attack.needs_logits and self.order.logits is None:
+                self.order = replace(self.order, logits=self.clean_logits())
+            order = self.order
             # What answers at random is asked in one order, by one crew and by one trial of a sample after another.
-            alone = self.draws > 1
-            self.ledger = Ledger(waiting, len(self.y), self.attack.trials, ahead=not alone)
-            crews, threads = muster(self.model, self.widths, len(waiting), alone=alone)
-            work([Lanes(order, crew, self.ledger).loop for crew in crews], threads, self.ledger)
+            alone = order.draws > 1
+            self.ledger = Ledger(waiting, len(order.y), order.attack.trials, ahead=not alone)
+            crews, threads = muster(self.model, order.widths, len(waiting), alone=alone)
+            work([Lanes(order, crew, self.ledger, self.finish).loop for crew in crews], threads, self.ledger)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -188,18 +173,18 @@ class _Run:
         else:
             return None
         # Outside the except block, so that the traceback no longer holds the tensors.
-        if self.device.type == "cuda":
+        if self.order.device.type == "cuda":
             torch.cuda.empty_cache()
         return failure
 
     def clean_logits(self) -> Tensor:
         """Ask the model about the clean images, in batches of the full width."""
-        answers = []
+        answers, lanes = [], self.order.widths.lanes
         with torch.no_grad():
-            for x in self.x.split(self.widths.lanes):  # type: ignore[no-untyped-call]  # torch's annotation is missing
-                padded = torch.zeros((self.widths.lanes, *x.shape[1:]), dtype=x.dtype)
+            for x in self.order.x.split(lanes):  # type: ignore[no-untyped-call]  # torch's annotation is missing
+                padded = torch.zeros((lanes, *x.shape[1:]), dtype=x.dtype)
                 padded[: len(x)] = x
-                answers.append(self.model(padded.to(self.device))[: len(x)])
+                answers.append(self.model(padded.to(self.order.device))[: len(x)])
         return torch.cat(answers)
 
     def finish(self, done: Sequence[tuple[int, list[Trial]]]) -> None:
@@ -211,11 +196,11 @@ class _Run:
             for name in ("forwards", "backwards", "zero_gradients", "nonfinite")
         }
         x_adv = None
-        if self.keep:
+        if self.order.keep:
             pairs = zip(positions.tolist(), last, strict=True)
-            x_adv = torch.stack([self.x[at] if end.x_adv is None else end.x_adv for at, end in pairs])
+            x_adv = torch.stack([self.order.x[at] if end.x_adv is None else end.x_adv for at, end in pairs])
         rows = Rows(
-            sample=self.sample[positions],
+            sample=self.order.sample[positions],
             broken=np.array([end.broken for end in last]),
             prediction=np.array([end.prediction for end in last]),
             trial=np.array([len(trials) - 1 for _, trials in done]),

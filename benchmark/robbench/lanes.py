@@ -62,9 +62,8 @@ class Order:
 
     Attributes:
         device: the model's.
-        logits: the model's answers to the clean images [N, K], where the attack wants them.
         cycles: whether going in circles ends a trial.
-        finish: called with the positions of samples that are done and the trials of each that count.
+        logits: the model's answers to the clean images [N, K], where the attack wants them.
     """
 
     attack: Attack
@@ -78,9 +77,12 @@ class Order:
     draws: int
     keep: bool
     device: torch.device
-    logits: Tensor | None
     cycles: bool
-    finish: Callable[[Sequence[tuple[int, list[Trial]]]], None]
+    logits: Tensor | None = None
+
+
+Finish = Callable[[Sequence[tuple[int, list[Trial]]]], None]
+"""Is told the positions of samples that are done, and the trials of each that count."""
 
 
 def _steepest(grad: Tensor) -> Tensor:
@@ -91,8 +93,8 @@ def _steepest(grad: Tensor) -> Tensor:
 class Lanes:
     """A batch: device tensors for the attack, numpy arrays for the bookkeeping."""
 
-    def __init__(self, order: Order, crew: Crew, ledger: Ledger) -> None:
-        self.order, self.crew, self.ledger = order, crew, ledger
+    def __init__(self, order: Order, crew: Crew, ledger: Ledger, finish: Finish) -> None:
+        self.order, self.crew, self.ledger, self.finish = order, crew, ledger, finish
         self.width = width = order.widths.lanes
         lane = np.zeros(width, np.int64)
         self.live = np.zeros(width, bool)
@@ -131,8 +133,7 @@ class Lanes:
             return
         late = self.live & (self.trial > self.ledger.winner[self.position])
         if late.any():
-            for _ in range(int(late.sum())):
-                self.ledger.drop()
+            self.ledger.drop(int(late.sum()))
             self.live[late] = self.fresh[late] = False
 
     def fill(self) -> None:
@@ -263,7 +264,7 @@ class Lanes:
             else:
                 self.trial[lane], self.fresh[lane] = trial, True
         if done:
-            self.order.finish(done)
+            self.finish(done)
 
     def blame(self, x: Tensor, with_grad: bool) -> str:
         """Name the samples that a batch failed on, by asking about each alone at the same width."""

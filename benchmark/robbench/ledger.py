@@ -130,14 +130,16 @@ class Ledger:
             self._tell()
             return found
 
-    def drop(self) -> None:
-        """Note that a lane has let go of a trial that no longer counts."""
+    def drop(self, lanes: int) -> None:
+        """Note that so many lanes have let go of trials that no longer count."""
         with self._change:
-            self._running -= 1
+            self._running -= lanes
             self._tell()
 
     def in_turn(self) -> None:
         """Have the trials of a sample run in turn from now on, in one lane, because they build on each other."""
+        if not self._ahead:  # said in every round
+            return
         with self._change:
             self._ahead, self._spare = False, 0
 

@@ -326,12 +326,10 @@ def _laid(tried: _Tried, trials: int, widths: Widths, pace: _Pace) -> float:
             broken = bool(tried.broken[position]) and trial + 1 == tried.trials[position]
             ledger.file(position, trial, over._replace(broken=broken))
             if broken and trial:  # lanes let go of trials that no longer count
-                late = sum(end[1] == position for end in ends)
-                if late:
-                    ends = [end for end in ends if end[1] != position]
-                    heapq.heapify(ends)
-                for _ in range(late):
-                    ledger.drop()
+                still = [end for end in ends if end[1] != position]
+                ledger.drop(len(ends) - len(still))
+                ends = still
+                heapq.heapify(ends)
             elif (following := ledger.go_on(position)) is not None:
                 heapq.heappush(ends, (now + tried.rounds[position], position, following))
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -47,6 +48,12 @@ def using_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@lru_cache
+def _narrower(lanes: int) -> list[int]:
+    quarters = [(lanes >> k) / 4 for k in range(1, lanes.bit_length())]
+    return sorted({int(q * n) for q in quarters for n in (4, 5, 6, 7) if q * n % 8 == 0 and q * n >= NARROWEST})
+
+
 class Widths:
     """The width of a batch, and the narrower ones at which a model was seen to give the same bits.
 
@@ -71,9 +78,7 @@ class Widths:
 
         Tried are, of the full one, 7/8, 3/4, 5/8 and 1/2, then 7/16 and so on down to 16, where they divide by 8.
         """
-        quarters = [(self.lanes >> k) / 4 for k in range(1, self.lanes.bit_length())]
-        tried = sorted({int(q * n) for q in quarters for n in (4, 5, 6, 7) if q * n % 8 == 0 and q * n >= NARROWEST})
-        return next((w for w in tried if w >= left and self.same(w)), self.lanes)
+        return next((w for w in _narrower(self.lanes) if w >= left and self.same(w)), self.lanes)
 
     def same(self, width: int) -> bool:
         """Tell whether a narrower batch gives the bits of the full one."""
