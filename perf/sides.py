@@ -1,5 +1,6 @@
 """What the comparisons with other libraries share: a model and its images as both sides get them, and one judge."""
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
@@ -110,9 +111,11 @@ def wrong(model: nn.Module, g: Given, x: Tensor) -> NDArray[np.bool_]:
 
 
 def start(setup: Setup, keep: bool) -> None:
-    """Begin a process: robbench keeps freed memory (as `evaluate` does), a peer's user does not."""
+    """Begin a process: robbench keeps freed memory and sums in one order, a peer's user does not."""
     torch.set_num_threads(setup.threads)
     # pyautoattack remarks on zero gradients of the DLR loss at every batch.
     warnings.filterwarnings("ignore", message="there are .* points with zero gradient")
     if keep:
         keep_freed_memory()
+    else:
+        os.environ.pop("MKL_CBWR", None)

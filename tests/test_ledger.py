@@ -20,7 +20,6 @@ def test_samples_come_first_and_once():
     assert ledger.file(0, 0, end()) == []
     assert ledger.go_on(0) == 1
     assert ledger.take(99) == [(3, 0), (4, 0), (0, 2)]
-    assert not ledger.waits
     assert ledger.take(99) == []
     assert ledger.wanted() == 6
 

@@ -4,7 +4,12 @@ The package is imported without torch; `robbench.evaluate` and the other names t
 first use, so that `robbench --help` and everything that only reads results stays fast.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Matrix products of Intel's library then sum in one order, whatever the width of a batch and the number of threads
+# (docs/design.md). It is read at the first product of a process, and costs about nothing.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate"]

@@ -1,7 +1,8 @@
-"""Crews: several batches beside each other. On a CPU, a batch for each core beats one batch over all cores.
+"""Crews: several batches beside each other. On a CPU, a wide batch for each core beats one batch over all cores.
 
 The layers of a small network are too short to be shared: the core that is done first waits for the others at each of
-them, and waits long when the machine has something else to do. Batches of their own never wait.
+them, and waits long when the machine has something else to do. Batches of their own never wait, except for the
+interpreter, which is why few samples stay together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["Crew", "muster", "work"]
 
 _MOST = 8  # the interpreter serves one crew at a time between kernels; more would wait for it
 _PIXELS = 2**20  # in the lanes of all crews: larger images are shared well by cores, and their memory counts
-_SHARED = 0.75  # of each core's speed is left when cores share a batch (docs/performance.md)
+_FEW = 32  # samples for each crew; with fewer, cores that share one batch are as fast or faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +54,9 @@ def muster(model: nn.Module, widths: Widths, n: int, alone: bool) -> tuple[list[
     if threads == 1 or device_of(model).type != "cpu":
         return [Crew(model, 1)], threads
     most = 1 if alone else min(threads, _MOST, _PIXELS // (widths.lanes * int(np.prod(widths.shape))))
-    crews = min(range(1, max(most, 1) + 1), key=lambda crews: _lanes(widths, -(-n // crews)))
-    together = _lanes(widths, n) / (_SHARED * threads)
-    if together < _lanes(widths, -(-n // crews)) and widths.same_with(threads):
-        crews = 1
+    crews = max(1, min(most, n // _FEW))
+    if crews < most and not widths.same_with(threads // crews):
+        crews = min(range(1, most + 1), key=lambda crews: _lanes(widths, -(-n // crews)))
     try:
         models = [model, *(twin(model) for _ in range(crews - 1))]
     except Exception:  # whatever a user's module raises: hooks, handles and generators do not copy

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.attacks.base import Attack
+from robbench.attacks.base import Attack, Searching
 from robbench.crews import Crew
 from robbench.errors import ModelError
 from robbench.guard import out_of_memory
+from robbench.leaps import MOST, leap, rows
 from robbench.ledger import Ledger, Trial
 from robbench.threat import Ball
 from robbench.types import Judge, Problem, State, some_ids
@@ -104,6 +105,8 @@ class Lanes:
         self.forwards, self.backwards = lane.copy(), lane.copy()
         self.zero_gradients, self.nonfinite = lane.copy(), lane.copy()
         device = order.device
+        # What answers at random is asked step by step.
+        self.search = order.attack if order.draws == 1 and isinstance(order.attack, Searching) else None
         self.p = Problem(
             # Padding lanes hold a finite image; what they answer is never looked at.
             x=torch.zeros((width, *order.x.shape[1:]), dtype=order.x.dtype, device=device),
@@ -142,7 +145,7 @@ class Lanes:
         share = min(-(-self.ledger.wanted() // self.crew.crews), widths.lanes)
         taken = self.ledger.take(share - live)
         busy = live + len(taken)
-        if busy > self.width or (0 < busy < self.width and not self.ledger.waits):
+        if busy:
             self.resize(widths.fit(busy))
         if taken:
             free = np.flatnonzero(~self.live)[: len(taken)]
@@ -184,16 +187,13 @@ class Lanes:
         """Query all lanes once, and end the trials that are over."""
         begin = time.perf_counter()
         order, attack = self.order, self.order.attack
-        last = self.closing | (self.t == attack.steps)
+        with_grad = attack.needs_grad and bool((self.live & ~self.last).any())
+        if self.search is None:
+            logits, loss, grad = self.ask(self.p, self.state, np.flatnonzero(self.live), with_grad)
+        else:
+            logits, loss, grad = self.leap(self.search)
+        last, x = self.last, self.state["x"]
         more = self.live & ~last
-        with_grad = attack.needs_grad and bool(more.any())
-        x = self.state["x"]
-        try:
-            logits, loss, grad = query(self.crew.model, attack, self.p, self.state, with_grad)
-        except ModelError as error:
-            raise ModelError(f"{error} {self.blame(x, with_grad)}") from error
-        if logits.dim() != 2 or len(logits) != len(x):
-            raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
         finite = logits.isfinite().all(1)
         prediction = logits.argmax(1)
         wrong = finite & (prediction != self.p.y)
@@ -239,6 +239,46 @@ class Lanes:
             self.end(np.flatnonzero(ended), success, predicted, distance, x)
         self.t += 1
 
+    @property
+    def last(self) -> NDArray[np.bool_]:
+        """Which lanes are at the last query of their trial."""
+        last: NDArray[np.bool_] = self.closing | (self.t == self.order.attack.steps)
+        return last
+
+    def ask(self, p: Problem, s: State, live: NDArray[np.int64], with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Query the model (`query`); its errors name the samples of the rows that are live."""
+        x = s["x"]
+        try:
+            logits, loss, grad = query(self.crew.model, self.order.attack, p, s, with_grad)
+        except ModelError as error:
+            raise ModelError(f"{error} {self.blame(p, x, live, with_grad)}") from error
+        if logits.dim() != 2 or len(logits) != len(x):
+            raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
+        return logits, loss, grad
+
+    def leap(self, attack: Searching) -> tuple[Tensor, Tensor, Tensor]:
+        """Query several steps of each search at once, and go to where it stops (`leaps`)."""
+        order, lanes = self.order, np.flatnonzero(self.live)
+        at = torch.from_numpy(lanes).to(order.device)
+        width = order.widths.fit(min(MOST * len(lanes), order.widths.lanes))
+        t = torch.from_numpy(self.t[lanes]).to(order.device)
+
+        def ask(p: Problem, s: State) -> tuple[Tensor, Tensor]:
+            return self.ask(p, s, np.arange(width), with_grad=False)[:2]
+
+        p, s = rows(self.p, self.state, at)
+        gone = leap(ask, attack, p, s, order.ball, t, width=width, judge=order.judge)
+        self.state["x"] = self.state["x"].index_copy(0, at, gone.x)
+        passed, nonfinite = torch.stack([gone.steps, gone.nonfinite]).cpu().numpy()
+        self.t[lanes] += passed
+        self.forwards[lanes] += passed
+        self.nonfinite[lanes] += nonfinite
+        logits, loss = (
+            answer.new_zeros((self.width, *answer.shape[1:])).index_copy(0, at, answer)
+            for answer in (gone.logits, gone.loss)
+        )
+        return logits, loss, torch.zeros_like(self.state["x"])
+
     def end(
         self,
         lanes: NDArray[np.int64],
@@ -266,10 +306,9 @@ class Lanes:
         if done:
             self.finish(done)
 
-    def blame(self, x: Tensor, with_grad: bool) -> str:
-        """Name the samples that a batch failed on, by asking about each alone at the same width."""
-        live = np.flatnonzero(self.live)
-        samples, failing = self.order.sample[self.position[live]], []
+    def blame(self, p: Problem, x: Tensor, live: NDArray[np.int64], with_grad: bool) -> str:
+        """Name the samples that a batch failed on, by asking about each point alone at the same width."""
+        samples, failing = p.sample[torch.from_numpy(live).to(x.device)].tolist(), set()
         for lane, sample in zip(live, samples, strict=True):
             alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
             try:
@@ -278,11 +317,11 @@ class Lanes:
                     if with_grad:
                         torch.autograd.grad(answer, alone, allow_unused=True)
             except (ModelError, RuntimeError):  # the latter from autograd
-                failing.append(int(sample))
-        alone_too = f"it fails on {some_ids(failing)}" if failing else "none of them fails alone"
+                failing.add(sample)
+        alone_too = f"it fails on {some_ids(sorted(failing))}" if failing else "none of them fails alone"
         return (
-            f"(while attacking {some_ids(samples)}: {alone_too}). Everything that was finished before is kept; mend "
-            "the model, and the same command goes on if it still computes the same function."
+            f"(while attacking {some_ids(sorted(set(samples)))}: {alone_too}). Everything that was finished before is "
+            "kept; mend the model, and the same command goes on if it still computes the same function."
         )
 
     def outvoted(self, x: Tensor, votes: Tensor, claims: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -65,11 +65,6 @@ class Ledger:
         self._change = threading.Condition()
 
     @property
-    def waits(self) -> bool:
-        """Whether samples wait that no lane has begun."""
-        return bool(self._waiting)
-
-    @property
     def closed(self) -> bool:
         """Whether all are to stop."""
         return self._closed

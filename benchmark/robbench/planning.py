@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robbench.attacks import Square
 from robbench.crews import muster
 from robbench.errors import ResultError, RobbenchError
 from robbench.evaluation import Run, ready, run_here
@@ -38,13 +39,14 @@ from robbench.target import Target
 from robbench.threat import Ball
 from robbench.transfer import Transfer
 from robbench.types import Status
-from robbench.widths import NARROWEST, Widths
+from robbench.widths import Widths
 from robbench.worker import Job, Worker
 
 __all__ = ["ModelPlan", "StagePlan", "plan"]
 
 _SECONDS, _ROUNDS = 2.0, 300  # of calibration per stage and width, whichever ends first
 _LEAST = 6
+_SEARCH = 200  # steps that a random search is timed on
 clock = time.perf_counter
 """What seconds are taken by; perf/plan.py puts CPU time here on a busy machine."""
 
@@ -237,7 +239,7 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
 def _opening(run: Run, widths: Widths) -> float:
     """Time what comes before the attacks on a few images, and what each further one adds to it."""
     begin = clock()
-    for left in range(NARROWEST, widths.lanes, NARROWEST):
+    for left in range(2, widths.lanes):
         widths.fit(left)
     checks = clock() - begin
     job = Job(run.target, run.stages, run.images, Ball.of(run.threat), run.suite.judge, run.lanes, None)
@@ -260,8 +262,16 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
         _attack(run, run.target, stage, np.resize(at, widths.lanes), widths)
         each = clock() - begin
         return _Pace(1, widths.lanes, widths.lanes, each, each)
+    cases = ((widths.lanes, 4 * crews * widths.lanes), (narrow, crews * narrow))
     seconds = []
-    for width, count in ((widths.lanes, 4 * crews * widths.lanes), (narrow, crews * narrow)):
+    if isinstance(stage.attack, Square):  # a question takes it on by several steps: time a short search
+        short = replace(stage, attack=replace(stage.attack, steps=min(stage.attack.steps, _SEARCH)))
+        for width, count in cases:
+            begin = clock()
+            forwards = _attack(run, run.target, short, np.resize(at, count), widths)
+            seconds.append((clock() - begin) / forwards * crews * width)
+        return _Pace(crews, widths.lanes, narrow, *seconds)
+    for width, count in cases:
         timed = _Timed(run.target.module).eval()
         with contextlib.suppress(_Enough):
             while True:
@@ -270,7 +280,9 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
     return _Pace(crews, widths.lanes, narrow, *seconds)
 
 
-def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> None:
+def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> int:
+    """Attack these images; returns how many forward passes that took."""
+    forwards: list[int] = []
     run_stage(
         stage,
         target,
@@ -282,9 +294,10 @@ def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], 
         widths=widths,
         judge=run.suite.judge,
         deterministic=True,
-        on_rows=lambda rows, claimed: None,
+        on_rows=lambda rows, claimed: forwards.append(int(rows.forwards.sum())),
         on_narrow=lambda width, reason: None,
     )
+    return sum(forwards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,7 +320,7 @@ def _tried(rows: pd.DataFrame, n: int) -> _Tried:
 def _laid(tried: _Tried, trials: int, widths: Widths, pace: _Pace) -> float:
     """Lay images onto the lanes as the engine does (`ledger`, `lanes`); returns the seconds that it takes."""
     ledger = Ledger(range(len(tried.trials)), len(tried.trials), trials)
-    lanes, width, seconds, now = pace.lanes * pace.crews, pace.lanes, 0.0, 0.0
+    lanes, seconds, now = pace.lanes * pace.crews, 0.0, 0.0
     ends: list[tuple[float, int, int]] = []  # when a lane will be done, with which sample and trial
     over = Trial(False, 0, 0, 0, 0, 0.0, 0, 0, None)
     while True:
@@ -317,8 +330,7 @@ def _laid(tried: _Tried, trials: int, widths: Widths, pace: _Pace) -> float:
         if not ends:
             return seconds
         busy = -(-len(ends) // pace.crews)
-        if busy > width or (busy < width and not ledger.waits):
-            width = widths.fit(busy)
+        width = widths.fit(busy)
         seconds += (ends[0][0] - now) * pace.seconds(width)
         now = ends[0][0]
         while ends and ends[0][0] == now:

@@ -14,8 +14,6 @@ from robbench import rng
 
 __all__ = ["Widths", "default_lanes", "device_of", "twin", "using_threads"]
 
-NARROWEST = 16  # below this, kernels change and the width of a lane costs little anyway
-
 
 def default_lanes(shape: Sequence[int], device: torch.device) -> int:
     """Choose a lane width for images of this shape: wide enough to be efficient, the same on every such machine."""
@@ -50,8 +48,9 @@ def using_threads(threads: int) -> Iterator[None]:
 
 @lru_cache
 def _narrower(lanes: int) -> list[int]:
-    quarters = [(lanes >> k) / 4 for k in range(1, lanes.bit_length())]
-    return sorted({int(q * n) for q in quarters for n in (4, 5, 6, 7) if q * n % 8 == 0 and q * n >= NARROWEST})
+    """List the widths tried: by eighths, and halves of those; not 1, where everything is summed in other ways."""
+    eighths = {(lanes >> k) * n / 8 for k in range(lanes.bit_length()) for n in (4, 5, 6, 7)}
+    return sorted(int(w) for w in eighths if w % (8 if w >= 16 else 1) == 0 and w >= 2)
 
 
 class Widths:
@@ -74,15 +73,12 @@ class Widths:
         self._lock = threading.Lock()
 
     def fit(self, left: int) -> int:
-        """Return the narrowest checked width that holds `left` lanes.
-
-        Tried are, of the full one, 7/8, 3/4, 5/8 and 1/2, then 7/16 and so on down to 16, where they divide by 8.
-        """
+        """Return the narrowest width that holds `left` lanes and gives the bits of the full one."""
         return next((w for w in _narrower(self.lanes) if w >= left and self.same(w)), self.lanes)
 
     def same(self, width: int) -> bool:
-        """Tell whether a narrower batch gives the bits of the full one."""
-        return self._check(width, 1)
+        """Tell whether a narrower batch, on the threads used here and now, gives the bits of the full one."""
+        return self._check(width, torch.get_num_threads())
 
     def same_with(self, threads: int) -> bool:
         """Tell whether the full width gives the same bits on so many threads as on one."""

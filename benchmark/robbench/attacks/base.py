@@ -12,7 +12,7 @@ goes straight to the last query. From there on the state must stay as it is, sin
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from robbench.losses import LOSSES, TARGETED
 from robbench.threat import Ball
 from robbench.types import NORMS, Norm, Problem, State
 
-__all__ = ["Attack", "Climbing", "clean_logits", "describe", "others_by_rank", "parameters", "target_class"]
+__all__ = [
+    "Attack", "Climbing", "Searching", "clean_logits", "describe", "others_by_rank", "parameters", "target_class",
+]  # fmt: skip
 
 
 class Attack(Protocol):
@@ -77,6 +79,29 @@ class Attack(Protocol):
             The next state; tensors that do not change are passed on. What `init` did not make is left as it is when a
             lane starts anew, and then a sample's trials run in turn in one lane; otherwise several may run at once.
         """
+
+
+@runtime_checkable
+class Searching(Attack, Protocol):
+    """An attack without gradients that proposes points by chance and keeps few, so the next ones are known before."""
+
+    def further(self, p: Problem, ball: Ball, s: State, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """List the points of the next steps as they follow if none of them is kept.
+
+        Args:
+            p: the problem, one row per lane.
+            ball: where the points may lie.
+            s: the state, whose `x` is the first of them.
+            t: the step each lane is at, [L].
+            n: how many of them may be asked about.
+
+        Returns:
+            Points [L, m, C, H, W], with m at least n, and [L, m] bool: whether the answer is known, because the point
+            is the one that was kept last.
+        """
+
+    def keeps(self, s: State, loss: Tensor) -> Tensor:
+        """Tell whether a point with this loss [L] is kept: [L] bool."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ __all__ = ["Square"]
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # p is halved after these of 10,000 iterations
 _ORDER: dict[Norm, int] = {"L2": 2, "L1": 1}
 _TILES = 5  # L2 and L1 start from a tiling of 5 × 5
-_AHEAD = 32  # steps that are drawn at once: it takes hardly longer than one
+_AHEAD = 64  # steps that are drawn at once: it takes hardly longer than one
+_FURTHEST = 16  # steps that are looked ahead at most
 
 
 @lru_cache(maxsize=64)
@@ -156,22 +157,47 @@ class Square(Climbing):
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Keep the proposal where the loss rose, and propose a change in another square."""
-        better = loss > s["loss_best"]
+        better = self.keeps(s, loss)
         best = torch.where(better[:, None, None, None], s["x"], s["x_best"])
         loss_best = torch.where(better, loss, s["loss_best"])
         drawn = s["drawn"]
         kept: State = {name: s[name] for name in ("drawn", "rows", "cols", "words") if name in s}
-        if bool(((t < drawn) | (t >= drawn + _AHEAD)).any()):  # one lane has used up its own: all draw, and are in step
+        if bool(((t < drawn) | (t + _FURTHEST > drawn + _AHEAD)).any()):  # one lane runs out: all draw, and are in step
             kept = self.ahead(p, ball, t)
-        now = torch.arange(len(t), device=t.device), t - kept["drawn"]
-        if ball.norm == "Linf":
-            change = kept["rows"][now][:, None, :, None] * kept["cols"][now][:, :, None, :]
-            x = ball.project(p.x, best + change)
-        else:
-            x = self.exchanged(p, ball, best, t, kept["words"][now])
+        x = self.proposals(p, ball, best, t, kept, 1)[:, 0]
         return {"x": x, "x_best": best, "loss_best": loss_best} | kept
 
-    def exchanged(self, p: Problem, ball: Ball, best: Tensor, t: Tensor, words: Tensor) -> Tensor:
+    def keeps(self, s: State, loss: Tensor) -> Tensor:
+        """Tell whether the loss rose."""
+        return loss > s["loss_best"]
+
+    def further(self, p: Problem, ball: Ball, s: State, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Propose changes of one point for some steps.
+
+        A small square of a grayscale image is often as it is proposed already, and then needs no answer: more steps
+        are listed than may be asked about.
+        """
+        changeless = ball.norm == "Linf" and p.x.shape[1] == 1
+        more = min(2 * n + 2 if changeless else n, _FURTHEST)
+        points = torch.cat([s["x"][:, None], self.proposals(p, ball, s["x_best"], t, s, more - 1)], dim=1)
+        known = torch.zeros_like(points[:, :, 0, 0, 0], dtype=torch.bool)
+        if changeless:
+            known = (points == s["x_best"][:, None]).flatten(2).all(2) & (s["loss_best"] > -torch.inf)[:, None]
+        return points, known
+
+    def proposals(self, p: Problem, ball: Ball, best: Tensor, t: Tensor, drawn: State, n: int) -> Tensor:
+        """Change the best point [L, C, H, W] as n steps from step t [L] on would: [L, n, C, H, W]."""
+        lane = torch.arange(len(t), device=t.device)[:, None]
+        step = t[:, None] + torch.arange(n, device=t.device)
+        at = lane, step - drawn["drawn"][:, None]
+        if ball.norm == "Linf":
+            change = drawn["rows"][at][:, :, None, :, None] * drawn["cols"][at][:, :, :, None, :]
+            return ball.project(p.x[:, None], best[:, None] + change)
+        lane = lane.expand_as(step).flatten()
+        x = self.exchanged(p.x[lane], ball, best[lane], step.flatten(), drawn["words"][at].flatten(0, 1))
+        return x.view(len(t), n, *best.shape[1:])
+
+    def exchanged(self, x: Tensor, ball: Ball, best: Tensor, t: Tensor, words: Tensor) -> Tensor:
         """Move mass between two windows, except at the last step: L2 and L1."""
         c, h, w = best.shape[1:]
         sides, level = self.sides(h, w, ball.norm), self.halvings(t)
@@ -181,4 +207,4 @@ class Square(Climbing):
         table = windows(sides, _ORDER[ball.norm], best.dtype, best.device)
         eta = _signs(words[:, -c:], best.dtype)[:, :, None, None] * lay(table, level, words[:, 4] & 1, row, col)
         last = (t + 1 >= self.steps)[:, None, None, None]
-        return torch.where(last, best, _exchange(ball, p.x, best, eta, to, other))
+        return torch.where(last, best, _exchange(ball, x, best, eta, to, other))

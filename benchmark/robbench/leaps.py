@@ -1,0 +1,105 @@
+"""Several steps of a random search with one question: most proposals are not kept, so the next ones are known before.
+
+The batch holds the next proposals of each search, as they follow if none of them is kept. Each search then goes to the
+first that is, or that ends it; what was asked beyond that is dropped. Proposals that change nothing are not asked at
+all: their answer is known. Step by step the same comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.base import Searching
+from robbench.threat import Ball
+from robbench.types import Judge, Problem, State
+
+__all__ = ["MOST", "Leap", "leap", "rows"]
+
+MOST = 8  # questions for one search at once: with one proposal in 20 kept, 5 of 6 answers are of use
+
+
+@dataclass(frozen=True, eq=False)
+class Leap:
+    """Where each search went, [L] and more.
+
+    Attributes:
+        x: the point it is at now, [L, C, H, W].
+        logits: the answer there, [L, K].
+        loss: the attack's there, [L].
+        steps: how many it passed on the way, none of which it kept, [L] int64.
+        nonfinite: how many of the answers to those were NaN or infinite, [L] int64.
+    """
+
+    x: Tensor
+    logits: Tensor
+    loss: Tensor
+    steps: Tensor
+    nonfinite: Tensor
+
+
+def rows(p: Problem, s: State, at: Tensor) -> tuple[Problem, State]:
+    """Take some lanes of a problem and of its state."""
+    taken = {name: getattr(p, name)[at] for name in ("x", "y", "sample", "trial")}
+    p = replace(p, **taken, logits=None if p.logits is None else p.logits[at])
+    return p, {name: value[at] for name, value in s.items()}
+
+
+def leap(
+    ask: Callable[[Problem, State], tuple[Tensor, Tensor]],
+    attack: Searching,
+    p: Problem,
+    s: State,
+    ball: Ball,
+    t: Tensor,
+    *,
+    width: int,
+    judge: Judge,
+) -> Leap:
+    """Follow each search to the next point that it keeps, that breaks it, or that is its last.
+
+    Args:
+        ask: (problem, state) -> logits and loss at `state["x"]`, for exactly `width` lanes.
+        attack: what proposes.
+        p: one row per search, L of them, at most `width`.
+        s: the state of each, about to be asked about.
+        ball: where the points lie.
+        t: the step each is at, [L].
+        width: questions in all; each search has `width // L` of them, or `MOST`.
+        judge: whether any point may break a sample.
+    """
+    each = min(width // len(t), MOST)
+    points, known = attack.further(p, ball, s, t, each)
+    ahead = torch.arange(points.shape[1], device=t.device)
+    step = t[:, None] + ahead
+    # The last point is asked about again, because it may be judged; a search that would ask nothing asks one.
+    asked = (~known | (step == attack.steps) | ((ahead == len(ahead) - 1) & known.all(1, keepdim=True))) & (
+        step <= attack.steps
+    )
+    asked &= asked.cumsum(1) <= each
+    lane, number = asked.nonzero(as_tuple=True)
+    n = len(lane)
+    at = lane.new_zeros(width)
+    at[:n] = lane
+    problem, state = rows(p, s, at)
+    state["x"] = points[at, torch.cat([number, number.new_zeros(width - n)])]
+    logits, loss = ask(problem, state)
+    keeps, logits = attack.keeps(state, loss)[:n], logits[:n]
+    finite = logits.isfinite().all(1)
+    stop = keeps | (step[lane, number] == attack.steps)
+    if judge == "any":
+        stop |= finite & (logits.argmax(1) != p.y[lane])
+    stops = torch.zeros_like(asked)
+    stops[lane, number] = stop
+    answer = torch.zeros_like(step)
+    answer[lane, number] = torch.arange(n, device=t.device)
+    last = torch.where(asked, ahead, 0).amax(1)
+    first = torch.where(stops.any(1), stops.int().argmax(1), last)
+    bad = torch.zeros_like(asked)
+    bad[lane, number] = ~finite
+    all_lanes = torch.arange(len(t), device=t.device)
+    chosen = answer[all_lanes, first]
+    return Leap(points[all_lanes, first], logits[chosen], loss[chosen], first, (bad & (ahead < first[:, None])).sum(1))
