@@ -372,7 +372,17 @@ def test_only_widths_that_change_no_bit_are_used():
     none = Widths(Fickle(range(128)), (1, 8, 8), 128, torch.float32)
     assert none.fit(1) == 128
     odd = Widths(Fickle(()), (1, 8, 8), 7, torch.float32)
-    assert odd.fit(1) == 7
+    assert odd.fit(6) == 7
+
+
+def test_a_model_that_fails_on_images_that_are_none_is_asked_at_full_width():
+    class Picky(nn.Module):
+        def forward(self, x):
+            raise ValueError("no digit")
+
+    widths = Widths(Picky(), (1, 8, 8), 32, torch.float32)
+    assert widths.fit(3) == 32
+    assert not widths.same_with(2)
 
 
 def test_the_tail_shrinks_to_such_widths():

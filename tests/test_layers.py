@@ -12,12 +12,12 @@ ROOT = Path(robbench.__file__).parent
 # Lower layers first; a module may import from its own layer and from the ones above it in this list.
 LAYERS = [
     {"robbench", "types", "errors", "numbers", "files", "memory", "own"},
-    {"rng", "losses", "stats", "hardware", "widths", "ledger"},
-    {"adversarials", "records", "locking", "guard", "reporting"},
+    {"rng", "losses", "stats", "hardware", "ledger"},
+    {"adversarials", "records", "locking", "guard", "reporting", "widths"},
     {"salvage"},
     {"threat", "formats", "data", "store", "models"},
     {"attacks"},
-    {"crews", "suite"},
+    {"crews", "suite", "leaps"},
     {"lanes"},
     {"engine"},
     {"target", "summary"},

@@ -73,6 +73,7 @@ def numbers(text):
 
 
 def words(text):
+    text = re.sub(r"\b[0-9a-f]{12}\b", "", text)  # digests
     return re.findall(r"[A-Za-z]{3,}", "\n".join(line for line in text.splitlines() if "Images:" not in line))
 
 

@@ -4,10 +4,10 @@ The engine holds a fixed number of lanes (the batch). Each lane is at its own sa
 finish are refilled with the next samples at once, and once none waits, with further trials of samples that withstand
 (`ledger`). Every answer is judged (`lanes`); attacks propose, and nothing they claim is believed.
 
-The width of the batch never changes while samples are waiting, so a sample's verdict does not depend on its
-neighbours. Once there is work for fewer lanes, the engine may go on with fewer, but only at widths at which this model,
-on this machine, was seen to return the same bits as at full width (`widths.Widths`). On a CPU several such batches run
-beside each other, one a core (`crews`); work goes to whichever has a lane free.
+A sample's verdict does not depend on its neighbours: the batch is as wide as can be while samples wait. Once there is
+work for fewer lanes, the engine may go on with fewer, but only at widths at which this model, on this machine, was seen
+to return the same bits as at full width (`widths.Widths`). On a CPU several such batches run beside each other, one a
+core (`crews`); work goes to whichever has a lane free.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench import rng
+from robbench.guard import out_of_memory
 
 __all__ = ["Widths", "default_lanes", "device_of", "twin", "using_threads"]
 
@@ -87,12 +88,19 @@ class Widths:
     def _check(self, width: int, threads: int) -> bool:
         with self._lock:
             if (width, threads) not in self._same:
-                if self._full is None:
-                    self._full = self._answer(self.lanes, 1)
-                logits, grad = self._answer(width, threads)
-                same = torch.equal(logits, self._full[0][:width]) and torch.equal(grad, self._full[1][:width])
-                self._same[width, threads] = same
+                try:
+                    self._same[width, threads] = self._compare(width, threads)
+                except Exception as error:  # whatever a user's module raises about images that are none
+                    if out_of_memory(error):
+                        raise
+                    self._same[width, threads] = False
             return self._same[width, threads]
+
+    def _compare(self, width: int, threads: int) -> bool:
+        if self._full is None:
+            self._full = self._answer(self.lanes, 1)
+        logits, grad = self._answer(width, threads)
+        return torch.equal(logits, self._full[0][:width]) and torch.equal(grad, self._full[1][:width])
 
     def halve(self) -> None:
         """Make the full width half of what it was, because memory ran out."""
