@@ -1,6 +1,7 @@
 """The process's memory: freed memory stays in it, since loops ask for the same buffers every round; leaks are told."""
 
 import ctypes
+import itertools
 import resource
 import sys
 from dataclasses import dataclass, field
@@ -66,7 +67,10 @@ class Growth:
         third = len(self.seen) // 3
         if third < 2:
             return 0
-        early, middle, late = self.seen[third - 1], self.seen[2 * third - 1], self.seen[-1]
-        # Buffers that grow once are no leak: the rise must go on through the second and the last third.
-        steps = (middle - early, late - middle)
-        return sum(steps) if min(steps) > sum(steps) / 4 and sum(steps) >= _LEAK else 0
+        # What leaked is there at all times, so the least of each quarter counts. Buffers that grow once are no leak:
+        # the rise must go on through all quarters.
+        quarter = (len(self.seen) - third) / 4
+        parts = [self.seen[third + round(k * quarter) : third + round((k + 1) * quarter)] for k in range(4)]
+        least = [min(part) for part in parts]
+        steps = [later - before for before, later in itertools.pairwise(least)]
+        return sum(steps) if min(steps) > sum(steps) / 6 and sum(steps) >= _LEAK else 0
