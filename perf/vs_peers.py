@@ -36,10 +36,10 @@ NOTES = f"""\
 - only: samples that only robbench / only the peer broke; p: exact McNemar test on them.
 - seconds: median [min–max], order alternating, after one uncounted run, without loading, preparing and clean
   predictions; speedup: median over paired runs of peer / robbench.
-- forwards, backwards: samples passed through the model. robbench charges each sample what it cost; in brackets what was
-  computed, with idle lanes and, in this uncounted run, the check of narrower widths.
+- forwards, backwards: samples passed through the model. robbench charges each sample the attack's queries; in brackets
+  what was computed, with idle lanes, steps looked ahead and, in this uncounted run, the check of narrower widths.
 - Peers run in batches of {BATCH}. plain: on the model as `load_model` returns it, in a process of its own with the
-  usual memory settings (the headline). prepared: on the channels-last copy that robbench runs on, in robbench's
+  usual memory and arithmetic settings (the headline). prepared: on the channels-last copy that robbench runs on, in robbench's
   process, which keeps freed memory.
 - robbench stops a sample at its first confirmed break at any queried point (the suite's judge); pyautoattack keeps such
   a point but spends all steps; torchattacks returns the last point, whatever it is.
