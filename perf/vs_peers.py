@@ -39,8 +39,8 @@ NOTES = f"""\
 - forwards, backwards: samples passed through the model. robbench charges each sample the attack's queries; in brackets
   what was computed, with idle lanes, steps looked ahead and, in this uncounted run, the check of narrower widths.
 - Peers run in batches of {BATCH}. plain: on the model as `load_model` returns it, in a process of its own with the
-  usual memory and arithmetic settings (the headline). prepared: on the channels-last copy that robbench runs on, in robbench's
-  process, which keeps freed memory.
+  usual memory and arithmetic settings (the headline). prepared: on the channels-last copy that robbench runs on, in
+  robbench's process, which keeps freed memory and sums in one order.
 - robbench stops a sample at its first confirmed break at any queried point (the suite's judge); pyautoattack keeps such
   a point but spends all steps; torchattacks returns the last point, whatever it is.
 """

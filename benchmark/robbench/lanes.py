@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -351,9 +351,7 @@ class Lanes:
         keep = np.concatenate([live, np.flatnonzero(~self.live)])[:width]
         keep = np.concatenate([keep, np.zeros(width - len(keep), np.int64)])  # copies of a lane, which stay idle
         at = torch.from_numpy(keep).to(self.order.device)
-        kept = {name: getattr(self.p, name)[at] for name in ("x", "y", "sample", "trial")}
-        self.p = replace(self.p, **kept, logits=None if self.p.logits is None else self.p.logits[at])
-        self.state = {k: v[at] for k, v in self.state.items()}
+        self.p, self.state = rows(self.p, self.state, at)
         self.before = self.before[at]
         for name in (
             "fresh", "closing", "position", "trial", "t", "forwards", "backwards", "zero_gradients", "nonfinite",
