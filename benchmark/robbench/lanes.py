@@ -187,13 +187,12 @@ class Lanes:
         """Query all lanes once, and end the trials that are over."""
         begin = time.perf_counter()
         order, attack = self.order, self.order.attack
-        with_grad = attack.needs_grad and bool((self.live & ~self.last).any())
-        if self.search is None:
-            logits, loss, grad = self.ask(self.p, self.state, np.flatnonzero(self.live), with_grad)
-        else:
-            logits, loss, grad = self.leap(self.search)
-        last, x = self.last, self.state["x"]
+        leapt = None if self.search is None else self.leap(self.search)  # which moves `t` on
+        last = self.closing | (self.t == attack.steps)
         more = self.live & ~last
+        with_grad = attack.needs_grad and bool(more.any())
+        logits, loss, grad = leapt or self.ask(self.p, self.state, np.flatnonzero(self.live), with_grad)
+        x = self.state["x"]
         finite = logits.isfinite().all(1)
         prediction = logits.argmax(1)
         wrong = finite & (prediction != self.p.y)
@@ -238,12 +237,6 @@ class Lanes:
         if ended.any():
             self.end(np.flatnonzero(ended), success, predicted, distance, x)
         self.t += 1
-
-    @property
-    def last(self) -> NDArray[np.bool_]:
-        """Which lanes are at the last query of their trial."""
-        last: NDArray[np.bool_] = self.closing | (self.t == self.order.attack.steps)
-        return last
 
     def ask(self, p: Problem, s: State, live: NDArray[np.int64], with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Query the model (`query`); its errors name the samples of the rows that are live."""

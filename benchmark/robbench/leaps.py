@@ -62,7 +62,7 @@ def leap(
     """Follow each search to the next point that it keeps, that breaks it, or that is its last.
 
     Args:
-        ask: (problem, state) -> logits and loss at `state["x"]`, for exactly `width` lanes.
+        ask: (problem, state) -> logits and loss at `state["x"]`, all that the state holds, for exactly `width` lanes.
         attack: what proposes.
         p: one row per search, L of them, at most `width`.
         s: the state of each, about to be asked about.
@@ -82,24 +82,18 @@ def leap(
     asked &= asked.cumsum(1) <= each
     lane, number = asked.nonzero(as_tuple=True)
     n = len(lane)
-    at = lane.new_zeros(width)
-    at[:n] = lane
-    problem, state = rows(p, s, at)
-    state["x"] = points[at, torch.cat([number, number.new_zeros(width - n)])]
-    logits, loss = ask(problem, state)
-    keeps, logits = attack.keeps(state, loss)[:n], logits[:n]
-    finite = logits.isfinite().all(1)
-    stop = keeps | (step[lane, number] == attack.steps)
-    if judge == "any":
-        stop |= finite & (logits.argmax(1) != p.y[lane])
-    stops = torch.zeros_like(asked)
-    stops[lane, number] = stop
-    answer = torch.zeros_like(step)
+    padding = lane.new_zeros(width - n)
+    at = torch.cat([lane, padding])
+    logits, loss = ask(rows(p, {}, at)[0], {"x": points[at, torch.cat([number, padding])]})
+    answer = torch.zeros_like(step)  # which of them belongs to which point
     answer[lane, number] = torch.arange(n, device=t.device)
+    finite = logits.isfinite().all(1)[answer]
+    stop = attack.keeps(s, loss[answer]) | (step == attack.steps)
+    if judge == "any":
+        stop |= finite & (logits.argmax(1)[answer] != p.y[:, None])
+    stop &= asked
     last = torch.where(asked, ahead, 0).amax(1)
-    first = torch.where(stops.any(1), stops.int().argmax(1), last)
-    bad = torch.zeros_like(asked)
-    bad[lane, number] = ~finite
-    all_lanes = torch.arange(len(t), device=t.device)
-    chosen = answer[all_lanes, first]
-    return Leap(points[all_lanes, first], logits[chosen], loss[chosen], first, (bad & (ahead < first[:, None])).sum(1))
+    first = torch.where(stop.any(1), stop.int().argmax(1), last)
+    every = torch.arange(len(t), device=t.device)
+    chosen, passed = answer[every, first], asked & (ahead < first[:, None])
+    return Leap(points[every, first], logits[chosen], loss[chosen], first, (passed & ~finite).sum(1))

@@ -83,7 +83,10 @@ class Attack(Protocol):
 
 @runtime_checkable
 class Searching(Attack, Protocol):
-    """An attack without gradients that proposes points by chance and keeps few, so the next ones are known before."""
+    """An attack without gradients that proposes points by chance and keeps few, so the next ones are known before.
+
+    Its loss looks at nothing of the state but `x`.
+    """
 
     def further(self, p: Problem, ball: Ball, s: State, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """List the points of the next steps as they follow if none of them is kept.
@@ -101,7 +104,7 @@ class Searching(Attack, Protocol):
         """
 
     def keeps(self, s: State, loss: Tensor) -> Tensor:
-        """Tell whether a point with this loss [L] is kept: [L] bool."""
+        """Tell which points with these losses [L, m] would be kept, if none before is: [L, m] bool."""
 
 
 @dataclass(frozen=True, kw_only=True)

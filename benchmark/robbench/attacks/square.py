@@ -157,7 +157,7 @@ class Square(Climbing):
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Keep the proposal where the loss rose, and propose a change in another square."""
-        better = self.keeps(s, loss)
+        better = self.keeps(s, loss[:, None])[:, 0]
         best = torch.where(better[:, None, None, None], s["x"], s["x_best"])
         loss_best = torch.where(better, loss, s["loss_best"])
         drawn = s["drawn"]
@@ -168,8 +168,8 @@ class Square(Climbing):
         return {"x": x, "x_best": best, "loss_best": loss_best} | kept
 
     def keeps(self, s: State, loss: Tensor) -> Tensor:
-        """Tell whether the loss rose."""
-        return loss > s["loss_best"]
+        """Tell where the loss rose."""
+        return loss > s["loss_best"][:, None]
 
     def further(self, p: Problem, ball: Ball, s: State, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Propose changes of one point for some steps.
