@@ -37,12 +37,13 @@ def test_the_lowest_trial_that_breaks_counts():
     ledger.take(1)
     ledger.file(0, 0, end())
     assert ledger.go_on(0) == 1
-    assert ledger.take(9) == [(0, 2)]
+    assert ledger.take(9) == [(0, 2), (0, 3)]
     assert ledger.file(0, 2, end(broken=True)) == [], "trial 1 may still break it"
     assert ledger.winner[0] == 2
     assert ledger.go_on(0) is None and ledger.take(9) == [], "what comes after trial 2 counts no more"
     assert ledger.file(0, 1, end(broken=True)) == [end(), end(broken=True)]
     assert ledger.winner[0] == 1
+    ledger.drop(1)
     assert ledger.wanted() == 0
 
 
@@ -53,13 +54,13 @@ def test_what_ends_too_late_is_ignored():
     ledger.go_on(0)
     ledger.take(9)
     assert len(ledger.file(0, 1, end(broken=True))) == 2
-    assert ledger.file(0, 2, end(broken=True)) == [], "another crew was faster"
+    assert ledger.file(0, 2, end(broken=True)) == ledger.file(0, 3, end()) == [], "another crew was faster"
     assert ledger.wanted() == 0 and not ledger.rest()
 
 
 @pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize("seed", range(8))
-def test_any_interleaving_gives_the_same_and_begins_less_than_twice_what_counts(seed, ahead):
+def test_any_interleaving_gives_the_same_and_begins_less_than_thrice_what_counts(seed, ahead):
     rng = np.random.default_rng(seed)
     n, trials = 12, 10
     breaks = rng.random((n, trials)) < rng.choice([0.02, 0.1, 0.4], size=(n, 1))
@@ -88,7 +89,7 @@ def test_any_interleaving_gives_the_same_and_begins_less_than_twice_what_counts(
         counts = int(hits[0]) + 1 if len(hits) else trials
         assert [t.step for t in done] == list(range(counts))
         assert [t.broken for t in done] == [False] * (counts - 1) + [bool(len(hits))]
-        assert begun[position] < 2 * counts if ahead else begun[position] == counts
+        assert begun[position] < 3 * counts if ahead else begun[position] == counts
 
 
 def test_in_turn_hands_out_no_further_trial():
@@ -116,7 +117,7 @@ def test_who_rests_is_woken_by_work_by_the_end_and_by_a_stop():
 
     ledger.take(2)
     other = started()
-    ledger.file(0, 0, end())  # trials 1 and 2 may begin
+    ledger.file(0, 0, end())  # its other trials may begin
     ledger.file(1, 0, end(broken=True))
     for trial in (1, 2, 3):
         while (0, trial) not in found:

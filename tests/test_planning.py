@@ -64,7 +64,7 @@ class AnyWidth:
         ([1, 3, 3, 3], 1, False, 1, 1 * 2.0 + 2 * 1.75),  # one is done: a width of 3
         ([5, 5, 5, 5], 1, False, 2, 5 * 1.5),  # two batches of two
         ([5], 3, False, 1, 5 * 1.25 + 5 * 1.5),  # after the first trial, two beside each other
-        ([5], 7, False, 1, 5 * 1.25 + 5 * 1.5 + 5 * 2.0),  # then four
+        ([5], 7, False, 1, 5 * 1.25 + 5 * 1.75 + 5 * 1.75),  # after the first trial of seven, three, and three
         ([5], 3, True, 1, 5 * 1.25 + 5 * 1.5),  # the third breaks it
         ([5, 5, 5, 5], 2, False, 1, 5 * 2.0 + 5 * 2.0),
     ],
@@ -79,13 +79,13 @@ def test_images_are_laid_onto_lanes(rounds, trials, broken, crews, seconds):
 def test_lanes_let_go_when_an_earlier_trial_breaks():
     pace = _Pace(1, lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
     tried = _Tried(np.array([2, 1]), np.array([5.0, 20.0]), np.array([True, False]))
-    # The second image's lane is alone from round 10 on: trial 2 of the first is let go of when trial 1 breaks it.
-    assert _laid(tried, 9, AnyWidth(), pace) == pytest.approx(5 * 1.5 + 5 * 1.75 + 10 * 1.25 + _further(pace))
+    # The second image is alone from round 10 on: trials 2 and 3 of the first are let go of when trial 1 breaks it.
+    assert _laid(tried, 9, AnyWidth(), pace) == pytest.approx(5 * 1.5 + 5 * 2.0 + 10 * 1.25 + _further(pace))
 
 
 def _further(pace):
-    """Eight more trials of 20 rounds of the image that stands: two, then four, then two beside each other."""
-    return 20 * (pace.seconds(2) + pace.seconds(4) + pace.seconds(2))
+    """Eight more trials of 20 rounds of the image that stands: three, then four and one for want of a fifth lane."""
+    return 20 * (pace.seconds(3) + pace.seconds(4) + pace.seconds(1))
 
 
 def test_the_command_prints_a_table_or_json(tmp_path):

@@ -44,9 +44,9 @@ class _Case:
 class Ledger:
     """What is to be done for each sample, by its position, and what was done.
 
-    Of a sample that has withstood its first k trials, k + 1 more may run wherever lanes are free. So fewer than twice
-    the trials that count are ever begun, and a hundred restarts of the few samples that withstand everything fill a
-    batch instead of a few lanes.
+    Of a sample that has withstood its first k trials, 2k + 1 more may run wherever lanes are free. So fewer than three
+    times the trials that count are ever begun, and a hundred restarts of the few samples that withstand everything fill
+    a batch instead of a few lanes.
 
     Attributes:
         trials: of each sample.
@@ -153,7 +153,7 @@ class Ledger:
     def _allowed(self, position: int, case: _Case) -> int:
         """Count the further trials of a sample that may begin now."""
         lost = self.winner[position] < self.trials
-        return 0 if lost else max(min(2 * case.over + 1, self.trials) - case.begun, 0)
+        return 0 if lost else max(min(3 * case.over + 1, self.trials) - case.begun, 0)
 
     def _free(self, position: int, case: _Case) -> int:
         """Count those among them that any lane may begin."""
