@@ -1,11 +1,13 @@
 """Every attack against closed-form truth: linear models whose exact break radius is known."""
 
+from collections import Counter
+
 import pytest
 import torch
 
 from conftest import Linear, run_attack
 from robbench import rng
-from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool, Race
+from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool, Hunt
 from robbench.attacks.apgd import _windows
 from robbench.attacks.base import target_class
 from robbench.engine import query
@@ -30,7 +32,7 @@ ALL = [
     PGD(objective="ce_targeted", steps=30, targets=1, random_start=False),
     PGD(objective="ce_scaled", steps=30),
     PGD(objective="margin", steps=20, relative_step=2.0, anneal=True),
-    Race(targets=3, steps=20, probe=5),
+    Hunt(starts=2, targets=3, run=20, chase=20, probe=5),
     MIFGSM(objective="ce", steps=30),
     ODI(objective="margin", steps=32),
     FAB(targets=1, steps=12),
@@ -219,26 +221,52 @@ def test_annealing_lets_the_step_fall_along_half_a_cosine():
     assert not attack.memoryless, "coming back to a point with a smaller step is no circle"
 
 
-def test_a_race_gives_up_on_targets_that_lag_behind():
-    weight = torch.zeros(4, 1, dtype=torch.float64)
-    bias = torch.tensor([0.0, -1.0, -1.9, -2.1], dtype=torch.float64)  # margins of classes 1, 2 and 3, wherever x goes
+def followed(attack, margins, slopes=None):
+    """The queries of each run of a hunt, and its prey, where x moves the margins of classes 1, 2 … by these slopes."""
+    bias = torch.tensor([0.0, *margins], dtype=torch.float64)
+    slope = torch.tensor([0.0, *(slopes or [0.0] * len(margins))], dtype=torch.float64)
 
     def model(x):
-        return x.flatten(1)[:, :1] @ weight.T + bias
+        return (x.flatten(1)[:, :1] - 0.5) * slope + bias
 
     x = torch.full((2, 1, 1, 1), 0.5, dtype=torch.float64)
-    y = torch.zeros(2, dtype=torch.int64)
-    attack = Race(targets=3, steps=8, probe=3, restarts=2)
-    steps = []
-    state = {}
-    for trial in range(6):
-        lanes = torch.full((2,), trial)
-        p = Problem(x=x, y=y, sample=torch.arange(2), trial=lanes, key=rng.make_key(0, "test"), logits=model(x))
-        state |= attack.init(p, Ball("Linf", 0.1))  # as the engine does, which leaves `leader` as it is
-        for t in range(attack.steps):
-            state = attack.step(p, Ball("Linf", 0.1), state, lanes * 0 + t, *query(model, attack, p, state, True))
-            if state["done"].all():
-                break
-        steps.append(t + 1)
+    lanes = torch.zeros(2, dtype=torch.int64)
+    p = Problem(x=x, y=lanes, sample=torch.arange(2), trial=lanes, key=rng.make_key(0, "test"), logits=model(x))
+    state, runs = attack.init(p, Ball("Linf", 0.1)), Counter()
+    for t in range(attack.steps + 1):
+        runs[int(state["at"][0])] += 1
+        state = attack.step(p, Ball("Linf", 0.1), state, lanes + t, *query(model, attack, p, state, True))
         assert state["done"].any() == state["done"].all()
-    assert steps == [8, 8, 3, 8, 8, 3], "1.9 is less than twice as far as 1, and 2.1 more"
+        if state["done"].all():
+            break
+    return [runs[k] for k in range(max(runs) + 1)], int(state["prey"][0])
+
+
+def test_a_hunt_gives_up_on_targets_that_lag_behind_and_chases_the_nearest():
+    attack = Hunt(starts=2, targets=3, run=8, chase=12, probe=3, hopeless=4.0)
+    assert followed(attack, [-1.0, -1.9, -2.1]) == ([9, 9, 9, 9, 3, 13], 0), "1.9 is less than twice as far as 1"
+    assert followed(attack, [-1.0, -1.9, -1.99]) == ([9, 9, 9, 9, 9, 13], 0)
+    # Within 0.1 of the image, the second class comes as near as 0.6, and leaves the third behind.
+    assert followed(attack, [-1.0, -1.1, -1.3], [0.0, 5.0, 0.0]) == ([9, 9, 9, 9, 3, 13], 1)
+    assert attack.steps + 1 == 9 + 9 + 9 + 9 + 9 + 13
+
+
+@pytest.mark.parametrize(("hopeless", "runs"), [(0.9, 1), (1.1, 3), (2.1, 4)])
+def test_a_hunt_gives_up_where_the_margin_hardly_moves(hopeless, runs):
+    """All of the clean margin is left: more than the share after the starts, or than half of it after the targets."""
+    assert len(followed(Hunt(starts=1, targets=2, run=8, probe=3, hopeless=hopeless), [-1.0, -1.0])[0]) == runs
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"starts": 0}, "starts 0 given; allowed: at least 1"),
+        ({"probe": 40}, "probe 40 given with run 40; allowed: 1 to run − 1"),
+        ({"odi_steps": 0}, "odi_steps 0 given with run 40"),
+        ({"lag": 0.5}, "lag 0.5 given; allowed: at least 1"),
+        ({"hopeless": 0.0}, "hopeless 0.0 given; it must be above 0"),
+    ],
+)
+def test_a_hunt_refuses_what_means_nothing(given, message):
+    with pytest.raises(SuiteError, match=message):
+        Hunt(**given)

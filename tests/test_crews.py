@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from conftest import run_attack, small
-from robbench.attacks import APGD, PGD, Race, Square
+from robbench.attacks import APGD, PGD, Hunt, Square
 from robbench.crews import muster, work
 from robbench.errors import ModelError
 from robbench.ledger import Ledger
@@ -19,7 +19,7 @@ BALL = Ball("Linf", 0.1)
 ATTACKS = [
     PGD(objective="ce", steps=5, restarts=20),
     APGD(objective="dlr_targeted", targets=9, steps=6),
-    Race(steps=10, probe=3, lag=1.2),
+    Hunt(starts=2, targets=3, run=10, chase=20, probe=3),
     Square(steps=20),
 ]
 

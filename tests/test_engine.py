@@ -11,7 +11,7 @@ from torch import nn
 
 from conftest import Linear, run_attack
 from robbench import engine, rng
-from robbench.attacks import APGD, FGSM, PGD, Race
+from robbench.attacks import APGD, FGSM, PGD, Hunt
 from robbench.data import load
 from robbench.errors import ModelError
 from robbench.ledger import Ledger
@@ -56,9 +56,9 @@ ATTACKS = [
     PGD(objective="margin", steps=7, restarts=3),
     APGD(objective="ce", steps=25),
     APGD(objective="dlr", steps=25, restarts=2),
-    Race(steps=10, probe=3, lag=1.2),
+    Hunt(starts=2, targets=3, run=10, chase=20, probe=3),
 ]
-IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "race"]
+IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "hunt"]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
@@ -78,16 +78,13 @@ def test_float64_records_do_not_depend_on_width_or_order(attack):
 def test_a_trial_may_end_early():
     model = Linear(torch.ones(64, dtype=torch.float64), 0.0, classes=4)
     x = torch.full((3, 1, 8, 8), 0.9, dtype=torch.float64)
-    # The class on the other side of the plane is further away than those with constant logits, which come first: its
-    # trial ends after the probe and one last query.
-    rows = run_attack(
-        model, Race(targets=3, steps=20, probe=4, lag=1.2), x, torch.zeros(3, dtype=torch.int64), BALL, lanes=2
-    )
+    # Too far from the plane: given up after its starts, with one last query.
+    rows = run_attack(model, Hunt(starts=2, run=4, probe=2), x, torch.zeros(3, dtype=torch.int64), BALL, lanes=2)
     assert not rows.broken.any()
-    assert rows.forwards.tolist() == [1 + 21 + 21 + 5] * 3
-    assert rows.backwards.tolist() == [20 + 20 + 4] * 3
-    assert rows.trial.tolist() == [2] * 3
-    assert rows.step.tolist() == [4] * 3
+    assert rows.forwards.tolist() == [1 + 5 + 5 + 1] * 3
+    assert rows.backwards.tolist() == [5 + 5] * 3
+    assert rows.trial.tolist() == [0] * 3
+    assert rows.step.tolist() == [10] * 3
 
 
 @pytest.mark.parametrize("stage", load_suite("whitebox").stages("digits"), ids=lambda s: s.name)
@@ -427,25 +424,6 @@ def test_trials_beside_each_other_change_no_record_and_take_fewer_rounds(attack,
     assert torch.equal(beside.x_adv, in_turn.x_adv)
     assert 0 < beside.broken.sum() < 40 and beside.trial[beside.broken].max() > 1
     assert len(seen) < 0.6 * len(net.seen)
-
-
-def test_trials_that_build_on_each_other_run_in_turn(monkeypatch):
-    taken = []
-
-    class Watched(Ledger):
-        def take(self, most):
-            found = super().take(most)
-            taken.extend(trial for _, trial in found)
-            return found
-
-    monkeypatch.setattr(engine, "Ledger", Watched)
-    net = network()
-    x, y = labelled(net, 40)
-    rows = run_attack(net, Race(steps=10, probe=3, lag=1.2), x, y, Ball("Linf", 0.02), lanes=16)
-    assert rows.trial.max() == 8
-    assert set(taken) == {0}, "the others follow in the same lane"
-    run_attack(net, SHORT, x, y, Ball("Linf", 0.02), lanes=16)
-    assert set(taken) > {0}
 
 
 def test_an_attack_may_keep_the_step_it_is_told():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import Linear, run_attack
-from robbench.attacks import APGD, ATTACKS, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, DeepFool, Noise, Race, Square
+from robbench.attacks import APGD, ATTACKS, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, DeepFool, Hunt, Noise, Square
 from robbench.threat import Ball
 from test_attacks import DUAL
 
@@ -20,7 +20,7 @@ GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by
     "odi": lambda steps: ODI(steps=steps + 2),
     "apgd": lambda steps: APGD(steps=steps),
     "apgd targeted": lambda steps: APGD(objective="margin_targeted", steps=steps, targets=1),
-    "race": lambda steps: Race(steps=steps + 1, targets=1, probe=1),
+    "hunt": lambda steps: Hunt(starts=1, targets=1, run=steps + 2, chase=steps, probe=1),
     "eot": lambda steps: EOT(inner=PGD(steps=steps), draws=2),
     "fab": lambda steps: FAB(targets=1, steps=steps + 3),
     "deepfool": lambda steps: DeepFool(candidates=1, iterations=steps),

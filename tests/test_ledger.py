@@ -93,9 +93,8 @@ def test_any_interleaving_gives_the_same_and_begins_less_than_thrice_what_counts
 
 
 def test_in_turn_hands_out_no_further_trial():
-    ledger = Ledger([0], 1, 9)
+    ledger = Ledger([0], 1, 9, ahead=False)
     ledger.take(1)
-    ledger.in_turn()
     ledger.file(0, 0, end())
     assert ledger.go_on(0) == 1
     assert ledger.take(9) == []

@@ -7,7 +7,7 @@ and has the attack step from the answers. Attacks propose; nothing they claim is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,7 +117,6 @@ class Lanes:
             logits=None if order.logits is None else order.logits.new_zeros((width, order.logits.shape[1])),
         )
         self.state: State = {}
-        self.own: Set[str] = set()  # what of it `init` made
         self.before = torch.full_like(self.p.x, torch.nan)  # the point before the last, where cycles are looked for
 
     def loop(self) -> None:
@@ -179,7 +178,6 @@ class Lanes:
         if self.p.logits is not None and new.logits is not None:
             self.p.logits.index_copy_(0, at, new.logits)
         self.state = {k: v.index_copy(0, at, started[k]) if k in started else v for k, v in self.state.items()}
-        self.own = started.keys()
         if order.cycles:
             self.before = self.before.index_fill(0, at, torch.nan)
 
@@ -226,8 +224,6 @@ class Lanes:
         if (self.live & ~ended).any():
             t = torch.tensor(self.t, device=order.device)  # a copy, which the attack may keep
             self.state = attack.step(self.p, order.ball, self.state, t, logits, loss, grad)
-            if self.state.keys() > self.own:  # something may outlive a trial (`attacks.base.Attack.step`)
-                self.ledger.in_turn()
             if "done" in self.state:
                 self.closing = self.state["done"].cpu().numpy()
             if order.cycles:

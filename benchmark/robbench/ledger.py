@@ -131,13 +131,6 @@ class Ledger:
             self._running -= lanes
             self._tell()
 
-    def in_turn(self) -> None:
-        """Have the trials of a sample run in turn from now on, in one lane, because they build on each other."""
-        if not self._ahead:  # said in every round
-            return
-        with self._change:
-            self._ahead, self._spare = False, 0
-
     def rest(self) -> bool:
         """Wait until there is a trial to take; returns whether there is, rather than nothing more to come."""
         with self._change:

@@ -14,10 +14,10 @@ from torch import Tensor
 from robbench import rng
 from robbench.types import Norm, Problem, Threat
 
-__all__ = ["Ball"]
+__all__ = ["Ball", "per_lane"]
 
 
-def _rows(v: Tensor, like: Tensor) -> Tensor:
+def per_lane(v: Tensor, like: Tensor) -> Tensor:
     """Shape per-lane values [L] so that they broadcast against [L, C, H, W]."""
     return v.view(-1, *([1] * (like.dim() - 1)))
 
@@ -75,7 +75,7 @@ class Ball:
         moved = torch.where(outside[:, None], shrunk, clipped) * delta.sign()
         return (x0 + moved.to(x0.dtype).view_as(x0)).clamp(0, 1)
 
-    def random(self, p: Problem, *, step: int = 0, surface: bool = False) -> Tensor:
+    def random(self, p: Problem, *, step: int | Tensor = 0, surface: bool = False) -> Tensor:
         """Draw a random allowed point per lane: uniform in the ball, then brought into the box.
 
         With `surface` the draw is scaled to norm eps before the box is applied: the start of APGD.
@@ -110,7 +110,7 @@ class Ball:
         flat = grad.flatten(1)
         if self.norm == "L2":
             length = torch.linalg.vector_norm(flat, dim=1)
-            return grad / _rows(length.clamp(min=torch.finfo(grad.dtype).tiny), grad)
+            return grad / per_lane(length.clamp(min=torch.finfo(grad.dtype).tiny), grad)
         at = x.flatten(1)
         stuck = ((at <= 0) & (flat < 0)) | ((at >= 1) & (flat > 0))
         free = flat.masked_fill(stuck, 0)

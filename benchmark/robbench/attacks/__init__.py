@@ -6,11 +6,11 @@ from robbench.attacks.cw import CW
 from robbench.attacks.deepfool import DeepFool
 from robbench.attacks.eot import EOT
 from robbench.attacks.fab import FAB
+from robbench.attacks.hunt import Hunt
 from robbench.attacks.momentum import MIFGSM
 from robbench.attacks.noise import Noise
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
-from robbench.attacks.race import Race
 from robbench.attacks.spsa import SPSA
 from robbench.attacks.square import Square
 
@@ -27,8 +27,8 @@ __all__ = [
     "SPSA",
     "Attack",
     "DeepFool",
+    "Hunt",
     "Noise",
-    "Race",
     "Square",
     "describe",
     "parameters",
@@ -40,11 +40,11 @@ ATTACKS: dict[str, type[Attack]] = {
     "deepfool": DeepFool,
     "fab": FAB,
     "fgsm": FGSM,
+    "hunt": Hunt,
     "mifgsm": MIFGSM,
     "noise": Noise,
     "odi": ODI,
     "pgd": PGD,
-    "race": Race,
     "spsa": SPSA,
     "square": Square,
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.base import Climbing
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Problem, State
 
 __all__ = ["APGD"]
@@ -70,11 +70,11 @@ class APGD(Climbing):
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Keep the best point, halve at checkpoints, step with momentum."""
-        x, shape = s["x"], (-1, *([1] * (s["x"].dim() - 1)))
+        x = s["x"]
         rises = s["rises"] + ((loss > s["loss_last"]) & (t > 0))
         better = loss > s["loss_best"]
-        x_best = torch.where(better.view(shape), x, s["x_best"])
-        grad_best = torch.where(better.view(shape), grad, s["grad_best"])
+        x_best = torch.where(per_lane(better, grad), x, s["x_best"])
+        grad_best = torch.where(per_lane(better, grad), grad, s["grad_best"])
         loss_best = torch.where(better, loss, s["loss_best"])
         # The first checkpoint compares with the loss at the start.
         loss_check = torch.where(t == 0, loss_best, s["loss_check"])
@@ -88,11 +88,11 @@ class APGD(Climbing):
         halved = torch.where(check, halve.to(size.dtype), s["halved"])
         loss_check = torch.where(check, loss_best, loss_check)
         rises = torch.where(check, torch.zeros_like(rises), rises)
-        x = torch.where(halve.view(shape), x_best, x)
-        grad = torch.where(halve.view(shape), grad_best, grad)
+        x = torch.where(per_lane(halve, grad), x_best, x)
+        grad = torch.where(per_lane(halve, grad), grad_best, grad)
 
-        z = ball.project(p.x, x + size.view(shape) * ball.steepest(x, grad))
-        a = torch.where(t == 0, 1.0, _MOMENTUM).to(x.dtype).view(shape)
+        z = ball.project(p.x, x + per_lane(size, grad) * ball.steepest(x, grad))
+        a = per_lane(torch.where(t == 0, 1.0, _MOMENTUM).to(x.dtype), grad)
         x_next = ball.project(p.x, x + a * (z - x) + (1 - a) * (x - s["x_old"]))
         return {
             "x": x_next,

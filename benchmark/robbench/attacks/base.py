@@ -77,7 +77,7 @@ class Attack(Protocol):
 
         Returns:
             The next state; tensors that do not change are passed on. What `init` did not make is left as it is when a
-            lane starts anew, and then a sample's trials run in turn in one lane; otherwise several may run at once.
+            lane starts anew. A trial must not build on what another one left: several may run at once.
         """
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robbench.attacks.base import clean_logits
 from robbench.losses import margin
+from robbench.threat import per_lane
 from robbench.types import Norm, Problem, State
 
 __all__ = [
@@ -31,10 +32,6 @@ _BEYOND = 1e-3  # how far beyond the zero of the secant the search aims, as a sh
 _LEAST = 0.01  # the least share of the bracket by which it moves on
 SEARCHES = 3
 """Queries of the final search: the secant gains about three digits with each."""
-
-
-def _rows(v: Tensor, like: Tensor) -> Tensor:
-    return v.view(-1, *([1] * (like.dim() - 1)))
 
 
 def gap_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -123,8 +120,8 @@ def bracket(p: Problem) -> State:
 def narrowed(s: State, inner: Tensor, outer: Tensor, value: Tensor) -> State:
     """Let `s["x"]`, with its margin `value` [L], be the new end of the bracket in the lanes `inner` or `outer` [L]."""
     return {
-        "inner": torch.where(_rows(inner, s["x"]), s["x"], s["inner"]),
-        "outer": torch.where(_rows(outer, s["x"]), s["x"], s["outer"]),
+        "inner": torch.where(per_lane(inner, s["x"]), s["x"], s["inner"]),
+        "outer": torch.where(per_lane(outer, s["x"]), s["x"], s["outer"]),
         "f_inner": torch.where(inner, value, s["f_inner"]),
         "f_outer": torch.where(outer, value, s["f_outer"]),
     }
@@ -140,4 +137,4 @@ def between(s: State) -> Tensor:
     share = s["f_inner"] / (s["f_inner"] - s["f_outer"])
     share = torch.where(share.isfinite(), share, 0.5)
     share = (share + _BEYOND * (1 - share)).clamp(_LEAST, 1)
-    return (s["inner"] + _rows(share, s["inner"]) * (s["outer"] - s["inner"])).clamp(0, 1)
+    return (s["inner"] + per_lane(share, s["inner"]) * (s["outer"] - s["inner"])).clamp(0, 1)

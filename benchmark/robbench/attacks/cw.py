@@ -12,7 +12,7 @@ from torch import Tensor
 from robbench.attacks.boundary import is_wrong
 from robbench.errors import SuiteError
 from robbench.losses import margin
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Norm, Problem, State
 
 __all__ = ["CW"]
@@ -91,13 +91,12 @@ class CW:
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take one step of Adam, or go on to the next c and start from x again."""
-        wide = (-1, *([1] * (grad.dim() - 1)))
         succeeded = s["succeeded"] | (is_wrong(logits, p.y) & (loss >= self.kappa))
-        pull = torch.where(loss < self.kappa, s["c"], 0).view(wide)
+        pull = per_lane(torch.where(loss < self.kappa, s["c"], 0), grad)
         slope = (2 * (s["x"] - p.x) - pull * grad) * s["theta"].sin() / 2
         mean = _MOMENTUM * s["mean"] + (1 - _MOMENTUM) * slope
         square = _SQUARES * s["square"] + (1 - _SQUARES) * slope.square()
-        n = (t % self.iterations + 1).to(slope.dtype).view(wide)
+        n = per_lane((t % self.iterations + 1).to(slope.dtype), grad)
         theta = s["theta"] - self.lr * (mean / (1 - _MOMENTUM**n)) / ((square / (1 - _SQUARES**n)).sqrt() + _EPSILON)
 
         large_enough = torch.where(succeeded, torch.minimum(s["large_enough"], s["c"]), s["large_enough"])
@@ -106,12 +105,12 @@ class CW:
         c = torch.where(large_enough < _MOST, halved, (s["c"] * 10).clamp(max=_MOST))
 
         again = (t + 1) % self.iterations == 0
-        theta = torch.where(again.view(wide), _angle(p.x), theta)
+        theta = torch.where(per_lane(again, grad), _angle(p.x), theta)
         return {
             "x": _pixels(theta),
             "theta": theta,
-            "mean": torch.where(again.view(wide), 0, mean),
-            "square": torch.where(again.view(wide), 0, square),
+            "mean": torch.where(per_lane(again, grad), 0, mean),
+            "square": torch.where(per_lane(again, grad), 0, square),
             "c": torch.where(again, c, s["c"]),
             "too_small": torch.where(again, too_small, s["too_small"]),
             "large_enough": torch.where(again, large_enough, s["large_enough"]),

@@ -21,7 +21,7 @@ from robbench.attacks.boundary import (
 )
 from robbench.errors import SuiteError
 from robbench.losses import margin
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Norm, Problem, State
 
 __all__ = ["DeepFool"]
@@ -92,7 +92,6 @@ class DeepFool:
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Remember the nearest plane; move when every class had its turn; search once a point is misclassified."""
-        wide = (-1, *([1] * (grad.dim() - 1)))
         wrong = is_wrong(logits, p.y)
         found = wrong | (s["searches"] > 0)
         s = s | narrowed(s, found & ~wrong, wrong, margin(logits, p.y))
@@ -102,15 +101,15 @@ class DeepFool:
         # Where the box ends before the plane, as far as it would be at the same rate; NaN where no pixel can move.
         distance = length(ball.norm, move) * loss.abs() / (grad * move).flatten(1).sum(1).abs()
         nearer = distance < s["nearest"]
-        move = torch.where(nearer.view(wide), move, s["move"])
+        move = torch.where(per_lane(nearer, grad), move, s["move"])
 
         last = s["turn"] + 1 == s["classes"].shape[1]
-        moved = torch.where(last.view(wide), (p.x + s["moved"] + move).clamp(0, 1) - p.x, s["moved"])
-        onward = torch.where(last.view(wide), (p.x + (1 + self.overshoot) * moved).clamp(0, 1), s["x"])
-        closer = torch.where((s["searches"] > SEARCHES).view(wide), s["outer"], between(s))
-        s["x"] = torch.where(found.view(wide), closer, onward)
+        moved = torch.where(per_lane(last, grad), (p.x + s["moved"] + move).clamp(0, 1) - p.x, s["moved"])
+        onward = torch.where(per_lane(last, grad), (p.x + (1 + self.overshoot) * moved).clamp(0, 1), s["x"])
+        closer = torch.where(per_lane(s["searches"] > SEARCHES, grad), s["outer"], between(s))
+        s["x"] = torch.where(per_lane(found, grad), closer, onward)
         s["moved"] = moved
         s["turn"] = torch.where(last, 0, s["turn"] + 1)
         s["nearest"] = torch.where(last, torch.inf, torch.where(nearer, distance, s["nearest"]))
-        s["move"] = torch.where(last.view(wide), 0, move)
+        s["move"] = torch.where(per_lane(last, grad), 0, move)
         return s

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robbench.attacks.base import Attack
 from robbench.errors import SuiteError
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Norm, Problem, State
 
 __all__ = ["EOT"]
@@ -82,12 +82,8 @@ class EOT:
         sums = {}
         for name, value in answers.items():
             kept = s[name] if name in s else torch.zeros_like(value)
-            sums[name] = torch.where(_rows(first, value), value, kept + value)
+            sums[name] = torch.where(per_lane(first, value), value, kept + value)
         mean = {name: value / self.draws for name, value in sums.items()}
         inner = {name: value for name, value in s.items() if name not in _OWN}
         moved = self.inner.step(p, ball, inner, t // self.draws, mean["eot_logits"], mean["eot_loss"], mean["eot_grad"])
-        return {name: torch.where(_rows(last, new), new, inner[name]) for name, new in moved.items()} | sums
-
-
-def _rows(lanes: Tensor, like: Tensor) -> Tensor:
-    return lanes.view(-1, *([1] * (like.dim() - 1)))
+        return {name: torch.where(per_lane(last, new), new, inner[name]) for name, new in moved.items()} | sums

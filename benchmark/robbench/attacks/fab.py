@@ -21,7 +21,7 @@ from robbench.attacks.boundary import (
 )
 from robbench.errors import SuiteError
 from robbench.losses import margin
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import NORMS, Norm, Problem, State
 
 __all__ = ["FAB"]
@@ -90,7 +90,7 @@ class FAB:
         start = Ball(ball.norm, ball.eps / 2).random(p, surface=True)
         first = p.trial < min(self.targets, clean_logits(p).shape[1] - 1)
         return {
-            "x": torch.where(first.view(-1, *([1] * (p.x.dim() - 1))), p.x, start),
+            "x": torch.where(per_lane(first, p.x), p.x, start),
             "target": target_class(p, self.targets),
             "pulled": torch.zeros_like(p.y, dtype=torch.bool),  # whether x is the end of a backward step
             "searching": torch.zeros_like(p.y, dtype=torch.bool),
@@ -113,7 +113,7 @@ class FAB:
         s["pulled"] = wrong & ~s["pulled"]
 
         def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return torch.where(where.view(-1, *([1] * (x.dim() - 1))), a, b)
+            return torch.where(per_lane(where, x), a, b)
 
         onward = choose(s["pulled"], p.x + self.beta * (x - p.x), self._onward(p, ball.norm, x, loss, grad))
         s["x"] = choose(s["searching"], between(s), onward)
@@ -125,5 +125,5 @@ class FAB:
         moves = toward_plane(norm, torch.cat([x, p.x]), torch.cat([grad, grad]), torch.cat([gap, gap_clean]))
         move, move_clean = moves.chunk(2)
         far, far_clean = length(norm, moves).clamp(min=1e-8).chunk(2)
-        alpha = (far / (far + far_clean)).clamp(max=self.alpha_max).view(-1, *([1] * (x.dim() - 1)))
+        alpha = per_lane((far / (far + far_clean)).clamp(max=self.alpha_max), x)
         return ((1 - alpha) * (x + self.eta * move) + alpha * (p.x + self.eta * move_clean)).clamp(0, 1)

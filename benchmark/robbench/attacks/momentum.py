@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robbench.attacks.pgd import PGD
 from robbench.errors import SuiteError
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Problem, State
 
 __all__ = ["MIFGSM"]
@@ -49,5 +49,5 @@ class MIFGSM(PGD):
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Add the new direction to the old ones and take one projected step."""
         size = grad.abs().flatten(1).mean(1).clamp(min=torch.finfo(grad.dtype).tiny)
-        g = self.decay * s["g"] + grad / size.view(-1, *([1] * (grad.dim() - 1)))
+        g = self.decay * s["g"] + grad / per_lane(size, grad)
         return super().step(p, ball, s, t, logits, loss, g) | {"g": g}

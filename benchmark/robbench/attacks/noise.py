@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.base import Climbing
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Problem, State
 
 __all__ = ["Noise"]
@@ -39,6 +39,6 @@ class Noise(Climbing):
         # The counter of a draw is one number for all lanes, so each step that some lane is at is drawn for all.
         x = s["x"]
         for step in set(t.tolist()):
-            here = (t == step).view(-1, *([1] * (x.dim() - 1)))
+            here = per_lane(t == step, x)
             x = torch.where(here, ball.random(p, step=step + 1, surface=step % 2 == 0), x)
         return {"x": x}

@@ -11,7 +11,7 @@ from torch import Tensor
 from robbench import rng
 from robbench.attacks.pgd import PGD
 from robbench.errors import SuiteError
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Problem, State
 
 __all__ = ["ODI"]
@@ -57,5 +57,5 @@ class ODI(PGD):
         """Take a starting step, or a step of PGD."""
         far = ball.project(p.x, s["x"] + self.odi_step * ball.eps * ball.steepest(s["x"], grad))
         near = super().step(p, ball, s, t, logits, loss, grad)["x"]
-        starting = (s["left"] > 0).view(-1, *([1] * (grad.dim() - 1)))
+        starting = per_lane(s["left"] > 0, grad)
         return {"x": torch.where(starting, far, near), "left": (s["left"] - 1).clamp(min=0)}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robbench.attacks.base import Climbing
 from robbench.errors import SuiteError
-from robbench.threat import Ball
+from robbench.threat import Ball, per_lane
 from robbench.types import Problem, State
 
 __all__ = ["FGSM", "PGD"]
@@ -56,7 +56,7 @@ class PGD(Climbing):
         size: float | Tensor = self.relative_step * ball.eps if self.step_size is None else self.step_size
         if self.anneal:
             share = (t.to(grad.dtype) / self.steps * math.pi).cos().add(1) / 2
-            size = size * share.view(-1, *([1] * (grad.dim() - 1)))
+            size = size * per_lane(share, grad)
         return {"x": ball.project(p.x, s["x"] + size * ball.steepest(s["x"], grad))}
 
 
