@@ -23,7 +23,8 @@ from robbench.threat import Ball
 from robbench.types import NORMS, Norm, Problem, State
 
 __all__ = [
-    "Attack", "Climbing", "Searching", "clean_logits", "describe", "others_by_rank", "parameters", "target_class",
+    "Attack", "Climbing", "Searching", "clean_logits", "describe", "other_at", "others_by_rank", "parameters",
+    "target_class",
 ]  # fmt: skip
 
 
@@ -170,8 +171,13 @@ def others_by_rank(p: Problem) -> Tensor:
 
 def target_class(p: Problem, targets: int) -> Tensor:
     """Choose each trial's target: the wrong classes in the order of the clean logits, [L] int64."""
+    return other_at(p, p.trial % min(targets, clean_logits(p).shape[1] - 1))
+
+
+def other_at(p: Problem, rank: Tensor) -> Tensor:
+    """Choose each lane's wrong class of a rank, counted from 0 and again from the first after the last: [L] -> [L]."""
     others = others_by_rank(p)
-    return others.gather(1, (p.trial % min(targets, others.shape[1]))[:, None]).squeeze(1)
+    return others.gather(1, (rank % others.shape[1])[:, None]).squeeze(1)
 
 
 def parameters(cls: type[Attack]) -> dict[str, Field[Any]]:

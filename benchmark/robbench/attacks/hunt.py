@@ -9,16 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench import rng
-from robbench.attacks.base import clean_logits, others_by_rank
+from robbench.attacks.base import clean_logits, other_at
+from robbench.attacks.odi import weighted
 from robbench.errors import SuiteError
 from robbench.losses import margin, margin_targeted
 from robbench.threat import Ball, per_lane
 from robbench.types import NORMS, Norm, Problem, State
 
 __all__ = ["Hunt"]
-
-_WEIGHTS = 1 << 30  # step counter of the draws of weights, away from those of the starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +96,9 @@ class Hunt:
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
         """Evaluate what the run climbs: a random weighting of the logits, the margin, or that of one class."""
         at = s["at"]
-        w = 2 * rng.uniform(p.key, p.sample, p.trial, at + _WEIGHTS, logits.shape[1]).to(logits.dtype) - 1
-        aimless = torch.where(s["taken"] < self.odi_steps, (w * logits).sum(1), margin(logits, p.y))
+        aimless = torch.where(s["taken"] < self.odi_steps, weighted(logits, p, at), margin(logits, p.y))
         rank = torch.where(self._chasing(at), s["prey"], (at - self.starts).clamp(min=0))
-        others = others_by_rank(p)
-        target = others.gather(1, (rank % others.shape[1])[:, None]).squeeze(1)
-        return torch.where(at < self.starts, aimless, margin_targeted(logits, p.y, target))
+        return torch.where(at < self.starts, aimless, margin_targeted(logits, p.y, other_at(p, rank)))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take a step of the run, or begin the next one, or give up."""

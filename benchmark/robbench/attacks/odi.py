@@ -14,9 +14,15 @@ from robbench.errors import SuiteError
 from robbench.threat import Ball, per_lane
 from robbench.types import Problem, State
 
-__all__ = ["ODI"]
+__all__ = ["ODI", "weighted"]
 
 _WEIGHTS = 1 << 30  # step counter of the draw of the weights, away from those of the starts
+
+
+def weighted(logits: Tensor, p: Problem, start: int | Tensor = 0) -> Tensor:
+    """Sum the logits [L, K] by weights uniform in [−1, 1), drawn for each trial and start: [L] (Eq. 2, w·z)."""
+    w = 2 * rng.uniform(p.key, p.sample, p.trial, start + _WEIGHTS, logits.shape[1]).to(logits.dtype) - 1
+    return (w * logits).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,7 @@ class ODI(PGD):
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
         """Evaluate the random direction in the output space at first, then the objective."""
-        w = 2 * rng.uniform(p.key, p.sample, p.trial, _WEIGHTS, logits.shape[1]).to(logits.dtype) - 1
-        return torch.where(s["left"] > 0, (w * logits).sum(1), super().loss(logits, p, s))
+        return torch.where(s["left"] > 0, weighted(logits, p), super().loss(logits, p, s))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take a starting step, or a step of PGD."""
