@@ -62,6 +62,7 @@ class Setup:
     threads: int
     device: str
     data_dir: str | None
+    gradients: str | None = None  # robbench's, as `evaluate` takes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ def given(model: str, setup: Setup) -> Given:
     n = min(setup.samples, len(data))
     x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
     ball, prepared = Ball.of(load_suite("autoattack").threat(entry.dataset)), prepare(plain, device, x[:2])
-    widths = Widths(prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype)
+    widths = Widths(prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype, setup.gradients is not None)
     every, weights = np.arange(n), loaded.weights_sha256
     g = Given(
         plain, prepared, x, y, data.index[:n], ball, entry.dataset, widths, n, every, weights, setup.seed, device

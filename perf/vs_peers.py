@@ -173,11 +173,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="torch threads, for all sides")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:i")
+    parser.add_argument("--gradients", choices=["bfloat16"], help="of robbench's attacks; the judge keeps to float32")
     parser.add_argument("--data-dir", help="where the data sets are (ROBBENCH_DATA)")
     parser.add_argument("--json", type=Path, help="write every number here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_args()
-    setup = Setup(args.samples, args.seed, args.threads, args.device, args.data_dir)
+    setup = Setup(args.samples, args.seed, args.threads, args.device, args.data_dir, args.gradients)
     for peer in ("pyautoattack", "torchattacks"):
         if find_spec(peer) is None:
             parser.error(f"{peer} is not installed; pip install 'robbench[peers]'")
@@ -186,6 +187,7 @@ def main() -> None:
     hardware = describe_device(pick_device(args.device))
     header = f"{hardware}; " + ", ".join(f"{k} {v}" for k, v in found.items())
     header += f"; n={args.samples}, seed {args.seed}, {args.threads} torch threads, {args.repeats} runs of each side"
+    header += f"; robbench with --gradients {args.gradients}" if args.gradients else ""
     rows: list[Row] = []
     with ExitStack() as stack:
         processes: dict[bool, Executor] = {

@@ -7,6 +7,7 @@ import torch
 
 from robbench import evaluate, rng
 from robbench.store import RunStore
+from robbench.verify import verify
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,6 +32,20 @@ def test_verdicts_agree_with_the_cpu(model, tmp_path):
     for cpu, gpu in zip(results["cpu"].attacks, results["cuda"].attacks, strict=True):
         assert abs(cpu.robust_accuracy.value - gpu.robust_accuracy.value) <= 0.02, cpu.name
     assert abs(results["cpu"].robust_accuracy.value - results["cuda"].robust_accuracy.value) <= 0.01
+
+
+@pytest.mark.parametrize("model", ["digits/at", "digits/ls095_sigma03"])
+def test_gradients_in_bfloat16_find_what_float32_finds(model, tmp_path):
+    full, coarse = (
+        evaluate(model, "whitebox", device="cuda", gradients=g, results=tmp_path / str(g), save_adversarials=True)
+        for g in (None, "bfloat16")
+    )
+    for a, b in zip(full.attacks, coarse.attacks, strict=True):
+        assert abs(a.robust_accuracy.value - b.robust_accuracy.value) <= 0.02, a.name
+    found = verify(
+        tmp_path / "bfloat16" / "digits" / model.split("/")[1] / f"whitebox@{coarse.run_id[:8]}", device="cuda"
+    )
+    assert not found.refuted
 
 
 def test_float32_flips_between_widths_are_few(tmp_path):

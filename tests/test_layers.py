@@ -17,7 +17,7 @@ LAYERS = [
     {"salvage"},
     {"threat", "formats", "data", "store", "models"},
     {"attacks"},
-    {"crews", "suite", "leaps"},
+    {"crews", "suite", "leaps", "queries"},
     {"lanes"},
     {"engine"},
     {"target", "summary"},

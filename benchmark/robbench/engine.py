@@ -25,8 +25,9 @@ from robbench.attacks.base import Attack
 from robbench.crews import muster, work
 from robbench.errors import ModelError
 from robbench.guard import out_of_memory
-from robbench.lanes import Classifier, Lanes, Order, query
+from robbench.lanes import Lanes, Order
 from robbench.ledger import Ledger, Trial
+from robbench.queries import Classifier, query
 from robbench.threat import Ball
 from robbench.types import Judge, Problem
 from robbench.widths import Widths, device_of
@@ -109,7 +110,10 @@ def attack_samples(
         sample: official indices [N]; they select the random numbers.
         ball: where adversarial examples must lie.
         key: from `rng.make_key(seed, stage)`.
-        widths: the width of the batch; its halves are used when memory runs out, and later calls keep to that.
+        widths: the width of the batch; its halves are used when memory runs out, and later calls keep to that. It also
+            says whether gradients, and the logits that come with them, are computed in bfloat16. What these claim to
+            break is then asked about again in the precision of the images, and so is the last point of each trial:
+            the answers to that are what is judged.
         judge: `any` queried point may break a sample, or the `final` point of a trial only.
         detect_cycles: end a trial of a memoryless attack when it comes back to one of its last two points: with a
             deterministic model and judge `any`, everything from there on has been judged before.

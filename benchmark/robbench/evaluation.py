@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.adversarials import Points
-from robbench.errors import SuiteError
+from robbench.errors import DataError, SuiteError
 from robbench.flow import Flow
 from robbench.inputs import Images, Options, resolve, select
 from robbench.locking import lock_result
@@ -171,6 +171,9 @@ class Run:
     ) -> None:
         self.target, self.images, self.suite, self.options, self.reporter = target, images, suite, options, reporter
         self.description, self.expected = description, expected
+        self.coarse = options.gradients is not None
+        if self.coarse and images.dtype != torch.float32:
+            raise DataError(f"gradients in {options.gradients} given with images in {images.dtype}; allowed: float32.")
         self.threat = _threat(suite, images.dataset, options)
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.positions = select(len(images.y), options)
@@ -183,8 +186,8 @@ class Run:
         self._context = contextlib.ExitStack()
         self._overrides = {
             key: str(value)
-            for key, value in (("norm", options.norm), ("eps", options.eps), ("sample_seed", options.sample_seed))
-            if value is not None
+            for key in ("norm", "eps", "sample_seed", "gradients")
+            if (value := getattr(options, key)) is not None
         } | ({"seed": str(options.seed)} if options.seed else {})
         self._described = {s.name: s.describe() for s in self.stages}
         self.store = self._store(standard=not self._overrides)
@@ -233,7 +236,7 @@ class Run:
         """Put together what a worker needs."""
         keep = self.store.run_id if self.store and self.keep else None
         ball = Ball.of(self.threat)
-        return Job(self.target, self.stages, self.images, ball, self.suite.judge, self.lanes, keep)
+        return Job(self.target, self.stages, self.images, ball, self.suite.judge, self.lanes, self.coarse, keep)
 
     def forget_model(self) -> None:
         """Let go of the model once the workers have it: many runs may be under way."""
@@ -346,7 +349,7 @@ class Run:
             "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},
             "seed": self.options.seed,
             "sample_seed": self.options.sample_seed,
-        }
+        } | ({"gradients": self.options.gradients} if self.coarse else {})
 
     def _official(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Order sample ids as the run selects them: officially, or as they were drawn."""

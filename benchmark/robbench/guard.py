@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robbench.errors import ModelError
 
-__all__ = ["Guarded", "out_of_memory"]
+__all__ = ["Guarded", "in_bfloat16", "out_of_memory"]
 
 _NOTED = {
     "input_changed": (
@@ -34,6 +34,11 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error)
     return isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+
+
+def in_bfloat16(device: torch.device) -> torch.autocast:
+    """Have models compute what is costly in bfloat16, wherever their weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 class Guarded(nn.Module):
@@ -105,6 +110,7 @@ class Guarded(nn.Module):
                 raise ModelError("The model answers on the device meta, which holds no values.")
             self.flags["device"] = _NOTED["device"]
             logits = logits.to(x.device)
-        if torch.finfo(logits.dtype).eps > torch.finfo(x.dtype).eps:
+        asked_for = torch.is_autocast_enabled(x.device.type)  # by whoever asks the model
+        if torch.finfo(logits.dtype).eps > torch.finfo(x.dtype).eps and not asked_for:
             self.flags["dtype"] = _NOTED["dtype"].format(what=logits.dtype)
         return logits.to(x.dtype)

@@ -37,6 +37,8 @@ class Options:
         sample_seed: draw the N samples at random with this seed instead.
         seed: seed of the attacks' random numbers.
         lanes: batch width; None chooses by image size and device.
+        gradients: "bfloat16" computes gradients, and the logits that come with them, in bfloat16, which is faster where
+            the hardware has it. What is judged stays in the precision of the images.
         device: auto, cpu, cuda or cuda:i.
         data_dir: where the data sets are; None means ROBBENCH_DATA.
         models: further model registries.
@@ -53,6 +55,7 @@ class Options:
     sample_seed: int | None = None
     seed: int = 0
     lanes: int | None = None
+    gradients: str | None = None
     device: str = "auto"
     data_dir: str | Path | None = None
     models: Sequence[str | Path] = ()
@@ -80,6 +83,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RobbenchError(f"{name}: {value} given; it must be at least {least}.")
+        if self.gradients not in (None, "bfloat16"):
+            raise RobbenchError(f"gradients: {self.gradients!r} given; allowed: bfloat16, or None.")
         if self.save_adversarials and self.results is None:
             raise RobbenchError("save_adversarials given without results: say where to (results=DIR).")
 

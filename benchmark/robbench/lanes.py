@@ -18,43 +18,14 @@ from torch import Tensor
 from robbench.attacks.base import Attack, Searching
 from robbench.crews import Crew
 from robbench.errors import ModelError
-from robbench.guard import out_of_memory
 from robbench.leaps import MOST, leap, rows
 from robbench.ledger import Ledger, Trial
+from robbench.queries import blame, query
 from robbench.threat import Ball
-from robbench.types import Judge, Problem, State, some_ids
+from robbench.types import Judge, Problem, State
 from robbench.widths import Widths
 
-__all__ = ["Classifier", "Lanes", "Order", "query"]
-
-Classifier = Callable[[Tensor], Tensor]
-"""Images [L, C, H, W] in [0, 1] -> logits [L, K]: a module, or what wraps one."""
-
-
-def query(model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Ask the model at `s["x"]`: logits [L, K], the attack's loss [L] and its gradient (zeros without `with_grad`)."""
-    x = s["x"]
-    if not with_grad:
-        with torch.no_grad():
-            logits = model(x)
-            return logits, attack.loss(logits, p, s), torch.zeros_like(x)
-    x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        logits = model(x)
-        loss = attack.loss(logits, p, s)
-        if not loss.requires_grad:
-            raise ModelError(
-                "The model's output does not depend on its input through autograd (was it computed under no_grad, "
-                "through numpy, or after detach?), so gradient attacks cannot run. Make it differentiable, or attack "
-                "it by queries alone: --suite blackbox."
-            )
-        try:
-            (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            raise ModelError(f"The gradient of the model's answer cannot be computed: {error}.") from error
-    return logits.detach(), loss.detach(), torch.zeros_like(x) if grad is None else grad
+__all__ = ["Lanes", "Order"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +76,7 @@ class Lanes:
         self.forwards, self.backwards = lane.copy(), lane.copy()
         self.zero_gradients, self.nonfinite = lane.copy(), lane.copy()
         device = order.device
+        self.coarse = order.widths.coarse and not getattr(order.attack, "precise", False)
         # What answers at random is asked step by step.
         self.search = order.attack if order.draws == 1 and isinstance(order.attack, Searching) else None
         self.p = Problem(
@@ -204,15 +176,20 @@ class Lanes:
             grad = grad.nan_to_num(0.0, 0.0, 0.0)
             answers[2] = (_steepest(grad) == 0).cpu().numpy()
 
-        success = self.live & answers[0] & (last | (order.judge == "any"))
-        distance = np.full(len(x), np.nan)
-        if success.any():  # the geometry is checked where it matters: at every claimed break
-            hit = torch.from_numpy(np.flatnonzero(success)).to(order.device)
-            inside = order.ball.contains(self.p.x[hit], x[hit]).cpu().numpy()
-            distance[success] = order.ball.distance(self.p.x[hit], x[hit]).cpu().numpy()
-            success[success] = inside
+        coarse = with_grad and self.coarse
+        judged = self.live & (last | (order.judge == "any")) & (answers[0] | (last & coarse))
+        inside, distance = judged.copy(), np.full(len(x), np.nan)
+        if judged.any():  # the geometry is checked where it matters: at every claimed break
+            hit = torch.from_numpy(np.flatnonzero(judged)).to(order.device)
+            inside[judged] = order.ball.contains(self.p.x[hit], x[hit]).cpu().numpy()
+            distance[judged] = order.ball.distance(self.p.x[hit], x[hit]).cpu().numpy()
+        if coarse and (doubted := judged & (inside | last)).any():  # the attack, too, is told what is so
+            at, *told = self.ask_again(doubted, predicted, answers)
+            logits, loss = (a.index_copy(0, at, b) for a, b in zip((logits, loss), told, strict=True))
+            self.forwards += doubted & ~last  # a last point had no need of bfloat16; its batch had
+        success = inside & answers[0]
         if order.draws > 1 and success.any():
-            success = self.outvoted(x, wrong.long(), success)
+            success = self.outvoted(x, answers[0], success)
         self.forwards += self.live
         self.nonfinite += self.live & ~answers[1]
         if with_grad:
@@ -227,7 +204,11 @@ class Lanes:
             if "done" in self.state:
                 self.closing = self.state["done"].cpu().numpy()
             if order.cycles:
-                ended |= self.live & self.cycled(x)
+                back = self.live & self.cycled(x)
+                if self.coarse:  # not judged yet: a last query judges the point that it goes back to
+                    self.closing |= back
+                else:
+                    ended |= back
         spent = (time.perf_counter() - begin) / self.live.sum() / self.crew.crews
         np.add.at(self.ledger.seconds, self.position[self.live], spent)
         if ended.any():
@@ -235,14 +216,16 @@ class Lanes:
         self.t += 1
 
     def ask(self, p: Problem, s: State, live: NDArray[np.int64], with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Query the model (`query`); its errors name the samples of the rows that are live."""
-        x = s["x"]
+        """Query the model (`queries.query`); its errors name the samples of the rows that are live."""
+        model = self.crew.model
         try:
-            logits, loss, grad = query(self.crew.model, self.order.attack, p, s, with_grad)
+            logits, loss, grad = query(model, self.order.attack, p, s, with_grad, self.coarse)
         except ModelError as error:
-            raise ModelError(f"{error} {self.blame(p, x, live, with_grad)}") from error
-        if logits.dim() != 2 or len(logits) != len(x):
-            raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
+            raise ModelError(f"{error} {blame(model, p, s['x'], live, with_grad)}") from error
+        if logits.dim() != 2 or len(logits) != len(p.y):
+            raise ModelError(
+                f"The model answered {tuple(logits.shape)} to {tuple(s['x'].shape)}; expected [N, classes]."
+            )
         return logits, loss, grad
 
     def leap(self, attack: Searching) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,27 +278,32 @@ class Lanes:
         if done:
             self.finish(done)
 
-    def blame(self, p: Problem, x: Tensor, live: NDArray[np.int64], with_grad: bool) -> str:
-        """Name the samples that a batch failed on, by asking about each point alone at the same width."""
-        samples, failing = p.sample[torch.from_numpy(live).to(x.device)].tolist(), set()
-        for lane, sample in zip(live, samples, strict=True):
-            alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
-            try:
-                with torch.set_grad_enabled(with_grad):
-                    answer = self.crew.model(alone).sum()
-                    if with_grad:
-                        torch.autograd.grad(answer, alone, allow_unused=True)
-            except (ModelError, RuntimeError):  # the latter from autograd
-                failing.add(sample)
-        alone_too = f"it fails on {some_ids(sorted(failing))}" if failing else "none of them fails alone"
-        return (
-            f"(while attacking {some_ids(sorted(set(samples)))}: {alone_too}). Everything that was finished before is "
-            "kept; mend the model, and the same command goes on if it still computes the same function."
-        )
+    def ask_again(
+        self, doubted: NDArray[np.bool_], predicted: NDArray[np.int64], answers: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a verdict hangs on what was said in bfloat16, put what the images' own precision says in its place.
 
-    def outvoted(self, x: Tensor, votes: Tensor, claims: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Tell which claimed breaks hold in more than half of `draws` answers, the first of which is `votes`."""
-        order = self.order
+        Args:
+            doubted: which lanes.
+            predicted: the class of each lane.
+            answers: whether it is wrong, whether its logits are finite, and more that stays.
+
+        Returns:
+            The lanes [n], their logits [n, K], and the attack's loss there [n].
+        """
+        lanes = np.flatnonzero(doubted)
+        n = len(lanes)
+        at = torch.from_numpy(np.resize(lanes, self.order.widths.fit(n))).to(self.order.device)
+        p, s = rows(self.p, self.state, at)
+        logits, loss = (answer[:n] for answer in self.ask(p, s, np.arange(n), with_grad=False)[:2])
+        predicted[lanes] = logits.argmax(1).cpu().numpy()
+        answers[1, lanes] = logits.isfinite().all(1).cpu().numpy()
+        answers[0, lanes] = answers[1, lanes] & (predicted[lanes] != p.y[:n].cpu().numpy())
+        return at[:n], logits, loss
+
+    def outvoted(self, x: Tensor, wrong: NDArray[np.bool_], claims: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell which claimed breaks hold in more than half of `draws` answers, the first of which was `wrong`."""
+        order, votes = self.order, torch.from_numpy(wrong).to(x.device).long()
         for _ in range(order.draws - 1):
             with torch.no_grad():
                 logits = self.crew.model(x)

@@ -207,7 +207,7 @@ def _records(run: Run) -> tuple[pd.DataFrame, str]:
 def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     n, known = len(run.positions), rows["sample"].nunique()
     spent = pd.Series(0.0, index=rows["sample"].unique())
-    widths = Widths(run.target.module, run.images.x(np.arange(1)).shape[1:], run.lanes, run.images.dtype)
+    widths = Widths(run.target.module, run.images.x(np.arange(1)).shape[1:], run.lanes, run.images.dtype, run.coarse)
     right = rows.loc[rows["status"] != Status.MISCLASSIFIED, "sample"].unique()
     if not len(right):
         raise RobbenchError(
@@ -242,7 +242,7 @@ def _opening(run: Run, widths: Widths) -> float:
     for left in range(1, widths.lanes, max(widths.lanes // 8, 1)):  # about as many as a run meets
         widths.fit(left)
     checks = clock() - begin
-    job = Job(run.target, run.stages, run.images, Ball.of(run.threat), run.suite.judge, run.lanes, None)
+    job = Job(run.target, run.stages, run.images, Ball.of(run.threat), run.suite.judge, run.lanes, run.coarse, None)
     worker, spent = Worker(job), []
     for some in (run.positions[: widths.lanes], run.positions[: 4 * widths.lanes]):
         begin = clock()

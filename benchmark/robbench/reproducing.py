@@ -132,7 +132,7 @@ def reproduce(
     rows = read_rows(path.with_name("outcomes.parquet"))
     own = model is not None and (not isinstance(model, str) or ":" in model)
     n = min(samples or stored.n, stored.n)
-    asked = {key: stored.overrides[key] for key in ("norm", "eps") if key in stored.overrides}
+    asked = {key: stored.overrides[key] for key in ("norm", "eps", "gradients") if key in stored.overrides}
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
         again = evaluate(
             _model_of(stored) if model is None else model,

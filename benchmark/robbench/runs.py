@@ -55,6 +55,7 @@ class Description(BaseModel):
     sample_seed: Natural | None
     seed: Natural
     lanes: Positive | None
+    gradients: Literal["bfloat16"] | None = None  # not in descriptions written before there was a choice
     models: list[str]
     data_dir: str | None
     save_adversarials: bool
@@ -100,6 +101,7 @@ def describe_run(
         "sample_seed": options.sample_seed,
         "seed": options.seed,
         "lanes": options.lanes,
+        "gradients": options.gradients,
         "models": [str(Path(m).resolve()) for m in options.models],
         "data_dir": None if options.data_dir is None else str(Path(options.data_dir).resolve()),
         "save_adversarials": options.save_adversarials,

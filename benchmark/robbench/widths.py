@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench import rng
-from robbench.guard import out_of_memory
+from robbench.guard import in_bfloat16, out_of_memory
 
 __all__ = ["Widths", "default_lanes", "device_of", "twin", "using_threads"]
 
@@ -63,13 +63,16 @@ class Widths:
 
     Attributes:
         lanes: the full width.
+        coarse: whether gradients are computed in bfloat16, whose bits must be the same as well.
     """
 
-    def __init__(self, model: nn.Module, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> None:
-        self.model, self.shape, self.lanes, self.dtype = model, tuple(shape), lanes, dtype
+    def __init__(
+        self, model: nn.Module, shape: Sequence[int], lanes: int, dtype: torch.dtype, coarse: bool = False
+    ) -> None:
+        self.model, self.shape, self.lanes, self.dtype, self.coarse = model, tuple(shape), lanes, dtype, coarse
         with contextlib.suppress(Exception):  # whatever a user's module raises when it is copied
             self.model = twin(model)  # other threads may be asking the original
-        self._full: tuple[Tensor, Tensor] | None = None
+        self._full: list[Tensor] | None = None
         self._same: dict[tuple[int, int], bool] = {}
         self._lock = threading.Lock()
 
@@ -99,24 +102,26 @@ class Widths:
     def _compare(self, width: int, threads: int) -> bool:
         if self._full is None:
             self._full = self._answer(self.lanes, 1)
-        logits, grad = self._answer(width, threads)
-        return torch.equal(logits, self._full[0][:width]) and torch.equal(grad, self._full[1][:width])
+        answer = self._answer(width, threads)
+        return all(torch.equal(ours, full[:width]) for ours, full in zip(answer, self._full, strict=True))
 
     def halve(self) -> None:
         """Make the full width half of what it was, because memory ran out."""
         self.lanes //= 2
         self._full, self._same = None, {}
 
-    def _answer(self, width: int, threads: int) -> tuple[Tensor, Tensor]:
-        with using_threads(threads if device_of(self.model).type == "cpu" else torch.get_num_threads()):
-            return self._ask(width)
+    def _answer(self, width: int, threads: int) -> list[Tensor]:
+        device = device_of(self.model)
+        with using_threads(threads if device.type == "cpu" else torch.get_num_threads()):
+            return [*self._ask(width, False), *(self._ask(width, True) if self.coarse else ())]
 
-    def _ask(self, width: int) -> tuple[Tensor, Tensor]:
+    def _ask(self, width: int, coarse: bool) -> tuple[Tensor, Tensor]:
         lane = torch.arange(width, device=device_of(self.model))
         pixels = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(self.shape)))
         x = pixels.to(self.dtype).view(width, *self.shape).requires_grad_(True)
         with torch.enable_grad():
-            logits = self.model(x)
+            with in_bfloat16(x.device) if coarse else contextlib.nullcontext():
+                logits = self.model(x)
             # Unequal weights on the logits: no cancellation as in a cross-entropy that is already zero.
             weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=x.device)).sum()
         grad = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None

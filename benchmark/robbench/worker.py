@@ -55,6 +55,7 @@ class Job:
         ball: threat.
         judge: which points count.
         lanes: batch width.
+        coarse: whether gradients are computed in bfloat16.
         keep: the run_id if adversarial examples are kept; they carry it.
     """
 
@@ -64,6 +65,7 @@ class Job:
     ball: Ball
     judge: Judge
     lanes: int
+    coarse: bool
     keep: str | None
 
     def on(self, device: torch.device) -> Job:
@@ -113,7 +115,7 @@ class Worker:
     def __post_init__(self) -> None:
         job, images = self.job, self.job.images
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
-        self.widths = Widths(job.target.module, self.shape, job.lanes, images.dtype)
+        self.widths = Widths(job.target.module, self.shape, job.lanes, images.dtype, job.coarse)
         self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths)
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None
 

@@ -54,6 +54,7 @@ class DeepFool:
     needs_grad: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = True
     memoryless: ClassVar[bool] = False
+    precise: ClassVar[bool] = True  # how far a plane is: the difference of two logits, small near the boundary
     trials: ClassVar[int] = 1
 
     candidates: int = 9

@@ -58,6 +58,11 @@ class EOT:
         return self.inner.needs_logits
 
     @property
+    def precise(self) -> bool:
+        """Whether the inner attack is."""
+        return getattr(self.inner, "precise", False)
+
+    @property
     def trials(self) -> int:
         """Those of the inner attack."""
         return self.inner.trials

@@ -57,6 +57,7 @@ class FAB:
     needs_grad: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = True
     memoryless: ClassVar[bool] = False
+    precise: ClassVar[bool] = True  # how far a plane is: the difference of two logits, small near the boundary
 
     targets: int = 9
     restarts: int = 1

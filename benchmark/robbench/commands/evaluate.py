@@ -15,6 +15,7 @@ from robbench.commands import runs
 from robbench.commands.options import (
     SOURCES,
     DataDir,
+    Gradients,
     Imports,
     Json,
     Models,
@@ -65,6 +66,7 @@ def eval_(
     seed: Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")] = 0,
     seeds: Annotated[int, typer.Option(help="Run N seeds, from --seed on: mean, range, and worst over seeds.")] = 1,
     lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
+    gradients: Gradients = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
     imports: Imports = None,
@@ -101,8 +103,8 @@ def eval_(
     ray = {"address": address, "workers": workers, "threads": threads} if executor == "ray" else None
     import_own(imports or [])
     if resume:
-        asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, models, data_dir)
-        if any(v is not None for v in asked) or overwrite or save_adversarials or seed or all_models:
+        asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, gradients, models)
+        if any(v is not None for v in (*asked, data_dir)) or overwrite or save_adversarials or seed or all_models:
             raise RobbenchError(
                 "--resume goes on with what was begun, as it was begun; it takes only --results, --device, "
                 "--wait, --json and what says where the work runs."
@@ -135,6 +137,10 @@ def eval_(
     }
     check_about(sources, about)
     load_suite(suite)
+    if suite == "sanity" and gradients is not None:
+        raise RobbenchError(
+            f"--gradients {gradients} given with the sanity checks, which look at the gradients themselves."
+        )
     radii = _radii(eps)
     # Radius 0 of a sweep is the clean accuracy: there is nothing to attack.
     attacked = [r for r in radii if len(radii) == 1 or r is None or parse_eps(r) > 0]
@@ -145,6 +151,7 @@ def eval_(
         "sample_seed": sample_seed,
         "norm": norm,
         "lanes": lanes,
+        "gradients": gradients,
         "device": device,
         "models": models or [],
         "data_dir": data_dir,

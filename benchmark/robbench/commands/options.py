@@ -6,16 +6,23 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from robbench.errors import RobbenchError
 
-__all__ = ["SOURCES", "DataDir", "Imports", "Json", "Models", "Results", "check_about", "per_channel", "resumable"]
+__all__ = [
+    "SOURCES", "DataDir", "Gradients", "Imports", "Json", "Models", "Results", "check_about", "per_channel",
+    "resumable",
+]  # fmt: skip
 
 SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
 
+Gradients = Annotated[
+    Literal["bfloat16"] | None,
+    typer.Option(help="Compute gradients in bfloat16, faster where the hardware has it; the judge keeps to float32."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Models = Annotated[
     list[Path] | None,

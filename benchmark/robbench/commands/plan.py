@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from robbench.commands.options import SOURCES, DataDir, Imports, Json, Models, Results, check_about, per_channel
+from robbench.commands.options import (
+    SOURCES,
+    DataDir,
+    Gradients,
+    Imports,
+    Json,
+    Models,
+    Results,
+    check_about,
+    per_channel,
+)  # fmt: skip
 from robbench.commands.printing import print_table
 from robbench.errors import RobbenchError
 from robbench.own import import_own
@@ -35,6 +45,7 @@ def plan(
     std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")] = 0,
     lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
+    gradients: Gradients = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
     data_dir: DataDir = None,
@@ -69,7 +80,13 @@ def plan(
     threads = threads or (1 if workers is not None else torch.get_num_threads())
     torch.set_num_threads(threads)
     options: dict[str, Any] = {"samples": samples, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
-    options |= {"device": device, "models": models or [], "data_dir": data_dir, "results": results}
+    options |= {
+        "gradients": gradients,
+        "device": device,
+        "models": models or [],
+        "data_dir": data_dir,
+        "results": results,
+    }
     plans = [planned(name, suite, pilot=pilot, **(about if name in sources else {}), **options) for name in model]
     sums = total(plans, count)
     elsewhere = gpus is not None and place.type != "cuda"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench import engine, rng
+from robbench.guard import in_bfloat16
 from robbench.models.card import Adversary, Recipe
 from robbench.threat import Ball
 from robbench.training.recipe import add_noise, augment, inner_attack, learning_rate, objective, pair
@@ -113,7 +114,7 @@ class Step:
         """Query the network in the chosen precision; the logits are float32."""
         if self.precision == "float32":
             return self.network(x)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with in_bfloat16(self.device):
             return self.network(x).float()
 
     def noisy(self, x: Tensor, sample: Tensor, trial: Tensor) -> Tensor:
