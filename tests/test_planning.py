@@ -1,6 +1,7 @@
 """What a run will cost, beside what it costs."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from robbench.store import read_rows
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Calibrate for a moment only."""
-    monkeypatch.setattr(planning, "_SECONDS", 0.05)
+    monkeypatch.setattr(planning, "_SHORTEST", 0.05)
 
 
 def passes(rows):
@@ -25,6 +26,21 @@ def passes(rows):
 
 def told(p):
     return {s.stage: (s.forwards, s.backwards) for s in p.stages}
+
+
+@pytest.mark.parametrize(("each", "limit"), [(math.nan, 0.05), (1e-9, 0.05), (0.1, None), (1e9, 2.0)])
+def test_calibration_takes_a_share_of_the_run(each, limit, monkeypatch):
+    calibrated, limits = planning._calibrated, []
+
+    def noted(run, stage, at, widths, seconds):
+        limits.append(seconds)
+        return calibrated(run, stage, at, widths, 0.01)
+
+    monkeypatch.setattr(planning, "_calibrated", noted)
+    monkeypatch.setattr(planning, "_opening", lambda run, widths: (0.0, each))
+    p = plan("digits/natural", "quick", pilot=16, samples=400, lanes=4)
+    expected = [0.05 * s.forwards / 4 * each if limit is None else limit for s in p.stages]
+    assert limits == pytest.approx(expected, rel=0.02)
 
 
 def test_records_of_the_same_run_leave_no_pass_open(tmp_path):

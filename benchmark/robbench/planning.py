@@ -44,8 +44,8 @@ from robbench.worker import Job, Worker
 
 __all__ = ["ModelPlan", "StagePlan", "plan"]
 
-_SECONDS, _ROUNDS = 2.0, 300  # of calibration per stage and width, whichever ends first
-_LEAST = 6
+_SHARE, _SHORTEST, _LONGEST = 0.05, 0.2, 2.0  # of what a stage may take: seconds of calibration at each width
+_LEAST = 6  # rounds, however long they take
 _SEARCH = 200  # steps that a random search is timed on
 clock = time.perf_counter
 """What seconds are taken by; perf/plan.py puts CPU time here on a busy machine."""
@@ -110,20 +110,20 @@ class _Enough(Exception):
 class _Timed(nn.Module):
     """A model that notes when it is asked, and how much at once; its copies, which crews have, note in one list."""
 
-    def __init__(self, inner: nn.Module, seen: list[tuple[float, int]] | None = None) -> None:
+    def __init__(self, inner: nn.Module, limit: float, seen: list[tuple[float, int]] | None = None) -> None:
         super().__init__()
-        self.inner, self.seen = inner, [] if seen is None else seen
+        self.inner, self.limit, self.seen = inner, limit, [] if seen is None else seen
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)(copy.deepcopy(self.inner, memo), self.seen).eval()
+        return type(self)(copy.deepcopy(self.inner, memo), self.limit, self.seen).eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Ask the model, until enough was seen."""
+        """Ask the model, for so many seconds."""
         if x.is_cuda:
             torch.cuda.synchronize()
         self.seen.append((clock(), len(x)))
         spent = self.seen[-1][0] - self.seen[0][0]
-        if len(self.seen) > _LEAST and (spent > _SECONDS or len(self.seen) > _ROUNDS):
+        if len(self.seen) > _LEAST and spent > self.limit:
             raise _Enough
         answer: Tensor = self.inner(x)
         return answer
@@ -214,16 +214,17 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
             f"{run.title()}: of {known} images none is classified correctly; nothing would be attacked."
         )
     at = np.searchsorted(run.images.index, right)
-    opening = _opening(run, widths)
+    opening, each = _opening(run, widths)
     stages = []
     for stage in run.stages:
         mine = rows[(rows["attack"] == stage.name) & rows["status"].isin([Status.BROKEN, Status.ROBUST])]
-        pace = _calibrated(run, stage, at, widths)
-        rate = pace.lanes * pace.crews / pace.full_seconds
         attacked = round(n * len(mine) / known)
-        forwards, backwards = mine["forwards"].to_numpy(), mine["backwards"].to_numpy()
-        seconds = _laid(_tried(mine, attacked), getattr(stage.attack, "trials", 1), widths, pace)
         scale = attacked / max(len(mine), 1)
+        forwards, backwards = mine["forwards"].to_numpy(), mine["backwards"].to_numpy()
+        about = scale * float(forwards.sum()) / run.lanes * each
+        pace = _calibrated(run, stage, at, widths, float(np.clip(np.nan_to_num(_SHARE * about), _SHORTEST, _LONGEST)))
+        rate = pace.lanes * pace.crews / pace.full_seconds
+        seconds = _laid(_tried(mine, attacked), getattr(stage.attack, "trials", 1), widths, pace)
         stages.append(
             StagePlan(
                 stage.name, attacked, round(scale * forwards.sum()), round(scale * backwards.sum()), seconds, rate
@@ -236,8 +237,12 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     return ModelPlan(run.title(), n, opening, stages, error, source, run.lanes, _memory(run.target))
 
 
-def _opening(run: Run, widths: Widths) -> float:
-    """Time what comes before the attacks on a few images, and what each further one adds to it."""
+def _opening(run: Run, widths: Widths) -> tuple[float, float]:
+    """Time what comes before the attacks on a few images, and what each further one adds to it.
+
+    Returns:
+        Seconds for all images, and about what a forward and backward pass of a full batch takes.
+    """
     begin = clock()
     for left in range(1, widths.lanes, max(widths.lanes // 8, 1)):  # about as many as a run meets
         widths.fit(left)
@@ -246,15 +251,15 @@ def _opening(run: Run, widths: Widths) -> float:
     worker, spent = Worker(job), []
     for some in (run.positions[: widths.lanes], run.positions[: 4 * widths.lanes]):
         begin = clock()
-        worker.look(some)
+        first = worker.look(some)
         spent.append((len(some), clock() - begin))
     (few, short), (more, long) = spent
     each = max(0.0, long - short) / (more - few) if more > few else 0.0
-    return checks + short + each * (len(run.positions) - few)
+    return checks + short + each * (len(run.positions) - few), first.seconds
 
 
-def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> _Pace:
-    """Run a stage with all lanes full, and with few of them in use."""
+def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widths, limit: float) -> _Pace:
+    """Run a stage with all lanes full, and with few of them in use, for so many seconds each."""
     crews = len(muster(run.target.module, widths, 8 * widths.lanes * max(1, torch.get_num_threads()), alone=False)[0])
     narrow = widths.fit(max(16, widths.lanes // 8))
     if isinstance(stage.attack, Transfer | Peer):  # most of their work is not asking this model: time it as a whole
@@ -272,7 +277,7 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
             seconds.append((clock() - begin) / forwards * crews * width)
         return _Pace(crews, widths.lanes, narrow, *seconds)
     for width, count in cases:
-        timed = _Timed(run.target.module).eval()
+        timed = _Timed(run.target.module, limit).eval()
         with contextlib.suppress(_Enough):
             while True:
                 _attack(run, replace(run.target, module=timed), stage, np.resize(at, count), widths)
