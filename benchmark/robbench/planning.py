@@ -16,7 +16,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.attacks import Square
+from robbench.attacks import parameters
+from robbench.attacks.base import Searching
 from robbench.crews import muster
 from robbench.errors import ResultError, RobbenchError
 from robbench.evaluation import Run, ready, run_here
@@ -269,8 +270,9 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
         return _Pace(1, widths.lanes, widths.lanes, each, each)
     cases = ((widths.lanes, 4 * crews * widths.lanes), (narrow, crews * narrow))
     seconds = []
-    if isinstance(stage.attack, Square):  # a question takes it on by several steps: time a short search
-        short = replace(stage, attack=replace(stage.attack, steps=min(stage.attack.steps, _SEARCH)))
+    # A question takes a search on by several steps, so a short one is timed.
+    if isinstance(stage.attack, Searching) and "steps" in parameters(type(stage.attack)):
+        short = replace(stage, attack=replace(cast("Any", stage.attack), steps=min(stage.attack.steps, _SEARCH)))
         for width, count in cases:
             begin = clock()
             forwards = _attack(run, run.target, short, np.resize(at, count), widths)
