@@ -13,7 +13,7 @@ from torch import nn
 from conftest import run, run_attack, small
 from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt
 from robbench.data import load
-from robbench.errors import DataError, RobbenchError
+from robbench.errors import DataError, ModelError, RobbenchError
 from robbench.evaluation import evaluate
 from robbench.guard import in_bfloat16
 from robbench.models.card import Registry
@@ -196,6 +196,24 @@ def test_records_do_not_depend_on_order_or_on_widths_that_give_the_same_bits():
     other = run_attack(net, attack, x[order], y[order], ball, sample=order.numpy(), widths=widths)
     for name in ("broken", "step", "forwards", "backwards", "prediction", "distance"):
         assert np.array_equal(getattr(first, name), getattr(other, name), equal_nan=name == "distance"), name
+
+
+def test_a_model_that_fails_in_bfloat16_alone_says_so(problem):
+    class Strict(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            logits = self.inner(x)
+            if logits.dtype != torch.float32:
+                raise TypeError("no kernel for BFloat16")
+            return logits
+
+    model, x, y = problem
+    with pytest.raises(ModelError, match=r"no kernel for BFloat16 .* in bfloat16; without --gradients"):
+        evaluate(Strict(model).eval(), "quick", x=x, y=y, dataset="digits", gradients="bfloat16")
+    assert evaluate(Strict(model).eval(), "quick", x=x, y=y, dataset="digits").n == len(y)
 
 
 class Wavering(nn.Module):

@@ -5,6 +5,7 @@ Every query of a run goes through it. What each kind of misbehaviour leads to is
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any, Self
 
@@ -36,9 +37,9 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
 
 
-def in_bfloat16(device: torch.device) -> torch.autocast:
-    """Have models compute what is costly in bfloat16, wherever their weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16)
+def in_bfloat16(device: torch.device, asked: bool = True) -> contextlib.AbstractContextManager[object]:
+    """Have models compute what is costly in bfloat16, if asked to; their weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if asked else contextlib.nullcontext()
 
 
 class Guarded(nn.Module):

@@ -217,11 +217,11 @@ class Lanes:
 
     def ask(self, p: Problem, s: State, live: NDArray[np.int64], with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Query the model (`queries.query`); its errors name the samples of the rows that are live."""
-        model = self.crew.model
+        model, coarse = self.crew.model, with_grad and self.coarse
         try:
-            logits, loss, grad = query(model, self.order.attack, p, s, with_grad, self.coarse)
+            logits, loss, grad = query(model, self.order.attack, p, s, with_grad, coarse)
         except ModelError as error:
-            raise ModelError(f"{error} {blame(model, p, s['x'], live, with_grad)}") from error
+            raise ModelError(f"{error} {blame(model, p, s['x'], live, with_grad, coarse)}") from error
         if logits.dim() != 2 or len(logits) != len(p.y):
             raise ModelError(
                 f"The model answered {tuple(logits.shape)} to {tuple(s['x'].shape)}; expected [N, classes]."

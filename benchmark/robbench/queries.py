@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ def query(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ask the model at `s["x"]`: logits [L, K], the attack's loss [L] and its gradient (zeros without `with_grad`).
 
-    With `coarse`, gradients are computed in bfloat16.
+    With `coarse`, the model computes in bfloat16; the loss and its gradient at x stay in the precision of x.
     """
     x = s["x"]
     if not with_grad:
@@ -35,7 +34,7 @@ def query(
             return logits, attack.loss(logits, p, s), torch.zeros_like(x)
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        with in_bfloat16(x.device) if coarse else nullcontext():
+        with in_bfloat16(x.device, coarse):
             logits = model(x)
         loss = attack.loss(logits, p, s)
         if not loss.requires_grad:
@@ -53,7 +52,7 @@ def query(
     return logits.detach(), loss.detach(), torch.zeros_like(x) if grad is None else grad
 
 
-def blame(model: Classifier, p: Problem, x: Tensor, live: NDArray[np.int64], with_grad: bool) -> str:
+def blame(model: Classifier, p: Problem, x: Tensor, live: NDArray[np.int64], with_grad: bool, coarse: bool) -> str:
     """Name the samples that a batch failed on, by asking about each point alone at the same width.
 
     Args:
@@ -62,19 +61,22 @@ def blame(model: Classifier, p: Problem, x: Tensor, live: NDArray[np.int64], wit
         x: the points, [L, C, H, W].
         live: the lanes that hold a sample.
         with_grad: whether gradients were asked for.
+        coarse: whether in bfloat16.
     """
     samples, failing = p.sample[torch.from_numpy(live).to(x.device)].tolist(), set()
     for lane, sample in zip(live, samples, strict=True):
         alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
         try:
             with torch.set_grad_enabled(with_grad):
-                answer = model(alone).sum()
+                with in_bfloat16(x.device, coarse):
+                    answer = model(alone).sum()
                 if with_grad:
                     torch.autograd.grad(answer, alone, allow_unused=True)
         except (ModelError, RuntimeError):  # the latter from autograd
             failing.add(sample)
     alone_too = f"it fails on {some_ids(sorted(failing))}" if failing else "none of them fails alone"
+    how = " in bfloat16; without --gradients it may well answer" if coarse else ""
     return (
-        f"(while attacking {some_ids(sorted(set(samples)))}: {alone_too}). Everything that was finished before is "
+        f"(while attacking {some_ids(sorted(set(samples)))}{how}: {alone_too}). Everything that was finished before is "
         "kept; mend the model, and the same command goes on if it still computes the same function."
     )

@@ -120,7 +120,7 @@ class Widths:
         pixels = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(self.shape)))
         x = pixels.to(self.dtype).view(width, *self.shape).requires_grad_(True)
         with torch.enable_grad():
-            with in_bfloat16(x.device) if coarse else contextlib.nullcontext():
+            with in_bfloat16(x.device, coarse):
                 logits = self.model(x)
             # Unequal weights on the logits: no cancellation as in a cross-entropy that is already zero.
             weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=x.device)).sum()

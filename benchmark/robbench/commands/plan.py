@@ -19,7 +19,7 @@ from robbench.commands.options import (
     Results,
     check_about,
     per_channel,
-)  # fmt: skip
+)
 from robbench.commands.printing import print_table
 from robbench.errors import RobbenchError
 from robbench.own import import_own
@@ -80,13 +80,8 @@ def plan(
     threads = threads or (1 if workers is not None else torch.get_num_threads())
     torch.set_num_threads(threads)
     options: dict[str, Any] = {"samples": samples, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
-    options |= {
-        "gradients": gradients,
-        "device": device,
-        "models": models or [],
-        "data_dir": data_dir,
-        "results": results,
-    }
+    options |= {"gradients": gradients, "device": device, "models": models or [], "data_dir": data_dir}
+    options["results"] = results
     plans = [planned(name, suite, pilot=pilot, **(about if name in sources else {}), **options) for name in model]
     sums = total(plans, count)
     elsewhere = gpus is not None and place.type != "cuda"

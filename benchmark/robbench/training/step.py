@@ -112,9 +112,7 @@ class Step:
 
     def logits(self, x: Tensor) -> Tensor:
         """Query the network in the chosen precision; the logits are float32."""
-        if self.precision == "float32":
-            return self.network(x)
-        with in_bfloat16(self.device):
+        with in_bfloat16(self.device, self.precision == "bfloat16"):
             return self.network(x).float()
 
     def noisy(self, x: Tensor, sample: Tensor, trial: Tensor) -> Tensor:
