@@ -211,9 +211,25 @@ def test_a_model_that_fails_in_bfloat16_alone_says_so(problem):
             return logits
 
     model, x, y = problem
-    with pytest.raises(ModelError, match=r"no kernel for BFloat16 .* in bfloat16; without --gradients"):
+    with pytest.raises(ModelError, match=r"no kernel for BFloat16 .*in bfloat16; without --gradients"):
         evaluate(Strict(model).eval(), "quick", x=x, y=y, dataset="digits", gradients="bfloat16")
     assert evaluate(Strict(model).eval(), "quick", x=x, y=y, dataset="digits").n == len(y)
+
+
+@pytest.mark.parametrize(("offset", "flagged"), [(0, False), (100, True)])
+def test_logits_too_close_together_for_bfloat16_are_flagged(problem, offset, flagged):
+    class Lifted(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) + offset
+
+    model, x, y = problem
+    found = evaluate(Lifted(model).eval(), "quick", x=x, y=y, dataset="digits", gradients="bfloat16")
+    assert ("bfloat16" in found.flags) is flagged, found.flags
+    assert "bfloat16" not in evaluate(Lifted(model).eval(), "quick", x=x, y=y, dataset="digits").flags
 
 
 class Wavering(nn.Module):

@@ -166,7 +166,7 @@ eot = 2
         ("full.toml", {}),
         ("challenge.toml", {}),
         ("quick", {"save_adversarials": True}),
-        ("quick", {"sample_seed": 3}),
+        ("quick", {"sample_seed": 3, "gradients": "bfloat16"}),
         ("coupled.toml", {"samples": 30}),
     ],
 )

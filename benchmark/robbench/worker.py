@@ -18,7 +18,7 @@ from robbench.keeping import Keeper
 from robbench.memory import Growth
 from robbench.stages import ReadyStage, run_stage
 from robbench.store import COLUMNS
-from robbench.target import Target, answers, classify, drift, time_round
+from robbench.target import Target, answers, blunted, classify, drift, time_round
 from robbench.threat import Ball
 from robbench.transfer import Transfer
 from robbench.types import Judge, Status
@@ -131,6 +131,8 @@ class Worker:
         target, images, lanes = self.job.target, self.job.images, self.widths.lanes
         x, y, sample = images.x(positions), images.y[positions], images.index[positions]
         prediction, flags = classify(target, x, y, images.num_classes, lanes, sample)
+        if self.job.coarse:
+            flags |= blunted(target, x[:lanes], lanes)
         found = First(prediction, flags, time_round(target, self.shape, lanes, images.dtype), Place.of(target.device))
         self.deterministic = found.deterministic
         return found
