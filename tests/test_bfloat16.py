@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from conftest import run, run_attack, small
+from robbench import worker
 from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt
 from robbench.data import load
 from robbench.errors import DataError, ModelError, RobbenchError
@@ -316,6 +317,25 @@ def test_the_commands(tmp_path):
     plan = run("plan", *args, "--pilot", "8", "--gradients", "bfloat16").stdout
     assert "digits/at" in plan
     shutil.rmtree(tmp_path / "digits")
+
+
+@pytest.mark.parametrize(("coarse", "said"), [(0.5, False), (3.0, True)])
+def test_hardware_without_it_is_told_of(problem, monkeypatch, coarse, said):
+    model, x, y = problem
+    monkeypatch.setattr(worker, "time_round", lambda *args, **options: 2.0 * (coarse if options.get("coarse") else 1))
+    notes, seconds = [], []
+
+    class Listening(Silent):
+        def note(self, text):
+            notes.append(text)
+
+        def plan(self, title, stages, n, clean, took, device):
+            seconds.append(took)
+
+    for gradients in (None, "bfloat16"):
+        evaluate(model, "quick", x=x, y=y, dataset="digits", gradients=gradients, reporter=Listening())
+    assert [("bfloat16 cost time here" in n) for n in notes] == [True] * said
+    assert seconds[1] == pytest.approx(coarse * seconds[0])
 
 
 def test_what_means_nothing_is_refused(problem):

@@ -252,6 +252,8 @@ class Run:
         if not math.isnan(first.seconds):
             batches = -(-(self.lacking & correct).sum(1) // self.lanes)
             seconds = float(sum(first.seconds * b * s.passes for b, s in zip(batches, self.stages, strict=True)))
+        for note in first.notes:
+            self.reporter.note(f"{self.title()}: {note}")
         names, device = [s.name for s in self.stages], str(self.target.device)
         self.reporter.plan(self.title(), names, len(label), int(correct.sum()), seconds / workers, device)
         for k in range(len(self.stages)):

@@ -324,14 +324,17 @@ def _flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str
     return flags
 
 
-def time_round(target: Target, shape: Sequence[int], lanes: int, dtype: torch.dtype) -> float:
-    """Measure seconds for one forward and backward pass of a full batch, after one that warms up; NaN if it fails."""
+def time_round(target: Target, shape: Sequence[int], lanes: int, dtype: torch.dtype, coarse: bool = False) -> float:
+    """Measure seconds for one forward and backward pass of a full batch, after one that warms up; NaN if it fails.
+
+    With `coarse`, in bfloat16.
+    """
     x = torch.full((lanes, *shape), 0.5, dtype=dtype, device=target.device).requires_grad_(True)
     begin = math.nan
     for _ in range(2):
         begin = time.perf_counter()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), in_bfloat16(target.device, coarse):
                 out = target.module(x).sum()
             if out.requires_grad:
                 torch.autograd.grad(out, x, allow_unused=True)
