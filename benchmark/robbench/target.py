@@ -261,7 +261,7 @@ def blunted(target: Target, x: Tensor, lanes: int) -> dict[str, str]:
         return {}
     return {
         "bfloat16": (
-            f"In bfloat16 the lead of the predicted class changes by {100 * change:.0f} % (median of {len(x)} clean "
+            f"In bfloat16 the lead of the predicted class changes by {100 * change:.1f} % (median of {len(x)} clean "
             "images): the logits are close together for their size, so attacks see too little and the model looks "
             "more robust than it is. Run it without --gradients."
         )
