@@ -5,25 +5,18 @@ counted at the model. Both see the first N test images.
 """
 
 import argparse
-import tempfile
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from duels import autoattack
-from numpy.typing import NDArray
-from sides import Counted, Setup, given, start, wrong
+from sides import Counted, Setup, Side, against, evaluated, given, start, wrong
 from tabulate import tabulate
 
-from robbench.evaluation import evaluate
 from robbench.hardware import describe_device, versions
-from robbench.stats import mcnemar
 from robbench.target import pick_device
-from robbench.types import Status
 
 MODELS = [
     "digits/natural",
@@ -45,15 +38,6 @@ NOTES = """\
 """
 
 
-@dataclass(frozen=True)
-class Side:
-    """What one side did: which images stand, how many passes it made, and how long it took."""
-
-    robust: NDArray[np.bool_]
-    passes: int
-    seconds: float
-
-
 def theirs(name: str, setup: Setup, cache: Path) -> Side:
     """Run AutoAttack, or look up what it did in an earlier run."""
     g = given(name, setup)
@@ -73,18 +57,6 @@ def theirs(name: str, setup: Setup, cache: Path) -> Side:
     return Side(robust, passes, seconds)
 
 
-def fast(name: str, suite: str, n: int, seed: int, device: torch.device) -> tuple[Side, int]:
-    """Run the suite; returns what it did, and how many images are classified correctly."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = evaluate(name, suite, samples=n, seed=seed, results=folder, device=str(device))
-        (path,) = Path(folder).glob("*/*/*/outcomes.parquet")
-        rows = pd.read_parquet(path)
-    status = rows.pivot(index="sample", columns="attack", values="status")
-    robust = (status == Status.ROBUST).all(axis=1).to_numpy()
-    clean = int((status.iloc[:, 0] != Status.MISCLASSIFIED).sum())
-    return Side(robust, result.forwards + result.backwards, result.seconds), clean
-
-
 def main() -> None:
     """Print one row per model."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -99,12 +71,13 @@ def main() -> None:
     threads = options.threads or torch.get_num_threads()
     setup = Setup(options.samples, 0, threads, options.device, None)
     start(setup, keep=True)
-    device, rows = pick_device(options.device), []
+    rows = []
     for name in options.models:
         peer = theirs(name, setup, options.cache)
-        runs = [fast(name, options.suite, options.samples, seed, device) for seed in options.seeds]
+        asked = {"samples": options.samples, "device": options.device}
+        runs = [evaluated(name, options.suite, seed=seed, **asked) for seed in options.seeds]
         ours, clean = runs[0]
-        mine, other = int((peer.robust & ~ours.robust).sum()), int((ours.robust & ~peer.robust).sum())
+        only, p = against(ours, peer)
         passes = sum(side.passes for side, _ in runs) / len(runs)
         rows.append(
             {
@@ -113,8 +86,8 @@ def main() -> None:
                 "clean": clean,
                 "AutoAttack robust": int(peer.robust.sum()),
                 "fast robust": ", ".join(str(side.robust.sum()) for side, _ in runs),
-                "only": f"{mine} / {other}",
-                "p": f"{mcnemar(mine, other):.2g}",
+                "only": only,
+                "p": p,
                 "AutoAttack passes": f"{peer.passes / clean:,.0f}",
                 "fast passes": f"{passes / clean:,.0f}",
                 "share": f"{passes / peer.passes:.3f}",
@@ -123,7 +96,7 @@ def main() -> None:
         )
         print(f"{name} done", flush=True)
     about = ", ".join(f"{k} {v}" for k, v in versions().items())
-    print(f"\n{describe_device(device)}; {about}, pyautoattack {version('pyautoattack')}\n")
+    print(f"\n{describe_device(pick_device(options.device))}; {about}, pyautoattack {version('pyautoattack')}\n")
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     print(f"\n{NOTES}")
 

@@ -1,23 +1,14 @@
 """Gradients in bfloat16 beside float32: verdicts image by image, passes and seconds, on models of different kinds."""
 
 import argparse
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
-import numpy as np
-import pandas as pd
 import torch
-from numpy.typing import NDArray
-from sides import Setup, start
+from sides import Setup, Side, against, evaluated, start
 from tabulate import tabulate
 
-from robbench.evaluation import evaluate
 from robbench.hardware import describe_device, versions
-from robbench.stats import mcnemar
 from robbench.target import pick_device
-from robbench.types import Status
 
 RUNS = [
     f"{model}:{suite}"
@@ -32,29 +23,6 @@ NOTES = """\
 """
 
 
-@dataclass(frozen=True)
-class Side:
-    """What one run did."""
-
-    robust: NDArray[np.bool_]
-    passes: int
-    seconds: float
-
-
-def measured(model: str, suite: str, gradients: str | None, options: argparse.Namespace) -> Side:
-    """Run a suite once."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = evaluate(
-            model, suite, samples=options.samples, seed=options.seed, results=folder, device=options.device,
-            gradients=gradients,
-        )  # fmt: skip
-        (path,) = Path(folder).glob("*/*/*/outcomes.parquet")
-        rows = pd.read_parquet(path)
-    rows = rows.sort_values(["sample", "attack"])
-    robust = ~rows["status"].isin([Status.BROKEN, Status.MISCLASSIFIED]).groupby(rows["sample"]).any().to_numpy()
-    return Side(robust, result.forwards + result.backwards, result.seconds)
-
-
 def main() -> None:
     """Print one row per run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,24 +34,24 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     start(Setup(options.samples, options.seed, options.threads or torch.get_num_threads(), options.device, None), True)
+    asked = {"samples": options.samples, "seed": options.seed, "device": options.device}
     table = []
     for name in options.runs:
         model, _, suite = name.partition(":")
         sides: dict[str | None, list[Side]] = {None: [], "bfloat16": []}
         for repeat in range(options.repeats):
             for gradients in (None, "bfloat16")[:: -1 if repeat % 2 else 1]:
-                sides[gradients].append(measured(model, suite, gradients, options))
+                sides[gradients].append(evaluated(model, suite, gradients=gradients, **asked)[0])
         full, coarse = sides[None], sides["bfloat16"]
-        a, b = full[0].robust, coarse[0].robust
-        mine, other = int((b & ~a).sum()), int((a & ~b).sum())
+        only, p = against(full[0], coarse[0])
         table.append(
             {
                 "model": model,
                 "suite": suite,
-                "n": len(a),
-                "left": f"{a.sum()} / {b.sum()}",
-                "only": f"{mine} / {other}",
-                "p": f"{mcnemar(mine, other):.2g}",
+                "n": len(full[0].robust),
+                "left": f"{full[0].robust.sum()} / {coarse[0].robust.sum()}",
+                "only": only,
+                "p": p,
                 "passes": f"{full[0].passes:,} / {coarse[0].passes:,}",
                 "seconds": " / ".join(f"{median(s.seconds for s in side):.1f}" for side in (full, coarse)),
                 "speedup": f"{median(f.seconds / c.seconds for f, c in zip(full, coarse, strict=True)):.2f}×",

@@ -1,23 +1,29 @@
 """What the comparisons with other libraries share: a model and its images as both sides get them, and one judge."""
 
 import os
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.data import load
+from robbench.evaluation import evaluate
 from robbench.memory import keep_freed_memory
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from robbench.stats import mcnemar
 from robbench.suite import load_suite
 from robbench.target import pick_device, prepare
 from robbench.threat import Ball
+from robbench.types import Status
 from robbench.widths import Widths, default_lanes
 
 BATCH = 250  # AutoAttack's default; torchattacks has none
@@ -82,6 +88,33 @@ class Given:
     weights: str  # SHA-256 of the model's
     seed: int
     device: torch.device
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side did with a model: which images stand, how many passes it made, and how long it took."""
+
+    robust: NDArray[np.bool_]
+    passes: int
+    seconds: float
+
+
+def evaluated(model: str, suite: str, **options: Any) -> tuple[Side, int]:
+    """Run a suite; returns what it did, and how many images are classified correctly."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = evaluate(model, suite, results=folder, **options)
+        (path,) = Path(folder).glob("*/*/*/outcomes.parquet")
+        rows = pd.read_parquet(path)
+    status = rows.pivot(index="sample", columns="attack", values="status")
+    robust = (status == Status.ROBUST).all(axis=1).to_numpy()
+    clean = int((status.iloc[:, 0] != Status.MISCLASSIFIED).sum())
+    return Side(robust, result.forwards + result.backwards, result.seconds), clean
+
+
+def against(a: Side, b: Side) -> tuple[str, str]:
+    """Count the images that only a and only b broke, with the p of the exact McNemar test on them, as text."""
+    mine, other = int((b.robust & ~a.robust).sum()), int((a.robust & ~b.robust).sum())
+    return f"{mine} / {other}", f"{mcnemar(mine, other):.2g}"
 
 
 @cache

@@ -7,8 +7,10 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 from unittest import mock
 
 import numpy as np
@@ -20,6 +22,7 @@ from robbench import engine, rng
 from robbench.__main__ import main
 from robbench.attacks import Attack
 from robbench.threat import Ball
+from robbench.types import NORMS
 from robbench.widths import Widths
 
 # The models here are tiny: threads only wait for each other, above all on a machine that is busy otherwise.
@@ -39,6 +42,34 @@ class Linear(nn.Module):
         s = (x.flatten(1) @ self.w + self.b) * self.scale / 2
         rest = torch.full((len(x), self.classes - 2), -10.0 * self.scale, dtype=x.dtype)
         return torch.cat([torch.stack([s, -s], dim=1), rest], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """An attack that proposes whatever the test tells it to."""
+
+    kind: ClassVar[str] = "scripted"
+    version: ClassVar[int] = 1
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    needs_grad: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
+    memoryless: ClassVar[bool] = False
+    points: tuple[float, ...]  # every pixel takes these values in turn
+    trials: int = 1
+
+    @property
+    def steps(self):
+        return len(self.points) - 1
+
+    def init(self, p, ball):
+        return {"x": torch.full_like(p.x, self.points[0])}
+
+    def loss(self, logits, p, s):
+        return torch.zeros_like(logits[:, 0])
+
+    def step(self, p, ball, s, t, logits, loss, grad):
+        values = torch.tensor(self.points)[(t + 1).clamp(max=self.steps)]
+        return {"x": torch.ones_like(s["x"]) * values.view(-1, 1, 1, 1)}
 
 
 def run_attack(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import run, run_attack, small
+from conftest import Scripted, run, run_attack, small
 from robbench import worker
 from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt
 from robbench.data import load
@@ -25,7 +25,6 @@ from robbench.reproducing import reproduce
 from robbench.store import read_result
 from robbench.target import prepare
 from robbench.threat import Ball
-from robbench.types import NORMS
 from robbench.widths import Widths
 
 BALL = Ball("Linf", 0.15)
@@ -46,25 +45,12 @@ class TwoFaced(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scripted:
-    """Goes through these values, whatever the answers, and notes which of its points it was told are wrong."""
+class Told(Scripted):
+    """Asks for gradients, and notes which of its points it was told are wrong."""
 
-    kind: ClassVar[str] = "scripted"
-    version: ClassVar[int] = 1
-    norms: ClassVar[tuple[str, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
-    needs_logits: ClassVar[bool] = False
-    points: tuple[float, ...]
     told: list[bool]
     memoryless: bool = False
-    trials: int = 1
-
-    @property
-    def steps(self):
-        return len(self.points) - 1
-
-    def init(self, p, ball):
-        return {"x": torch.full_like(p.x, self.points[0])}
 
     def loss(self, logits, p, s):
         return logits[:, 1] - logits[:, 0]
@@ -72,12 +58,11 @@ class Scripted:
     def step(self, p, ball, s, t, logits, loss, grad):
         assert torch.equal(loss, self.loss(logits, p, s)), "loss and logits are of the same answer"
         self.told.append(bool(logits.argmax(1)[0] != p.y[0]))
-        values = torch.tensor(self.points)[(t + 1).clamp(max=self.steps)]
-        return {"x": torch.ones_like(s["x"]) * values.view(-1, 1, 1, 1)}
+        return super().step(p, ball, s, t, logits, loss, grad)
 
 
 def scripted(model, points, **options):
-    attack = Scripted(points=points, told=[], memoryless=options.pop("memoryless", False))
+    attack = Told(points=points, told=[], memoryless=options.pop("memoryless", False))
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
     widths = Widths(model, (1, 2, 2), 1, torch.float32, coarse=True)
     return run_attack(model, attack, x, y, BALL, widths=widths, **options), attack.told
@@ -128,7 +113,7 @@ def test_a_trial_that_ends_beside_others_is_judged_in_full_precision():
     x = torch.stack([torch.full((1, 2, 2), v) for v in (0.5, 0.59, 0.5, 0.5, 0.595)])
 
     @dataclass(frozen=True, kw_only=True)
-    class Ending(Scripted):
+    class Ending(Told):
         def init(self, p, ball):
             return {"x": p.x}
 
@@ -249,6 +234,15 @@ def test_the_bits_of_bfloat16_count_when_a_width_is_chosen():
     model = Wavering({16, 20})
     assert Widths(model, (1, 8, 8), 32, torch.float32).fit(15) == 16
     assert Widths(model, (1, 8, 8), 32, torch.float32, coarse=True).fit(15) == 24
+
+
+def test_an_autocast_of_the_callers_own_is_flagged(problem):
+    """It makes every answer coarse, those of the judge too."""
+    model, x, y = problem
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "dtype" in evaluate(model, "quick", x=x, y=y, dataset="digits").flags
+        assert "dtype" in evaluate(model, "quick", x=x, y=y, dataset="digits", gradients="bfloat16").flags
+    assert "dtype" not in evaluate(model, "quick", x=x, y=y, dataset="digits", gradients="bfloat16").flags
 
 
 def test_a_model_asked_in_bfloat16_is_not_called_coarse(problem):

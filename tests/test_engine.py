@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear, run_attack
+from conftest import Linear, Scripted, run_attack
 from robbench import engine, rng
 from robbench.attacks import APGD, FGSM, PGD, Hunt
 from robbench.data import load
@@ -19,7 +19,7 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import build_attack, load_suite
 from robbench.threat import Ball
-from robbench.types import NORMS, Problem
+from robbench.types import Problem
 from robbench.widths import Widths, default_lanes
 
 BALL = Ball("Linf", 0.15)
@@ -150,34 +150,6 @@ def test_any_iterate_is_at_least_as_strong_as_the_final_one():
     final = run_attack(net, attack, x, y, Ball("Linf", 0.02), judge="final")
     assert (worst.broken | ~final.broken).all()
     assert (worst.forwards <= final.forwards).all()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scripted:
-    """An attack that proposes whatever the test tells it to."""
-
-    kind: ClassVar[str] = "scripted"
-    version: ClassVar[int] = 1
-    norms: ClassVar[tuple[str, ...]] = NORMS
-    needs_grad: ClassVar[bool] = False
-    needs_logits: ClassVar[bool] = False
-    memoryless: ClassVar[bool] = False
-    points: tuple[float, ...]  # every pixel takes these values in turn
-    trials: int = 1
-
-    @property
-    def steps(self):
-        return len(self.points) - 1
-
-    def init(self, p, ball):
-        return {"x": torch.full_like(p.x, self.points[0])}
-
-    def loss(self, logits, p, s):
-        return torch.zeros_like(logits[:, 0])
-
-    def step(self, p, ball, s, t, logits, loss, grad):
-        values = torch.tensor(self.points)[(t + 1).clamp(max=self.steps)]
-        return {"x": torch.ones_like(s["x"]) * values.view(-1, 1, 1, 1)}
 
 
 def threshold_model():

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -37,9 +39,21 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
 
 
-def in_bfloat16(device: torch.device, asked: bool = True) -> contextlib.AbstractContextManager[object]:
+_IN_BFLOAT16 = ContextVar("_IN_BFLOAT16", default=False)  # of this thread; an autocast of the caller's is not ours
+
+
+@contextlib.contextmanager
+def in_bfloat16(device: torch.device, asked: bool = True) -> Iterator[None]:
     """Have models compute what is costly in bfloat16, if asked to; their weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16) if asked else contextlib.nullcontext()
+    if not asked:
+        yield
+        return
+    token = _IN_BFLOAT16.set(True)
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        _IN_BFLOAT16.reset(token)
 
 
 class Guarded(nn.Module):
@@ -111,7 +125,6 @@ class Guarded(nn.Module):
                 raise ModelError("The model answers on the device meta, which holds no values.")
             self.flags["device"] = _NOTED["device"]
             logits = logits.to(x.device)
-        asked_for = torch.is_autocast_enabled(x.device.type)  # by whoever asks the model
-        if torch.finfo(logits.dtype).eps > torch.finfo(x.dtype).eps and not asked_for:
+        if torch.finfo(logits.dtype).eps > torch.finfo(x.dtype).eps and not _IN_BFLOAT16.get():
             self.flags["dtype"] = _NOTED["dtype"].format(what=logits.dtype)
         return logits.to(x.dtype)

@@ -57,6 +57,18 @@ Finish = Callable[[Sequence[tuple[int, list[Trial]]]], None]
 """Is told the positions of samples that are done, and the trials of each that count."""
 
 
+def _read(logits: Tensor, y: Tensor) -> list[Tensor]:
+    """Read answers [L, K]: the classes, whether they are wrong (NaN and infinity never are), whether all is finite."""
+    finite, prediction = logits.isfinite().all(1), logits.argmax(1)
+    return [prediction, finite & (prediction != y), finite]
+
+
+def _fetch(told: list[Tensor]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Bring classes [L], and m answers of yes or no [m, L], to the CPU at once: each time, a GPU waits."""
+    values = torch.stack([t.long() for t in told]).cpu().numpy()
+    return values[0], values[1:] == 1
+
+
 def _steepest(grad: Tensor) -> Tensor:
     """Find the largest slope along any pixel, NaN where there is one: [L, C, H, W] -> [L]."""
     return grad.abs().amax(tuple(range(1, grad.dim())))
@@ -163,15 +175,11 @@ class Lanes:
         with_grad = attack.needs_grad and bool(more.any())
         logits, loss, grad = leapt or self.ask(self.p, self.state, np.flatnonzero(self.live), with_grad)
         x = self.state["x"]
-        finite = logits.isfinite().all(1)
-        prediction = logits.argmax(1)
-        wrong = finite & (prediction != self.p.y)
-        seen = [wrong, finite]
+        seen = _read(logits, self.p.y)
         if with_grad:
             steepest = _steepest(grad)
             seen += [steepest == 0, steepest.isfinite()]
-        answers = torch.stack([prediction, *(s.long() for s in seen)]).cpu().numpy()
-        predicted, answers = answers[0], answers[1:] == 1
+        predicted, answers = _fetch(seen)
         if with_grad and not answers[3].all():  # a broken gradient must not carry NaN into the next point
             grad = grad.nan_to_num(0.0, 0.0, 0.0)
             answers[2] = (_steepest(grad) == 0).cpu().numpy()
@@ -217,15 +225,13 @@ class Lanes:
 
     def ask(self, p: Problem, s: State, live: NDArray[np.int64], with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Query the model (`queries.query`); its errors name the samples of the rows that are live."""
-        model, coarse = self.crew.model, with_grad and self.coarse
+        x, model, coarse = s["x"], self.crew.model, with_grad and self.coarse
         try:
             logits, loss, grad = query(model, self.order.attack, p, s, with_grad, coarse)
         except ModelError as error:
-            raise ModelError(f"{error} {blame(model, p, s['x'], live, with_grad, coarse)}") from error
-        if logits.dim() != 2 or len(logits) != len(p.y):
-            raise ModelError(
-                f"The model answered {tuple(logits.shape)} to {tuple(s['x'].shape)}; expected [N, classes]."
-            )
+            raise ModelError(f"{error} {blame(model, p, x, live, with_grad, coarse)}") from error
+        if logits.dim() != 2 or len(logits) != len(x):
+            raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
         return logits, loss, grad
 
     def leap(self, attack: Searching) -> tuple[Tensor, Tensor, Tensor]:
@@ -296,9 +302,7 @@ class Lanes:
         at = torch.from_numpy(np.resize(lanes, self.order.widths.fit(n))).to(self.order.device)
         p, s = rows(self.p, self.state, at)
         logits, loss = (answer[:n] for answer in self.ask(p, s, np.arange(n), with_grad=False)[:2])
-        predicted[lanes] = logits.argmax(1).cpu().numpy()
-        answers[1, lanes] = logits.isfinite().all(1).cpu().numpy()
-        answers[0, lanes] = answers[1, lanes] & (predicted[lanes] != p.y[:n].cpu().numpy())
+        predicted[lanes], answers[:2, lanes] = _fetch(_read(logits, p.y[:n]))
         return at[:n], logits, loss
 
     def outvoted(self, x: Tensor, wrong: NDArray[np.bool_], claims: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -307,7 +311,7 @@ class Lanes:
         for _ in range(order.draws - 1):
             with torch.no_grad():
                 logits = self.crew.model(x)
-            votes = votes + (logits.isfinite().all(1) & (logits.argmax(1) != self.p.y))
+            votes = votes + _read(logits, self.p.y)[1]
         self.forwards += claims * (order.draws - 1)
         held: NDArray[np.bool_] = claims & (2 * votes > order.draws).cpu().numpy()
         return held
