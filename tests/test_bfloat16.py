@@ -232,8 +232,8 @@ class Wavering(nn.Module):
 
 def test_the_bits_of_bfloat16_count_when_a_width_is_chosen():
     model = Wavering({16, 20})
-    assert Widths(model, (1, 8, 8), 32, torch.float32).fit(15) == 16
-    assert Widths(model, (1, 8, 8), 32, torch.float32, coarse=True).fit(15) == 24
+    assert Widths(model, (1, 8, 8), 32, torch.float32).fit(16) == 16
+    assert Widths(model, (1, 8, 8), 32, torch.float32, coarse=True).fit(16) == 24
 
 
 def test_an_autocast_of_the_callers_own_is_flagged(problem):

@@ -14,7 +14,7 @@ LAYERS = [
     {"robbench", "types", "errors", "numbers", "files", "memory", "own"},
     {"rng", "losses", "stats", "hardware", "ledger"},
     {"adversarials", "records", "locking", "guard", "reporting", "widths"},
-    {"salvage"},
+    {"salvage", "kernels"},
     {"threat", "formats", "data", "store", "models"},
     {"attacks"},
     {"crews", "suite", "leaps", "queries"},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robbench.errors import DataError, ModelError
 from robbench.guard import Guarded, in_bfloat16, out_of_memory
+from robbench.kernels import quicken
 from robbench.types import some_ids
 
 __all__ = [
@@ -79,7 +80,8 @@ def pick_device(name: str) -> torch.device:
 def prepare(module: nn.Module, device: torch.device, x: Tensor) -> Guarded:
     """Return a frozen copy of a model on the device, guarded; the caller's own is left as it is.
 
-    Convolutions run in channels-last layout where the model works that way (a `.view` inside it may not).
+    Convolutions run in channels-last layout where the model works that way (a `.view` inside it may not), and on a CPU
+    layers use the kernels of `kernels.py`.
 
     Args:
         module: in eval mode.
@@ -109,6 +111,8 @@ def prepare(module: nn.Module, device: torch.device, x: Tensor) -> Guarded:
                     ours(x.to(device, copy=True))
             except Exception:  # whatever a module raises about its input; `classify` words it
                 ours.to(memory_format=torch.contiguous_format)
+        if device.type == "cpu":
+            quicken(ours, x)
     guarded = Guarded(ours).eval()
     guarded.try_out(x.to(device))
     return guarded

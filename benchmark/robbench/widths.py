@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robbench import rng
 from robbench.guard import in_bfloat16, out_of_memory
 
-__all__ = ["Widths", "default_lanes", "device_of", "twin", "using_threads"]
+__all__ = ["Widths", "default_lanes", "device_of", "probe", "twin", "using_threads"]
 
 
 def default_lanes(shape: Sequence[int], device: torch.device) -> int:
@@ -26,6 +26,21 @@ def default_lanes(shape: Sequence[int], device: torch.device) -> int:
 def device_of(model: nn.Module) -> torch.device:
     """Tell where a model lives: where its first parameter or buffer does."""
     return next((v.device for v in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def probe(model: nn.Module, x: Tensor, coarse: bool = False) -> tuple[Tensor, Tensor]:
+    """Ask for logits [L, K] at x and for a gradient [L, C, H, W] through them: what two ways to compute should share.
+
+    With `coarse`, in bfloat16.
+    """
+    x = x.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        with in_bfloat16(x.device, coarse):
+            logits = model(x)
+        # Unequal weights on the logits: no cancellation as in a cross-entropy that is already zero.
+        weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=x.device)).sum()
+    grad = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
+    return logits.detach(), torch.zeros_like(x) if grad is None else grad
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -49,9 +64,9 @@ def using_threads(threads: int) -> Iterator[None]:
 
 @lru_cache
 def _narrower(lanes: int) -> list[int]:
-    """List the widths tried: by eighths, and halves of those; not 1, where everything is summed in other ways."""
-    eighths = {(lanes >> k) * n / 8 for k in range(lanes.bit_length()) for n in (4, 5, 6, 7)}
-    return sorted(int(w) for w in eighths if w % (8 if w >= 16 else 1) == 0 and w >= 2)
+    """List the widths tried: by sixteenths, and halves of those; not 1, where everything is summed in other ways."""
+    parts = {(lanes >> k) * n / 16 for k in range(lanes.bit_length()) for n in range(8, 16)}
+    return sorted(int(w) for w in parts if w % (4 if w >= 16 else 1) == 0 and w >= 2)
 
 
 class Widths:
@@ -118,11 +133,4 @@ class Widths:
     def _ask(self, width: int, coarse: bool) -> tuple[Tensor, Tensor]:
         lane = torch.arange(width, device=device_of(self.model))
         pixels = rng.uniform((0, 0), lane, torch.zeros_like(lane), 0, int(np.prod(self.shape)))
-        x = pixels.to(self.dtype).view(width, *self.shape).requires_grad_(True)
-        with torch.enable_grad():
-            with in_bfloat16(x.device, coarse):
-                logits = self.model(x)
-            # Unequal weights on the logits: no cancellation as in a cross-entropy that is already zero.
-            weighted = (logits * torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=x.device)).sum()
-        grad = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
-        return logits.detach(), torch.zeros_like(x) if grad is None else grad
+        return probe(self.model, pixels.to(self.dtype).view(width, *self.shape), coarse)

@@ -40,7 +40,7 @@ class CW:
     """
 
     kind: ClassVar[str] = "cw"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("L2",)
     needs_grad: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
@@ -77,6 +77,7 @@ class CW:
         return {
             "x": _pixels(theta),
             "theta": theta,
+            "start": theta,
             "mean": torch.zeros_like(theta),  # Adam's running averages of the gradient and its square
             "square": torch.zeros_like(theta),
             "c": lanes + self.initial_c,
@@ -93,24 +94,28 @@ class CW:
         """Take one step of Adam, or go on to the next c and start from x again."""
         succeeded = s["succeeded"] | (is_wrong(logits, p.y) & (loss >= self.kappa))
         pull = per_lane(torch.where(loss < self.kappa, s["c"], 0), grad)
-        slope = (2 * (s["x"] - p.x) - pull * grad) * s["theta"].sin() / 2
-        mean = _MOMENTUM * s["mean"] + (1 - _MOMENTUM) * slope
-        square = _SQUARES * s["square"] + (1 - _SQUARES) * slope.square()
+        slope = (s["x"] - p.x).addcmul_(pull, grad, value=-0.5).mul_(s["theta"].sin())
+        mean = torch.lerp(s["mean"], slope, 1 - _MOMENTUM)
+        square = (s["square"] * _SQUARES).addcmul_(slope, slope, value=1 - _SQUARES)
         n = per_lane((t % self.iterations + 1).to(slope.dtype), grad)
-        theta = s["theta"] - self.lr * (mean / (1 - _MOMENTUM**n)) / ((square / (1 - _SQUARES**n)).sqrt() + _EPSILON)
+        length = (square / (1 - _SQUARES**n)).sqrt_().add_(_EPSILON)
+        theta = s["theta"].addcdiv(mean * (self.lr / (1 - _MOMENTUM**n)), length, value=-1)
 
         large_enough = torch.where(succeeded, torch.minimum(s["large_enough"], s["c"]), s["large_enough"])
         too_small = torch.where(succeeded, s["too_small"], torch.maximum(s["too_small"], s["c"]))
         halved = (too_small + large_enough) / 2
         c = torch.where(large_enough < _MOST, halved, (s["c"] * 10).clamp(max=_MOST))
 
-        again = (t + 1) % self.iterations == 0
-        theta = torch.where(per_lane(again, grad), _angle(p.x), theta)
+        again = ((t + 1) % self.iterations == 0) & (t + 1 < self.steps)
+        if self.search_steps > 1:
+            theta = torch.where(per_lane(again, grad), s["start"], theta)
+            mean, square = (torch.where(per_lane(again, grad), 0, v) for v in (mean, square))
         return {
             "x": _pixels(theta),
             "theta": theta,
-            "mean": torch.where(per_lane(again, grad), 0, mean),
-            "square": torch.where(per_lane(again, grad), 0, square),
+            "start": s["start"],
+            "mean": mean,
+            "square": square,
             "c": torch.where(again, c, s["c"]),
             "too_small": torch.where(again, too_small, s["too_small"]),
             "large_enough": torch.where(again, large_enough, s["large_enough"]),
@@ -125,4 +130,4 @@ def _angle(x: Tensor) -> Tensor:
 
 def _pixels(theta: Tensor) -> Tensor:
     """Map angles to pixels in [0, 1]: (1 − cos θ) / 2, written so that small values keep their digits."""
-    return (theta / 2).sin().square()
+    return (theta / 2).sin_().square_()
