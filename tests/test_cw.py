@@ -1,6 +1,7 @@
 """Carlini & Wagner's L2 attack: its optimum on linear models, the search over c, and pixels on the edge of the box."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import Linear, run_attack
 from robbench.attacks import CW
 from robbench.data import load
 from robbench.errors import SuiteError
+from robbench.losses import margin
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.threat import Ball
@@ -114,6 +116,32 @@ def test_torchattacks_leaves_pixels_on_the_edge_where_they_are(torchattacks, val
     rows = run_attack(model, QUICK, x, y, Ball("L2", 1.02 * 0.1 * 8**0.5), lanes=1, keep_adversarials=True)
     assert rows.broken.all()
     assert (rows.x_adv[..., :2] != x[..., :2]).all()
+
+
+@pytest.mark.parametrize("search_steps", [1, 2])
+def test_the_points_are_those_of_torchs_adam_up_to_the_last(search_steps):
+    net = copy.deepcopy(network()).double()
+    x, y = labelled(network(), 5)
+    x, iterations, c = x.double(), 15, 0.5
+    attack = CW(search_steps=search_steps, iterations=iterations, initial_c=c, lr=0.03)
+    points, _ = queried(net, attack, x, y, Ball("L2", 1.0))
+    theta = (2 * x.sqrt().asin()).clamp(1e-3, math.pi - 1e-3).requires_grad_()
+    adam = torch.optim.Adam([theta], lr=0.03)
+    expected = []
+    for _ in range(iterations + 1):
+        new = (1 - theta.cos()) / 2
+        expected.append(new.detach())
+        objective = (new - x).square().sum() + c * (-margin(net(new), y)).clamp(min=0).sum()
+        adam.zero_grad()
+        objective.backward()
+        adam.step()
+    last = iterations + 1 if search_steps == 1 else iterations
+    for ours, theirs in zip(points[:last], expected[:last], strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-9)
+    assert len(points) == search_steps * iterations + 1
+    assert not torch.allclose(points[-1], points[0], atol=1e-3), "what the last step found is asked about"
+    if search_steps > 1:
+        assert torch.equal(points[iterations], points[0])
 
 
 def test_points_stay_in_the_box_and_numbers_finite():

@@ -24,7 +24,8 @@ from robbench.widths import probe
 __all__ = ["quicken"]
 
 _FEW = 4  # channels of an image
-_LARGE = 2**15  # weights of a matrix product that gains; smaller ones are over before the call is
+_WIDE = 2**8  # pixels of an image from which on its gradient gains, and
+_LARGE = 2**18  # weights from which on a matrix product does: calls from Python cost some 20 µs each
 _ROWS = 64  # that these weights are laid out for
 _CLOSE = 1e-4  # share of the length by which answers may differ: far above rounding, as in `target`
 _NEAR = 1e-2  # the same for gradients, where rounding may send a ReLU the other way
@@ -41,7 +42,7 @@ def quicken(module: nn.Module, x: Tensor) -> bool:
     Returns:
         Whether anything was changed.
     """
-    layers: list[Any] = [layer for layer in module.modules() if type(layer) in _QUICK and _frozen(layer)]
+    layers: list[Any] = [layer for layer in module.modules() if type(layer) in _QUICK and _gains(layer)]
     if not layers:
         return False
     try:
@@ -62,9 +63,10 @@ def quicken(module: nn.Module, x: Tensor) -> bool:
     return same
 
 
-def _frozen(layer: nn.Module) -> bool:
+def _gains(layer: Any) -> bool:
     weight = layer.weight
-    return isinstance(weight, nn.Parameter) and not weight.requires_grad
+    large = isinstance(layer, nn.Conv2d) or weight.numel() >= _LARGE
+    return large and isinstance(weight, nn.Parameter) and not weight.requires_grad
 
 
 def _close(before: Tensor, after: Tensor, share: float) -> bool:
@@ -130,8 +132,9 @@ class _Conv2d(nn.Conv2d):
 
     def side(self, x: Tensor) -> int:
         """Choose the side of the squares of pixels whose gradients are computed at once; 1 leaves it to torch."""
-        usual = self.stride == self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
-        if not (x.requires_grad and usual and self.in_channels <= _FEW and x.dim() == 4):
+        if self.in_channels > _FEW or not x.requires_grad or x.dim() != 4 or x.shape[2] * x.shape[3] < _WIDE:
+            return 1
+        if (self.stride, self.dilation, self.groups, self.padding_mode) != ((1, 1), (1, 1), 1, "zeros"):
             return 1
         if isinstance(self.padding, str) or any(p >= k for p, k in zip(self.padding, self.kernel_size, strict=True)):
             return 1
@@ -180,7 +183,7 @@ class _Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Answer as `nn.Linear` does, up to rounding."""
-        if self.weight.requires_grad or self.weight.dtype != torch.float32 or self.weight.numel() < _LARGE:
+        if self.weight.requires_grad or self.weight.dtype != torch.float32:
             return super().forward(x)
         if _rounds(x) and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             x = x.bfloat16()

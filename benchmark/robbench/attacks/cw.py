@@ -45,6 +45,7 @@ class CW:
     needs_grad: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = False
     memoryless: ClassVar[bool] = False
+    precise: ClassVar[bool] = True  # Adam's steps are as long for small gradients, and rounding errors, as for large
     trials: ClassVar[int] = 1
 
     search_steps: int = 9
