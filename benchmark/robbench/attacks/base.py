@@ -8,8 +8,8 @@ gradient, and the trial is over. Restarts and target classes are trials.
 A trial that has nothing more to try says so: where the state holds a tensor `done` [L] (bool) that is true, the engine
 goes straight to the last query. From there on the state must stay as it is, since `perturb` takes all steps.
 
-An attack whose steps hang on small differences of logits or small gradients says so by an attribute `precise = True`: its
-gradients are computed in the precision of the images, whatever was asked for.
+An attack whose steps hang on small differences of logits, or on small gradients, says so by an attribute
+`precise = True`: its gradients are computed in the precision of the images, whatever was asked for.
 """
 
 from __future__ import annotations
