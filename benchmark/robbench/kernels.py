@@ -108,6 +108,12 @@ def _rounds(x: Tensor) -> bool:
     )
 
 
+def _rounded(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias as autocast would round them at every pass."""
+    bias = None if layer.bias is None else layer.kept.get(layer.bias, "bias", Tensor.bfloat16)
+    return layer.kept.get(layer.weight, "rounded", Tensor.bfloat16), bias
+
+
 class _Conv2d(nn.Conv2d):
     plain = nn.Conv2d
     kept: _Kept
@@ -125,9 +131,7 @@ class _Conv2d(nn.Conv2d):
         """Convolve, with weights that have been rounded already if autocast wants them so."""
         if not _rounds(x):
             return super().forward(x)
-        weight = self.kept.get(self.weight, "rounded", Tensor.bfloat16)
-        bias = None if self.bias is None else self.kept.get(self.bias, "bias", Tensor.bfloat16)
-        answer: Tensor = self._conv_forward(x, weight, bias)
+        answer: Tensor = self._conv_forward(x, *_rounded(self))
         return answer
 
     def side(self, x: Tensor) -> int:
@@ -183,36 +187,34 @@ class _Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Answer as `nn.Linear` does, up to rounding."""
-        if self.weight.requires_grad or self.weight.dtype != torch.float32:
+        if self.weight.requires_grad:
             return super().forward(x)
-        if _rounds(x) and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            x = x.bfloat16()
-        elif x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        if _rounds(x):
+            return F.linear(x, *_rounded(self))
+        if {x.dtype, self.weight.dtype} != {torch.float32} or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         answer: Tensor = _Product.apply(x, self)
         return answer
 
 
 class _Product(torch.autograd.Function):
-    """A matrix product with frozen weights."""
+    """A matrix product with frozen weights, in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: _Linear) -> Tensor:
         ctx.layer = layer
-        bias = None if layer.bias is None else layer.kept.get(layer.bias, ("bias", x.dtype), lambda b: b.to(x.dtype))
-        return _product(x, layer.kept.get(layer.weight, ("laid out", x.dtype), lambda w: _laid_out(w, x.dtype)), bias)
+        return _product(x, layer.kept.get(layer.weight, "laid out", _laid_out), layer.bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layer = ctx.layer
-        turned = layer.kept.get(layer.weight, ("turned", grad.dtype), lambda w: _laid_out(w.t(), grad.dtype))
-        return _product(grad, turned, None), None
+        return _product(grad, layer.kept.get(layer.weight, "turned", lambda w: _laid_out(w.t())), None), None
 
 
-def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _laid_out(weight: Tensor) -> Tensor:
     # One number of rows, whatever comes: the order of the weights decides in which order sums are taken.
-    made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), _ROWS)
+    made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
     return made
 
 
