@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sides import BATCH, Given
 from torch import Tensor, nn
 
-from robbench import engine, rng
 from robbench.attacks import CW, FGSM, PGD, Attack
+from robbench.core import rng
+from robbench.core.threat import Ball
+from robbench.engine import engine
 from robbench.suite import build_attack, load_suite
-from robbench.threat import Ball
+from sides import BATCH, Given
 
 L2 = {"digits": 1.0, "mnist": 2.0, "cifar10": 0.5}  # eps of C&W; the other attacks have the threat of the suites
 CW_STEPS = 50  # torchattacks' default, with one c

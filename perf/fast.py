@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from duels import autoattack
-from sides import Counted, Setup, Side, against, evaluated, given, start, wrong
 from tabulate import tabulate
 
-from robbench.hardware import describe_device, versions
-from robbench.target import pick_device
+from duels import autoattack
+from robbench.classifier.prepare import pick_device
+from robbench.core.machine import describe_device, versions
+from sides import Counted, Setup, Side, against, evaluated, given, start, wrong
 
 MODELS = [
     "digits/natural",

@@ -13,17 +13,18 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
-from duels import autoattack
 from numpy.typing import NDArray
-from sides import Given, Setup, given, start, wrong
 from tabulate import tabulate
 
-from robbench import engine, rng
+from duels import autoattack
 from robbench.attacks import Attack
-from robbench.hardware import describe_device, versions
+from robbench.classifier.batch_width import Widths
+from robbench.classifier.prepare import pick_device
+from robbench.core import rng
+from robbench.core.machine import describe_device, versions
+from robbench.engine import engine
 from robbench.suite import build_attack, load_suite
-from robbench.target import pick_device
-from robbench.widths import Widths
+from sides import Given, Setup, given, start, wrong
 
 WIDTHS, SHARDS, BATCHES = (16, 64, 256), (2, 4), (50, 100, 200, 400)
 Positions = NDArray[np.int64]

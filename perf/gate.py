@@ -14,13 +14,13 @@ import numpy as np
 from scipy.stats import binom
 from tabulate import tabulate
 
-from robbench.baseline import Given, Run
-from robbench.gate import Machine, measure, results_tree
-from robbench.hardware import describe_device, versions
-from robbench.paired import compare
-from robbench.regression import Policy, decide
-from robbench.stats import wilson
-from robbench.target import pick_device
+from robbench.classifier.prepare import pick_device
+from robbench.core.machine import describe_device, versions
+from robbench.core.stats import wilson
+from robbench.gate.baseline import Given, Run
+from robbench.gate.decision import Policy, decide
+from robbench.gate.measure import Machine, measure, results_tree
+from robbench.gate.paired import compare
 
 
 def runs_of(args: argparse.Namespace) -> list[Run]:

@@ -4,11 +4,11 @@ import argparse
 from statistics import median
 
 import torch
-from sides import Setup, Side, against, evaluated, start
 from tabulate import tabulate
 
-from robbench.hardware import describe_device, versions
-from robbench.target import pick_device
+from robbench.classifier.prepare import pick_device
+from robbench.core.machine import describe_device, versions
+from sides import Setup, Side, against, evaluated, start
 
 RUNS = [
     f"{model}:{suite}"

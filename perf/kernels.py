@@ -1,4 +1,4 @@
-"""What the kernels of `robbench.kernels` save: a forward and backward pass with plain layers and with theirs.
+"""What `fast_layers` saves: a forward and backward pass with plain layers and with its own.
 
 The layout is channels-last on both sides, as `prepare` makes it, and freed memory stays in the process.
 """
@@ -12,13 +12,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from robbench.data import load
-from robbench.hardware import describe_device, versions
-from robbench.kernels import quicken
-from robbench.memory import keep_freed_memory
+from robbench.classifier.batch_width import probe
+from robbench.classifier.fast_layers import quicken
+from robbench.core.machine import describe_device, keep_freed_memory, versions
+from robbench.data.sets import load
 from robbench.models.card import Registry
 from robbench.models.load import load_model
-from robbench.widths import probe
 
 
 def timed(sides: list[nn.Module], x: Tensor, coarse: bool, repeats: int) -> list[float]:

@@ -9,8 +9,7 @@ from statistics import median
 
 import torch
 
-from robbench.hardware import describe_device, versions
-from robbench.memory import keep_freed_memory
+from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 

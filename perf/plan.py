@@ -10,12 +10,12 @@ import time
 
 import torch
 
-from robbench import planning
-from robbench.evaluation import ready, run_here
-from robbench.hardware import describe_device, versions
-from robbench.inputs import Options
+from robbench.core.machine import describe_device, versions
+from robbench.core.types import Status
+from robbench.evaluation import planning
+from robbench.evaluation.inputs import Options
+from robbench.evaluation.run import ready, run_here
 from robbench.models.sources import Build
-from robbench.types import Status
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-
 from robbench.executors import cluster
-from robbench.executors.scheduler import spread
-from robbench.hardware import describe_device, versions
+
+from robbench.core.machine import describe_device, versions
+from robbench.evaluation.scheduler import spread
 
 
 def cpu_seconds(pid: int) -> float:

@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.data import load
-from robbench.evaluation import evaluate
-from robbench.memory import keep_freed_memory
+from robbench.classifier.batch_width import Widths, default_lanes
+from robbench.classifier.prepare import pick_device, prepare
+from robbench.core.machine import keep_freed_memory
+from robbench.core.stats import mcnemar
+from robbench.core.threat import Ball
+from robbench.core.types import Status
+from robbench.data.sets import load
+from robbench.evaluation.run import evaluate
 from robbench.models.card import Registry
 from robbench.models.load import load_model
-from robbench.stats import mcnemar
 from robbench.suite import load_suite
-from robbench.target import pick_device, prepare
-from robbench.threat import Ball
-from robbench.types import Status
-from robbench.widths import Widths, default_lanes
 
 BATCH = 250  # AutoAttack's default; torchattacks has none
 

@@ -27,17 +27,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from robbench.evaluation import Run
-from robbench.executors.scheduler import Reply, Task, spread
-from robbench.hardware import describe_device, versions
-from robbench.inputs import Images, Options
-from robbench.memory import resident_bytes
-from robbench.reporting import Silent
-from robbench.rng import make_key
-from robbench.store import COLUMNS
+from robbench.classifier.prepare import Target
+from robbench.core.machine import describe_device, resident_bytes, versions
+from robbench.core.rng import make_key
+from robbench.evaluation.inputs import Images, Options
+from robbench.evaluation.progress import Silent
+from robbench.evaluation.run import Run
+from robbench.evaluation.scheduler import Reply, Task, spread
+from robbench.evaluation.worker import First, Job, Place
+from robbench.results.store import COLUMNS
 from robbench.suite import load_suite
-from robbench.target import Target
-from robbench.worker import First, Job, Place
 
 ROUND = 0.1  # seconds for one pass of a full batch: WRN-28-10 with 256 images on a GPU is of this order
 

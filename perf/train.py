@@ -22,12 +22,11 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from robbench.hardware import describe_device, versions
-from robbench.memory import keep_freed_memory
+from robbench.core.machine import describe_device, keep_freed_memory, versions
+from robbench.core.types import Dataset
 from robbench.models.architectures import build
 from robbench.models.card import Recipe
 from robbench.training.step import Step
-from robbench.types import Dataset
 
 MNIST = ("madry_mnist", {}, (1, 28, 28), 50)
 WRN_16_4 = ("wide_resnet", {"depth": 16, "widen_factor": 4}, (3, 32, 32), 128)

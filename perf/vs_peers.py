@@ -20,15 +20,15 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from duels import duels
 from numpy.typing import NDArray
-from sides import BATCH, Counted, Setup, given, start, wrong
 from tabulate import tabulate
 
-from robbench.errors import RobbenchError
-from robbench.hardware import describe_device, versions
-from robbench.stats import mcnemar
-from robbench.target import pick_device
+from duels import duels
+from robbench.classifier.prepare import pick_device
+from robbench.core.errors import RobbenchError
+from robbench.core.machine import describe_device, versions
+from robbench.core.stats import mcnemar
+from sides import BATCH, Counted, Setup, given, start, wrong
 
 NOTES = f"""\
 - robust: of n images, those classified correctly that survive by the judge; claims: the same by the side's own account

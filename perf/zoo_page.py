@@ -5,7 +5,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from robbench.sanity.zoo import HONEST_UP_TO, MASKED_FROM, ZOO, ZooEntry
+from zoo import HONEST_UP_TO, MASKED_FROM, ZOO, ZooEntry
 
 Record = Mapping[str, Mapping[str, Any]]
 

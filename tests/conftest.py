@@ -18,12 +18,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robbench import engine, rng
 from robbench.__main__ import main
 from robbench.attacks import Attack
-from robbench.threat import Ball
-from robbench.types import NORMS
-from robbench.widths import Widths
+from robbench.classifier.batch_width import Widths
+from robbench.core import rng
+from robbench.core.threat import Ball
+from robbench.core.types import NORMS
+from robbench.engine import engine
 
 # The models here are tiny: threads only wait for each other, above all on a machine that is busy otherwise.
 torch.set_num_threads(1)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from robbench.baseline import Given, write_baseline
-from robbench.data import load
-from robbench.errors import RobbenchError
-from robbench.evaluation import evaluate
-from robbench.gate import Machine, measure
+from robbench.core.errors import RobbenchError
+from robbench.data.sets import load
+from robbench.evaluation.run import evaluate
+from robbench.gate.baseline import Given, write_baseline
+from robbench.gate.measure import Machine, measure
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.testing import assert_robust

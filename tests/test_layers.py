@@ -1,106 +1,105 @@
-"""Imports point down only, and what reads results never imports torch."""
+"""The structure of the package: imports point down only, and what reads results never imports torch."""
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
-import robbench
+from robbench.core.version import PACKAGE
 
-ROOT = Path(robbench.__file__).parent
-
-# Lower layers first; a module may import from its own layer and from the ones above it in this list.
+# Lower layers first. A room may import from lower layers, and from its own as long as no circle comes of it.
 LAYERS = [
-    {"robbench", "types", "errors", "numbers", "files", "memory", "own"},
-    {"rng", "losses", "stats", "hardware", "ledger"},
-    {"adversarials", "records", "locking", "guard", "reporting", "widths"},
-    {"salvage", "kernels"},
-    {"threat", "formats", "data", "store", "models"},
-    {"attacks"},
-    {"crews", "suite", "leaps", "queries"},
-    {"lanes"},
-    {"engine"},
-    {"target", "summary"},
-    {"consistency"},
-    {"inputs", "transfer", "peers"},
-    {"stages", "keeping", "runs"},
-    {"shards", "worker", "flow"},
-    {"evaluation", "verify", "sanity", "training", "linear"},
-    {"executors", "planning", "reproducing"},
-    {"report", "baseline", "changes", "paired", "regression", "listing"},
-    {"gate"},
-    {"testing"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
+    {"core"},
+    {"data", "models", "attacks", "suite", "classifier"},
+    {"engine", "results"},
+    {"evaluation", "training"},
+    {"recheck", "gate", "masking", "linear"},
+    {"report"},
+    {"papers"},
+    {"testing", "commands", "__init__", "__main__"},
 ]
-LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-NO_TORCH = [
-    "types",
-    "errors",
-    "numbers",
-    "files",
-    "own",
-    "stats",
-    "adversarials",
-    "records",
-    "salvage",
-    "locking",
-    "store",
-    "runs",
-    "summary",
-    "sanity.record",
-    "sanity.measurements",
-    "sanity.thresholds",
-    "sanity.checks",
-    "sanity.compare",
-    "sanity.verdict",
-    "consistency",
-    "baseline",
-    "changes",
-    "paired",
-    "regression",
-    "gate",
-    "report",
-    "linear.theory",
-    "linear.record",
-    "models.card",
-    "models.sources",
-    "data",
-    "suite",
-]
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+# Rooms and modules that work where torch is not installed.
+NO_TORCH = {
+    "commands", "gate", "papers", "report", "results", "suite",
+    "core.errors", "core.files", "core.numbers", "core.stats", "core.types", "core.user_code", "core.version",
+    "data.formats", "data.sets",
+    "linear.record", "linear.theory",
+    "masking.checks", "masking.compare", "masking.measurements", "masking.record", "masking.thresholds",
+    "masking.verdict",
+    "models.card", "models.sources",
+}  # fmt: skip
 
 
-def imports(path):
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """List the rooms that a file imports from anywhere in it, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("robbench"):
-            module = node.module.split(".")
-            if len(module) > 1:
-                yield module[1]
-            else:
-                yield from (a.name for a in node.names if (ROOT / f"{a.name}.py").exists() or (ROOT / a.name).is_dir())
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            full = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in full:
+            first, *rest = name.split(".")
+            if first == "robbench":
+                yield rest[0] if rest and rest[0] in LEVEL else "__init__"
+
+
+def arrows():
+    """Return which rooms import from which: {(from, to): files}."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for target in imported_rooms(path):
+            if target != (room := room_of(path)):
+                found.setdefault((room, target), set()).add(path.relative_to(PACKAGE).as_posix())
+    return found
+
+
+def test_every_file_is_in_a_room():
+    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")}
+    assert rooms == set(LEVEL)
+    assert len(LAYERS) <= 10
 
 
 def test_imports_point_down():
-    wrong = []
-    for path in ROOT.rglob("*.py"):
-        unit = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if unit == "__init__":
-            continue
-        for imported in imports(path):
-            if LEVEL[imported] > LEVEL[unit]:
-                wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
+    wrong = {f"{a} imports {b}": files for (a, b), files in arrows().items() if LEVEL[b] > LEVEL[a]}
     assert not wrong
 
 
+def test_rooms_import_each_other_in_no_circle():
+    below = {room: {b for a, b in arrows() if a == room} for room in LEVEL}
+    while free := [room for room, targets in below.items() if not targets & set(below)]:
+        for room in free:
+            del below[room]
+    assert not below, "each of these rooms imports from another one of them"
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        lines = len(text.splitlines())
+        if lines > 350:
+            long.append(f"{path.name}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80:
+                long.append(f"{path.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
+    assert not long
+
+
 def test_readers_of_results_work_without_torch():
-    paths = sorted((ROOT / "report").rglob("*.py"))
-    commands = [f"commands.{path.stem}" for path in (ROOT / "commands").glob("*.py")]
-    assert {"commands.evaluate", "commands.gate"} <= set(commands)
-    report = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
-    assert {"report.leaderboard", "report.tables", "report.export", "report.figures.gallery"} <= set(report)
-    modules = [f"robbench.{m}" for m in [*NO_TORCH, *commands, *report, "cli"]]
+    modules = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        if any(f"{module}.".startswith(f"{name}.") for name in NO_TORCH):
+            modules.append(f"robbench.{module}")
+    assert {"robbench.commands.evaluate", "robbench.report.leaderboard", "robbench.gate.decision"} <= set(modules)
     code = (
         f"import sys; sys.modules['torch'] = None\nimport importlib\nfor m in {modules!r}: importlib.import_module(m)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT.parent), "PATH": ""})
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE.parent), "PATH": ""})

@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 
 from robbench.attacks import describe
-from robbench.errors import RobbenchError, SuiteError
-from robbench.own import import_own
+from robbench.core.errors import RobbenchError, SuiteError
+from robbench.core.user_code import import_own
 from robbench.suite import Stage, build_attack, load_suite, suite_names
 
 

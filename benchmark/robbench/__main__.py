@@ -6,8 +6,8 @@ import sys
 
 def main() -> None:
     """Run the command line; errors a user can mend are printed without a traceback and exit with 2."""
-    from robbench.cli import app
-    from robbench.errors import RobbenchError
+    from robbench.commands.app import app
+    from robbench.core.errors import RobbenchError
 
     try:
         app()

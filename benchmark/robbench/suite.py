@@ -31,11 +31,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from robbench.errors import SuiteError, unknown_name
-from robbench.files import component, load_toml, read_bounded
-from robbench.numbers import parse_fraction, parse_threat
-from robbench.own import imported
-from robbench.types import JUDGES, Judge, Threat
+from robbench.core.errors import SuiteError, unknown_name
+from robbench.core.files import component, load_toml, read_bounded
+from robbench.core.numbers import parse_fraction, parse_threat
+from robbench.core.types import JUDGES, Judge, Threat
+from robbench.core.user_code import imported
 
 if TYPE_CHECKING:
     from robbench.attacks import Attack

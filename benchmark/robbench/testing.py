@@ -13,11 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robbench.baseline import Given, Run, read_baseline
-from robbench.errors import ResultError, RobbenchError
-from robbench.gate import Machine, measure, measure_again, results_tree
-from robbench.regression import Policy
-from robbench.regression import check as checked
+from robbench.core.errors import ResultError, RobbenchError
+from robbench.gate.baseline import Given, Run, read_baseline
+from robbench.gate.decision import Policy
+from robbench.gate.decision import check as checked
+from robbench.gate.measure import Machine, measure, measure_again, results_tree
 from robbench.report.gate import as_text
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.base import Climbing
-from robbench.threat import Ball, per_lane
-from robbench.types import Problem, State
+from robbench.core.threat import Ball, per_lane
+from robbench.core.types import Problem, State
 
 __all__ = ["APGD"]
 

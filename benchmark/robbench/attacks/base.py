@@ -20,10 +20,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from robbench.errors import SuiteError, unknown_name
-from robbench.losses import LOSSES, TARGETED
-from robbench.threat import Ball
-from robbench.types import NORMS, Norm, Problem, State
+from robbench.core.errors import SuiteError, unknown_name
+from robbench.core.losses import LOSSES, TARGETED
+from robbench.core.threat import Ball
+from robbench.core.types import NORMS, Norm, Problem, State
 
 __all__ = [
     "Attack", "Climbing", "Searching", "clean_logits", "describe", "other_at", "others_by_rank", "parameters",

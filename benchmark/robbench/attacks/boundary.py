@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robbench.attacks.base import clean_logits
-from robbench.losses import margin
-from robbench.threat import per_lane
-from robbench.types import Norm, Problem, State
+from robbench.core.losses import margin
+from robbench.core.threat import per_lane
+from robbench.core.types import Norm, Problem, State
 
 __all__ = [
     "SEARCHES",

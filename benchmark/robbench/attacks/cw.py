@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.boundary import is_wrong
-from robbench.errors import SuiteError
-from robbench.losses import margin
-from robbench.threat import Ball, per_lane
-from robbench.types import Norm, Problem, State
+from robbench.core.errors import SuiteError
+from robbench.core.losses import margin
+from robbench.core.threat import Ball, per_lane
+from robbench.core.types import Norm, Problem, State
 
 __all__ = ["CW"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.base import Attack
-from robbench.errors import SuiteError
-from robbench.threat import Ball, per_lane
-from robbench.types import Norm, Problem, State
+from robbench.core.errors import SuiteError
+from robbench.core.threat import Ball, per_lane
+from robbench.core.types import Norm, Problem, State
 
 __all__ = ["EOT"]
 

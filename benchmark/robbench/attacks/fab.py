@@ -19,10 +19,10 @@ from robbench.attacks.boundary import (
     narrowed,
     toward_plane,
 )
-from robbench.errors import SuiteError
-from robbench.losses import margin
-from robbench.threat import Ball, per_lane
-from robbench.types import NORMS, Norm, Problem, State
+from robbench.core.errors import SuiteError
+from robbench.core.losses import margin
+from robbench.core.threat import Ball, per_lane
+from robbench.core.types import NORMS, Norm, Problem, State
 
 __all__ = ["FAB"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from robbench.attacks.base import clean_logits, other_at
 from robbench.attacks.odi import weighted
-from robbench.errors import SuiteError
-from robbench.losses import margin, margin_targeted
-from robbench.threat import Ball, per_lane
-from robbench.types import NORMS, Norm, Problem, State
+from robbench.core.errors import SuiteError
+from robbench.core.losses import margin, margin_targeted
+from robbench.core.threat import Ball, per_lane
+from robbench.core.types import NORMS, Norm, Problem, State
 
 __all__ = ["Hunt"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.pgd import PGD
-from robbench.errors import SuiteError
-from robbench.threat import Ball, per_lane
-from robbench.types import Problem, State
+from robbench.core.errors import SuiteError
+from robbench.core.threat import Ball, per_lane
+from robbench.core.types import Problem, State
 
 __all__ = ["MIFGSM"]
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench import rng
 from robbench.attacks.pgd import PGD
-from robbench.errors import SuiteError
-from robbench.threat import Ball, per_lane
-from robbench.types import Problem, State
+from robbench.core import rng
+from robbench.core.errors import SuiteError
+from robbench.core.threat import Ball, per_lane
+from robbench.core.types import Problem, State
 
 __all__ = ["ODI", "weighted"]
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench import rng
-from robbench.errors import SuiteError, unknown_name
-from robbench.losses import LOSSES
-from robbench.threat import Ball
-from robbench.types import Norm, Problem, State
+from robbench.core import rng
+from robbench.core.errors import SuiteError, unknown_name
+from robbench.core.losses import LOSSES
+from robbench.core.threat import Ball
+from robbench.core.types import Norm, Problem, State
 
 __all__ = ["SPSA"]
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robbench import rng
 from robbench.attacks.base import Climbing
 from robbench.attacks.windows import bands, lay, mass, place, windows
-from robbench.errors import SuiteError
-from robbench.threat import Ball
-from robbench.types import Norm, Problem, State
+from robbench.core import rng
+from robbench.core.errors import SuiteError
+from robbench.core.threat import Ball
+from robbench.core.types import Norm, Problem, State
 
 __all__ = ["Square"]
 

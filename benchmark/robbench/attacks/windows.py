@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from robbench import rng
+from robbench.core import rng
 
 __all__ = ["bands", "lay", "mass", "place", "windows"]
 

@@ -26,12 +26,12 @@ from robbench.commands.options import (
 from robbench.commands.printing import print_objects
 from robbench.commands.runs import run_all
 from robbench.commands.sanity import examined
-from robbench.errors import RobbenchError
-from robbench.own import import_own
+from robbench.core.errors import RobbenchError
+from robbench.core.user_code import import_own
 
 if TYPE_CHECKING:
     from robbench.models.card import Registry
-    from robbench.store import ResultFile
+    from robbench.results.schema import ResultFile
 
 
 __all__ = ["eval_", "show", "verify"]
@@ -115,9 +115,9 @@ def eval_(
         raise RobbenchError(
             "What to measure? --model NAME (`robbench list models`) or --all, or --resume for unfinished runs."
         )
+    from robbench.core.numbers import parse_eps
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
-    from robbench.numbers import parse_eps
     from robbench.report.sanity import print_sanity
     from robbench.report.terminal import print_results
     from robbench.suite import load_suite
@@ -209,7 +209,7 @@ def show(
 ) -> None:
     """Show a model's card, and its stored results."""
     from robbench.models.card import Registry
-    from robbench.store import read_result
+    from robbench.results.schema import read_result
 
     entry = Registry.default(models or []).find(model)
     stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
@@ -246,7 +246,7 @@ def verify(
 
     Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
     """
-    from robbench.verify import verify as verified
+    from robbench.recheck.verify import verify as verified
 
     v = verified(
         result,
@@ -289,14 +289,14 @@ def _dump(result: ResultFile) -> dict[str, Any]:
 
 def _trust(result: ResultFile, results: Path) -> dict[str, Any]:
     """Say what stands beside a robust accuracy wherever it is printed."""
+    from robbench.masking.record import Verdicts
     from robbench.report.leaderboard import overestimation
-    from robbench.sanity.record import Verdicts
 
     return {"verdict": Verdicts(results).of(result), "overestimation": overestimation(result)}
 
 
 def _radii(eps: str | None) -> list[str | None]:
-    from robbench.numbers import parse_radii
+    from robbench.core.numbers import parse_radii
 
     try:
         return [None] if eps is None else [*parse_radii(eps)]

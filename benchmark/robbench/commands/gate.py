@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robbench.commands.options import SOURCES, DataDir, Imports, Json, Models, check_about, per_channel, resumable
-from robbench.errors import RobbenchError
-from robbench.own import import_own
+from robbench.core.errors import RobbenchError
+from robbench.core.user_code import import_own
 
 if TYPE_CHECKING:
-    from robbench.baseline import Run
-    from robbench.gate import Machine
+    from robbench.gate.baseline import Run
+    from robbench.gate.measure import Machine
 
 __all__ = ["baseline", "check"]
 
@@ -61,9 +61,9 @@ def baseline(
 
     Commit the file. It holds no images and no weights.
     """
-    from robbench.baseline import Given, write_baseline
-    from robbench.gate import stored_run
-    from robbench.numbers import parse_threat
+    from robbench.core.numbers import parse_threat
+    from robbench.gate.baseline import Given, write_baseline
+    from robbench.gate.measure import stored_run
 
     import_own(imports or [])
     if bool(model) == bool(result):
@@ -76,7 +76,7 @@ def baseline(
         "std": per_channel("--std", std),
     }
     if model:
-        from robbench.gate import measure
+        from robbench.gate.measure import measure
 
         named = [Given(model=name, **(about if source else {})) for name, source in _named(model, models, about)]
         with _measuring(results, device, lanes, data_dir, models, samples is None) as machine:
@@ -119,12 +119,12 @@ def check(
     Exit code 0: nothing got worse. 1: a model is significantly less robust, or an attack weaker. 2: wrong input, or
     not comparable.
     """
-    from robbench.baseline import read_baseline
-    from robbench.files import write_atomically
-    from robbench.gate import measure_again, stored_run, wanted_runs
-    from robbench.paired import compare
-    from robbench.regression import Policy, decide
-    from robbench.regression import check as checked
+    from robbench.core.files import write_atomically
+    from robbench.gate.baseline import read_baseline
+    from robbench.gate.decision import Policy, decide
+    from robbench.gate.decision import check as checked
+    from robbench.gate.measure import measure_again, stored_run, wanted_runs
+    from robbench.gate.paired import compare
     from robbench.report.gate import as_json as dump
     from robbench.report.gate import as_junit, as_markdown, print_decision
 
@@ -158,7 +158,7 @@ def check(
 
 def _beside(runs: list[Run], found: Run) -> Run:
     """Find the run of a baseline that a stored result belongs to; with only one, it is meant."""
-    from robbench.errors import ResultError, unknown_name
+    from robbench.core.errors import ResultError, unknown_name
 
     named = {run.name: run for run in runs}
     if found.name not in named and len(runs) > 1:
@@ -186,7 +186,7 @@ def _measuring(
     models: list[Path] | None,
     hint_samples: bool,
 ) -> Iterator[Machine]:
-    from robbench.gate import Machine, results_tree
+    from robbench.gate.measure import Machine, results_tree
     from robbench.report.terminal import TerminalReporter
 
     reporter = TerminalReporter(hint_samples=hint_samples)

@@ -10,7 +10,7 @@ import typer
 
 from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, per_channel
 from robbench.commands.printing import print_objects, print_table
-from robbench.errors import RobbenchError, unknown_name
+from robbench.core.errors import RobbenchError, unknown_name
 
 __all__ = ["measure"]
 
@@ -35,9 +35,9 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure models without attacking them: what a linear approximation of the network predicts."""
+    from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
-    from robbench.numbers import parse_threat
     from robbench.report.linear import linear_rows
 
     if what != "linear":

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from robbench.errors import RobbenchError
+from robbench.core.errors import RobbenchError
 
 __all__ = [
     "SOURCES", "DataDir", "Gradients", "Imports", "Json", "Models", "Results", "check_about", "per_channel",

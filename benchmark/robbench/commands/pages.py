@@ -11,10 +11,10 @@ import typer
 
 from robbench.commands.options import DataDir, Models, Results, resumable
 from robbench.commands.printing import tree
-from robbench.errors import ResultError, RobbenchError
+from robbench.core.errors import ResultError, RobbenchError
 
 if TYPE_CHECKING:
-    from robbench.report.tables import Sheet
+    from robbench.papers.tables import Sheet
 
 
 __all__ = ["export", "figure", "leaderboard", "table_", "trained"]
@@ -38,7 +38,7 @@ def trained(
 ) -> None:
     """Write docs/trained.md: the models trained here beside the papers' figures."""
     from robbench.models.card import Registry, builtin_root
-    from robbench.report.trained import trained_models
+    from robbench.papers.trained import trained_models
 
     _page(trained_models(Registry([builtin_root()]).entries(), tree(results)), output, check, "trained")
 
@@ -59,9 +59,9 @@ def table_(
 ) -> None:
     """Set our results beside a table of a paper; "all" writes every table to RESULTS/tables/."""
     from robbench.models.card import Registry
-    from robbench.report.layout import Commands, check_format, render
-    from robbench.report.published import TABLES, find_table
-    from robbench.report.tables import fill
+    from robbench.papers.layout import Commands, check_format, render
+    from robbench.papers.published import TABLES, find_table
+    from robbench.papers.tables import fill
 
     tables = list(TABLES.values()) if name == "all" else [find_table(name)]
     if name == "all" and (kind != "terminal" or output):
@@ -104,9 +104,9 @@ def figure(
 ) -> None:
     """Draw a figure from stored results: a PNG and the plotted numbers as CSV; "all" draws every one."""
     from robbench.models.card import Registry
-    from robbench.report.figures.definitions import find_figure
+    from robbench.papers.figures.definitions import find_figure
+    from robbench.papers.figures.write import every_figure, write_figure
     from robbench.report.figures.source import Source
-    from robbench.report.figures.write import every_figure, write_figure
 
     if name == "all" and dataset:
         raise RobbenchError("--dataset goes with one figure; all draws every data set.")
@@ -159,7 +159,7 @@ def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
     print(f"{sheet.table.id}: {len(sheet.runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
     if not sheet.runs:
         return
-    from robbench.evaluation import evaluate
+    from robbench.evaluation.run import evaluate
     from robbench.linear.measure import measure_linear
 
     reporter = TerminalReporter(hint_samples=options["samples"] is None)
@@ -174,7 +174,7 @@ def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
 
 def _page(text: str, output: Path, check: bool, command: str) -> None:
     """Write a generated page, or tell whether the one there is up to date."""
-    from robbench.files import write_atomically
+    from robbench.core.files import write_atomically
 
     if not check:
         write_atomically(output, text.encode())

@@ -21,8 +21,8 @@ from robbench.commands.options import (
     per_channel,
 )
 from robbench.commands.printing import print_table
-from robbench.errors import RobbenchError
-from robbench.own import import_own
+from robbench.core.errors import RobbenchError
+from robbench.core.user_code import import_own
 
 __all__ = ["plan"]
 
@@ -72,9 +72,9 @@ def plan(
     check_about(sources, about)
     import torch
 
-    from robbench.planning import as_rows, total
-    from robbench.planning import plan as planned
-    from robbench.target import pick_device
+    from robbench.classifier.prepare import pick_device
+    from robbench.evaluation.planning import as_rows, total
+    from robbench.evaluation.planning import plan as planned
 
     place = pick_device(device)
     threads = threads or (1 if workers is not None else torch.get_num_threads())

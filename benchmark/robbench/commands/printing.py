@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robbench.errors import ResultError
+from robbench.core.errors import ResultError
 
 __all__ = ["print_objects", "print_table", "tree"]
 

@@ -12,18 +12,18 @@ import typer
 
 from robbench.commands.options import DataDir, Imports, Json, Models, Results, per_channel, resumable
 from robbench.commands.printing import print_objects, print_table, tree
-from robbench.errors import RobbenchError
-from robbench.own import import_own
+from robbench.core.errors import RobbenchError
+from robbench.core.user_code import import_own
 
 if TYPE_CHECKING:
-    from robbench.store import ResultFile
+    from robbench.results.schema import ResultFile
 
 __all__ = ["reproduce", "resume_runs", "run_all", "runs"]
 
 
 def runs(results: Results = Path("results"), as_json: Json = False) -> None:
     """List unfinished and finished runs; `eval --resume` goes on with the unfinished ones."""
-    from robbench.runs import find_runs
+    from robbench.results.run_files import find_runs
 
     found = find_runs(tree(results))
     print_table([run.as_row(results) for run in found], as_json)
@@ -49,13 +49,13 @@ def run_all(
         The results, None where a run failed.
     """
     if ray is not None:
-        from robbench.executors.cluster import evaluate_all
+        from robbench.evaluation.ray_cluster import evaluate_all
         from robbench.report.terminal import TerminalView
 
         view = TerminalView()
         with resumable("Every image that was finished is kept."), contextlib.closing(view):
             return [None if isinstance(o, RobbenchError) else o for o in evaluate_all(calls, view, **ray)]
-    from robbench.evaluation import evaluate
+    from robbench.evaluation.run import evaluate
     from robbench.report.terminal import TerminalReporter
 
     found: list[ResultFile | None] = []
@@ -75,7 +75,7 @@ def run_all(
 def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict[str, Any] | None = None) -> None:
     """Go on with every unfinished run of a tree, each as it was described when it began."""
     from robbench.report.terminal import print_results
-    from robbench.runs import find_runs
+    from robbench.results.run_files import find_runs
 
     found = find_runs(tree(results))
     waiting = [about for run in found if (about := run.resumable)]
@@ -117,8 +117,8 @@ def reproduce(
 
     Exit code 1 if a verdict differs; every one that does is named. The stored result stays as it is.
     """
+    from robbench.recheck.reproduce import reproduce as again
     from robbench.report.terminal import TerminalReporter
-    from robbench.reproducing import reproduce as again
 
     import_own(imports or [])
     reporter = TerminalReporter(hint_samples=False)

@@ -13,7 +13,7 @@ from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, p
 from robbench.commands.printing import print_objects
 
 if TYPE_CHECKING:
-    from robbench.sanity.record import SanityFile
+    from robbench.masking.record import SanityFile
 
 __all__ = ["examined", "sanity"]
 
@@ -68,10 +68,10 @@ def sanity(
 
 def examined(model: str, results: Path, act: bool, **options: Any) -> SanityFile:
     """Run the checks on one model, store what they saw, and draw the sheet."""
+    from robbench.masking.record import LANDSCAPE, SHEET, sanity_folder
+    from robbench.masking.run import examine
     from robbench.report.sheet import draw_sheet
     from robbench.report.terminal import TerminalReporter
-    from robbench.sanity.record import LANDSCAPE, SHEET, sanity_folder
-    from robbench.sanity.run import examine
 
     reporter = TerminalReporter(hint_samples=False)
     with resumable("Every image that was attacked is kept."), contextlib.closing(reporter):

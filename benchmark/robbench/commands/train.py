@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from robbench.commands.options import DataDir, Models, resumable
-from robbench.errors import RobbenchError, unknown_name
+from robbench.core.errors import RobbenchError, unknown_name
 
 __all__ = ["cards", "train"]
 

@@ -13,10 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robbench.errors import ModelError, ResultError
-from robbench.files import digest
-from robbench.hardware import describe_device, versions
-from robbench.inputs import Images, Options, resolve, select
+from robbench.classifier.batch_width import default_lanes
+from robbench.classifier.checks import classify
+from robbench.classifier.prepare import Target
+from robbench.core.errors import ModelError, ResultError
+from robbench.core.files import digest
+from robbench.core.machine import describe_device, versions
+from robbench.evaluation.inputs import Images, Options, resolve, select
 from robbench.linear.record import (
     ACTIVATIONS,
     LINEAR_VERSION,
@@ -28,9 +31,7 @@ from robbench.linear.record import (
 )
 from robbench.linear.theory import Linearization
 from robbench.models.sources import Build
-from robbench.store import mismatch
-from robbench.target import Target, classify
-from robbench.widths import default_lanes
+from robbench.results.store import mismatch
 
 __all__ = ["linearize", "measure_linear"]
 

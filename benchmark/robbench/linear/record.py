@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from robbench.errors import ResultError
-from robbench.files import digest, write_atomically
+from robbench.core.errors import ResultError
+from robbench.core.files import digest, write_atomically
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.store import Accuracy
-from robbench.summary import accuracy
+from robbench.results.schema import Accuracy
+from robbench.results.summary import accuracy
 
 __all__ = [
     "ACTIVATIONS",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robbench.errors import ModelError, unknown_name
+from robbench.core.errors import ModelError, unknown_name
 
 __all__ = ["ARCHITECTURES", "Normalized", "Shape", "arguments", "build"]
 

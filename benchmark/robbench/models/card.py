@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robbench.errors import CardError, unknown_name
-from robbench.files import read_bounded, write_atomically
+from robbench.core.errors import CardError, unknown_name
+from robbench.core.files import read_bounded, write_atomically
 from robbench.models.recipes import Adversary, Budget, Distillation, Pairing, Recipe
 from robbench.models.schema import (
     DATASETS,

@@ -19,8 +19,8 @@ from typing import Any
 
 import tomlkit
 
-from robbench.errors import CardError, unknown_name
-from robbench.files import write_atomically
+from robbench.core.errors import CardError, unknown_name
+from robbench.core.files import write_atomically
 from robbench.models.schema import parse_card
 
 __all__ = ["FAMILIES", "family_cards", "read_table", "stale_cards", "write_cards"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
-from robbench.numbers import parse_fraction
+from robbench.core.numbers import parse_fraction
 
 __all__ = ["Exact", "Numbers", "Scalar", "Table", "Text", "hex64", "relative", "top_level"]
 

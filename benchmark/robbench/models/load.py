@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from robbench.errors import ModelError
-from robbench.files import write_atomically
+from robbench.core.errors import ModelError
+from robbench.core.files import write_atomically
 from robbench.models.architectures import Normalized, Shape, build
 from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Weights
 

@@ -24,9 +24,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from robbench.errors import ModelError, RobbenchError, unknown_name
+from robbench.core.errors import ModelError, RobbenchError, unknown_name
+from robbench.core.user_code import importable
 from robbench.models.sources import ALLOWED
-from robbench.own import importable
 
 __all__ = ["function_module", "hub_file", "robustbench_module", "timm_module"]
 

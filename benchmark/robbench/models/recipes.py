@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from robbench.core.types import Norm
 from robbench.models.fields import Exact, Numbers, Scalar, Table, Text
-from robbench.types import Norm
 
 __all__ = ["Adversary", "Budget", "Distillation", "Pairing", "Recipe"]
 

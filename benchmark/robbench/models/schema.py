@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from robbench.errors import CardError
-from robbench.files import load_toml
+from robbench.core.errors import CardError
+from robbench.core.files import load_toml
+from robbench.core.types import Norm, Threat
 from robbench.models.fields import Exact, Numbers, Scalar, Table, Text, hex64, relative, top_level
 from robbench.models.recipes import Budget, Recipe
-from robbench.types import Norm, Threat
 
 
 class DatasetFacts(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from robbench.errors import ResultError
+from robbench.core.errors import ResultError
 
 __all__ = ["draw_curve"]
 

@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robbench.errors import CardError, ResultError, unknown_name
+from robbench.core.errors import CardError, ResultError, unknown_name
 from robbench.models.card import ModelCard, Registry
-from robbench.store import Accuracy, ResultFile, read_result
+from robbench.results.schema import Accuracy, ResultFile, read_result
 
 __all__ = ["export_result", "robustbench"]
 

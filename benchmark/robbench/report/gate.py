@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robbench.numbers import parse_threat
-from robbench.paired import Comparison, Flip, Question
-from robbench.regression import Decision, Finding, Outcome
+from robbench.core.numbers import parse_threat
+from robbench.gate.decision import Decision, Finding, Outcome
+from robbench.gate.paired import Comparison, Flip, Question
 from robbench.report.escape import markdown_text
 
 __all__ = ["as_json", "as_junit", "as_markdown", "as_text", "explain", "headline", "print_decision"]

@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from robbench.core.stats import mcnemar
+from robbench.masking.record import Verdicts
 from robbench.report.escape import markdown_text
-from robbench.sanity.record import Verdicts
-from robbench.stats import mcnemar
-from robbench.store import Accuracy, ResultFile, load_results, read_rows, result_folder
-from robbench.summary import robust_samples
+from robbench.results.schema import Accuracy, ResultFile
+from robbench.results.store import load_results, read_rows, result_folder
+from robbench.results.summary import robust_samples
 
 __all__ = ["group_title", "leaderboard", "overestimation", "ranked", "shown_points", "table"]
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from robbench.errors import SuiteError
+from robbench.core.errors import SuiteError
+from robbench.core.types import Threat
 from robbench.linear.record import LinearFile, linear_folder, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.report.leaderboard import percent, with_interval
-from robbench.store import Accuracy
+from robbench.results.schema import Accuracy
+from robbench.results.summary import accuracy
 from robbench.suite import load_suite
-from robbench.summary import accuracy
-from robbench.types import Threat
 
 __all__ = ["linear_rows", "predicted", "standard_radius", "text_of"]
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robbench.masking.record import CheckResult, SanityFile
 from robbench.report.leaderboard import with_interval
 from robbench.report.terminal import duration
-from robbench.sanity.record import CheckResult, SanityFile
 
 __all__ = ["print_sanity", "verdict_line"]
 

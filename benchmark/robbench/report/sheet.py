@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from robbench.sanity.record import SanityFile
+from robbench.masking.record import SanityFile
 
 __all__ = ["draw_sheet"]
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from robbench.errors import ResultError
-from robbench.files import write_atomically
+from robbench.core.errors import ResultError
+from robbench.core.files import write_atomically
 from robbench.report.leaderboard import percent, with_interval
 from robbench.report.sweep import standing
-from robbench.store import Accuracy, ResultFile
-from robbench.summary import accuracy
+from robbench.results.schema import Accuracy, ResultFile
+from robbench.results.summary import accuracy
 
 __all__ = ["AttackSpread", "Spread", "print_spreads", "spread", "write_spread"]
 

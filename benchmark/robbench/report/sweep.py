@@ -15,13 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from robbench.errors import ResultError
-from robbench.files import write_atomically
+from robbench.core.errors import ResultError
+from robbench.core.files import write_atomically
+from robbench.core.stats import mcnemar
 from robbench.report.figures.canvas import MARKERS, OKABE_ITO
 from robbench.report.leaderboard import percent, with_interval
-from robbench.stats import mcnemar
-from robbench.store import Accuracy, ResultFile, read_rows, result_folder
-from robbench.summary import accuracy, robust_samples
+from robbench.results.schema import Accuracy, ResultFile
+from robbench.results.store import read_rows, result_folder
+from robbench.results.summary import accuracy, robust_samples
 
 __all__ = ["Point", "Sweep", "draw_sweep", "print_sweep", "standing", "sweep", "write_sweep"]
 

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from robbench.masking.record import Verdicts
 from robbench.report.leaderboard import group_title, overestimation, percent, ranked, shown_points, with_interval
-from robbench.sanity.record import Verdicts
-from robbench.store import ResultFile
+from robbench.results.schema import ResultFile
 
 __all__ = ["TerminalReporter", "TerminalView", "duration", "print_results"]
 

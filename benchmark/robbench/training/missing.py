@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from robbench.classifier.prepare import pick_device
 from robbench.models.card import Entry, Registry
-from robbench.target import pick_device
 from robbench.training.train import BudgetName, Precision, Progress, Trained, recipe_for, train
 
 __all__ = ["missing", "train_missing"]

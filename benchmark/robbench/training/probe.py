@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robbench import engine, rng
 from robbench.attacks import PGD
-from robbench.data import load
+from robbench.core import rng
+from robbench.core.threat import Ball
+from robbench.core.types import Problem
+from robbench.data.sets import load
+from robbench.engine import engine
 from robbench.models.card import Entry
 from robbench.suite import load_suite
-from robbench.threat import Ball
-from robbench.types import Problem
 
 __all__ = ["Probe"]
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robbench import rng
 from robbench.attacks import ATTACKS, PGD, Attack, parameters
-from robbench.errors import CardError, unknown_name
+from robbench.core import rng
+from robbench.core.errors import CardError, unknown_name
+from robbench.core.types import Problem, State
 from robbench.models.card import Adversary, Recipe
 from robbench.training.targets import smooth_labels, wrong_mass
-from robbench.types import Problem, State
 
 __all__ = [
     "Diverging",

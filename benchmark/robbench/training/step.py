@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from robbench import engine, rng
-from robbench.guard import in_bfloat16
+from robbench.classifier.guard import in_bfloat16
+from robbench.core import rng
+from robbench.core.threat import Ball
+from robbench.core.types import Dataset, Problem
+from robbench.engine import engine
 from robbench.models.card import Adversary, Recipe
-from robbench.threat import Ball
 from robbench.training.recipe import add_noise, augment, inner_attack, learning_rate, objective, pair
-from robbench.types import Dataset, Problem
 
 __all__ = ["Step"]
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robbench import rng
+from robbench.core import rng
 
 __all__ = ["correct", "fix", "hybrid", "smooth_labels", "wrong_mass"]
 

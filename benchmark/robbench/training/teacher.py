@@ -9,14 +9,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from robbench import rng
-from robbench.errors import ModelError
-from robbench.files import digest, write_atomically
+from robbench.core import rng
+from robbench.core.errors import ModelError
+from robbench.core.files import digest, write_atomically
+from robbench.core.types import Dataset
 from robbench.models.card import Entry, Recipe, Registry
 from robbench.models.load import load_model
 from robbench.training.recipe import augment
 from robbench.training.targets import correct, fix, hybrid
-from robbench.types import Dataset
 
 __all__ = ["teacher_digests", "teacher_targets"]
 

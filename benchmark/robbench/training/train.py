@@ -28,21 +28,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robbench import rng
-from robbench.data import load
-from robbench.errors import CardError, ModelError
-from robbench.files import digest, write_atomically
-from robbench.hardware import describe_device, versions
-from robbench.memory import keep_freed_memory
+from robbench.classifier.prepare import pick_device
+from robbench.core import rng
+from robbench.core.errors import CardError, ModelError
+from robbench.core.files import digest, write_atomically
+from robbench.core.machine import describe_device, keep_freed_memory, versions
+from robbench.core.types import Dataset
+from robbench.data.sets import load
 from robbench.models.architectures import Normalized, build
 from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, Recipe, identity, write_training
 from robbench.models.load import save_weights
-from robbench.target import pick_device
 from robbench.training.probe import Probe
 from robbench.training.recipe import learning_rate
 from robbench.training.step import Step
 from robbench.training.teacher import teacher_digests, teacher_targets
-from robbench.types import Dataset
 
 __all__ = ["BudgetName", "Precision", "Progress", "Trained", "recipe_for", "train"]
 

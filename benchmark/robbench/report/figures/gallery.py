@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robbench.adversarials import FILE, read
-from robbench.data import load
-from robbench.errors import ResultError
+from robbench.core.errors import ResultError
+from robbench.core.types import Dataset, Status
+from robbench.data.sets import load
 from robbench.report.figures.canvas import blank, footnote
 from robbench.report.figures.source import Picture, Source
-from robbench.store import ResultFile, read_rows
-from robbench.types import Dataset, Status
+from robbench.results.adversarials import FILE, read
+from robbench.results.schema import ResultFile
+from robbench.results.store import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

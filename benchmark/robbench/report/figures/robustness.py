@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from robbench.core.types import Status
 from robbench.report.figures.canvas import DASHES, MARKERS, OKABE_ITO, blank, footnote, grid, legend_below
 from robbench.report.figures.source import Picture, Source
 from robbench.report.linear import standard_radius, text_of
 from robbench.report.sweep import sweep
-from robbench.store import Accuracy, ResultFile, read_rows
-from robbench.summary import accuracy, robust_samples
-from robbench.types import Status
+from robbench.results.schema import Accuracy, ResultFile
+from robbench.results.store import read_rows
+from robbench.results.summary import accuracy, robust_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Self
 
 import pandas as pd
 
-from robbench.errors import CardError
+from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.models.card import Entry, Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, blank
-from robbench.store import ResultFile, load_results, result_folder
+from robbench.results.schema import ResultFile
+from robbench.results.store import load_results, result_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,93 @@
+"""The classifier under test: brought onto its device as a frozen, guarded copy."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robbench.classifier.fast_layers import quicken
+from robbench.classifier.guard import Guarded
+from robbench.core.errors import ModelError
+
+__all__ = ["Target", "pick_device", "prepare"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A model ready to be attacked.
+
+    Attributes:
+        module: in eval mode, parameters frozen, on `device`; [L, C, H, W] in [0, 1] -> logits [L, K].
+        name: as it appears in results.
+        device: where it runs.
+        weights: SHA-256 of the weights.
+        identity: what else determines the function it computes.
+        paper: figures that its card quotes.
+    """
+
+    module: nn.Module
+    name: str
+    device: torch.device
+    weights: str
+    identity: dict[str, object]
+    paper: dict[str, object] = field(default_factory=dict)
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto`, `cpu`, `cuda` or `cuda:i`.
+
+    Raises:
+        ModelError: no such device here; the ones there are get named.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    known = ["cpu", *(f"cuda:{i}" for i in range(count))]
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in known:
+        raise ModelError(f"Device {name!r} given; available here: auto, {', '.join(known)}.")
+    return torch.device(wanted)
+
+
+def prepare(module: nn.Module, device: torch.device, x: Tensor) -> Guarded:
+    """Return a frozen copy of a model on the device, guarded; the caller's own is left as it is.
+
+    Convolutions run in channels-last layout where the model works that way (a `.view` inside it may not), and on a CPU
+    layers use the kernels of `kernels.py`.
+
+    Args:
+        module: in eval mode.
+        device: where to.
+        x: a few images to try it on, [n, C, H, W].
+
+    Raises:
+        ModelError: the model is in training mode.
+    """
+    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+    if training:
+        raise ModelError(
+            f"The model is in training mode ({training[0]}{' and more' if training[1:] else ''}), so dropout and "
+            "batch statistics would make its answers depend on chance and on the batch. Call model.eval() first."
+        )
+    try:
+        ours = copy.deepcopy(module)
+    except Exception:  # whatever a user's module raises: hooks, handles and generators do not copy
+        ours = module
+    ours = ours.to(device)
+    if ours is not module:
+        ours.requires_grad_(False)
+        if any(p.dim() == 4 for p in ours.parameters()):
+            try:
+                ours.to(memory_format=torch.channels_last)  # refused if anything in it has five dimensions
+                with torch.no_grad():
+                    ours(x.to(device, copy=True))
+            except Exception:  # whatever a module raises about its input; `classify` words it
+                ours.to(memory_format=torch.contiguous_format)
+        if device.type == "cpu":
+            quicken(ours, x)
+    guarded = Guarded(ours).eval()
+    guarded.try_out(x.to(device))
+    return guarded

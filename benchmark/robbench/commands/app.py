@@ -1,0 +1,90 @@
+"""The command line: argument parsing and printing only. Torch is imported by the commands that need it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from robbench.commands import evaluate, gate, pages, plan, runs, train
+from robbench.commands.measure import measure
+from robbench.commands.options import DataDir, Json, Models
+from robbench.commands.printing import print_table
+from robbench.commands.sanity import sanity
+from robbench.core.errors import RobbenchError, unknown_name
+from robbench.core.version import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="robbench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="How robust is this classifier, really? Attack it, judge every break, and print numbers with intervals.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Where test images come from.")
+app.add_typer(data_app, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"robbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, suites, attacks, data or figures")],
+    models: Models = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List models, suites, attacks, data sets or figures."""
+    from robbench.commands.listing import LISTINGS
+
+    if what not in LISTINGS:
+        raise RobbenchError(unknown_name("listing", what, LISTINGS))
+    print_table(LISTINGS[what](models or [], data_dir), as_json)
+
+
+for name, command in (
+    ("show", evaluate.show),
+    ("eval", evaluate.eval_),
+    ("plan", plan.plan),
+    ("verify", evaluate.verify),
+    ("sanity", sanity),
+    ("runs", runs.runs),
+    ("reproduce", runs.reproduce),
+    ("baseline", gate.baseline),
+    ("check", gate.check),
+    ("measure", measure),
+    ("train", train.train),
+    ("cards", train.cards),
+    ("leaderboard", pages.leaderboard),
+    ("trained", pages.trained),
+    ("table", pages.table_),
+    ("figure", pages.figure),
+    ("export", pages.export),
+):
+    app.command(name)(command)
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="mnist, fashion_mnist, cifar10 or cifar100")], data_dir: DataDir = None
+) -> None:
+    """Download a data set from its public source, checksums verified."""
+    from robbench.data.sets import fetch as fetch_data
+
+    for path in fetch_data(name, data_dir, lambda line: print(line, file=sys.stderr)):
+        print(path)

@@ -1,0 +1,119 @@
+"""What `robbench list` shows: models, suites, attacks and data sets, as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["LISTINGS"]
+
+
+def _models(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.models.card import Registry
+
+    rows = []
+    for entry in Registry.default(models).entries():
+        card = entry.card
+        rows.append(
+            {
+                "model": entry.full_name,
+                "title": card.title,
+                "architecture": card.architecture.name,
+                "weights": _weights_state(card),
+            }
+        )
+    return rows
+
+
+def _weights_state(card: Any) -> str:
+    if card.weights is None:
+        return "not trained yet"
+    if card.trained and card.recipe and (card.trained.instead or card.trained.iterations < card.recipe.iterations):
+        other = f" ({card.trained.instead})" if card.trained.instead else ""
+        return f"trained {card.trained.iterations} of {card.recipe.iterations} iterations{other}"
+    return "yes" if card.weights.path else f"in package {card.weights.package}"
+
+
+def _suites(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.suite import load_suite, suite_names
+
+    suites = [load_suite(name) for name in suite_names()]
+    return [
+        {
+            "suite": s.name,
+            "title": s.title,
+            "mode": s.mode,
+            "judge": s.judge,
+            "attacks": ", ".join(a["name"] for a in s.attacks),
+            "threats": ", ".join(f"{d}: {t}" for d, t in s.threats.items()),
+        }
+        for s in suites
+    ]
+
+
+def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.attacks import ATTACKS, parameters
+
+    return [
+        {
+            "kind": kind,
+            "what": (cls.__doc__ or "").strip().splitlines()[0],
+            "parameters": ", ".join(f"{name}={f.default}" for name, f in parameters(cls).items()),
+        }
+        for kind, cls in ATTACKS.items()
+    ] + [
+        {
+            "kind": "transfer",
+            "what": "Perturbations made on a surrogate model, tried on the target.",
+            "parameters": "surrogate, attack, and that attack's own",
+        },
+        {
+            "kind": "torchattacks:NAME",
+            "what": "An attack of torchattacks, judged here.",
+            "parameters": "batch=100, and the class's own",
+        },
+        {
+            "kind": "autoattack:NAME",
+            "what": "The authors' AutoAttack: standard, plus, rand, APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T or SQUARE.",
+            "parameters": "batch=100",
+        },
+        {
+            "kind": "module:Class",
+            "what": "An attack of your own, from a module that --import names (docs/tutorial.md).",
+            "parameters": "the class's own",
+        },
+    ]
+
+
+def _data(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.data.sets import describe
+
+    return [
+        {
+            "data set": d.name,
+            "shape": "×".join(map(str, d.shape)),
+            "classes": d.num_classes,
+            "train": d.train,
+            "test": d.test,
+            "available": "yes" if d.available else "no",
+            "where": d.where,
+        }
+        for d in describe(data_dir)
+    ]
+
+
+def _figures(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
+    from robbench.papers.figures.definitions import FIGURES
+
+    return [{"figure": f.id, "title": f.title, "data sets": ", ".join(f.datasets)} for f in FIGURES.values()]
+
+
+LISTINGS: dict[str, Callable[[list[Path], Path | None], list[dict[str, Any]]]] = {
+    "models": _models,
+    "suites": _suites,
+    "attacks": _attacks,
+    "data": _data,
+    "figures": _figures,
+}
+"""Further registries and the data directory -> rows, by what is listed."""

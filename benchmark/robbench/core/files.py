@@ -1,0 +1,134 @@
+"""What everything on disk needs: canonical digests, files that are either old or new, and a place for damaged ones."""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from robbench.core.errors import StorageError
+
+__all__ = ["component", "digest", "load_toml", "read_bounded", "set_aside", "write_atomically"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value's canonical JSON (sorted keys, compact, ASCII), in hexadecimal.
+
+    Raises:
+        TypeError, ValueError: the value is not JSON (NaN and infinity are not).
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def component(name: str, what: str) -> str:
+    """Accept text that is one component of a path, and so cannot lead out of the folder that it is put under.
+
+    Raises:
+        ValueError: it is not; the sentence names `what`.
+    """
+    if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:") or len(name.encode()) > 200:
+        raise ValueError(f"{what}: {name[:80]!r} given; allowed: up to 200 bytes of printable text without / \\ or :")
+    return name
+
+
+def load_toml(text: str) -> dict[str, Any]:
+    """Parse TOML that may be hostile.
+
+    Raises:
+        ValueError: it is not TOML, nested beyond reason, or holds a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise OSError(errno.EINVAL, "not a regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+    return data
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: after a crash or a loss of power at any moment, the old or the new content is there.
+
+    Raises:
+        StorageError: it cannot be written (the disk is full, the folder is read-only); the old content is untouched.
+    """
+    try:
+        _replace(path, data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = "Free some space, and give the same command again" if error.errno in _FULL else "Give another place"
+        raise StorageError(
+            f"{path} cannot be written: {reason}. {remedy}; what was written before is complete and stays."
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    _make_folder(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each entered safely into the one that holds it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk: a rename that is not there yet is lost with the power."""
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not do this for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move a damaged file to `<name>.damaged` in a folder, where nothing reads it, and return its new path.
+
+    Raises:
+        StorageError: it cannot be moved.
+    """
+    taken = [folder / f"{path.name}.damaged{n or ''}" for n in range(1000)]
+    target = next((t for t in taken if not t.exists()), taken[0])
+    try:
+        _make_folder(folder)
+        path.replace(target)
+    except OSError as error:
+        raise StorageError(f"{path} is damaged and cannot be moved to {target}: {error.strerror or error}.") from error
+    return target

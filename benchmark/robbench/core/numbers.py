@@ -1,0 +1,71 @@
+"""Exact numbers as people write them: `8/255`, `0.3`, `2`; and threats made of them."""
+
+import re
+from fractions import Fraction
+
+from robbench.core.types import NORMS, Threat
+
+_MOST_DIGITS = 100
+
+__all__ = ["parse_eps", "parse_fraction", "parse_radii", "parse_threat"]
+
+
+def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> Fraction:
+    """Parse a non-negative number exactly: "8/255", "0.3", 0.3 (read as the decimal it prints as), 2.
+
+    Raises:
+        ValueError: not a number, not finite, or negative; the sentence names `what` and the allowed forms.
+    """
+    written = re.fullmatch(r"[^eE]*([eE][+-]?\d+)?", text) if isinstance(text, str) else None
+    # An exact 1e999999999 has a billion digits: a few characters of a file must not cost that.
+    if isinstance(text, str) and (len(text) > _MOST_DIGITS or written is None or _exponent(written[1]) > _MOST_DIGITS):
+        raise ValueError(f"{what}: {text[:40]!r} given; allowed: at most {_MOST_DIGITS} digits")
+    if isinstance(text, int) and text.bit_length() > 4 * _MOST_DIGITS:
+        raise ValueError(f"{what}: a number of {text.bit_length()} bits given; allowed: at most {_MOST_DIGITS} digits")
+    try:
+        # repr() of a float is the shortest decimal that reads back as it: 0.3 means 3/10, not its binary neighbour.
+        value = Fraction(repr(text)) if isinstance(text, float) else Fraction(text)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        raise ValueError(
+            f'{what}: {text!r} given; allowed: a fraction such as "8/255" or a decimal such as 0.3'
+        ) from None
+    if value < 0:
+        raise ValueError(f"{what}: {text!r} given; it must not be negative")
+    return value
+
+
+def _exponent(text: str | None) -> int:
+    return abs(int(text[1:8])) if text else 0
+
+
+def parse_eps(text: str | int | float | Fraction) -> Fraction:
+    """Parse a radius exactly, in [0, 1] pixel units: "8/255" or 0.3.
+
+    Raises:
+        ValueError: not a number or negative.
+    """
+    return parse_fraction(text, "eps")
+
+
+def parse_radii(text: str) -> list[str]:
+    """Split radii with commas between them, "0,2/255,8/255", and order them; one that is given twice counts once.
+
+    Raises:
+        ValueError: one of them is not a radius.
+    """
+    radii = {parse_eps(part.strip()): part.strip() for part in text.split(",")}
+    return [radii[value] for value in sorted(radii)]
+
+
+def parse_threat(norm: str, eps: str | int | float | Fraction) -> Threat:
+    """Build a threat from text.
+
+    Raises:
+        ValueError: unknown norm, unreadable radius, or an Linf radius above 1 (most likely one counted in 0..255).
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm: {norm!r} given; allowed: {', '.join(NORMS)}")
+    radius = parse_eps(eps)
+    if norm == "Linf" and radius > 1:
+        raise ValueError(f'eps: {eps!r} given; an Linf radius lies in [0, 1] (write 8 of 255 levels as "8/255")')
+    return Threat(norm=norm, eps=radius)

@@ -1,0 +1,156 @@
+"""The geometry of lp balls inside the box [0, 1]: everything that depends on the norm lives here.
+
+Attacks ask a `Ball` where they may go (`project`), where to start (`random`) and which way is steepest
+(`steepest`); the judge asks it whether a point is allowed (`contains`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robbench.core import rng
+from robbench.core.types import Norm, Problem, Threat
+
+__all__ = ["Ball", "per_lane"]
+
+
+def per_lane(v: Tensor, like: Tensor) -> Tensor:
+    """Shape per-lane values [L] so that they broadcast against [L, C, H, W]."""
+    return v.view(-1, *([1] * (like.dim() - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Ball:
+    """The points within `eps` of x0 (in `norm`) and inside [0, 1]. All tensors are [L, C, H, W]."""
+
+    norm: Norm
+    eps: float
+
+    @classmethod
+    def of(cls, threat: Threat) -> Ball:
+        """Make the ball of a threat."""
+        return cls(threat.norm, float(threat.eps))
+
+    def distance(self, x0: Tensor, x: Tensor) -> Tensor:
+        """Measure ‖x − x0‖ per lane in float64: [L]."""
+        delta = (x.double() - x0.double()).flatten(1)
+        if self.norm == "Linf":
+            return delta.abs().amax(1)
+        length: Tensor = torch.linalg.vector_norm(delta, ord=2 if self.norm == "L2" else 1, dim=1)
+        return length
+
+    def contains(self, x0: Tensor, x: Tensor) -> Tensor:
+        """Tell per lane whether x is finite, inside [0, 1] exactly, and within eps of x0: [L] bool.
+
+        The distance may exceed eps by what storing x in float32 can cost: 1e-6, and 1e-5 of eps for norms that
+        add up over pixels.
+        """
+        slack = 1e-6 if self.norm == "Linf" else 1e-6 + 1e-5 * self.eps
+        inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)  # false for NaN as well
+        return inside & (self.distance(x0, x) <= self.eps + slack)
+
+    def project(self, x0: Tensor, x: Tensor) -> Tensor:
+        """Project x onto the intersection of ball and box, exactly (Euclidean projection).
+
+        For L1 and L2 the intersection is met at x0 + clip(shrunk x − x0): the shrinkage is found by sorting the
+        points where a pixel reaches the box, as in Croce & Hein 2021 ("Mind the box", Prop. 2.1).
+        """
+        if self.norm == "Linf":
+            return torch.minimum(torch.maximum(x, x0 - self.eps), x0 + self.eps).clamp(0, 1)
+        # In float64: sums over thousands of pixels would otherwise leave the ball by more than the judge forgives.
+        delta = (x - x0).flatten(1).double()
+        # How far each pixel may go in the direction it moved before it meets the box.
+        room = torch.where(delta > 0, 1 - x0.flatten(1).double(), x0.flatten(1).double())
+        size = delta.abs()
+        clipped = torch.minimum(size, room)
+        if self.norm == "L1":
+            outside = clipped.sum(1) > self.eps
+            shrunk = torch.minimum((size - _l1_threshold(size, room, self.eps)[:, None]).clamp(min=0), room)
+        else:
+            outside = clipped.square().sum(1) > self.eps**2
+            shrunk = torch.minimum(size * _l2_factor(size, room, self.eps)[:, None], room)
+        moved = torch.where(outside[:, None], shrunk, clipped) * delta.sign()
+        return (x0 + moved.to(x0.dtype).view_as(x0)).clamp(0, 1)
+
+    def random(self, p: Problem, *, step: int | Tensor = 0, surface: bool = False) -> Tensor:
+        """Draw a random allowed point per lane: uniform in the ball, then brought into the box.
+
+        With `surface` the draw is scaled to norm eps before the box is applied: the start of APGD.
+        """
+        n = p.x[0].numel()
+        draw = rng.uniform if self.norm == "Linf" else rng.normal
+        u = draw(p.key, p.sample, p.trial, step, n).to(p.x.dtype)
+        if self.norm == "Linf":
+            delta = 2 * u - 1
+            length = delta.abs().amax(1, keepdim=True) if surface else torch.ones_like(delta[:, :1])
+        else:
+            if self.norm == "L1":
+                # |N(0,1)| is not exponential: turn the normals into Laplace numbers through their distribution.
+                tail = torch.special.ndtr(-u.abs().double()) * 2
+                u = u.sign() * -torch.log(tail.clamp(min=1e-300)).to(u.dtype)
+            delta = u
+            length = torch.linalg.vector_norm(delta, ord=2 if self.norm == "L2" else 1, dim=1, keepdim=True)
+            if not surface:
+                radius = rng.uniform(p.key, p.sample, p.trial, step + (1 << 31), 1).to(u.dtype)
+                length = length / radius.pow(1 / n).clamp(min=1e-12)
+        delta = delta / length.clamp(min=1e-12) * self.eps
+        return self.project(p.x, p.x + delta.view_as(p.x))
+
+    def steepest(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Give the unit-norm direction along which a linear loss with this gradient rises most.
+
+        Linf: sign. L2: the normalized gradient. L1: the one pixel with the largest gradient among those the box
+        lets move. A zero gradient gives a zero direction.
+        """
+        if self.norm == "Linf":
+            return grad.sign()
+        flat = grad.flatten(1)
+        if self.norm == "L2":
+            length = torch.linalg.vector_norm(flat, dim=1)
+            return grad / per_lane(length.clamp(min=torch.finfo(grad.dtype).tiny), grad)
+        at = x.flatten(1)
+        stuck = ((at <= 0) & (flat < 0)) | ((at >= 1) & (flat > 0))
+        free = flat.masked_fill(stuck, 0)
+        best = free.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, best, free.gather(1, best).sign()).view_as(grad)
+
+
+def _l1_threshold(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Solve Σ min(max(size − λ, 0), room) = eps for λ per lane, [L, n], [L, n] -> [L].
+
+    The sum is piecewise linear in λ: it starts to grow at λ = size and stops at λ = size − room. Lanes whose sum
+    at λ = 0 is at most eps get some λ that the caller ignores.
+    """
+    points = torch.cat([size, size - room], dim=1)
+    slopes = torch.cat([torch.ones_like(size), -torch.ones_like(size)], dim=1)
+    points, order = points.sort(dim=1, descending=True)
+    slope = slopes.gather(1, order).cumsum(1)
+    # The sum at each point, walking down from λ = max(size).
+    total = torch.zeros_like(points)
+    total[:, 1:] = (slope[:, :-1] * (points[:, :-1] - points[:, 1:])).cumsum(1)
+    # The last point at which the sum is still at most eps.
+    k = ((total <= eps).sum(1, keepdim=True) - 1).clamp(min=0)
+    step = (eps - total.gather(1, k)) / slope.gather(1, k).clamp(min=1)
+    return (points.gather(1, k) - step).squeeze(1).clamp(min=0)
+
+
+def _l2_factor(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Solve Σ min(f · size, room)² = eps² for f in [0, 1] per lane, [L, n], [L, n] -> [L].
+
+    Pixels meet the box in the order of room / size. Lanes whose sum at f = 1 is at most eps² get some f that the
+    caller ignores.
+    """
+    tiny = torch.finfo(size.dtype).tiny
+    reach, order = (room / size.clamp(min=tiny)).sort(dim=1)
+    free = size.square().gather(1, order)
+    held = room.square().gather(1, order)
+    # With the first k pixels held at the box, f² = (eps² − Σ held) / Σ free.
+    held_sum = held.cumsum(1) - held
+    free_sum = free.flip(1).cumsum(1).flip(1)
+    f = ((eps**2 - held_sum).clamp(min=0) / free_sum.clamp(min=tiny)).sqrt()
+    # The right k is the first whose f does not push the next pixel past the box.
+    k = (f > reach).sum(1, keepdim=True).clamp(max=size.shape[1] - 1)
+    return f.gather(1, k).squeeze(1).clamp(max=1)

@@ -1,0 +1,1 @@
+"""Data sets: where their files lie, how they are read, checked and downloaded."""

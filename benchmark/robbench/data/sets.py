@@ -1,0 +1,311 @@
+"""The data sets: where their files are looked for, how they are read, checked and downloaded.
+
+`load` returns a `Dataset` in official order with a content digest, `describe` says what is at hand, `fetch`
+downloads. Files may be damaged or hostile: whatever is wrong with one ends in a `DataError` that names it.
+Only numpy is imported up front, so that listing the data sets stays quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from robbench.core.errors import DataError, unknown_name
+from robbench.core.types import Dataset
+from robbench.data.formats import Reader, Spec, blaming, read_batches, read_digits, read_idx, read_parquet
+
+if TYPE_CHECKING:
+    from robbench.core.types import Int64Array
+
+__all__ = ["NAMES", "DataInfo", "data_dir", "describe", "fetch", "load"]
+
+_MOST_BYTES = 2**29  # of a download; the largest archive has 170 MB
+_DIGITS = tuple("0123456789")
+_FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_KRIZHEVSKY = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
+
+
+_SPECS = {
+    "digits": Spec(
+        "Handwritten digits, 8×8", (1, 8, 8), 10, {"train": 898, "test": 899},
+        "Alpaydin, Kaynak 1998 (UCI), as shipped with scikit-learn", _DIGITS, scale=16,
+    ),
+    "mnist": Spec(
+        "MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, "LeCun, Cortes, Burges 1998", _DIGITS,
+        torchvision="MNIST", folders=("mnist", "MNIST/raw", "."),
+    ),
+    # The files are named like MNIST's, so they are never taken from the data directory itself.
+    "fashion_mnist": Spec(
+        "Fashion-MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000},
+        "Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747", _FASHION,
+        torchvision="FashionMNIST", folders=("fashion_mnist", "FashionMNIST/raw"),
+    ),
+    "cifar10": Spec(
+        "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY, _CIFAR10,
+        torchvision="CIFAR10", archive="cifar-10-python.tar.gz", unpacked="cifar-10-batches-py",
+        batches={"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
+    ),
+    "cifar100": Spec(
+        "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY,
+        torchvision="CIFAR100", archive="cifar-100-python.tar.gz", unpacked="cifar-100-python",
+        batches={"train": ["train"], "test": ["test"]}, label="fine_label",
+    ),
+}  # fmt: skip
+
+NAMES: tuple[str, ...] = tuple(_SPECS)
+"""The data sets that `load` knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """One line of `robbench list data`: what is official, and whether the files are here."""
+
+    name: str
+    title: str
+    shape: tuple[int, int, int]  # (C, H, W)
+    num_classes: int
+    train: int  # official number of images; a local copy may hold fewer
+    test: int
+    available: bool  # the test split's files are in place, unread
+    where: str  # the place of the files, or how to get them
+    source: str  # whom to cite
+
+
+def data_dir(path: str | Path | None = None) -> Path:
+    """Resolve the data directory: `path`, else the variable ROBBENCH_DATA, else `~/.cache/robbench/data`."""
+    return Path(path or os.environ.get("ROBBENCH_DATA") or "~/.cache/robbench/data").expanduser()
+
+
+_resolve = data_dir  # the functions below have a parameter of that name
+
+
+def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Path | None = None) -> Dataset:
+    """Read one split: x [N, C, H, W] uint8, y [N] and index [N] int64, in official order.
+
+    `digits` is split as in scikit-learn's example 'Recognizing hand-written digits', by `train_test_split` with
+    `test_size=0.5, shuffle=False`: the first 898 images train, the last 899 test. That split is published, so
+    nobody chose it to suit a defence, and it keeps the order, in which one writer's digits follow each other:
+    the halves are more likely to come from different writers than after a shuffle.
+
+    Raises:
+        DataError: the name or split is unknown, or the files are missing, incomplete or damaged.
+    """
+    spec = _spec(name)
+    if split not in spec.sizes:
+        raise DataError(unknown_name(f"split of {name}", split, spec.sizes))
+    root = _resolve(data_dir)
+    found = _find(name, split, root)
+    if found is None:
+        raise DataError(
+            f"The {split} split of {name} is not in {root}.\nEither run `robbench data fetch {name}`, which "
+            f"fills {root / name}, or set ROBBENCH_DATA or --data-dir to a directory that holds one of\n  "
+            + "\n  ".join(_layouts(name, split))
+        )
+    read, files = found
+    # The two splits of digits share one numbering.
+    stop = sum(spec.sizes.values()) if name == "digits" else spec.sizes[split]
+    xs, ys, indices = [], [], [np.full(1, -1, np.int64)]
+    for where, images, labels, numbers in read(spec, split, files):
+        after = int(indices[-1][-1]) + 1
+        numbers = range(after, after + len(images)) if numbers is None else numbers
+        if not len(images) == len(labels) == len(numbers) > 0:
+            raise DataError(f"{where}: {len(images)} images, {len(labels)} labels, {len(numbers)} indices.")
+        xs.append(images)
+        ys.append(_integers(labels, spec.num_classes, f"{where}: {spec.label}"))
+        indices.append(_integers(numbers, stop, f"{where}: index"))
+        falls = np.flatnonzero(np.diff(indices[-1], prepend=after - 1) <= 0)
+        if len(falls):
+            raise DataError(f"{where}: index in row {falls[0]} is not above the one before.")
+    x, y, index = np.concatenate(xs), np.concatenate(ys), np.concatenate(indices[1:])
+    # Canonical: scale and shape as text, then index and y as little-endian int64, then the pixels.
+    digest = hashlib.sha256(" ".join(map(str, (spec.scale, *x.shape))).encode() + b"\n")
+    for array in (index.astype("<i8"), y.astype("<i8"), x):
+        digest.update(array.tobytes())
+    return Dataset(name, split, x, y, index, spec.num_classes, spec.scale, digest.hexdigest(), spec.labels)
+
+
+def describe(data_dir: str | Path | None = None) -> list[DataInfo]:
+    """List all data sets and whether they are at hand; looks at file names only."""
+    root, rows = _resolve(data_dir), []
+    for name, spec in _SPECS.items():
+        try:
+            test, train = _find(name, "test", root), _find(name, "train", root)
+            where = f"run `robbench data fetch {name}`"
+            if test:
+                where = str(test[1][0].parent) if test[1] else "comes with scikit-learn"
+                where += "" if train else " (test only)"
+        except DataError as error:  # some shards are missing: say which, and list the others all the same
+            test, where = None, str(error)
+        info = DataInfo(
+            name, spec.title, spec.shape, spec.num_classes, spec.sizes["train"], spec.sizes["test"],
+            test is not None, where, spec.source,
+        )  # fmt: skip
+        rows.append(info)
+    return rows
+
+
+def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None]) -> list[Path]:
+    """Download a data set into DIR/name and return its files; `report` is told what happens, line by line.
+
+    Addresses and MD5 checksums are torchvision's. A file takes its name only when complete and verified; one
+    that is there with the right checksum is kept, one with another checksum is replaced.
+
+    Raises:
+        DataError: the name is unknown, or no address delivered a file with the right checksum.
+    """
+    spec = _spec(name)
+    if not spec.torchvision:
+        report(f"{name}: comes with scikit-learn, nothing to download")
+        return []
+    # Imported here, because it takes seconds and only this function needs it.
+    from torchvision import datasets
+
+    table = getattr(datasets, spec.torchvision)
+    wanted = [(table.filename, table.tgz_md5)] if spec.archive else table.resources
+    folder = _resolve(data_dir) / name
+    for file, md5 in wanted:
+        target = folder / file
+        with blaming(f"{target}: cannot be stored"):
+            folder.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                with target.open("rb") as stream:
+                    kept = hashlib.file_digest(stream, "md5").hexdigest() == md5
+                report(f"{target}: {'kept, checksum right' if kept else 'wrong checksum, to be replaced'}")
+                if kept:
+                    continue
+        failures = []
+        for url in _addresses(table, file, bool(spec.archive)):
+            report(f"{target}: downloading {url}")
+            try:
+                _download(url, target, md5)
+                report(f"{target}: {target.stat().st_size:,} bytes, checksum right")
+                break
+            except DataError as error:
+                failures.append(str(error))
+        else:
+            raise DataError(
+                "\n  ".join([f"{name}: {file} could not be downloaded.", *failures])
+                + f"\nTry again later, or put by hand into {folder}: {', '.join(file for file, _ in wanted)}."
+            )
+    return [folder / file for file, _ in wanted]
+
+
+def _download(url: str, target: Path, md5: str) -> None:
+    """Download to a file beside `target`, verify, rename."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with blaming(url):
+            with _opened(url) as response, part.open("wb") as out:
+                while block := response.read(1 << 20):
+                    if out.tell() + len(block) > _MOST_BYTES:
+                        raise ValueError(f"more than {_MOST_BYTES:,} bytes came; the download was stopped")
+                    digest.update(block)
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+                size = out.tell()
+            if digest.hexdigest() != md5:
+                raise ValueError(f"wrong checksum, md5 {digest.hexdigest()} of {size:,} bytes, not {md5}")
+            part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _Secure(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where a download may come from."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Check the new address first."""
+        _check_secure(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opened(url: str) -> Any:
+    """Open an address, with a time limit."""
+    _check_secure(url)
+    return urllib.request.build_opener(_Secure).open(url, timeout=60)
+
+
+def _check_secure(url: str) -> None:
+    """Refuse what others on the way could change; this machine itself is no way."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
+        raise ValueError("refused, downloads come over https only")
+
+
+def _addresses(table: Any, file: str, packed: bool) -> list[str]:
+    """List where a file may be fetched; of a bucket that torchvision names by its web site, the address with https."""
+    urls = [table.url] if packed else [mirror + file for mirror in table.mirrors]
+    return [re.sub(r"^http://([^/]+)\.s3-website\.([^/]+)/", r"https://\1.s3.\2/", url) for url in urls]
+
+
+def _spec(name: str) -> Spec:
+    if name not in _SPECS:
+        raise DataError(unknown_name("data set", name, NAMES))
+    return _SPECS[name]
+
+
+def _idx_names(split: str) -> tuple[str, str]:
+    prefix = "t10k" if split == "test" else split
+    return f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+
+
+def _layouts(name: str, split: str) -> list[str]:
+    """Say what `_find` looks for, in its order."""
+    spec = _SPECS[name]
+    if spec.folders:
+        files = " and ".join(f"{file}[.gz]" for file in _idx_names(split))
+        return [f"{folder}/ with {files}" for folder in spec.folders]
+    official = [f"{place}{what}" for place in (f"{name}/", "") for what in (spec.unpacked, spec.archive)]
+    return [*official, f"{name}/{split}-*-of-*.parquet"]
+
+
+def _find(name: str, split: str, root: Path) -> tuple[Reader, list[Path]] | None:
+    """Find the files of one split and how to read them.
+
+    The official archive comes before Parquet files: it is complete, and what `fetch` was asked to bring.
+    """
+    spec = _SPECS[name]
+    if name == "digits":
+        return read_digits, []
+    for folder in (root / place for place in spec.folders):
+        both = [[p for p in (folder / f"{s}.gz", folder / s) if p.is_file()] for s in _idx_names(split)]
+        if all(both):
+            return read_idx, [either[0] for either in both]
+    if not spec.archive:
+        return None
+    for path in (place / what for place in (root / name, root) for what in (spec.unpacked, spec.archive)):
+        if path.exists():
+            return read_batches, [path]
+    shards = sorted((root / name).glob(f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"))
+    if not shards:
+        return None
+    total = shards[-1].stem[-5:]
+    complete = [root / name / f"{split}-{i:05d}-of-{total}.parquet" for i in range(int(total))]
+    missing = [path.name for path in complete if path not in shards]
+    if missing:
+        raise DataError(f"{root / name}: {len(missing)} files are missing: {', '.join(missing[:5])}")
+    if len(shards) > len(complete):
+        raise DataError(f"{root / name}: {shards[0].name} and {shards[-1].name} are of different copies.")
+    return read_parquet, shards
+
+
+def _integers(values: Sequence[Any], stop: int, what: str) -> Int64Array:
+    """Check that all values are integers in [0, stop)."""
+    for row, value in enumerate(values):
+        if not isinstance(value, int) or not 0 <= value < stop:
+            raise DataError(f"{what} in row {row} is {value!r}, expected an integer from 0 to {stop - 1}.")
+    return np.asarray(values, np.int64)

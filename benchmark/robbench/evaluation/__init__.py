@@ -1,0 +1,1 @@
+"""One model and one suite become one result, in this process or on many workers."""

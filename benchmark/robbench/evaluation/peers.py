@@ -1,0 +1,206 @@
+"""Other libraries' attacks as stages of a suite, judged by our judge like everything else.
+
+`kind = "torchattacks:PGD"` runs a class of torchattacks (extra `peers`), `kind = "autoattack:standard"` (or plus, rand,
+or one of its attacks: APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T, SQUARE) the authors' code of AutoAttack in the package
+pyautoattack. Every other key of the stage is a parameter of that class.
+
+Their random numbers come from one global generator and their step sizes from the batch, so what becomes of an image
+depends on its neighbours: they always get fixed batches, all correctly classified images among `batch` consecutive
+official indices, with a seed of their own. Whatever they claim, what they return is judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robbench.core import rng
+from robbench.core.errors import SuiteError, unknown_name
+from robbench.core.threat import Ball
+from robbench.core.types import NORMS, Norm
+from robbench.suite import Stage
+
+__all__ = ["PEERS", "Peer", "build_peer"]
+
+Call = Callable[[Tensor, Tensor], Tensor]
+PEERS = ("torchattacks", "autoattack")
+_PACKAGES = {"torchattacks": ("torchattacks", "torchattacks"), "autoattack": ("pyautoattack", "pyautoattack")}
+_VERSIONS = ("standard", "plus", "rand")
+_OTHER_NORMS = {  # of torchattacks' classes that have no such parameter; all others are for Linf
+    "L2": ("PGDL2", "PGDRSL2", "CW", "DeepFool"),
+    "L1": ("EADL1", "EADEN"),
+    "L0": ("SparseFool", "OnePixel", "Pixle", "JSMA"),
+}
+_SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """An attack of another library.
+
+    Attributes:
+        library: a member of `PEERS`.
+        attack: its name there.
+        release: version of the package.
+        batch: images per call, by official index.
+        params: what the suite gives it.
+    """
+
+    version: ClassVar[int] = 1
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+
+    library: str
+    attack: str
+    release: str
+    batch: int = 100
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> int:
+        """Unknown; the plan counts one."""
+        return 1
+
+    def describe(self) -> dict[str, Any]:
+        """List what identifies it in a run."""
+        return {
+            "kind": f"{self.library}:{self.attack}",
+            "version": self.version,
+            "package": f"{_PACKAGES[self.library][1]} {self.release}",
+            "batch_coupled": self.batch,
+            **self.params,
+        }
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, ball: Ball, seed: int) -> tuple[Tensor, Tensor]:
+        """Attack one batch.
+
+        Args:
+            model: in eval mode, on the device of x.
+            x: correctly classified images [N, C, H, W] in [0, 1].
+            y: labels [N].
+            ball: threat.
+            seed: for the global generator, which is put back afterwards.
+
+        Returns:
+            What it returns, [N, C, H, W] on the CPU, and which images it claims to have broken by that, [N] bool: its
+            own way of telling, the prediction there.
+
+        Raises:
+            SuiteError: it does not take these parameters, or not this norm.
+        """
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                classes = model(x[:1]).shape[1]
+            if self.library == "torchattacks":
+                attack = _torchattack(self, model, ball, classes)
+            else:
+                attack = _autoattack(self, model, ball, seed, x.device)
+            x_adv = attack(x, y).detach()
+            with torch.no_grad():
+                claimed = model(x_adv).argmax(1) != y
+        return x_adv.cpu(), claimed.cpu()
+
+    def seed(self, key: tuple[int, int], chunk: int) -> int:
+        """Derive the seed of a batch from the run's seed, the stage and the batch's number."""
+        at = torch.tensor([chunk])
+        return int(rng.bits(key, at, torch.zeros_like(at), 0, 1).item())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("auto-attack")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _torchattack(peer: Peer, model: nn.Module, ball: Ball, classes: int) -> Call:
+    cls = getattr(importlib.import_module("torchattacks"), peer.attack)
+    allowed = list(inspect.signature(cls).parameters)[1:]
+    own = next((norm for norm, names in _OTHER_NORMS.items() if peer.attack in names), "Linf")
+    if "norm" not in allowed and own != ball.norm:
+        raise SuiteError(f"torchattacks:{peer.attack} given a threat of norm {ball.norm}; it is made for {own}")
+    ours = {"eps": ball.eps, "norm": ball.norm, "n_classes": classes}
+    given = peer.params | {key: value for key, value in ours.items() if key in allowed}
+    for key in given:
+        if key not in allowed:
+            raise SuiteError(f"torchattacks:{peer.attack}: {unknown_name('parameter', key, allowed)}")
+    made: Call = cls(model, **given)
+    return made
+
+
+def _autoattack(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torch.device) -> Call:
+    library = importlib.import_module("pyautoattack")
+    name = peer.attack.lower()
+    # Its checks use the seed where numpy takes 31 bits.
+    common = {"norm": ball.norm, "eps": ball.eps, "device": device, "seed": seed % 2**31}
+    if name in _VERSIONS:
+        made = library.AutoAttack(model, version=name, **common)
+    else:
+        made = library.AutoAttack(model, version="custom", attacks=[name], **common)
+        # The budgets of the standard version: one start, nine targets.
+        made.apgd.n_restarts = made.fab.n_restarts = made.apgd_targeted.n_restarts = made.square.n_restarts = 1
+        made.fab.n_target_classes = made.apgd_targeted.n_target_classes = 9
+    made.verbose = False
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        x_adv: Tensor = made.run_standard_evaluation(x, y, batch_size=len(x))[0]
+        return x_adv
+
+    return attack
+
+
+def build_peer(stage: Stage) -> Peer:
+    """Make the stage of a peer.
+
+    Raises:
+        SuiteError: the package is not installed, or has no such attack; or a parameter that AutoAttack does not take.
+    """
+    library, _, name = stage.kind.partition(":")
+    package, release = _installed(stage, library)
+    params = dict(stage.params)
+    batch = params.pop("batch", 100)
+    if not isinstance(batch, int) or batch < 1:
+        raise SuiteError(f"Attack {stage.name!r}: batch {batch!r} given; allowed: an integer of at least 1")
+    if library == "autoattack":
+        known: list[str] = [*_VERSIONS, *(n.upper() for n in _SINGLE)]
+        if name.lower() not in (*_VERSIONS, *_SINGLE):
+            raise SuiteError(f"Attack {stage.name!r}: {unknown_name('attack of AutoAttack', name, known)}")
+        if params:
+            raise SuiteError(f"Attack {stage.name!r}: {', '.join(params)} given; AutoAttack has its published budgets")
+    else:
+        known = [n for n in package.__dict__ if n[0].isupper() and n not in ("LGV", "MultiAttack")]
+        if name not in known:
+            raise SuiteError(f"Attack {stage.name!r}: {unknown_name('class of torchattacks', name, known)}")
+    return Peer(library=library, attack=name, release=release, batch=batch, params=params)
+
+
+def _installed(stage: Stage, library: str) -> tuple[ModuleType, str]:
+    module, distribution = _PACKAGES[library]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module), importlib.metadata.version(distribution)
+    except ModuleNotFoundError as error:
+        raise SuiteError(
+            f"Attack {stage.name!r} ({stage.kind}) needs the package {error.name!r}, which is not installed: "
+            'pip install "robbench[peers]"'
+        ) from None

@@ -1,0 +1,201 @@
+"""A stage of a suite on one model: the attack made, and run by the engine whoever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robbench.attacks import Attack, describe
+from robbench.classifier.batch_width import Widths
+from robbench.classifier.checks import RANDOMIZED_DRAWS, classify
+from robbench.classifier.prepare import Target
+from robbench.core import rng
+from robbench.core.errors import CardError, ModelError, SuiteError
+from robbench.core.threat import Ball
+from robbench.core.types import Judge, Threat
+from robbench.engine import engine
+from robbench.evaluation.inputs import Images, Options
+from robbench.evaluation.peers import PEERS, Peer, build_peer
+from robbench.evaluation.transfer import Given, Transfer, build_transfer
+from robbench.models.card import Registry
+from robbench.suite import Stage, Suite, build_attack
+
+__all__ = ["ReadyStage", "ready_stages", "run_stage"]
+
+Claims = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ReadyStage:
+    """A stage whose attack is made: one of the engine's, or what proposes points (a surrogate, another library)."""
+
+    name: str
+    attack: Attack | Transfer | Peer
+    key: tuple[int, int]
+
+    def describe(self) -> dict[str, Any]:
+        """List what identifies it in a run."""
+        return self.attack.describe() if isinstance(self.attack, Transfer | Peer) else describe(self.attack)
+
+    @property
+    def passes(self) -> int:
+        """How many passes an image that stands takes."""
+        attack = self.attack
+        return attack.passes if isinstance(attack, Transfer | Peer) else attack.trials * (attack.steps + 1)
+
+
+def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, options: Options) -> list[ReadyStage]:
+    """Make the attacks of a suite.
+
+    Raises:
+        SuiteError: an attack is unknown, has wrong parameters, or is not made for the threat's norm.
+        RobbenchError: a surrogate cannot be loaded.
+    """
+    stages = []
+    for s in suite.stages(images.dataset):
+        attack: Attack | Transfer | Peer
+        if s.kind.partition(":")[0] in PEERS:
+            attack = build_peer(s)
+        elif s.kind == Transfer.kind:
+            found = _transfer(s, target, images, options)
+            if found is None:
+                continue
+            attack = found
+        else:
+            attack = build_attack(s)
+        if threat.norm not in attack.norms:
+            raise SuiteError(
+                f"Attack {s.name!r} ({s.kind}) given a threat of norm {threat.norm}; it is made for: "
+                f"{', '.join(attack.norms)}. Choose another suite, or --norm and --eps."
+            )
+        stages.append(ReadyStage(s.name, attack, rng.make_key(options.seed, s.name)))
+    return stages
+
+
+def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Transfer | None:
+    """Make a transfer; None where its surrogate is not there and the suite calls the stage optional."""
+    first, registry = images.x(np.arange(min(2, len(images.y)))), Registry.default([Path(m) for m in options.models])
+    params = dict(s.params)
+    optional = params.pop("optional", False)
+    try:
+        return build_transfer(replace(s, params=params), images.dataset, target.device, first, registry)
+    except (CardError, ModelError):
+        if optional is True:
+            return None
+        raise
+
+
+def run_stage(
+    stage: ReadyStage,
+    target: Target,
+    images: Images,
+    x: Tensor,
+    y: Tensor,
+    index: NDArray[np.int64],
+    ball: Ball,
+    *,
+    widths: Widths,
+    judge: Judge,
+    deterministic: bool,
+    on_rows: Callable[[engine.Rows, Claims], None],
+    on_narrow: Callable[[int, str], None],
+    keep_adversarials: bool = False,
+) -> NDArray[np.int64]:
+    """Run a stage on images that the model classifies correctly.
+
+    Args:
+        stage: what to run.
+        target: the model.
+        images: the whole test set: an attack of another library is given fixed batches of it.
+        x: images to attack, [N, C, H, W] on the CPU.
+        y: labels [N].
+        index: official indices [N].
+        ball: threat.
+        widths: of the lanes.
+        judge: which points count.
+        deterministic: whether the model answers the same thing twice.
+        on_rows: called with rows as they finish, and which of them the attack itself claims to have broken.
+        on_narrow: called when memory ran out.
+        keep_adversarials: whether the rows are to hold the points.
+
+    Returns:
+        Official indices of the samples that were broken.
+    """
+    broken = []
+    for attack, at, claims in _points(stage, target, images, x, y, index, ball, widths):
+
+        def finished(rows: engine.Rows, claims: dict[int, bool] = claims) -> None:
+            pairs = zip(rows.sample.tolist(), rows.broken.tolist(), strict=True)
+            on_rows(rows, np.array([claims.get(sample, judged) for sample, judged in pairs], dtype=bool))
+
+        rows = engine.attack_samples(
+            target.module,
+            attack,
+            x[at],
+            y[at],
+            index[at],
+            ball,
+            key=stage.key,
+            widths=widths,
+            judge=judge,
+            detect_cycles=deterministic,
+            draws=1 if deterministic else RANDOMIZED_DRAWS,
+            on_rows=finished,
+            on_narrow=on_narrow,
+            keep_adversarials=keep_adversarials,
+        )
+        broken.append(rows.sample[rows.broken])
+    return np.concatenate(broken)
+
+
+def _points(
+    stage: ReadyStage,
+    target: Target,
+    images: Images,
+    x: Tensor,
+    y: Tensor,
+    index: NDArray[np.int64],
+    ball: Ball,
+    widths: Widths,
+) -> Iterator[tuple[Attack, NDArray[np.int64], dict[int, bool]]]:
+    """Yield what the engine runs, on which of the images, and what is claimed beforehand."""
+    attack = stage.attack
+    if isinstance(attack, Transfer):
+        for at, given in attack.propose(x, y, index, ball, stage.key, widths.lanes):
+            yield given, at, {}
+    elif isinstance(attack, Peer):
+        for chunk in np.unique(index // attack.batch):
+            at = np.flatnonzero(index // attack.batch == chunk)
+            yield _peer_batch(attack, int(chunk), target, images, ball, stage.key, widths.lanes, at)
+    else:
+        yield attack, np.arange(len(y)), {}
+
+
+def _peer_batch(
+    attack: Peer,
+    chunk: int,
+    target: Target,
+    images: Images,
+    ball: Ball,
+    key: tuple[int, int],
+    lanes: int,
+    at: NDArray[np.int64],
+) -> tuple[Attack, NDArray[np.int64], dict[int, bool]]:
+    """Let a peer attack all correctly classified images of its batch, whichever of them were asked for."""
+    positions = np.flatnonzero(images.index // attack.batch == chunk)
+    x, y = images.x(positions), images.y[positions]
+    prediction, _ = classify(target, x, y, images.num_classes, lanes)
+    right = prediction == y.numpy()
+    sample = images.index[positions[right]]
+    x_adv, claimed = attack.run(
+        target.module, x[right].to(target.device), y[right].to(target.device), ball, attack.seed(key, chunk)
+    )
+    claims = dict(zip(sample.tolist(), claimed.tolist(), strict=True))
+    return Given(x_adv, torch.from_numpy(sample)), at, claims

@@ -1,0 +1,162 @@
+"""Transfer: perturbations made on a surrogate model, judged on the target (Papernot et al. 2017).
+
+A suite says `kind = "transfer"`, the `surrogate`'s name, and by which attack of the engine the perturbations are made:
+
+```toml
+[[attack]]
+name = "BB-PGD-7-CW"
+kind = "transfer"
+surrogate = "natural"    # of the target's data set, or with a data set: "mnist/natural"
+attack = "pgd"           # its final point is handed to the target
+objective = "margin"
+steps = 7
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robbench.attacks import Attack, describe
+from robbench.classifier.prepare import prepare
+from robbench.core.errors import ModelError, SuiteError
+from robbench.core.threat import Ball
+from robbench.core.types import NORMS, Norm, Problem, State
+from robbench.engine import engine
+from robbench.models.card import Registry
+from robbench.models.load import load_model
+from robbench.suite import Stage, build_attack
+
+__all__ = ["Given", "Transfer", "build_transfer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """An attack whose only point is given beforehand: one query, then it is over.
+
+    Attributes:
+        points: [N, C, H, W] on the CPU.
+        sample: their official indices [N], increasing.
+    """
+
+    kind: ClassVar[str] = "given"
+    version: ClassVar[int] = 1
+    memoryless: ClassVar[bool] = False
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    needs_grad: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
+    trials: ClassVar[int] = 1
+    steps: ClassVar[int] = 0
+
+    points: Tensor
+    sample: Tensor
+
+    def init(self, p: Problem, ball: Ball) -> State:
+        """Look the points up."""
+        at = torch.searchsorted(self.sample, p.sample.cpu())
+        return {"x": self.points[at].to(p.x.device)}
+
+    def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
+        """Nothing is increased."""
+        return torch.zeros_like(logits[:, 0])
+
+    def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
+        """Stay."""
+        return s
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """An attack on a surrogate whose final points are tried on the target.
+
+    What it costs on the surrogate is not counted as queries of the target, which sees one.
+
+    Attributes:
+        surrogate: the model that is attacked.
+        name: its full name.
+        weights: SHA-256 of its weights.
+        inner: how it is attacked.
+    """
+
+    kind: ClassVar[str] = "transfer"
+    version: ClassVar[int] = 1
+
+    surrogate: nn.Module
+    name: str
+    weights: str
+    inner: Attack
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Those of the inner attack."""
+        return self.inner.norms
+
+    @property
+    def passes(self) -> int:
+        """How many passes an image takes at most, of the surrogate and the target."""
+        return self.inner.steps + 2
+
+    def describe(self) -> dict[str, Any]:
+        """List what identifies it in a run."""
+        identity = {"surrogate": self.name, "surrogate_weights": self.weights, "attack": describe(self.inner)}
+        return {"kind": self.kind, "version": self.version, **identity}
+
+    def propose(
+        self, x: Tensor, y: Tensor, sample: NDArray[np.int64], ball: Ball, key: tuple[int, int], lanes: int
+    ) -> Iterator[tuple[NDArray[np.int64], Given]]:
+        """Perturb images in batches of one width; yields positions among `sample` and what to try there."""
+        device = next(self.surrogate.parameters()).device
+        for begin in range(0, len(y), lanes):
+            at = np.arange(begin, min(begin + lanes, len(y)))
+            p = Problem(
+                x=x[at].to(device),
+                y=y[at].to(device),
+                sample=torch.from_numpy(sample[at]).to(device),
+                trial=torch.zeros(len(at), dtype=torch.int64, device=device),
+                key=key,
+            )
+            points = engine.perturb(self.surrogate, self.inner, _padded(p, lanes), ball)[: len(at)].cpu()
+            order = np.argsort(sample[at])
+            yield at, Given(points[order], torch.from_numpy(sample[at][order]))
+
+
+def _padded(p: Problem, lanes: int) -> Problem:
+    """Fill up with copies of the first image, so that kernels see one shape."""
+    more = lanes - len(p.y)
+
+    def fill(v: Tensor) -> Tensor:
+        return torch.cat([v, v[:1].expand(more, *v.shape[1:])])
+
+    return replace(p, x=fill(p.x), y=fill(p.y), sample=fill(p.sample), trial=fill(p.trial))
+
+
+def build_transfer(stage: Stage, dataset: str, device: torch.device, first: Tensor, registry: Registry) -> Transfer:
+    """Make the transfer attack of a stage; `first` are a few images [n, C, H, W] to try the surrogate on.
+
+    Raises:
+        SuiteError: a parameter is missing or unknown.
+        CardError, ModelError: the surrogate is unknown, for another data set, or not trained yet.
+    """
+    given = dict(stage.params)
+    try:
+        name, kind = str(given.pop("surrogate")), str(given.pop("attack"))
+    except KeyError as missing:
+        raise SuiteError(
+            f"Attack {stage.name!r} (transfer): no {missing.args[0]!r} given; needed: surrogate and attack, with the "
+            "attack's own parameters beside them"
+        ) from None
+    entry = registry.find(name if "/" in name else f"{dataset}/{name}")
+    if entry.dataset != dataset:
+        raise ModelError(
+            f"Attack {stage.name!r}: surrogate {entry.full_name} given; expected: a model of data set {dataset!r}"
+        )
+    loaded = load_model(entry)
+    inner = build_attack(Stage(stage.name, kind, given))
+    return Transfer(prepare(loaded.module, device, first), entry.full_name, loaded.weights_sha256, inner)

@@ -1,0 +1,214 @@
+"""The part of a run that asks the model, in this process or on another machine. It reads and writes no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robbench.classifier.batch_width import Widths
+from robbench.classifier.checks import answers, blunted, classify, drift, time_round
+from robbench.classifier.prepare import Target
+from robbench.core.machine import Growth, describe_device, environment, held_bytes, versions
+from robbench.core.threat import Ball
+from robbench.core.types import Judge, Status
+from robbench.engine import engine
+from robbench.evaluation.inputs import Images
+from robbench.evaluation.keep_adversarials import Keeper
+from robbench.evaluation.stages import ReadyStage, run_stage
+from robbench.evaluation.transfer import Transfer
+from robbench.results.adversarials import Points
+from robbench.results.store import COLUMNS
+
+__all__ = ["Columns", "First", "Job", "Place", "Worker"]
+
+Columns = dict[str, Any]
+"""Records as they come: arrays by the names of the columns of outcomes.parquet."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a number was measured on; see `hardware`."""
+
+    hardware: str
+    versions: dict[str, str]
+    environment: dict[str, Any]
+
+    @classmethod
+    def of(cls, device: torch.device) -> Place:
+        """Describe this process, with the device that its model is on."""
+        return cls(describe_device(device), versions(), environment(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a worker needs of a run.
+
+    Attributes:
+        target: the model.
+        stages: the attacks, in the order of the suite.
+        images: the whole test set.
+        ball: threat.
+        judge: which points count.
+        lanes: batch width.
+        coarse: whether gradients are computed in bfloat16.
+        keep: the run_id if adversarial examples are kept; they carry it.
+    """
+
+    target: Target
+    stages: list[ReadyStage]
+    images: Images
+    ball: Ball
+    judge: Judge
+    lanes: int
+    coarse: bool
+    keep: str | None
+
+    def on(self, device: torch.device) -> Job:
+        """Move the model, and the surrogates of transfers, to a device."""
+        target = replace(self.target, module=self.target.module.to(device), device=device)
+        for stage in self.stages:
+            if isinstance(stage.attack, Transfer):
+                stage.attack.surrogate.to(device)
+        return replace(self, target=target)
+
+
+@dataclass(frozen=True, eq=False)
+class First:
+    """What a look at the clean images found.
+
+    Attributes:
+        prediction: [n] int64, -1 where the answer is not finite.
+        flags: name of the problem -> sentence.
+        seconds: for one forward and backward pass of a full batch, as attacks make them; NaN if the model fails at it.
+        place: where it was.
+        notes: what a user should know at once, and results need not say.
+    """
+
+    prediction: NDArray[np.int64]
+    flags: dict[str, str]
+    seconds: float
+    place: Place
+    notes: tuple[str, ...] = ()
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the model answers the same thing twice."""
+        return "randomized" not in self.flags
+
+
+@dataclass(eq=False)
+class Worker:
+    """A job on one device.
+
+    Attributes:
+        job: what of the run it needs.
+        deterministic: whether the model answers the same thing twice, as `look` found here or elsewhere.
+    """
+
+    job: Job
+    deterministic: bool = True
+    growth: Growth = field(default_factory=Growth)
+
+    def __post_init__(self) -> None:
+        job, images = self.job, self.job.images
+        self.shape = tuple(images.x(np.arange(1)).shape[1:])
+        self.widths = Widths(job.target.module, self.shape, job.lanes, images.dtype, job.coarse)
+        self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths)
+        self.before: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def look(self, positions: NDArray[np.int64]) -> First:
+        """Classify clean images, and look for answers that no robust accuracy can be derived from.
+
+        Args:
+            positions: of the images in the test set, [n].
+
+        Raises:
+            ModelError: see `target.classify`.
+        """
+        target, images, lanes = self.job.target, self.job.images, self.widths.lanes
+        x, y, sample = images.x(positions), images.y[positions], images.index[positions]
+        prediction, flags = classify(target, x, y, images.num_classes, lanes, sample)
+        notes: tuple[str, ...] = ()
+        seconds = full = time_round(target, self.shape, lanes, images.dtype)
+        if self.job.coarse:
+            flags |= blunted(target, x[:lanes], lanes)
+            seconds = time_round(target, self.shape, lanes, images.dtype, coarse=True)
+            if seconds > 1.1 * full:
+                times = f"{1e3 * seconds:.1f} ms in bfloat16 and {1e3 * full:.1f} ms in {images.dtype}"
+                notes = (f"Gradients in bfloat16 cost time here: a pass of {lanes} images takes {times}.",)
+        found = First(prediction, flags, seconds, Place.of(target.device), notes)
+        self.deterministic = found.deterministic
+        return found
+
+    def attack(
+        self,
+        k: int,
+        positions: NDArray[np.int64],
+        on_rows: Callable[[Columns], None],
+        on_narrow: Callable[[int, str], None],
+    ) -> None:
+        """Run stage k on images that the model classifies correctly.
+
+        Args:
+            k: which stage.
+            positions: of the images in the test set, [n].
+            on_rows: called with records as they finish.
+            on_narrow: called when memory ran out, with the width to go on with and what the allocator said.
+
+        Raises:
+            ModelError: the model fails; the sentence says at which samples.
+        """
+        job, stage = self.job, self.job.stages[k]
+        x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
+        labels = dict(zip(index.tolist(), y.tolist(), strict=True))
+        if self.before is None:
+            first = x[: job.lanes]
+            self.before = first, answers(job.target, first, job.lanes)
+
+        def finished(rows: engine.Rows, claimed: NDArray[np.bool_]) -> None:
+            columns = {name: getattr(rows, name) for name in COLUMNS if hasattr(rows, name)}
+            columns["label"] = [labels[i] for i in rows.sample.tolist()]
+            columns["claimed"] = claimed
+            columns["status"] = np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value)
+            if self.keeper:  # before the rows, so that a shard has both
+                self.keeper.take(stage.name, rows)
+            kept = 0 if rows.x_adv is None else rows.x_adv.nbytes
+            self.growth.look(held_bytes(job.target.device), kept + 200 * len(rows.sample))
+            on_rows(columns)
+
+        run_stage(
+            stage,
+            job.target,
+            job.images,
+            x,
+            y,
+            index,
+            job.ball,
+            widths=self.widths,
+            judge=job.judge,
+            deterministic=self.deterministic,
+            on_rows=finished,
+            on_narrow=on_narrow,
+            keep_adversarials=bool(self.keeper),
+        )
+
+    def points(self, exact: bool = False) -> list[Points]:
+        """Hand over the adversarial examples found since the last time; with `exact` the model is not asked."""
+        return self.keeper.points(exact or not self.deterministic) if self.keeper else []
+
+    def end(self) -> dict[str, str]:
+        """Look at the model and the memory again when the attacks are over; returns flags."""
+        flags: dict[str, str] = {}
+        if self.deterministic and self.before is not None:
+            flags = drift(self.job.target, *self.before, self.job.lanes)
+        if leaked := self.growth.leaked:
+            flags["memory"] = (
+                f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "
+                "in the model keeps what it is given. A longer run may be killed; the same command then goes on."
+            )
+        return flags

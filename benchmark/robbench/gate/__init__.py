@@ -1,0 +1,1 @@
+"""The regression gate: a baseline, a new measurement, paired tests and a decision."""

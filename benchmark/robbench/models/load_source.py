@@ -1,0 +1,160 @@
+"""Load a model that has no card. Only the package that the user named by naming the source is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import nn
+
+from robbench.core.errors import ModelError
+from robbench.models import outside
+from robbench.models.architectures import ARCHITECTURES, Normalized, arguments
+from robbench.models.architectures import build as build_architecture
+from robbench.models.load import fitted, module_digest, module_identity, parse_state
+from robbench.models.sources import Build, Source
+
+__all__ = ["Found", "load_source"]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A loaded model: images [N, C, H, W] in [0, 1] -> logits [N, K].
+
+    Attributes:
+        module: as it came; only a function's module may still be in training mode.
+        weights: SHA-256 of the weights file, or of the module's tensors where there is no one file.
+        identity: what else determines the function it computes, as JSON values.
+    """
+
+    module: nn.Module
+    weights: str
+    identity: dict[str, object]
+
+
+def load_source(source: Source, in_shape: tuple[int, int, int], num_classes: int | None, build: Build) -> Found:
+    """Load a model that has no card. Nothing is downloaded but what the source names.
+
+    Args:
+        source: from `parse_source`.
+        in_shape: (C, H, W) of the test images.
+        num_classes: of the data set; None where it is not known.
+        build: architecture and normalization of bare weights.
+
+    Raises:
+        ModelError: a package, a file, a name or the network is missing, or what came is not a model that fits.
+    """
+    if source.kind in ("file", "hf"):
+        return _built(source, in_shape, num_classes, build)
+    if build.given:
+        raise ModelError(
+            f"{source.text}: architecture, mean or std given; they go with file: and hf:. This model brings its own."
+        )
+    origin = source.text
+    if source.kind == "timm":
+        inner, mean, std = outside.timm_module(source.text, source.parts[0], in_shape)
+        module = _normalized(inner, mean, std, in_shape[0], source).eval()
+    elif source.kind == "robustbench":
+        module = outside.robustbench_module(source.text, *source.parts)
+        origin = "robustbench:" + "/".join(source.parts)  # the short form is the same model
+    else:
+        module = outside.function_module(source.text, *source.parts)
+    return Found(module, module_digest(module), {"source": origin, **module_identity(module)})
+
+
+def _read(source: Source) -> tuple[bytes, str]:
+    """Return the bytes of a weights file, and where they are from as it goes into results."""
+    if source.kind == "hf":
+        repo, revision, file = source.parts
+        path = outside.hub_file(source.text, repo, revision, file)
+        # The cache is laid out as snapshots/<commit>/<file>: the commit is what a branch or a tag stood for.
+        return path.read_bytes(), f"hf:{repo}@{path.parts[-1 - len(PurePosixPath(file).parts)]}:{file}"
+    path = Path(source.parts[0]).expanduser()
+    try:
+        # Not the whole path: results are passed on, and the digest says which file it was.
+        return path.read_bytes(), f"file:{path.name}"
+    except OSError as error:
+        raise ModelError(
+            f"{source.text}: {path} cannot be read ({error.strerror}); expected: a weights file."
+        ) from None
+
+
+def _built(source: Source, in_shape: tuple[int, int, int], num_classes: int | None, build: Build) -> Found:
+    """Put a weights file into one of our architectures."""
+    if build.architecture is None:
+        raise ModelError(
+            f"{source.text}: weights alone are no model. Give --architecture NAME or NAME:key=value,key=value "
+            f"(in Python: architecture=); known: {', '.join(ARCHITECTURES)}."
+        )
+    with _named(f"{source.text} as {build.architecture}"):
+        name, args = _architecture(build.architecture)
+        classes = args.pop("num_classes", num_classes)
+        if num_classes not in (None, classes):
+            raise ModelError(f"num_classes {classes!r} given; the data set has {num_classes}.")
+        if type(classes) is not int or classes < 2:
+            raise ModelError(
+                f"num_classes {classes!r} given; for images of your own {name}:num_classes=K, K at least 2."
+            )
+        # Building draws initial weights; whoever loads a model does not expect the global generator to move.
+        with torch.random.fork_rng(devices=[]):
+            module = build_architecture(name, args, classes, in_shape)
+    data, origin = _read(source)
+    with _named(f"{source.text} as {build.architecture}"):
+        module.load_state_dict(fitted(parse_state(data, Path(origin).suffix), module))
+    identity: dict[str, object] = {
+        "source": origin, "architecture": {"name": name, "args": args, "num_classes": classes}
+    }  # fmt: skip
+    if build.mean is not None or build.std is not None:
+        mean, std = [float(v) for v in build.mean or ()], [float(v) for v in build.std or ()]
+        module = _normalized(module, mean, std, in_shape[0], source)
+        identity["preprocess"] = {"mean": mean, "std": std}
+    return Found(module.eval(), hashlib.sha256(data).hexdigest(), identity)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{what}: {error}") from error
+
+
+def _architecture(text: str) -> tuple[str, dict[str, Any]]:
+    """Read `name:key=value,key=value`; `build` words what is wrong with a key or a value."""
+    name, _, rest = text.partition(":")
+    kinds: dict[str, type] = {key: type(value) for key, value in arguments(name).items()} | {"num_classes": int}
+    args: dict[str, Any] = {}
+    for item in rest.split(",") if rest else []:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or key in args:
+            raise ModelError(f"{item!r} given; expected: name:key=value,key=value, each key once")
+        args[key] = _typed(value, kinds.get(key, str))
+    return name, args
+
+
+def _typed(value: str, kind: type) -> object:
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _normalized(
+    module: nn.Module, mean: Sequence[float], std: Sequence[float], channels: int, source: Source
+) -> nn.Module:
+    """Put normalization inside. Broadcasting would make three channels of one, so the counts are checked."""
+    numbers = [*mean, *std]
+    if not len(mean) == len(std) == channels or not all(map(math.isfinite, numbers)) or not all(s > 0 for s in std):
+        raise ModelError(
+            f"{source.text}: normalization by mean {list(mean)} and std {list(std)}; expected: one finite number per "
+            f"channel in each, std above 0, and the images have {channels} channel{'s' if channels > 1 else ''}."
+        )
+    return Normalized(module, mean, std)

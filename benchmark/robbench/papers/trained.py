@@ -1,0 +1,95 @@
+"""docs/trained.md: what this project trained beside what the papers report, a function of cards and results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from robbench.masking.record import Verdicts
+from robbench.models.card import Entry, ModelCard
+from robbench.report.escape import markdown_text
+from robbench.report.leaderboard import percent, with_interval
+from robbench.results.schema import ResultFile
+from robbench.results.store import load_results
+
+__all__ = ["iterations", "trained_models"]
+
+_INTRO = """\
+# Trained models beside the papers
+
+Generated from the cards in `models/` and from `results/` by `robbench trained`; do not edit. Percentages of the n test
+images, ours first, the paper's after the slash (– where it gives none). Ours count any queried point that breaks an
+image; the papers judged the last one. **Worst case**, with its 95 % interval, counts an image as robust only if no
+attack of the suite `whitebox` broke it: the papers have no such column. **Verdict** is that of `robbench sanity`
+(unchecked without a run). A model that was trained for less than its
+recipe, or by the smaller recipe for a CPU, says so, and its figures are not a verdict on the recipe.
+"""
+
+# Columns of the papers, by the name of the attack here.
+_FIGURES = {
+    "clean": ("test",),
+    "PGD-xent": ("wb_pgd40_xent", "pgd20_rand_xent"),
+    "PGD-CW": ("wb_pgd40_cw", "pgd20_rand_cw"),
+    "FGSM-xent": ("fgsm_xent",),
+    "FGSM-CW": ("fgsm_cw",),
+}
+_ATTACKS = {
+    "PGD-xent": ("PGD-40-xent", "PGD-20-xent"),
+    "PGD-CW": ("PGD-40-CW", "PGD-20-CW"),
+    "FGSM-xent": ("FGSM-xent",),
+    "FGSM-CW": ("FGSM-CW",),
+}
+
+
+def trained_models(entries: Sequence[Entry], results: Path) -> str:
+    """Write the page as markdown: one table per data set, one row per trained model.
+
+    A result counts only if it was measured on the weights that the card has now.
+
+    Raises:
+        CardError: a card is invalid.
+        ResultError: a result.json is damaged.
+    """
+    measured = {
+        r.identity.get("weights"): r for r in load_results(results) if r.suite == "whitebox" and not r.overrides
+    }
+    ours = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
+    parts, verdicts = [_INTRO], Verdicts(results)
+    for dataset, members in groupby(ours, key=lambda e: e.dataset):
+        rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None, verdicts) for e in members]
+        text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+        parts.append(f"## {dataset}\n\n{text}\n")
+    untrained = sum(1 for e in entries if e.card.recipe and not e.card.weights)
+    parts.append(f"{untrained} more cards wait for training: `robbench train --all-missing`.\n")
+    return "\n".join(parts)
+
+
+def _row(entry: Entry, result: ResultFile | None, verdicts: Verdicts) -> dict[str, str]:
+    card = entry.card
+    cells = {"Model": entry.name, "Iterations": iterations(card)}
+    values = {} if result is None else {a.name: percent(a.robust_accuracy) for a in result.attacks}
+    if result is not None:
+        values["clean"] = percent(result.clean_accuracy)
+    paper = card.paper.figures if card.paper else {}
+    for column, keys in _FIGURES.items():
+        own = next((values[n] for n in _ATTACKS.get(column, (column,)) if n in values), "not measured")
+        published = next((f"{paper[key]:.1f}" for key in keys if key in paper), "–")
+        cells[column[0].upper() + column[1:]] = f"{own} / {published}"
+    cells["Worst case"] = "not measured" if result is None else with_interval(result.robust_accuracy)
+    cells["Verdict"] = "–" if result is None else verdicts.of(result)
+    cells["n"] = "–" if result is None else str(result.n)
+    assert card.trained is not None
+    cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"
+    return {column: markdown_text(text) for column, text in cells.items()}
+
+
+def iterations(card: ModelCard) -> str:
+    """Say how far a trained model got, and what was done otherwise than its recipe says."""
+    assert card.trained is not None and card.recipe is not None
+    done, wanted = card.trained.iterations, card.recipe.iterations
+    text = f"{done:,}" if done == wanted else f"{done:,} of {wanted:,}"
+    others = [part for part in card.trained.instead.split(", ") if part and not part.startswith("iterations ")]
+    return text + (f"; {', '.join(others)}" if others else "")

@@ -1,0 +1,1 @@
+"""A stored result checked again: every break derived anew, or the whole run repeated."""

@@ -1,0 +1,199 @@
+"""Run a stored result again from its own description, and compare what comes out image by image."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from robbench.core.errors import ResultError
+from robbench.core.types import some_ids
+from robbench.evaluation.progress import Reporter
+from robbench.evaluation.run import evaluate
+from robbench.results.schema import ResultFile, read_result
+from robbench.results.store import COLUMNS, differences, read_rows, result_folder
+
+__all__ = ["Difference", "Reproduction", "reproduce"]
+
+_CIRCUMSTANCES = ("hardware", "versions", "environment")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A record that came out differently: in its verdict (status), or only in how it came about."""
+
+    sample: int
+    attack: str
+    column: str
+    stored: Any
+    again: Any
+
+    def __str__(self) -> str:
+        """Print as `sample 907, PGD-10-CW: status was robust, is broken`."""
+        return f"sample {self.sample}, {self.attack}: {self.column} was {self.stored}, is {self.again}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduction:
+    """What came out of a run that was made again.
+
+    Attributes:
+        stored: the result as it was stored.
+        again: the result of the new run.
+        n: images compared.
+        verdicts: records whose status differs.
+        details: records of the same status that differ in another column, apart from the wall time.
+        circumstances: what else was different: field, stored value, value now.
+    """
+
+    stored: ResultFile
+    again: ResultFile
+    n: int
+    verdicts: list[Difference]
+    details: list[Difference]
+    circumstances: list[tuple[str, Any, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Say it for machines."""
+        r = self.stored
+        return {
+            "run_id": r.run_id,
+            "dataset": r.dataset,
+            "model": r.model,
+            "suite": r.suite,
+            "n": self.n,
+            "equal": not self.verdicts and not self.details,
+            "verdicts": [vars(d) for d in self.verdicts],
+            "details": [vars(d) for d in self.details],
+            "circumstances": [{"field": f, "stored": a, "now": b} for f, a, b in self.circumstances],
+        }
+
+    def lines(self, most: int = 50) -> list[str]:
+        """Say it for people, naming at most so many records of each kind."""
+        found = []
+        for kind, records in (("verdict", self.verdicts), ("record", self.details)):
+            found += [f"{kind} differs: {d}" for d in records[:most]]
+            if len(records) > most:
+                found.append(f"{kind} differs: {len(records) - most} more (--json lists all)")
+        found += [f"circumstances: {f} was {a}, is {b}" for f, a, b in self.circumstances]
+        r = self.stored
+        about = f"{r.dataset}/{r.model} · {r.suite} · {r.threat.norm} {r.threat.eps}, {self.n} images"
+        if self.verdicts:
+            flipped = sorted({d.sample for d in self.verdicts})
+            return [*found, f"{about}: {len(self.verdicts)} verdicts differ, of {some_ids(flipped)}."]
+        if self.details:
+            return [*found, f"{about}: all verdicts equal; {len(self.details)} records differ in how they came about."]
+        return [*found, f"{about}: equal, record by record."]
+
+
+def reproduce(
+    result: str | Path,
+    model: str | nn.Module | None = None,
+    *,
+    suite: str | None = None,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    architecture: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    samples: int | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Reproduction:
+    """Run a stored result again, with its batch width and seeds, and compare; the stored one is only read.
+
+    Args:
+        result: the folder of a result, or its result.json.
+        model: what was measured, as `evaluate` took it; None means the registered model that the result names. A source
+            is never loaded by the result's word alone.
+        suite: the suite's file, where it is not one of the built-in ones.
+        x: images that the result was measured on, if they were a user's own.
+        y: labels of `x`.
+        architecture: as for `evaluate`.
+        mean: as for `evaluate`.
+        std: as for `evaluate`.
+        samples: compare only so many of the images; None means all of the result's.
+        reporter: hears of progress.
+        **options: device, models and data_dir of `inputs.Options`.
+
+    Raises:
+        ResultError: there is no such result, or what was measured (weights, data, attacks ...) is not what is here: the
+            differing fields are named.
+        RobbenchError: the model, the data or the suite cannot be loaded.
+    """
+    path = Path(result)
+    path = path / "result.json" if path.is_dir() else path
+    stored = read_result(path)
+    rows = read_rows(path.with_name("outcomes.parquet"))
+    own = model is not None and (not isinstance(model, str) or ":" in model)
+    n = min(samples or stored.n, stored.n)
+    asked = {key: stored.overrides[key] for key in ("norm", "eps", "gradients") if key in stored.overrides}
+    with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
+        again = evaluate(
+            _model_of(stored) if model is None else model,
+            suite or stored.suite,
+            x=x,
+            y=y,
+            dataset=stored.dataset if own else None,
+            name=stored.model if own else None,
+            architecture=architecture,
+            mean=mean,
+            std=std,
+            reporter=reporter,
+            expected=stored.identity,
+            samples=n,
+            seed=stored.seed,
+            sample_seed=stored.identity.get("sample_seed"),
+            lanes=stored.lanes,
+            results=folder,
+            **asked,
+            **options,
+        )
+        now = read_rows(result_folder(Path(folder), again) / "outcomes.parquet")
+    verdicts, details = _compared(rows[rows["sample"].isin(now["sample"])], now)
+    circumstances = [
+        (f"{name}.{field}".rstrip("."), a, b)
+        for name in _CIRCUMSTANCES
+        if getattr(stored, name)  # results of older versions have no environment
+        for field, a, b in differences("", getattr(stored, name), getattr(again, name))
+    ]
+    return Reproduction(stored, again, again.n, verdicts, details, circumstances)
+
+
+def _model_of(stored: ResultFile) -> str:
+    about = stored.identity.get("model")
+    if not isinstance(about, dict) or "architecture" not in about or "source" in about:
+        origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
+        raise ResultError(
+            f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
+            "word: give the model as it was given to the run (--model; in Python: model=)."
+        )
+    return f"{stored.dataset}/{stored.model}"
+
+
+def _compared(stored: pd.DataFrame, again: pd.DataFrame) -> tuple[list[Difference], list[Difference]]:
+    """Set records side by side: those whose status differs, and those that differ in something else."""
+    keys = ["sample", "attack"]
+    both = stored.merge(again, on=keys, how="outer", suffixes=("", " now"))
+    both["status"], both["status now"] = (both[c].fillna("nothing") for c in ("status", "status now"))
+    verdicts = _differing(both, "status")
+    same = both[both["status"] == both["status now"]]
+    rest = [c for c in COLUMNS if c not in (*keys, "status", "seconds")]
+    return verdicts, [d for column in rest for d in _differing(same, column)]
+
+
+def _differing(both: pd.DataFrame, column: str) -> list[Difference]:
+    was, now = both[column], both[f"{column} now"]
+    differs = np.asarray((was != now) & ~(was.isna() & now.isna()))
+    found = both.loc[differs, ["sample", "attack", column, f"{column} now"]]
+    return [Difference(int(s), str(a), column, _plain(b), _plain(c)) for s, a, b, c in found.itertuples(index=False)]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,296 @@
+"""Verify a stored result: every break is derived again from its adversarial example, without attacking.
+
+What can be verified is what the result claims to have found. That a robust sample is robust is not among it: no file
+can show that there is nothing to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robbench.classifier.checks import RANDOMIZED_DRAWS, answers, classify
+from robbench.classifier.prepare import Target
+from robbench.core.errors import ResultError, RobbenchError
+from robbench.core.numbers import parse_threat
+from robbench.core.threat import Ball
+from robbench.core.types import Status
+from robbench.evaluation.inputs import Images, Options, resolve
+from robbench.models.sources import Build
+from robbench.results.adversarials import FILE, Adversarials, Points, read, row_digest
+from robbench.results.consistency import Finding, Verification, record_findings, summary_findings
+from robbench.results.schema import ResultFile, read_result
+from robbench.results.store import COLUMNS, read_rows
+
+__all__ = ["Finding", "Verification", "verify"]
+
+_ROUNDING = 1e-4  # of the logits' length: what another kernel, width or device may change (as in target.py)
+
+
+def verify(
+    result: str | Path,
+    model: str | nn.Module | None = None,
+    *,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    architecture: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> Verification:
+    """Derive every break of a stored result again.
+
+    Args:
+        result: the folder of a result that was made with save_adversarials, or its result.json.
+        model: what was measured, as `evaluate` took it; None means the registered model that the result names. A
+            source is never loaded by the result's word alone.
+        x: images that the result was measured on, if they were a user's own.
+        y: labels of `x`.
+        architecture: as for `evaluate`.
+        mean: as for `evaluate`.
+        std: as for `evaluate`.
+        **options: device, lanes, data_dir and models of `inputs.Options`. The lanes are those of the run if left out.
+
+    Returns:
+        What is confirmed, and everything that does not hold.
+
+    Raises:
+        ResultError: there is no result, or one without adversarial examples.
+        RobbenchError: the model or the data cannot be loaded.
+    """
+    unknown = set(options) - {"device", "lanes", "data_dir", "models"}
+    if unknown:
+        raise RobbenchError(f"Unknown option in {sorted(unknown)}; allowed: device, lanes, data_dir, models.")
+    path = Path(result)
+    path = path / "result.json" if path.is_dir() else path
+    for needed in (path, path.with_name("outcomes.parquet")):
+        if not needed.exists():
+            raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.")
+    stored = read_result(path)
+    chosen = Options(**options)
+    target, images = _resolved(stored, model, x, y, Build(architecture, mean, std), chosen)
+    try:
+        rows = read_rows(path.with_name("outcomes.parquet")).astype(COLUMNS)
+    except (ResultError, TypeError, ValueError) as error:
+        return Verification(stored, 0, 0, [Finding(f"outcomes.parquet: {error}")], [])
+    breaks = int((rows["status"] == Status.BROKEN).sum())
+    kept = path.with_name(FILE)
+    if breaks and not kept.exists():
+        raise ResultError(
+            f"{kept.parent} holds {breaks} breaks and no {FILE}, so nothing can be derived again. The command that "
+            "made the result, with --save-adversarials, attacks those images once more and keeps what it finds."
+        )
+    names = [a.name for a in stored.attacks]
+    refuted = [*summary_findings(stored, rows), *record_findings(rows, names, stored.mode)]
+    try:
+        threat = parse_threat(stored.identity["threat"]["norm"], stored.identity["threat"]["eps"])
+    except (KeyError, TypeError, ValueError):  # the findings on the summary say so
+        return Verification(stored, breaks, 0, refuted, [])
+    other = list(_identity_findings(stored, target, images))
+    if other:  # of a different model or data set, no break can be expected to hold
+        return Verification(stored, breaks, 0, [*other, *refuted], [])
+    try:
+        adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
+    except ResultError as error:
+        return Verification(stored, breaks, 0, [*refuted, Finding(str(error))], [])
+    check = _Check(stored, rows, target, images, Ball.of(threat), chosen.lanes or stored.lanes)
+    refuted += check.data()
+    clean = list(check.clean())
+    points = list(check.points(adversarials))
+    refuted += [f for f, close in [*clean, *points] if not close]
+    doubted = {(f.sample, f.attack) for f, _ in points} | {(f.sample, f.attack) for f in refuted}
+    held = rows.loc[rows["status"] == Status.BROKEN, ["sample", "attack"]].itertuples(index=False, name=None)
+    confirmed = sum(key not in doubted for key in held)
+    return Verification(stored, breaks, confirmed, refuted, [f for f, close in [*clean, *points] if close])
+
+
+def _resolved(
+    stored: ResultFile,
+    model: str | nn.Module | None,
+    x: Tensor | None,
+    y: Tensor | None,
+    build: Build,
+    options: Options,
+) -> tuple[Target, Images]:
+    """Load what was measured."""
+    about = stored.identity.get("model")
+    if model is None:
+        if not isinstance(about, dict) or "architecture" not in about or "source" in about:
+            origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
+            raise ResultError(
+                f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
+                "word: give the model as it was given to the run (--model; in Python: model=)."
+            )
+        model = f"{stored.dataset}/{stored.model}"
+    own = not isinstance(model, str) or ":" in model
+    dataset = stored.dataset if own and x is None else None
+    return resolve(model, x, y, dataset, None, build, options)
+
+
+def _identity_findings(stored: ResultFile, target: Target, images: Images) -> Iterator[Finding]:
+    """Name what differs between what was measured and what is here."""
+    here = {"model": target.identity, "weights": target.weights, "data": images.digest, "dtype": str(images.dtype)}
+    for field, value in here.items():
+        if stored.identity.get(field) != value:
+            yield Finding(
+                f"{field}: {stored.identity.get(field)} was measured, {value} is here; no break was derived again"
+            )
+
+
+class _Check:
+    """The records of a result beside the model and the data they are about."""
+
+    def __init__(
+        self, stored: ResultFile, rows: pd.DataFrame, target: Target, images: Images, ball: Ball, lanes: int
+    ) -> None:
+        self.stored, self.rows, self.target, self.images = stored, rows, target, images
+        self.ball, self.lanes = ball, lanes
+        self.exists = np.isin(rows["sample"], images.index)
+        self.label = images.y.numpy()[self.position(rows["sample"].where(self.exists, images.index[0]))]
+        self.randomized = False
+
+    def position(self, sample: Any) -> NDArray[np.int64]:
+        """Look official indices up."""
+        at: NDArray[np.int64] = np.searchsorted(self.images.index, np.asarray(sample))
+        return at
+
+    def data(self) -> Iterator[Finding]:
+        """Hold samples and labels against the data set."""
+        for sample, attack in self.rows.loc[~self.exists, ["sample", "attack"]].itertuples(index=False):
+            yield Finding(f"is no sample of {self.images.dataset}", sample, attack)
+        wrong = self.exists & (self.rows["label"] != self.label)
+        found = self.rows[wrong].assign(true=self.label[wrong])
+        for sample, attack, label, true in found[["sample", "attack", "label", "true"]].itertuples(index=False):
+            yield Finding(f"label {label} is recorded; the data set says {true}", sample, attack)
+
+    def clean(self) -> Iterator[tuple[Finding, bool]]:
+        """Classify the clean images again; yields what differs, and whether rounding explains it."""
+        rows = self.rows.assign(true=self.label)[self.exists]
+        position = np.unique(self.position(rows["sample"]))
+        if not len(position):
+            return
+        x, y = self.images.x(position), self.images.y[position]
+        prediction, flags = classify(self.target, x, y, self.images.num_classes, self.lanes)
+        self.randomized = "randomized" in flags
+        if self.randomized:
+            return
+        lost = rows["status"] == Status.MISCLASSIFIED
+        rows = rows.assign(
+            now=prediction[np.searchsorted(position, self.position(rows["sample"]))],
+            expected=rows["prediction"].where(lost, rows["true"]),
+            attack=rows["attack"].where(lost, None),
+        )
+        wrong = rows[(rows["now"] != rows["expected"]) | (lost & (rows["now"] == rows["true"]))]
+        for sample, attack, now, expected in (
+            wrong[["sample", "attack", "now", "expected"]].drop_duplicates().itertuples(index=False)
+        ):
+            logits = answers(self.target, self.images.x(self.position([sample])), self.lanes)
+            what = f"the clean image is predicted as {now}; {expected} is recorded"
+            where = attack if isinstance(attack, str) else None
+            yield Finding(what, int(sample), where), _close(logits[0], now, expected)
+
+    def points(self, kept: Adversarials) -> Iterator[tuple[Finding, bool]]:
+        """Derive every break again; yields what differs, and whether rounding explains it."""
+        if kept.run_id != self.stored.run_id:
+            yield Finding(f"{FILE} is of run {kept.run_id}; the result is of run {self.stored.run_id}"), False
+        recorded = self.rows.assign(true=self.label, exists=self.exists).drop_duplicates(["sample", "attack"])
+        seen: set[tuple[int, str]] = set()
+        changed = False
+        for group in kept.points:
+            keys = list(zip(group.sample.tolist(), group.attack.tolist(), strict=True))
+            for i, key in enumerate(keys):
+                if key in seen:
+                    yield Finding("has more than one adversarial example", *key), False
+                seen.add(key)
+                if row_digest(kept.run_id, *key, group.x[i]) != group.sha256[i].tobytes():
+                    changed = True
+                    yield Finding("the adversarial example is not the one that was stored (SHA-256)", *key), False
+            found = pd.DataFrame({"sample": group.sample, "attack": group.attack, "row": np.arange(len(keys))})
+            found = found.merge(recorded, on=["sample", "attack"], how="left")
+            lone = found["status"] != Status.BROKEN
+            for sample, attack, status in found.loc[lone, ["sample", "attack", "status"]].itertuples(index=False):
+                told = status if isinstance(status, str) else "nothing"
+                yield Finding(f"an adversarial example is stored; recorded is: {told}", sample, attack), False
+            found = found[~lone & found["exists"].eq(True)]
+            if group.x.shape[1:] != self.images.x(np.arange(1)).shape[1:]:
+                yield Finding(f"{FILE} holds points of shape {group.x.shape[1:]}; the images have another"), False
+                continue
+            for begin in range(0, len(found), self.lanes):
+                yield from self.batch(group, found.iloc[begin : begin + self.lanes])
+        if kept.altered and not changed:
+            yield Finding(f"{FILE}: not as it was written (SHA-256): {', '.join(kept.altered)}"), False
+        broken = self.rows[self.rows["status"] == Status.BROKEN]
+        for key in broken[["sample", "attack"]].itertuples(index=False, name=None):
+            if key not in seen:
+                yield Finding("is recorded as broken, and no adversarial example is stored", *key), False
+
+    def batch(self, group: Points, found: pd.DataFrame) -> Iterator[tuple[Finding, bool]]:
+        """Judge points beside their records: geometry, distance, prediction."""
+        x0 = self.images.x(self.position(found["sample"]))
+        x = torch.from_numpy(group.x[found["row"].to_numpy()]).to(self.images.dtype)
+        inside, distance = self.ball.contains(x0, x).tolist(), self.ball.distance(x0, x).tolist()
+        slack = torch.zeros(len(x))
+        if group.x.dtype == np.float16:  # each pixel was moved by less than one step of float16
+            slack = self.ball.distance(x, x + (x * 2**-10 + 2**-24))
+        logits = answers(self.target, x, self.lanes)
+        votes: list[int | None] = [None] * len(x)
+        if self.randomized:
+            votes = self.votes(x, logits, torch.tensor(found["true"].to_numpy(np.int64)))
+        for i, row in enumerate(found.to_dict("records")):
+            place = _misplaced(x[i], inside[i], distance[i], row["distance"], float(slack[i]))
+            answer = _mispredicted(row, logits[i], votes[i])
+            for what, close in (*place, *answer):
+                yield Finding(what, int(row["sample"]), row["attack"]), close
+
+    def votes(self, x: Tensor, logits: Tensor, y: Tensor) -> list[int | None]:
+        """Count wrong answers among several, for models that answer at random."""
+        count = torch.zeros(len(x), dtype=torch.int64)
+        for draw in range(RANDOMIZED_DRAWS):
+            if draw:
+                logits = answers(self.target, x, self.lanes)
+            count += logits.isfinite().all(1) & (logits.argmax(1) != y)
+        counted: list[int | None] = count.tolist()
+        return counted
+
+
+def _misplaced(x: Tensor, inside: bool, distance: float, recorded: float, slack: float) -> Iterator[tuple[str, bool]]:
+    """Tell what is wrong with where a point lies."""
+    if not bool(x.isfinite().all()):
+        yield "the adversarial example holds NaN or infinity", False
+        return
+    if float(x.min()) < 0 or float(x.max()) > 1:
+        yield f"the adversarial example spans [{float(x.min()):g}, {float(x.max()):g}], outside [0, 1]", False
+    elif not inside:
+        yield f"the adversarial example lies {distance:.6g} from the image, outside the ball", False
+    if not abs(distance - recorded) <= slack + 1e-9 * (1 + distance):  # also where it is NaN
+        yield f"distance {recorded:.6g} is recorded; it is {distance:.6g}", False
+
+
+def _mispredicted(row: dict[Any, Any], logits: Tensor, votes: int | None) -> Iterator[tuple[str, bool]]:
+    """Tell what is wrong with the answer to a point, and whether rounding explains it."""
+    now, true, recorded = int(logits.argmax()), int(row["true"]), int(row["prediction"])
+    if votes is not None:
+        if 2 * votes <= RANDOMIZED_DRAWS:
+            yield f"{votes} of {RANDOMIZED_DRAWS} answers to the adversarial example are wrong", votes > 0
+    elif not bool(logits.isfinite().all()):
+        yield "the answer to the adversarial example is not finite", False
+    elif now in (true, recorded) and recorded == true:
+        yield f"the recorded prediction, {recorded}, is the true class", False
+    elif now != recorded:
+        right = ", its true class" if now == true else ""
+        what = f"the adversarial example is predicted as {now}{right}; {recorded} is recorded"
+        yield what, recorded != true and _close(logits, now, recorded)
+
+
+def _close(logits: Tensor, now: int, expected: int) -> bool:
+    """Tell whether two classes are as good as tied."""
+    if not 0 <= expected < len(logits):
+        return False
+    return float(logits[now] - logits[expected]) <= _ROUNDING * float(logits.norm())

@@ -1,0 +1,124 @@
+"""Per-sample records → the numbers of a result. A pure function, apart from running; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from robbench.core.files import digest
+from robbench.core.stats import wilson
+from robbench.core.types import Status, Threat, some_ids
+from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult
+from robbench.suite import Suite
+
+__all__ = ["MEASURED_FLAGS", "accuracy", "robust_samples", "summarize"]
+
+MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
+"""Flags that follow from the records; the others are noticed before the attacks."""
+
+_DEAD = 0.01  # share of exactly zero gradients from which on a reader is warned
+
+
+def accuracy(successes: int, n: int) -> Accuracy:
+    """Make an accuracy of counts, with its interval."""
+    low, high = wilson(successes, n)
+    return Accuracy(value=successes / n if n else 0.0, low=low, high=high)
+
+
+def robust_samples(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Tell per sample whether it is correctly classified and broken by no attack in `rows`; indexed by sample."""
+    lost = rows["status"].isin([Status.MISCLASSIFIED, Status.BROKEN])
+    return ~lost.groupby(rows["sample"]).any()
+
+
+def summarize(
+    rows: pd.DataFrame,
+    *,
+    attacks: dict[str, dict[str, Any]],
+    flags: dict[str, str],
+    identity: dict[str, Any],
+    threat: Threat,
+    suite: Suite,
+    **described: Any,
+) -> ResultFile:
+    """Make a result from the records of its samples.
+
+    In a cascade, an attack's robust accuracy counts what it and the stages before it left standing; in a challenge,
+    what it and the first stage did.
+
+    Args:
+        rows: one row per sample and attack, complete.
+        attacks: name -> configuration, in the order of the suite.
+        flags: what was noticed before the attacks.
+        identity: what was measured.
+        threat: the threat model.
+        suite: for its name, judge and mode.
+        **described: the remaining fields of `ResultFile`.
+    """
+    n = rows["sample"].nunique()
+    clean = n - rows.loc[rows["status"] == Status.MISCLASSIFIED, "sample"].nunique()
+    results: list[AttackResult] = []
+    earlier = rows.iloc[:0]
+    first = rows[rows["attack"] == next(iter(attacks))]
+    for name, config in attacks.items():
+        mine = rows[rows["attack"] == name]
+        before = {"full": rows.iloc[:0], "cascade": earlier, "challenge": first if results else rows.iloc[:0]}
+        earlier = pd.concat([before[suite.mode], mine])
+        backwards, zero = int(mine["backwards"].sum()), int(mine["zero_gradients"].sum())
+        results.append(
+            AttackResult(
+                name=name,
+                robust_accuracy=accuracy(int(robust_samples(earlier).sum()), n),
+                forwards=int(mine["forwards"].sum()),
+                backwards=backwards,
+                seconds=round(float(mine["seconds"].sum()), 3),
+                config=config,
+                refuted=int((mine["claimed"] & (mine["status"] == Status.ROBUST)).sum()),
+                zero_gradient_share=zero / backwards if backwards else 0.0,
+            )
+        )
+    return ResultFile(
+        schema_version=2,
+        run_id=digest(identity),
+        identity=identity,
+        threat=ThreatResult(norm=threat.norm, eps=threat.eps_text),
+        suite=suite.name,
+        judge=suite.judge,
+        mode=suite.mode,
+        n=n,
+        clean_accuracy=accuracy(clean, n),
+        robust_accuracy=accuracy(int(robust_samples(rows).sum()), n),
+        attacks=results,
+        flags={**flags, **_measured_flags(rows, results)},
+        forwards=sum(r.forwards for r in results),
+        backwards=sum(r.backwards for r in results),
+        seconds=round(sum(r.seconds for r in results), 3),
+        **described,
+    )
+
+
+def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str, str]:
+    flags = {}
+    dead = [r for r in results if r.zero_gradient_share > _DEAD]
+    if dead:
+        worst = max(dead, key=lambda r: r.zero_gradient_share)
+        flags["zero_gradients"] = (
+            f"{worst.zero_gradient_share:.2%} of the gradients of {worst.name} were exactly zero (seen under "
+            f"{len(dead)} of {len(results)} attacks): where the gradient is dead, the attack stood still."
+        )
+    if refuted := [f"{r.refuted} of {r.name}" for r in results if r.refuted]:
+        flags["refuted"] = (
+            f"Breaks that another library claims and that do not hold (outside ball or box, or predicted right by this "
+            f"run's forward pass): {', '.join(refuted)}. They count as robust here."
+        )
+    if answers := int(rows["nonfinite"].sum()):
+        flags["nonfinite"] = f"{answers} queries were answered with NaN or infinity; none of them counts as a break."
+        asked = rows.loc[rows["nonfinite"] > 0, "sample"].unique()
+        robust = robust_samples(rows)
+        if standing := sorted(s for s in asked if robust[s]):
+            flags["nonfinite"] += (
+                f" {len(standing)} images that got such answers count as robust, though the attack could not see there "
+                f"what it did: {some_ids(standing)}."
+            )
+    return flags

@@ -1,0 +1,60 @@
+"""Masked models that answer at random: one answer proves nothing, and one gradient is noise."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from zoo.entry import ZooEntry, network
+from zoo.images import InputNoise, RandomResizePad
+from zoo.networks import Dropout, MeanOf, RandomMember, with_activation
+
+__all__ = ["AT_RANDOM"]
+
+_ATHALYE = "Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security"
+
+AT_RANDOM = (
+    ZooEntry(
+        name="sigma03_input_noise",
+        label="masked",
+        half="calibration",
+        kind="random",
+        dataset="digits",
+        why="Gaussian noise of 0.3 on every image it is asked about.",
+        source="Cohen et al. 2019, Certified Adversarial Robustness via Randomized Smoothing; " + _ATHALYE,
+        build=lambda: nn.Sequential(InputNoise(0.3), network("digits/sigma03")),
+        stand_in=lambda: network("digits/sigma03"),
+    ),
+    ZooEntry(
+        name="cropped_resize_pad",
+        label="masked",
+        half="held-out",
+        kind="random",
+        dataset="digits",
+        why="Images shrunk by up to a pixel and put at a random place.",
+        source="Xie et al. 2018, Mitigating Adversarial Effects Through Randomization",
+        build=lambda: nn.Sequential(RandomResizePad(7), network("digits/cropped")),
+        stand_in=lambda: network("digits/cropped"),
+    ),
+    ZooEntry(
+        name="natural_dropout",
+        label="masked",
+        half="calibration",
+        kind="random",
+        dataset="digits",
+        why="Dropout of 0.3 behind every activation, also in eval mode.",
+        source="Feinman et al. 2017, Detecting Adversarial Samples from Artifacts; " + _ATHALYE,
+        build=lambda: with_activation(network("digits/natural"), lambda: Dropout(0.3)),
+        stand_in=lambda: network("digits/natural"),
+    ),
+    ZooEntry(
+        name="random_member",
+        label="masked",
+        half="held-out",
+        kind="random",
+        dataset="digits",
+        why="Every answer comes from one of three networks, drawn anew.",
+        source=_ATHALYE,
+        build=lambda: RandomMember([network("digits/wide"), network("digits/cropped"), network("digits/sigma01")]),
+        stand_in=lambda: MeanOf([network("digits/wide"), network("digits/cropped"), network("digits/sigma01")]),
+    ),
+)

@@ -1,0 +1,195 @@
+"""What changes a network: the gradient it passes on, its activations, its logits, or which network answers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robbench.core.errors import ModelError
+from zoo.images import Described
+
+__all__ = [
+    "Decoy",
+    "Dropout",
+    "KWinners",
+    "KillGradient",
+    "LogProbabilities",
+    "MeanOf",
+    "Probabilities",
+    "RandomMember",
+    "ReverseGradient",
+    "RoundedReLU",
+    "Scale",
+    "with_activation",
+]
+
+
+class _GradientTimes(torch.autograd.Function):
+    """Return x; multiply the gradient that comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class KillGradient(nn.Module):
+    """Change nothing but the gradient, which becomes zero (fra31/auto-attack, issue 43)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x."""
+        out: Tensor = _GradientTimes.apply(x, 0.0)
+        return out
+
+
+class ReverseGradient(nn.Module):
+    """Change nothing but the sign of the gradient: every step of an attack makes its image safer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x."""
+        out: Tensor = _GradientTimes.apply(x, -1.0)
+        return out
+
+
+class RoundedReLU(Described):
+    """ReLU rounded to multiples of `step`, as in a quantized network: the gradient is zero everywhere."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map activations of any shape."""
+        return torch.round(F.relu(h) / self.step) * self.step
+
+
+class KWinners(Described):
+    """Keep the share `keep` of a layer's activations, the largest of each image, and set the rest to zero.
+
+    k-winners-take-all (Xiao et al. 2020): which activations win changes all the time along a path, so that the
+    function jumps and its gradient says nothing about the next point.
+    """
+
+    def __init__(self, keep: float) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map activations [N, ...] to the same shape."""
+        flat = h.flatten(1)
+        k = max(1, round(self.keep * flat.shape[1]))
+        least = flat.topk(k, dim=1).values[:, -1:]
+        return (flat * (flat >= least)).view_as(h)
+
+
+class Dropout(Described):
+    """ReLU, then dropout that goes on in eval mode (as in Feinman et al. 2017): each call drops others."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map activations of any shape."""
+        return F.dropout(F.relu(h), self.p, training=True)
+
+
+def with_activation(network: nn.Module, activation: Callable[[], nn.Module]) -> nn.Module:
+    """Return a copy of a network in which every ReLU is another activation.
+
+    Raises:
+        ModelError: the network holds no `nn.ReLU`.
+    """
+    changed = copy.deepcopy(network)
+    found = [(part, name) for part in changed.modules() for name, child in part.named_children() if _is_relu(child)]
+    if not found:
+        raise ModelError(f"{type(network).__name__} holds no nn.ReLU; expected: a network whose ReLUs are modules.")
+    for part, name in found:
+        setattr(part, name, activation())
+    return changed
+
+
+def _is_relu(module: nn.Module) -> bool:
+    return isinstance(module, nn.ReLU)
+
+
+class Scale(Described):
+    """Multiply logits by `factor`, which changes no prediction.
+
+    Large factors saturate the softmax: in float32 the cross-entropy's gradient is exactly zero where the margin
+    exceeds about 104. It is what defensive distillation does (Papernot et al. 2016; Carlini & Wagner 2016).
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Map [N, K] to the same shape."""
+        return logits * self.factor
+
+
+class Probabilities(nn.Module):
+    """Answer with probabilities: an attack applies the softmax twice (fra31/auto-attack, flags_doc.md)."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Map [N, K] to the same shape."""
+        return logits.softmax(1)
+
+
+class LogProbabilities(nn.Module):
+    """Answer with log-probabilities, whose softmax is that of the logits: nothing is hidden."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Map [N, K] to the same shape."""
+        return logits.log_softmax(1)
+
+
+class Decoy(nn.Module):
+    """Answer with the logits of one network and the gradient of another."""
+
+    def __init__(self, answers: nn.Module, gradients: nn.Module) -> None:
+        super().__init__()
+        self.answers, self.gradients = answers, gradients
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to logits [N, K]."""
+        answer: Tensor = self.answers(x).detach()
+        decoy: Tensor = self.gradients(x)
+        return answer + (decoy - decoy.detach())
+
+
+class MeanOf(nn.Module):
+    """Average the logits of several networks: an ensemble, which hides nothing."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to logits [N, K]."""
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
+class RandomMember(nn.Module):
+    """Answer every image by one of several networks, drawn anew on each call."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to logits [N, K]."""
+        answers = torch.stack([member(x) for member in self.members])
+        chosen = torch.randint(len(self.members), (len(x),), device=x.device)
+        logits: Tensor = answers[chosen, torch.arange(len(x), device=x.device)]
+        return logits

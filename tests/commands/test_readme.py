@@ -1,0 +1,119 @@
+"""What the README promises: its commands run, its code runs, its numbers are those of the committed results."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from robbench.commands.app import app
+from robbench.report.leaderboard import percent, ranked, with_interval
+from robbench.results.store import load_results
+
+# Left to other tests or to a person: they need a network, other data, or write into the registry.
+ELSEWHERE = (
+    "robbench data fetch", "robbench train", "robbench eval --model cifar10/", "robbench eval --model hf:",
+    "robbench eval --model robustbench:", "robbench eval --model mine:", "robbench sanity digits/ls095_sigma03 --act",
+    "make ", "pip ", "robbench eval --executor ray",
+)  # fmt: skip
+
+
+COMMANDS = (
+    "eval", "list", "show", "train", "data", "fetch", "leaderboard", "table", "export", "measure", "figure",
+    "verify", "baseline", "check", "sanity", "runs", "reproduce", "plan",
+)  # fmt: skip
+
+
+def blocks(repo, language):
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(repo):
+    lines = [line.split("  #")[0].strip() for block in blocks(repo, "console") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_the_commands_run(repo, tmp_path, monkeypatch):
+    ran = 0
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(repo / "models/weights/digits/natural.safetensors", tmp_path / "mine.safetensors")
+    for line in commands(repo):
+        if line.startswith(ELSEWHERE):
+            continue
+        words = shlex.split(line)
+        assert words[0] == "robbench", line
+        if words[1] in ("eval", "baseline", "sanity", "reproduce"):
+            words = [w for w in words if w not in ("--samples", "200", "300")] + ["--samples", "8"]
+        done = CliRunner().invoke(app, words[1:])  # in this process: torch is imported once
+        assert done.exit_code == 0, (line, done.output, done.exception)
+        ran += 1
+    assert ran >= 5
+
+
+def test_every_option_named_exists(repo):
+    for line in commands(repo):
+        words = shlex.split(line)
+        if words[0] != "robbench":
+            continue
+        command = [w for w in words[1:3] if w in COMMANDS]
+        done = CliRunner().invoke(app, [*command, "--help"])
+        for option in (w for w in words if w.startswith("--")):
+            assert option in done.stdout, line
+
+
+def test_the_code_runs(repo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    images = torch.rand(12, 1, 8, 8)
+    for block in blocks(repo, "python"):
+        exec(block, {"model": model, "images": images, "labels": model(images).argmax(1)})
+    assert "value=" in capsys.readouterr().out
+    assert list((tmp_path / "results" / "custom" / "mine").glob("whitebox@*/result.json"))
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_the_tables_are_the_committed_ones(repo, dataset):
+    text = (repo / "README.md").read_text(encoding="utf-8")
+    table = text.split(f"<!-- table: {dataset} whitebox -->")[1].split("<!-- end -->")[0]
+    shown = [[c.strip() for c in line.strip("| ").split("|")] for line in table.strip().splitlines()[2:]]
+    makefile = (repo / "Makefile").read_text(encoding="utf-8")
+    demo = re.search(r"^DEMO *:= *(.*)$", makefile, flags=re.MULTILINE)[1].split()
+    stored = [
+        r
+        for r in load_results(repo / "results")
+        if r.dataset == dataset and r.suite == "whitebox" and not r.overrides
+        if dataset != "digits" or f"digits/{r.model}" in demo
+    ]
+    expected = [
+        [
+            r.model,
+            percent(r.clean_accuracy),
+            *[percent(a.robust_accuracy) for a in r.attacks],
+            with_interval(r.robust_accuracy),
+        ]
+        for _, r in ranked(stored)
+    ]
+    assert shown == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/design.md",
+        "docs/files.md",
+        "docs/models.md",
+        "docs/tables.md",
+        "docs/figures.md",
+        "docs/gate.md",
+        "docs/tutorial.md",
+    ],
+)
+def test_links_lead_somewhere(repo, name):
+    page = repo / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), (name, target)

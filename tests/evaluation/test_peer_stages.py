@@ -1,0 +1,137 @@
+"""Other libraries' attacks as stages of a suite: fixed batches, and nothing they claim is believed."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from robbench import evaluate
+from robbench.core.errors import SuiteError
+from robbench.results.store import RunStore
+
+pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")
+
+SUITE = """
+version = 1
+[threat]
+digits = { norm = "Linf", eps = "0.2" }
+
+[[attack]]
+name = "A"
+kind = "KIND"
+"""
+
+
+def run(tmp_path, kind, model="digits/at", more="", **options):
+    path = tmp_path / "s.toml"
+    path.write_text(SUITE.replace("KIND", kind) + more)
+    return evaluate(model, str(path), **options)
+
+
+def rows(root, result):
+    store = RunStore(root, result.dataset, result.model, result.suite, result.identity, standard=True)
+    return store.open().sort_values("sample")
+
+
+def test_autoattack_is_judged_like_ours(tmp_path):
+    state = torch.random.get_rng_state()
+    result = run(tmp_path, "autoattack:APGD-CE", samples=100, results=tmp_path / "r")
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is put back"
+    ours = evaluate("digits/at", "whitebox", samples=100)
+    apgd = next(a for a in ours.attacks if a.name == "APGD-CE")
+    assert abs(result.robust_accuracy.value - apgd.robust_accuracy.value) <= 0.03
+    assert result.attacks[0].refuted == 0
+    assert result.attacks[0].config["batch_coupled"] == 100
+    assert result.attacks[0].config["package"].startswith("pyautoattack ")
+
+
+def test_records_do_not_depend_on_how_many_were_asked_for(tmp_path):
+    more = "batch = 32\n"
+    whole = run(tmp_path, "autoattack:APGD-DLR", more=more, samples=80, results=tmp_path / "a")
+    for samples in (10, 45, 80):
+        parts = run(tmp_path, "autoattack:APGD-DLR", more=more, samples=samples, results=tmp_path / "b")
+    a, b = rows(tmp_path / "a", whole), rows(tmp_path / "b", parts)
+    for column in ("sample", "status", "claimed", "prediction"):
+        assert np.array_equal(a[column], b[column]), column
+    assert a["distance"].equals(b["distance"])
+
+
+@pytest.fixture
+def liar(monkeypatch):
+    """A torchattacks whose attacks leave the ball, leave the box, answer with NaN, or do as they should."""
+    module = ModuleType("torchattacks")
+
+    class Base:
+        def __init__(self, model, eps=0.1, steps=1):
+            self.model, self.eps, self.steps = model, eps, steps
+
+    class Far(Base):
+        def __call__(self, x, y):
+            return 1 - x
+
+    class Bright(Base):
+        def __call__(self, x, y):
+            return x + 100 * torch.rand_like(x)
+
+    class Nothing(Base):
+        def __call__(self, x, y):
+            return x * torch.nan
+
+    class Honest(Base):
+        def __call__(self, x, y):
+            x = x.detach().requires_grad_(True)
+            (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(self.model(x), y), x)
+            return (x + self.eps * grad.sign()).clamp(0, 1)
+
+    for cls in (Far, Bright, Nothing, Honest):
+        setattr(module, cls.__name__, cls)
+    monkeypatch.setitem(sys.modules, "torchattacks", module)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
+
+
+@pytest.mark.parametrize("name", ["Far", "Bright", "Nothing"])
+def test_claims_that_do_not_hold_are_refuted_and_told(tmp_path, liar, name):
+    result = run(tmp_path, f"torchattacks:{name}", samples=60, results=tmp_path / "r")
+    assert result.robust_accuracy == result.clean_accuracy, "nothing was broken"
+    assert result.attacks[0].refuted > 20
+    assert f"{result.attacks[0].refuted} of A" in result.flags["refuted"]
+    found = rows(tmp_path / "r", result)
+    assert (found["claimed"] & (found["status"] == "robust")).sum() == result.attacks[0].refuted
+
+
+def test_an_honest_peer_is_confirmed(tmp_path, liar):
+    result = run(tmp_path, "torchattacks:Honest", samples=60, model="digits/natural")
+    fgsm = next(a for a in evaluate("digits/natural", "whitebox", samples=60).attacks if a.name == "FGSM-xent")
+    assert result.attacks[0].refuted == 0
+    assert result.robust_accuracy.value == fgsm.robust_accuracy.value
+
+
+def test_real_torchattacks(tmp_path):
+    pytest.importorskip("torchattacks", reason="extra peers is not installed")
+    more = "steps = 10\nalpha = 0.05\n"
+    result = run(tmp_path, "torchattacks:PGD", more=more, model="digits/natural", samples=50)
+    assert result.robust_accuracy.value < 0.2
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("autoattack:APGD-X", "", "APGD-CE"),
+        ("autoattack:standard", "steps = 3\n", "published budgets"),
+        ("autoattack:standard", "batch = 0\n", "batch 0 given"),
+        ("torchattacks:Farr", "", "Far"),
+        ("torchattacks:Far", "stepz = 3\n", "steps"),
+        ("foolbox:PGD", "", "autoattack:NAME"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, liar, kind, more, message):
+    with pytest.raises(SuiteError, match=message):
+        run(tmp_path, kind, more=more, samples=3)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(SuiteError, match=r"robbench\[peers\]"):
+        run(tmp_path, "torchattacks:PGD", samples=3)

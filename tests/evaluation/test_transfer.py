@@ -1,0 +1,106 @@
+"""Perturbations made on a surrogate: the surrogate's own final points, judged on the target."""
+
+import numpy as np
+import pytest
+import torch
+
+from robbench import evaluate
+from robbench.attacks import PGD
+from robbench.core import rng
+from robbench.core.errors import ModelError, SuiteError
+from robbench.core.threat import Ball
+from robbench.core.types import Problem
+from robbench.data.sets import load
+from robbench.engine import engine
+from robbench.models.card import Registry
+from robbench.models.load import load_model
+from robbench.results.store import RunStore
+
+SUITE = """
+version = 1
+judge = "final"
+[threat]
+digits = { norm = "Linf", eps = "0.2" }
+
+[[attack]]
+name = "BB"
+kind = "transfer"
+surrogate = "SURROGATE"
+attack = "pgd"
+objective = "margin"
+steps = 7
+"""
+WHITE = SUITE.replace('"transfer"', '"pgd"').replace('surrogate = "SURROGATE"\nattack = "pgd"\n', "")
+
+
+def suite(tmp_path, text=SUITE, surrogate="natural"):
+    path = tmp_path / "s.toml"
+    path.write_text(text.replace("SURROGATE", surrogate))
+    return str(path)
+
+
+def rows(tmp_path, result):
+    store = RunStore(tmp_path / "results", result.dataset, result.model, result.suite, result.identity, standard=True)
+    return store.open().sort_values("sample")
+
+
+def test_the_points_are_those_of_the_surrogate(tmp_path):
+    result = evaluate("digits/at", suite(tmp_path), samples=70, lanes=32, results=tmp_path / "results")
+    data = load("digits", "test")
+    x, y = torch.from_numpy(data.x[:70]).float() / data.scale, torch.from_numpy(data.y[:70])
+    natural, target = (load_model(Registry.default().find(f"digits/{n}")).module for n in ("natural", "at"))
+    sample = torch.from_numpy(data.index[:70])
+    p = Problem(x=x, y=y, sample=sample, trial=torch.zeros_like(sample), key=rng.make_key(0, "BB"))
+    x_adv = engine.perturb(natural, PGD(objective="margin", steps=7), p, Ball("Linf", 0.2))
+    with torch.no_grad():
+        stands = (target(x).argmax(1) == y) & (target(x_adv).argmax(1) == y)
+    found = rows(tmp_path, result)
+    assert (found["status"] == "robust").to_numpy().tolist() == stands.tolist()
+    attacked = found[found["status"] != "misclassified"]
+    assert set(attacked["forwards"]) == {1} and set(attacked["backwards"]) == {0}, "the target sees one query"
+    assert result.attacks[0].config["surrogate"] == "digits/natural"
+    assert result.attacks[0].config["attack"]["steps"] == 7
+
+
+def test_from_itself_it_is_the_white_box_attack(tmp_path):
+    transfer = evaluate("digits/natural", suite(tmp_path), samples=60, results=tmp_path / "results")
+    ours = rows(tmp_path, transfer)
+    white = evaluate("digits/natural", suite(tmp_path, WHITE), samples=60, results=tmp_path / "white")
+    assert transfer.robust_accuracy == white.robust_accuracy
+    assert transfer.robust_accuracy.value < 0.2 < ours["distance"].max() + 0.1
+
+
+@pytest.mark.parametrize("lanes", [8, 64])
+def test_it_goes_on_where_it_stopped_at_any_width(tmp_path, lanes):
+    name = suite(tmp_path)
+    whole = evaluate("digits/at", name, samples=50, results=tmp_path / "whole")
+    evaluate("digits/at", name, samples=13, lanes=lanes, results=tmp_path / "parts")
+    parts = evaluate("digits/at", name, samples=50, lanes=lanes, results=tmp_path / "parts")
+    assert whole.run_id == parts.run_id
+    assert np.isclose(whole.robust_accuracy.value, parts.robust_accuracy.value, atol=0.021)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (("SURROGATE", "naturl"), Exception, "natural"),
+        (("SURROGATE", "cifar10/natural_resnet18"), ModelError, "expected: a model of data set 'digits'"),
+        (('surrogate = "SURROGATE"\n', ""), SuiteError, "no 'surrogate' given"),
+        (('attack = "pgd"', 'attack = "pgdd"'), SuiteError, "pgdd"),
+        (("steps = 7", "stepz = 7"), SuiteError, "stepz"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, change, error, message):
+    with pytest.raises(error, match=message):
+        evaluate("digits/at", suite(tmp_path, SUITE.replace(*change)), samples=5)
+
+
+@pytest.mark.parametrize(("name", "columns"), [("paper-mnist", 4), ("paper-cifar10", 10)])
+def test_the_papers_suites_have_the_papers_columns(name, columns):
+    from robbench.suite import load_suite
+
+    loaded = load_suite(name)
+    (dataset,) = loaded.threats
+    stages = loaded.stages(dataset)
+    assert len(stages) == columns and loaded.judge == "final"
+    assert all(Registry.default().find(f"{dataset}/{s.params['surrogate']}") for s in stages if s.kind == "transfer")

@@ -1,0 +1,156 @@
+"""Many cards from one definition: every row of the papers' tables, and nothing lost that training wrote."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import robbench
+from robbench.core.errors import CardError
+from robbench.models.card import Registry, builtin_root, load_card
+from robbench.models.families import FAMILIES, family_cards, stale_cards, write_cards
+
+PAPERS = Path(robbench.__file__).parent / "papers"
+DEFINITION = """
+version = 1
+
+[base.a]
+dataset = "digits"
+title = "T"
+architecture = { name = "digits_convnet" }
+recipe = { iterations = 5, batch_size = 2, optimizer = "adam", lr = 0.1 }
+
+[base.b]
+base = "a"
+recipe = { lr = 0.2, alpha = 0.5 }
+
+[[card]]
+name = "digits/one"
+base = "b"
+recipe.adversary = { eps = "0.1", steps = 3 }
+
+[change."digits/one"]
+title = "Changed"
+recipe.adversary = { steps = 4 }
+"""
+
+
+def rows(name):
+    return list(csv.DictReader((PAPERS / name).read_text(encoding="utf-8").splitlines()))
+
+
+def recipe_of(row):
+    sigma = row["sigma"] if "sigma" in row else f"{row['sigma_255']}/255"
+    thousand = {"k": 1000, "M": 1000000}
+    return float(row["alpha"]), float(row["beta"]), sigma, int(row["iterations"][:-1]) * thousand[row["iterations"][-1]]
+
+
+def same(recipe, alpha, beta, sigma, iterations):
+    from fractions import Fraction
+
+    return (recipe.alpha, recipe.beta, recipe.sigma, recipe.iterations) == (alpha, beta, Fraction(sigma), iterations)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "table", "architecture"),
+    [
+        ("mnist", "shafahi2019_table5_mnist.csv", "madry_mnist"),
+        ("cifar10", "shafahi2019_table6_cifar10_whitebox.csv", {"depth": 16, "widen_factor": 4}),
+        ("cifar10", "shafahi2019_table7_cifar10_blackbox.csv", {"depth": 16, "widen_factor": 4}),
+    ],
+)
+def test_every_row_of_the_papers_tables_has_a_card_with_its_figures(dataset, table, architecture):
+    cards = [e.card for e in Registry.default().entries() if e.dataset == dataset]
+    cards = [c for c in cards if architecture in (c.architecture.name, c.architecture.args)]
+    black_box = "table7" in table
+    used = set()
+    for row in rows(table):
+        parameters = {"alpha", "beta", "sigma", "sigma_255", "iterations"}
+        figures = {("bb_" if black_box else "") + k: float(v.strip("*")) for k, v in row.items() if k not in parameters}
+        found = [c for c in cards if c.paper and figures.items() <= c.paper.figures.items() and c.title not in used]
+        assert len(found) == 1, row
+        used.add(found[0].title)
+        if row["iterations"]:
+            assert same(found[0].recipe, *recipe_of(row))
+        else:
+            assert found[0].recipe.adversary is not None
+
+
+def test_the_wide_cards_are_the_rows_of_table_3():
+    wide = [e for e in Registry.default().entries() if e.card.architecture.args.get("widen_factor") == 10]
+    names = {e.name for e in wide if e.card.paper.table.startswith("3")}
+    assert names == {
+        "ls095_sigma20_wrn28_10",
+        "ls095_sigma30_wrn28_10",
+        "ls095_sigma30_240k_wrn28_10",
+        "ls08_sigma30_320k_wrn28_10",
+        "lsq10_sigma20_wrn28_10",
+        "lsq10_sigma30_80k_wrn28_10",
+        "lsq10_sigma30_wrn28_10",
+        "at_wrn28_10",
+    }
+
+
+def test_the_headline_model_is_the_papers():
+    entry = Registry.default().find("ls095_sigma30")
+    assert entry.full_name == "cifar10/ls095_sigma30"
+    assert same(entry.card.recipe, 0.95, 0.0, "30/255", 160000)
+
+
+def test_the_students_have_their_teachers():
+    registry = Registry.default()
+    for name in ("normal", "fix1", "correct_fix1", "hybrid"):
+        distillation = registry.find(f"cifar10/student_{name}").card.recipe.distillation
+        assert registry.find(distillation.teacher).card.recipe.adversary is not None
+    assert registry.find(distillation.ranks_from).card.recipe.adversary is None
+
+
+def test_the_committed_cards_are_up_to_date():
+    assert not stale_cards(builtin_root())
+
+
+def test_what_training_wrote_stays(tmp_path):
+    (tmp_path / FAMILIES).write_text(DEFINITION)
+    (path,) = write_cards(tmp_path)
+    card = load_card(path)
+    assert (card.title, card.recipe.lr, card.recipe.alpha) == ("Changed", 0.2, 0.5)
+    assert (str(card.recipe.adversary.eps), card.recipe.adversary.steps) == ("1/10", 4)
+    trained = '\n[weights]\npath = "x.safetensors"\nsha256 = "' + "a" * 64 + '"\n'
+    path.write_text(path.read_text() + trained)
+    assert not stale_cards(tmp_path)
+    (tmp_path / FAMILIES).write_text(DEFINITION.replace("Changed", "Again"))
+    assert write_cards(tmp_path) == [path]
+    assert (load_card(path).title, load_card(path).weights.path) == ("Again", "x.safetensors")
+    assert write_cards(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('base = "b"\nrecipe.adv', 'base = "bb"\nrecipe.adv', "bb"),
+        ('[change."digits/one"]', '[change."digits/two"]', "digits/two"),
+        ("[[card]]", "[[cards]]", "cards"),
+        ("version = 1", "version = ", "not valid TOML"),
+        ("lr = 0.2", "lr = -1", "recipe.lr: -1 given"),
+        ("[change", '[[card]]\nname = "digits/one"\nbase = "a"\n\n[change', "digits/one is made twice"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(tmp_path, before, after, message):
+    (tmp_path / FAMILIES).write_text(DEFINITION.replace(before, after))
+    with pytest.raises(CardError, match=re.escape(message)):
+        write_cards(tmp_path)
+    assert not list(tmp_path.glob("*/*.toml"))
+
+
+def test_without_a_definition_the_error_names_the_file(tmp_path):
+    with pytest.raises(CardError, match=r"families\.toml: cannot be read"):
+        family_cards(tmp_path)
+
+
+def test_the_definition_alone_makes_all_cards_again(tmp_path):
+    shutil.copy(builtin_root() / FAMILIES, tmp_path)
+    written = write_cards(tmp_path)
+    assert len(written) == len(family_cards(builtin_root())) > 80
+    assert len(Registry([tmp_path]).entries()) == len(written)

@@ -1,0 +1,57 @@
+"""Several seeds beside each other: every figure follows from the stored records, image by image."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import run
+from robbench.core.errors import ResultError
+from robbench.evaluation.run import evaluate
+from robbench.report.spread import spread, write_spread
+from robbench.results.store import result_folder
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    root = tmp_path_factory.mktemp("spread") / "results"
+    return root, [evaluate("digits/ls095_sigma03", "quick", samples=80, seed=s, results=root) for s in range(3)]
+
+
+def standing(root, result):
+    rows = pd.read_parquet(result_folder(root, result) / "outcomes.parquet")
+    return ~rows["status"].isin(["broken", "misclassified"]).groupby(rows["sample"]).any()
+
+
+def test_the_worst_over_seeds_is_taken_per_image(seeded):
+    root, results = seeded
+    found = spread(root, results)
+    stands = np.array([standing(root, r) for r in results])
+    worst = found.attacks[-1]
+    assert worst.name == "worst case" and worst.values == stands.mean(axis=1).tolist()
+    assert worst.worst.value == stands.all(axis=0).mean() < min(worst.values), "seeds break different images"
+    assert worst.mean == pytest.approx(stands.mean())
+    assert found.attacks[0].values == [r.attacks[0].robust_accuracy.value for r in results]
+    assert found.seeds == [0, 1, 2] and found.n == 80 and found.run_ids == [r.run_id for r in results]
+
+
+def test_other_images_are_refused(seeded):
+    root, results = seeded
+    fewer = evaluate("digits/ls095_sigma03", "quick", samples=60, seed=0, results=root)
+    with pytest.raises(ResultError, match="not on the same images"):
+        spread(root, [fewer, *results[1:]])
+
+
+def test_the_command_stores_and_prints_it(seeded):
+    root, results = seeded
+    args = ["eval", "-m", "digits/ls095_sigma03", "-s", "quick", "--samples", 80, "--seeds", 3, "--results", root]
+    table = run(*args).stdout
+    path = root / "digits/ls095_sigma03/quick@seeds-0-2.json"
+    assert "Worst over seeds" in table and f"{path.name} written" in table
+    stored = json.loads(path.read_text())
+    assert stored == json.loads(run(*args, "--json").stdout)
+    assert stored["attacks"][-1]["low"] == min(r.robust_accuracy.value for r in results)
+    assert write_spread(spread(root, results), root) == path and json.loads(path.read_text()) == stored
+    assert "at a single radius" in run(*args, "--eps", "0.1,0.2", code=2).stderr
+    assert "1 or more" in run("eval", "-m", "digits/at", "--seeds", 0, code=2).stderr

@@ -1,0 +1,145 @@
+"""A sweep over radii: what the table, the CSV and the curve say follows from the stored records."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from test_adversarials import suite
+
+from conftest import run
+from robbench.core.errors import ResultError
+from robbench.core.numbers import parse_radii
+from robbench.core.types import Threat
+from robbench.evaluation.run import evaluate
+from robbench.report.sweep import sweep, write_sweep
+from robbench.results.store import COLUMNS, load_results
+from robbench.results.summary import summarize
+from robbench.suite import Suite
+
+
+def stored(root, eps, standing, n=None):
+    """Store a result in full mode: per attack, which of the samples it leaves standing (sample 0 is misclassified)."""
+    samples = np.arange(len(next(iter(standing.values()))))
+    frames = []
+    for name, stands in standing.items():
+        status = np.where(stands, "robust", "broken").astype(object)
+        status[0] = "misclassified"
+        frame = pd.DataFrame({"sample": samples, "attack": name, "status": status})
+        frames.append(frame.reindex(columns=list(COLUMNS), fill_value=0).astype(COLUMNS))
+    rows = pd.concat(frames).sort_values("sample", kind="stable", ignore_index=True)
+    identity = {"threat": {"norm": "Linf", "eps": eps}}
+    described = {"model": "m", "dataset": "d", "seed": 0, "overrides": {"eps": eps}, "selection": "", "lanes": 1}
+    result = summarize(
+        rows[rows["sample"] < (n or len(samples))],
+        attacks={name: {} for name in standing},
+        flags={},
+        identity=identity,
+        threat=Threat("Linf", Fraction(eps)),
+        suite=Suite("s", 1, "", "", "any", "full", {}, ()),
+        **described,
+        hardware="",
+        versions={},
+        date="",
+    )
+    folder = root / "d" / "m" / f"s@{result.run_id[:8]}"
+    folder.mkdir(parents=True)
+    rows.to_parquet(folder / "outcomes.parquet", index=False)
+    (folder / "result.json").write_text(result.model_dump_json())
+    return result
+
+
+def first(k, n=100):
+    return np.arange(n) < k
+
+
+def test_a_break_at_a_smaller_radius_counts_at_the_larger(tmp_path):
+    small = stored(tmp_path, "0.1", {"A": first(60), "B": first(70)})
+    large = stored(tmp_path, "0.2", {"A": first(30) | ~first(98), "B": first(50) | ~first(95)})
+    s = sweep(tmp_path, [large, small], clean=True)
+    assert [p.eps for p in s.points] == ["0", "0.1", "0.2"]
+    assert [p.worst_case.value for p in s.points] == [0.99, 0.59, 0.29]
+    assert [p.measured.value for p in s.points] == [0.99, 0.59, 0.31]
+    assert [p.missed for p in s.points] == [0, 0, 2]
+    assert [p.attacks["B"].value for p in s.points] == [0.99, 0.69, 0.54]
+    (note,) = s.notes
+    assert "Linf 0.2: the attacks missed 2 images" in note and "29.0 instead of the measured 31.0" in note
+    assert s.points[0].run_id is None and s.points[2].run_id == large.run_id
+
+
+def test_a_rise_that_chance_does_not_explain_is_told(tmp_path):
+    small = stored(tmp_path, "0.1", {"A": first(60), "B": first(70)})
+    large = stored(tmp_path, "0.2", {"A": first(80), "B": first(72)})
+    rises = [note for note in sweep(tmp_path, [small, large]).notes if "RISES" in note]
+    assert len(rises) == 2, "A and the worst case; two images more are chance"
+    assert rises[0].startswith("A: robust accuracy RISES from 59.0 at Linf 0.1 to 79.0 at 0.2 (20 images stand only")
+    assert rises[1].startswith("worst case:")
+
+
+def test_only_the_images_that_were_asked_for_count(tmp_path):
+    small = stored(tmp_path, "0.1", {"A": first(60)}, n=50)
+    large = stored(tmp_path, "0.2", {"A": first(30)}, n=50)
+    s = sweep(tmp_path, [small, large])
+    assert s.n == 50 and [p.worst_case.value for p in s.points] == [0.98, 0.58]
+    other = stored(tmp_path, "0.3", {"A": first(30)}, n=60)
+    with pytest.raises(ResultError, match="same images"):
+        sweep(tmp_path, [small, other])
+
+
+def test_the_files(tmp_path):
+    many = {f"attack {i}": first(90 - 5 * i) for i in range(9)}
+    results = [stored(tmp_path, "2/255", many), stored(tmp_path, "4/255", {k: v & first(40) for k, v in many.items()})]
+    s = sweep(tmp_path, results, clean=True)
+    table, curve = write_sweep(s, tmp_path)
+    assert [p.relative_to(tmp_path).as_posix() for p in (table, curve)] == [
+        f"d/m/s@sweep-Linf.{suffix}" for suffix in ("csv", "png")
+    ]
+    read = pd.read_csv(table)
+    assert read["eps"].tolist() == ["0", "2/255", "4/255"]
+    assert read["worst_case"].tolist() == [p.worst_case.value for p in s.points]
+    assert read["attack 3"].tolist() == [p.attacks["attack 3"].value for p in s.points]
+    before = table.read_bytes(), curve.read_bytes()
+    write_sweep(s, tmp_path)
+    assert (table.read_bytes(), curve.read_bytes()) == before, "the same results give the same bytes"
+    picture = imread(curve)
+    assert picture.shape[0] > 400 and picture.shape[1] > 700
+    assert (picture[..., :3].min(axis=2) < 0.2).mean() > 0.005, "lines and letters"
+    assert len(load_results(tmp_path)) == 2, "no result among them"
+
+
+def test_a_cascades_columns_are_those_of_its_results(problem, tmp_path):
+    model, x, y = problem
+    call = {"x": x, "y": y, "name": "small", "results": tmp_path / "r", "seed": 3}
+    results = [evaluate(model, suite(tmp_path, "cascade"), eps=e, **call) for e in (0.02, 0.05)]
+    s = sweep(tmp_path / "r", results)
+    assert s.stem == "custom/small/s@sweep-Linf-seed-3"
+    for p, r in zip(s.points, results, strict=True):
+        assert p.measured == r.robust_accuracy
+        assert p.attacks == {a.name: a.robust_accuracy for a in r.attacks}
+
+
+def test_radii_are_read_exactly_and_ordered():
+    assert parse_radii("8/255, 0,2/255,0.0") == ["0.0", "2/255", "8/255"]
+    assert parse_radii("0.3") == ["0.3"]
+    for text, given in (("0.1,x", "'x'"), ("0.1,", "''"), ("0.1,-1", "'-1'")):
+        with pytest.raises(ValueError, match=f"eps: {given} given"):
+            parse_radii(text)
+
+
+def test_the_command(tmp_path):
+    args = ["eval", "-m", "digits/at", "-s", "quick", "--samples", 20]
+    done = run(*args, "--eps", "0,0.1,0.2", cwd=tmp_path)
+    folder = tmp_path / "results/digits/at"
+    assert "digits/at · quick · Linf: accuracy, %, n = 20" in done.stdout and "sweep-Linf.csv" in done.stdout
+    assert len(list(folder.glob("quick@*/result.json"))) == 2, "radius 0 is not attacked"
+    assert (folder / "quick@sweep-Linf.png").exists()
+    parsed = json.loads(run(*args, "--eps", "0,0.1,0.2", "--json", cwd=tmp_path).stdout)
+    assert [p["eps"] for p in parsed["points"]] == ["0", "0.1", "0.2"]
+    stored_ones = {r.threat.eps: r.robust_accuracy for r in load_results(tmp_path / "results")}
+    assert {p["eps"]: p["measured"] for p in parsed["points"][1:]} == {
+        k: v.model_dump() for k, v in stored_ones.items()
+    }
+    assert "8/255" in run(*args, "--eps", "0.1,8", cwd=tmp_path, code=2).stderr
+    assert len(list(folder.glob("quick@*/result.json"))) == 2, "and nothing was computed before it was told"

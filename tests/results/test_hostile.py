@@ -1,0 +1,339 @@
+"""Files, names and addresses that mean harm: each is refused in words, and nothing outside is read, written or run."""
+
+import ast
+import gzip
+import http.server
+import io
+import json
+import os
+import pickle
+import tarfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_data import idx, pixels
+
+import robbench
+from robbench.commands.printing import print_table
+from robbench.core.errors import CardError, DataError, ModelError, ResultError, SuiteError
+from robbench.core.files import component, read_bounded
+from robbench.core.numbers import parse_fraction
+from robbench.data import formats
+from robbench.data import sets as data
+from robbench.evaluation.run import evaluate
+from robbench.models.architectures import build
+from robbench.models.card import Registry, load_card
+from robbench.models.load import load_model, parse_state
+from robbench.papers.trained import trained_models
+from robbench.report.escape import markdown_text
+from robbench.report.leaderboard import leaderboard
+from robbench.results.schema import dump_result, read_result
+from robbench.suite import load_suite
+
+HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript)`c`"
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+def test_zip_bombs_are_refused_before_they_are_unpacked():
+    plain = io.BytesIO()
+    torch.save({"a": torch.zeros(4)}, plain)
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for member in source.infolist():
+            packed.writestr(member.filename, source.read(member))
+        packed.writestr("archive/data/1", bytes(10**7))
+    with pytest.raises(ModelError, match=r"unpacks to 10,\d\d\d,\d\d\d"):
+        parse_state(bomb.getvalue(), ".pt")
+    assert parse_state(plain.getvalue(), ".pt")
+
+
+def test_gzip_bombs_are_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_MOST_BYTES", 10**5)
+    (tmp_path / "mnist").mkdir()
+    for kind, content in (("images-idx3", idx(pixels(3, 28, 28)) + bytes(10**7)), ("labels-idx1", b"")):
+        (tmp_path / "mnist" / f"t10k-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match="more than 100,000 bytes"):
+        data.load("mnist", "test", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar-100-python/test", "../../test", "/etc/test"])
+def test_members_of_archives_are_neither_huge_nor_unpacked(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(formats, "_MOST_BYTES", 10**5)
+    (tmp_path / "cifar100").mkdir()
+    with tarfile.open(tmp_path / "cifar100" / "cifar-100-python.tar.gz", "w:gz") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = 10**6
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(DataError, match=r"claims 1,000,000 bytes"):
+        data.load("cifar100", "test", tmp_path)
+    assert os.listdir(tmp_path) == ["cifar100"]
+
+
+def registry(tmp_path, link=None):
+    """A registry with the digits model `natural`; its weights may be a link."""
+    repo = Path(__file__).resolve().parents[2]
+    (tmp_path / "digits").mkdir(parents=True)
+    (tmp_path / "weights/digits").mkdir(parents=True)
+    (tmp_path / "digits/natural.toml").write_text((repo / "models/digits/natural.toml").read_text())
+    content = (repo / "models/weights/digits/natural.safetensors").read_bytes()
+    place = tmp_path / "weights/digits/natural.safetensors"
+    if link:
+        link.write_bytes(content)
+        place.symlink_to(link)
+    else:
+        place.write_bytes(content)
+    return Registry([tmp_path]).find("natural")
+
+
+def test_weights_do_not_come_through_a_link_out_of_the_registry(tmp_path):
+    with pytest.raises(ModelError, match="link out of the registry"):
+        load_model(registry(tmp_path / "a", tmp_path / "outside.safetensors"))
+    load_model(registry(tmp_path / "b"))
+
+
+def test_results_are_not_written_through_a_link_out_of_the_tree(problem, tmp_path):
+    model, x, y = problem
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").write_text("keep")
+    (tmp_path / "r/digits/small").mkdir(parents=True)
+    (tmp_path / "r/digits/small/quick").symlink_to(tmp_path / "precious")
+    with pytest.raises(ResultError, match="leads out of the results tree"):
+        evaluate(
+            model, "quick", x=x, y=y, dataset="digits", name="small", results=tmp_path / "r", overwrite=True
+        )  # fmt: skip
+    assert os.listdir(tmp_path / "precious") == ["file"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "a/b", "a\x00b", "x" * 300, "a\u202eb"])
+@pytest.mark.parametrize("where", ["name", "dataset"])
+def test_names_make_no_paths(problem, tmp_path, name, where):
+    model, x, y = problem
+    call = {"name": "small", "dataset": "custom", where: name}
+    with pytest.raises(ResultError, match="printable text"):
+        evaluate(model, "quick", x=x, y=y, eps=0.05, results=tmp_path / "r", **call)
+    assert not (tmp_path / "r").exists() or not list((tmp_path / "r").rglob("*.json"))
+
+
+def test_a_result_that_names_a_place_outside_is_refused(repo, tmp_path):
+    stored = json.loads((repo / "results/digits/at/fast/result.json").read_text())
+    for field in ("model", "dataset", "suite"):
+        (tmp_path / "result.json").write_text(json.dumps({**stored, field: "../../../etc"}))
+        with pytest.raises(ResultError, match=f"{field}: .*without /"):
+            read_result(tmp_path / "result.json")
+    (tmp_path / "result.json").write_text(json.dumps({**stored, "seconds": float("nan")}))
+    with pytest.raises(ResultError, match="seconds"):
+        read_result(tmp_path / "result.json")
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(CardError, match="not a regular file"):
+        load_card(tmp_path / "pipe.toml")
+    (tmp_path / "large.toml").write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(CardError, match="larger than 1,048,576 bytes"):
+        load_card(tmp_path / "large.toml")
+    with pytest.raises(SuiteError, match="larger than"):
+        load_suite(str(tmp_path / "large.toml"))
+    with pytest.raises(OSError, match="larger"):
+        read_bounded(tmp_path / "large.toml", 10)
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "9" * 101, "1e-99999999999999", 10**200])
+def test_a_few_characters_cost_no_billion_digits(text):
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match="at most 100 digits"):
+        parse_fraction(text)
+    assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("wide_resnet", {"depth": 10**6}), ("digits_convnet", {"width": 4096, "hidden": 10**9}), ("linear", {"x": -1})],
+)
+def test_architectures_beyond_reason_are_refused_before_they_are_built(name, args):
+    begin = time.perf_counter()
+    with pytest.raises(ModelError):
+        build(name, args, 10, (3, 32, 32))
+    assert time.perf_counter() - begin < 5
+
+
+NEGATIVE = ["steps = -1", "steps = 0", "restarts = -3", "step_size = -0.1", "step_size = inf", "eot = -1"]
+
+
+@pytest.mark.parametrize("budget", NEGATIVE)
+def test_budgets_that_mean_nothing_are_refused(tmp_path, budget):
+    from robbench.suite import build_attack
+
+    (tmp_path / "s.toml").write_text(f'version = 1\n[[attack]]\nname = "a"\nkind = "pgd"\n{budget}\n')
+    with pytest.raises(SuiteError):
+        build_attack(load_suite(str(tmp_path / "s.toml")).stages("digits")[0])
+
+
+# --- downloads -----------------------------------------------------------------------------------------------
+
+
+class Redirect(http.server.BaseHTTPRequestHandler):
+    """Sends everybody to an address without encryption, or sends without end."""
+
+    def do_GET(self):
+        if "endless" in self.path:
+            self.send_response(200)
+            self.end_headers()
+            with pytest.MonkeyPatch.context():
+                try:
+                    while True:
+                        self.wfile.write(bytes(1 << 16))
+                except OSError:
+                    return
+        self.send_response(302)
+        self.send_header("Location", "http://example.org/file")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("url", ["http://example.org/x", "ftp://example.org/x", "file:///etc/passwd", "{}/redirect"])
+def test_downloads_come_over_https_only_even_after_a_redirect(tmp_path, address, url):
+    with pytest.raises(DataError, match="https only"):
+        data._download(url.format(address), tmp_path / "file", "0" * 32)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_download_without_end_is_cut_off(tmp_path, address, monkeypatch):
+    monkeypatch.setattr(data, "_MOST_BYTES", 10**6)
+    with pytest.raises(DataError, match="more than 1,000,000 bytes came"):
+        data._download(f"{address}/endless", tmp_path / "file", "0" * 32)
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_address_of_a_data_set_has_https_among_its_mirrors():
+    from torchvision import datasets
+
+    for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"):
+        table = getattr(datasets, name)
+        urls = data._addresses(table, "file", not hasattr(table, "mirrors"))
+        assert any(url.startswith("https://") for url in urls), urls
+
+
+# --- code ----------------------------------------------------------------------------------------------------
+
+ROOT = Path(robbench.__file__).parent
+# On a Ray cluster, a worker takes its job from the driver that started it, in Ray's own format; no file is read so.
+ALLOWED = {
+    ("formats.py", "pickle"),
+    ("hardware.py", "subprocess"),
+    ("cluster.py", "pickle"),
+    ("cluster.py", "pickle.loads"),
+}
+
+
+def test_the_package_runs_no_text_no_pickle_and_no_shell():
+    """`eval`, `exec` and `os.system` nowhere; `pickle` only where a subclass admits names; no shell; weights only."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
+                for module in {"pickle", "marshal", "shelve", "dill", "subprocess", "yaml", "joblib"} & set(names):
+                    if (path.name, module) not in ALLOWED:
+                        found.append(f"{place} imports {module}")
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                given_ = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                if called in ("eval", "exec", "compile", "os.system", "os.popen") or "shell" in given_:
+                    found.append(f"{place} calls {called}")
+                if called in ("torch.load", "np.load", "numpy.load") and given_.get("weights_only") != "True":
+                    found.append(f"{place} loads what may run code")
+                if called in ("pickle.load", "pickle.loads", "pickle.Unpickler") and (path.name, called) not in ALLOWED:
+                    found.append(f"{place} calls {called}")
+    assert not found
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_no_pickle_is_obeyed_whatever_its_protocol(tmp_path, protocol):
+    content = pickle.dumps({"w": Touch(tmp_path / "ran")}, protocol)
+    with pytest.raises(ModelError):
+        parse_state(content, ".pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_that_asks_for_a_huge_table_is_refused_before_it_is_made(tmp_path):
+    folder = tmp_path / "cifar10" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for number in (2**28).to_bytes(4, "little"), b"\xff\xff\xff\xff":
+        (folder / "test_batch").write_bytes(b"\x80\x02}r" + number + b".")
+        with pytest.raises(DataError, match="remembers something as number"):
+            data.load("cifar10", "test", tmp_path)
+
+
+# --- what we write -------------------------------------------------------------------------------------------
+
+
+def test_pages_hold_names_as_text(repo, tmp_path):
+    stored = read_result(repo / "results/digits/at/fast/result.json")
+    hostile = stored.model_copy(update={"model": HOSTILE, "suite": HOSTILE, "flags": {HOSTILE: HOSTILE}})
+    place = tmp_path / "digits" / "m" / "s" / "result.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(dump_result(hostile))
+    page = leaderboard(tmp_path)
+    assert "<img" not in page and "](javascript" not in page.replace("\\](", "")
+
+
+def test_the_page_of_trained_models_holds_cards_as_text(tmp_path):
+    entry = registry(tmp_path)
+    text = entry.path.read_text().replace('hardware = "', f'hardware = "{HOSTILE} ')
+    assert HOSTILE in text
+    entry.path.write_text(text)
+    page = trained_models(Registry([tmp_path]).entries(), tmp_path)
+    assert "onerror" in page and "<img" not in page
+
+
+def test_tables_in_the_terminal_show_markup_as_text(capsys):
+    print_table([{"title": "[bold]x[/bold] [/nothing] \x1b[31m"}], as_json=False)
+    shown = capsys.readouterr().out
+    assert "[bold]x[/bold] [/nothing]" in shown and "\x1b[31m" not in shown
+
+
+@given(st.text(max_size=80))
+def test_escaped_text_has_no_tag_and_no_cell(text):
+    out = markdown_text(text)
+    assert "<" not in out.replace("&lt;", "") and "\n" not in out
+    assert all(out[i - 1] == "\\" for i, c in enumerate(out) if c == "|")
+
+
+@given(st.text(max_size=40))
+def test_a_component_never_leaves_its_folder(text):
+    root = Path("/a/b").resolve()
+    try:
+        name = component(text, "name")
+    except ValueError:
+        return
+    assert Path(os.path.normpath(root / name)).parent == root

@@ -1,0 +1,550 @@
+"""A run that is killed, cut off or damaged goes on from what is sound, and says what is not."""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+from test_adversarials import folder
+from torch import nn
+
+from conftest import run, small
+from robbench.commands.runs import resume_runs, runs
+from robbench.core import files
+from robbench.core.errors import BusyError, ResultError, RobbenchError, StorageError
+from robbench.evaluation import run as evaluation
+from robbench.evaluation import shards
+from robbench.evaluation.run import evaluate
+from robbench.results import locking, store
+from robbench.results.records import COLUMNS, pack_rows, read_rows
+from robbench.results.recovery import shard_name
+from robbench.results.run_files import find_runs
+
+# Torch is imported once; every run is a process of its own, forked from there. Rows are told as they finish.
+CHILDREN = """
+import os, sys, torch
+torch.set_num_threads(1)
+from robbench.evaluation import run as evaluation
+from robbench.evaluation import shards
+shards._COMMIT_SECONDS = 0.2
+add, commit = shards.Shards.add, evaluation.RunStore.commit
+def told(self, attack, status, rows):
+    with open(sys.argv[2], "a") as log:
+        log.writelines(f"{attack} {i}\\n" for i in rows["sample"])
+    add(self, attack, status, rows)
+def committed(self, rows, points=()):
+    path = commit(self, rows, points)
+    with open(sys.argv[2], "a") as log:
+        log.write("committed\\n")
+    return path
+shards.Shards.add, evaluation.RunStore.commit = told, committed
+for _ in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        evaluation.evaluate("digits/at", "whitebox", samples=int(sys.argv[3]), lanes=32, results=sys.argv[1])
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+def lines(log):
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def on_disk(root):
+    """Records of a tree, finished or not, as the log tells them."""
+    found = [*root.glob("digits/at/whitebox/.partial/*/*.parquet"), *root.glob("digits/at/whitebox/outcomes.parquet")]
+    rows = [pd.read_parquet(path, columns=["attack", "sample"]) for path in found]
+    return {f"{attack} {sample}" for part in rows for attack, sample in part.itertuples(index=False)}
+
+
+def killed_runs(tmp_path, kills, samples, seed):
+    """Kill a run again and again at random instants; returns its tree and, per kill, what it cost.
+
+    Of each kill two numbers: finished records that are gone though a shard was committed after them, which must be 0,
+    and finished records that waited for their shard.
+    """
+    rng, log, root = random.Random(seed), tmp_path / "log", tmp_path / "killed"
+    args = [sys.executable, "-c", CHILDREN, str(root), str(log), str(samples)]
+    lost = []
+    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        for i in range(kills + 1):
+            begun, left = len(lines(log)), samples * 6 - len(on_disk(root))
+            wanted = begun + rng.randrange(1, max(2, 2 * left // (kills - i + 1))) if i < kills else None
+            parent.stdin.write("go\n")
+            pid = int(parent.stdout.readline())
+            if wanted is not None:
+                while len(lines(log)) < wanted and Path(f"/proc/{pid}").exists():
+                    time.sleep(0.002)
+                time.sleep(rng.random() * 0.05)
+                with contextlib.suppress(ProcessLookupError):  # a late instant may find the run finished
+                    os.kill(pid, signal.SIGKILL)
+            assert int(parent.stdout.readline()) in ((signal.SIGKILL, 0) if wanted is not None else (0,))
+            told, kept = lines(log)[begun:], on_disk(root)
+            last = max((n for n, line in enumerate(told) if line == "committed"), default=0)
+            lost.append((len(set(told[:last]) - {"committed"} - kept), len(set(told[last:]) - {"committed"} - kept)))
+    return root, lost
+
+
+def test_sigkill_at_random_instants_gives_the_same_bytes(tmp_path):
+    root, lost = killed_runs(tmp_path, kills=4, samples=60, seed=0)
+    evaluate("digits/at", "whitebox", samples=60, lanes=32, results=tmp_path / "whole")
+    where = Path("digits/at/whitebox/outcomes.parquet")
+    assert (root / where).read_bytes() == (tmp_path / "whole" / where).read_bytes()
+    assert [before for before, _ in lost] == [0] * 5, "what was finished before the last shard is never lost"
+    assert lost[-1] == (0, 0) and not (root / "digits/at/whitebox/.partial").exists()
+
+
+def one(problem, tmp_path, root="r", **more):
+    model, x, y = problem
+    call = {"x": x, "y": y, "name": "small", "eps": 0.05, "lanes": 8, "results": tmp_path / root, **more}
+    return evaluate(model, more.pop("suite", "quick"), **{k: v for k, v in call.items() if k != "suite"})
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(problem, tmp_path, monkeypatch, after=20, root="r", error=Stop, **more):
+    """Leave shards of a run behind; returns their folder."""
+    real, count = shards.Shards.add, []
+
+    def add(self, attack, status, rows):
+        real(self, attack, status, rows)
+        count.extend(rows["sample"])
+        if len(count) >= after:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_COMMIT_SECONDS", -1.0)
+        patch.setattr(shards.Shards, "add", add)
+        with pytest.raises(error):
+            one(problem, tmp_path, root, **more)
+    return next((tmp_path / root).glob("*/small/*/.partial/*"))
+
+
+class Notes(evaluation.Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def renamed(path):
+    """A shard whose bytes are sound, of another run."""
+    data = pack_rows(pd.read_parquet(path), "0" * 64, list(COLUMNS))
+    path.unlink()
+    path.with_name(f"{shard_name(data)}.parquet").write_bytes(data)
+
+
+def older(path):
+    """A shard as versions before this one wrote them."""
+    rows = pd.read_parquet(path)
+    path.unlink()
+    data = rows.to_parquet(index=False)
+    path.with_name(f"{shard_name(data)}.parquet").write_bytes(data)
+
+
+def strange(path):
+    """A shard of this run that holds a status that there is not, which would count as robust."""
+    rows = pd.read_parquet(path).assign(status="brocken")
+    data = pack_rows(rows, path.parent.name, list(COLUMNS))
+    path.unlink()
+    path.with_name(f"{shard_name(data)}.parquet").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncated, "not as it was written"),
+        (flipped, "not as it was written"),
+        (renamed, "of another run, 0000"),
+        (older, "of an older or another format"),
+        (strange, "status 'brocken' given"),
+        (lambda p: p.write_bytes(b""), "not as it was written"),
+    ],
+)
+def test_a_bad_shard_is_named_set_aside_and_computed_again(problem, tmp_path, monkeypatch, damage, told):
+    partial = interrupted(problem, tmp_path, monkeypatch)
+    shards = sorted(partial.glob("*.parquet"))
+    assert len(shards) >= 2
+    damage(shards[0])
+    reporter = Notes()
+    one(problem, tmp_path, reporter=reporter)
+    (note,) = reporter.notes
+    assert told in note and "Set aside" in note
+    (aside,) = partial.parents[1].glob("*.damaged")
+    assert aside.name in note
+    one(problem, tmp_path, "whole")
+    assert folder_bytes(tmp_path, "r") == folder_bytes(tmp_path, "whole")
+
+
+def folder_bytes(tmp_path, root):
+    return (next((tmp_path / root / "custom/small").iterdir()) / "outcomes.parquet").read_bytes()
+
+
+def test_sound_shards_are_not_computed_again(problem, tmp_path, monkeypatch):
+    interrupted(problem, tmp_path, monkeypatch, after=40, suite="whitebox")
+    seen = []
+    real = shards.Shards.add
+    monkeypatch.setattr(
+        shards.Shards, "add", lambda s, a, st, r: (seen.extend((a, i) for i in r["sample"]), real(s, a, st, r))
+    )
+    one(problem, tmp_path, suite="whitebox")
+    assert 0 < len(seen) <= 360 - 40
+
+
+def finished(tmp_path):
+    (place,) = (tmp_path / "r/custom/small").iterdir()
+    return place
+
+
+def text(change):
+    def damage(place):
+        stored = json.loads((place / "result.json").read_text())
+        (place / "result.json").write_text(json.dumps(change(stored)))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "told", "aside"),
+    [
+        (lambda p: truncated(p / "result.json"), "result.json: the file: Invalid JSON", {"result.json"}),
+        (lambda p: (p / "result.json").write_bytes(b"\xff\xfe"), "result.json: the file", {"result.json"}),
+        (text(lambda r: {**r, "schema_version": 1}), "result.json: schema_version", {"result.json"}),
+        (lambda p: (p / "result.json").unlink(), None, set()),
+        (lambda p: truncated(p / "outcomes.parquet"), "outcomes.parquet cannot", {"outcomes.parquet", "result.json"}),
+        (lambda p: flipped(p / "outcomes.parquet"), "outcomes.parquet", {"outcomes.parquet", "result.json"}),
+        (lambda p: (p / "outcomes.parquet").unlink(), "outcomes.parquet is missing", {"result.json"}),
+        (lambda p: truncated(p / "timings.parquet"), "timings.parquet", {"timings.parquet"}),
+    ],
+)
+def test_a_bad_result_is_named_set_aside_and_made_again(problem, tmp_path, damage, told, aside):
+    one(problem, tmp_path)
+    place = finished(tmp_path)
+    before = {p.name: p.read_bytes() for p in place.iterdir()}
+    damage(place)
+    reporter = Notes()
+    one(problem, tmp_path, reporter=reporter)
+    if told:
+        assert any(told in note for note in reporter.notes)
+    assert {p.name.removesuffix(".damaged") for p in place.glob("*.damaged")} == aside
+    assert (place / "outcomes.parquet").read_bytes() == before["outcomes.parquet"]
+    again, stored = (json.loads(t) for t in ((place / "result.json").read_text(), before["result.json"]))
+    assert again["robust_accuracy"] == stored["robust_accuracy"] and again["run_id"] == stored["run_id"]
+
+
+def test_outcomes_of_another_run_are_not_taken_for_this_ones(problem, tmp_path):
+    one(problem, tmp_path)
+    place = finished(tmp_path)
+    rows = read_rows(place / "outcomes.parquet").assign(status="robust")
+    (place / "outcomes.parquet").write_bytes(pack_rows(rows, "f" * 64))
+    reporter = Notes()
+    assert one(problem, tmp_path, reporter=reporter).robust_accuracy.value < 0.9
+    assert "of another run, ffff" in reporter.notes[0]
+
+
+def test_results_of_versions_that_kept_seconds_with_the_records_are_read(problem, tmp_path):
+    first = one(problem, tmp_path)
+    place = finished(tmp_path)
+    rows = read_rows(place / "outcomes.parquet")
+    (place / "timings.parquet").unlink()
+    rows.to_parquet(place / "outcomes.parquet", index=False)
+    reporter = Notes()
+    assert one(problem, tmp_path, reporter=reporter) == first
+    assert "nothing to compute" in reporter.notes[0]
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped])
+def test_damaged_points_are_set_aside_and_found_again(problem, tmp_path, damage):
+    call = {"save_adversarials": True}
+    one(problem, tmp_path, **call)
+    place = finished(tmp_path)
+    before = (place / "adversarials.safetensors").read_bytes()
+    damage(place / "adversarials.safetensors")
+    reporter = Notes()
+    one(problem, tmp_path, reporter=reporter, **call)
+    assert "adversarials.safetensors" in reporter.notes[0] and "Set aside" in reporter.notes[0]
+    assert (place / "adversarials.safetensors").read_bytes() == before
+
+
+# --- what breaks while writing -------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkeypatch):
+    real, calls = files._replace, []
+
+    def full(path, data):
+        calls.append(path.name)
+        if len(calls) > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_COMMIT_SECONDS", -1.0)
+        patch.setattr(files, "_replace", full)
+        with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
+            one(problem, tmp_path)
+    (partial,) = finished(tmp_path).glob(".partial/*")
+    assert len(list(partial.glob("*.parquet"))) == 3, "run.json and three shards were written before"
+    one(problem, tmp_path)
+    one(problem, tmp_path, "whole")
+    assert folder_bytes(tmp_path, "r") == folder_bytes(tmp_path, "whole")
+
+
+def test_files_and_their_folders_reach_the_disk(tmp_path, monkeypatch):
+    """In this order: the content, the name in its folder; and every new folder in the one above it."""
+    order = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(handle):
+        order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def renamed(self, target):
+        order.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", renamed)
+    files.write_atomically(tmp_path / "a" / "b" / "file", b"content")
+    assert order == ["folder", "folder", "file", "rename", "folder"]
+
+
+def test_the_records_are_safe_before_the_shards_go(problem, tmp_path, monkeypatch):
+    order = []
+    write, remove = store.write_atomically, shutil.rmtree
+    monkeypatch.setattr(store, "write_atomically", lambda p, d: (order.append(p.name), write(p, d)))
+    monkeypatch.setattr(store.shutil, "rmtree", lambda p, **k: (order.append("rmtree"), remove(p, **k)))
+    one(problem, tmp_path)
+    assert order[-4:] == ["timings.parquet", "outcomes.parquet", "result.json", "rmtree"]
+
+
+def test_memory_that_runs_out_halves_the_lanes_and_then_says_so(problem, tmp_path):
+    class Hungry(nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.net, self.most = small(), most
+
+        def forward(self, x):
+            if len(x) > self.most and x.requires_grad:
+                raise MemoryError
+            return self.net(x)
+
+    _, x, y = problem
+    reporter = Notes()
+    call = {"x": x, "y": y, "eps": 0.05, "lanes": 16}
+    assert evaluate(Hungry(4).eval(), "quick", **call, reporter=reporter).n == 60
+    assert "going on with 4 lanes" in " ".join(reporter.notes)
+    with pytest.raises(RobbenchError, match="Out of memory with a single lane"):
+        evaluate(Hungry(0).eval(), "quick", **call)
+
+
+# --- two processes -------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from robbench.results.locking import lock_result
+with lock_result(Path(sys.argv[1]), Path(sys.argv[2]), False, print):
+    print("held", flush=True); time.sleep(60)
+"""
+
+
+def held(root, place):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(root), str(place)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_two_processes_do_not_write_into_one_result(problem, tmp_path, monkeypatch):
+    one(problem, tmp_path)
+    place = finished(tmp_path)
+    with held(tmp_path / "r", place) as other:
+        with pytest.raises(BusyError, match=rf"process {other.pid} on .* works on it.*--wait"):
+            one(problem, tmp_path)
+        one(problem, tmp_path, eps=0.1)  # another result is no obstacle
+        reporter = Notes()
+
+        def killed(text):
+            reporter.notes.append(text)
+            other.kill()
+
+        reporter.note = killed
+        one(problem, tmp_path, reporter=reporter, wait=True)
+        assert f"process {other.pid}" in reporter.notes[0] and "waiting" in reporter.notes[0]
+    one(problem, tmp_path)  # the lock of a process that was killed holds up nobody
+
+
+def test_a_tree_that_cannot_be_written_can_still_be_looked_at(problem, tmp_path, monkeypatch):
+    first = one(problem, tmp_path)
+
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "read-only")
+
+    monkeypatch.setattr(locking, "_acquired", refused)
+    assert one(problem, tmp_path) == first
+
+
+# --- what was asked for --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["weights", "model.structure", "data"])
+def test_what_changed_is_named_and_never_mixed(problem, tmp_path, monkeypatch, field):
+    """A changed model or data set makes a new run, and old shards stay out of it."""
+    _, x, y = problem
+    changed = {
+        "weights": (small(1), x, y),
+        "model.structure": (nn.Sequential(*small(0), nn.Identity()).eval(), x, y),
+        "data": (small(0), x.flip(0), y),
+    }[field]
+    call = {"dataset": "digits", "eps": None}  # without overrides, all of them have the same place
+    old = interrupted((small(0), x, y), tmp_path, monkeypatch, **call)
+    reporter = Notes()
+    one(changed, tmp_path, **call, reporter=reporter)
+    (note,) = reporter.notes
+    assert "unfinished run of something else" in note and f"{field}: stored" in note
+    one(changed, tmp_path, "alone", **call)
+    outcomes = "digits/small/quick/outcomes.parquet"
+    assert (tmp_path / "r" / outcomes).read_bytes() == (tmp_path / "alone" / outcomes).read_bytes()
+    assert list(old.glob("*.parquet")), "the other run's shards are left alone"
+
+
+def test_a_changed_attack_or_suite_is_named(problem, tmp_path, monkeypatch):
+    from robbench.attacks import PGD
+
+    model, x, y = problem
+    call = {"x": x, "y": y, "name": "small", "dataset": "digits", "results": tmp_path / "r", "lanes": 8}
+    evaluate(model, "quick", **call)
+    with monkeypatch.context() as patch:
+        patch.setattr(PGD, "version", PGD.version + 1)
+        with pytest.raises(ResultError, match=r"attacks\[\d\]\.version: stored 1, this run 2"):
+            evaluate(model, "quick", **call)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "ENGINE_VERSION", 99)
+        with pytest.raises(ResultError, match=r"engine: stored 1, this run 99"):
+            evaluate(model, "quick", **call)
+
+
+def test_runs_are_listed_and_resumed_as_they_were_described(tmp_path, monkeypatch, capsys):
+    """An interrupted run goes on from anywhere by its own description; one that cannot holds up no other."""
+    tree, real = tmp_path / "tree", shards.Shards.add
+    call = {"samples": 30, "lanes": 16}
+
+    def stopped(self, attack, status, rows):
+        real(self, attack, status, rows)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "add", stopped)
+        for model, more in (("digits/at", {}), ("digits/natural", {"eps": "0.1"})):
+            with pytest.raises(Stop):
+                evaluate(model, "quick", **call, **more, results=tree)
+    evaluate("digits/trades", "quick", **call, results=tree)
+    found = [r.as_row(tree) for r in find_runs(tree)]
+    assert [r["state"] for r in found] == ["unfinished", "unfinished", "finished"]
+    assert found[0]["images"] == "30" and found[0]["done"] not in ("0 %", "100 %")
+    runs(tree)
+    shown = capsys.readouterr()
+    assert "2 to be continued: robbench eval --resume" in shown.err and "digits/trades/quick" in shown.out
+    # One of them can no longer be made: its description does not lead to what was begun.
+    (about,) = tree.glob("digits/natural/*/.partial/*/run.json")
+    about.write_text(json.dumps({**json.loads(about.read_text()), "seed": 5}))
+    with pytest.raises(typer.Exit) as code:
+        resume_runs(tree, "cpu", wait=False, as_json=False)
+    assert code.value.exit_code == 2
+    told = capsys.readouterr()
+    assert "seed: stored 0, this run 5" in told.err and "at " in told.out
+    assert [r.state for r in find_runs(tree)] == ["unfinished", "finished", "finished"]
+    evaluate("digits/at", "quick", **call, results=tmp_path / "whole")
+    outcomes = "digits/at/quick/outcomes.parquet"
+    assert (tree / outcomes).read_bytes() == (tmp_path / "whole" / outcomes).read_bytes()
+
+
+def test_a_description_from_elsewhere_runs_no_code(problem, tmp_path, monkeypatch, capsys):
+    partial = interrupted(problem, tmp_path, monkeypatch)
+    (row,) = find_runs(tmp_path / "r")
+    assert "call evaluate again" in row.note and row.resumable is None
+    about = json.loads((partial / "run.json").read_text())
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    (partial / "run.json").write_text(json.dumps({**about, "model": "evil:make", "own_images": False}))
+    resume_runs(tmp_path / "r", "cpu", wait=False, as_json=False)
+    assert "not loaded on a file's word" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    for broken in ("{", '"text"', json.dumps({**about, "samples": -1}), json.dumps({**about, "identity": {}})):
+        (partial / "run.json").write_text(broken)
+        (row,) = find_runs(tmp_path / "r")
+        assert row.state == "damaged" and "run.json" in row.note
+
+
+def test_the_commands(tmp_path, problem):
+    one(problem, tmp_path)
+    listed = json.loads(run("runs", "--results", tmp_path / "r", "--json").stdout)
+    assert [r["state"] for r in listed] == ["finished"]
+    assert "No run in" in run("eval", "--resume", "--results", tmp_path / "r").stderr
+    assert "takes only" in run("eval", "--resume", "--samples", 3, code=2).stderr
+
+
+def test_fewer_images_than_were_begun_leave_the_rest_to_go_on(problem, tmp_path, monkeypatch):
+    partial = interrupted(problem, tmp_path, monkeypatch, after=30, suite="whitebox")
+    assert one(problem, tmp_path, suite="whitebox", samples=5).n == 5
+    assert (partial / "run.json").exists() and list(partial.glob("*.parquet"))
+    one(problem, tmp_path, suite="whitebox")
+    one(problem, tmp_path, "whole", suite="whitebox")
+    assert folder_bytes(tmp_path, "r") == folder_bytes(tmp_path, "whole")
+
+
+def test_saving_goes_on_after_an_interrupt(problem, tmp_path, monkeypatch):
+    interrupted(problem, tmp_path, monkeypatch, save_adversarials=True)
+    one(problem, tmp_path)
+    one(problem, tmp_path, "whole", save_adversarials=True)
+    assert folder_bytes(tmp_path, "r") == folder_bytes(tmp_path, "whole")
+    assert (folder(tmp_path / "r") / "adversarials.safetensors").exists()
+
+
+def test_ctrl_c_keeps_what_was_finished(problem, tmp_path, monkeypatch):
+    partial = interrupted(problem, tmp_path, monkeypatch, error=KeyboardInterrupt)
+    assert list(partial.glob("*.parquet")) and not list(partial.glob(".*"))
+
+
+def test_values_that_were_changed_are_told_by_their_digest(problem, tmp_path):
+    """A file that reads well and still says of which run it is, but holds other values."""
+    one(problem, tmp_path)
+    path = finished(tmp_path) / "outcomes.parquet"
+    before = path.read_bytes()
+    table = pq.read_table(path)
+    at = table.column_names.index("forwards")
+    other = table.set_column(at, "forwards", pa.array([1] * len(table)))
+    pq.write_table(other.replace_schema_metadata(table.schema.metadata), path)
+    reporter = Notes()
+    one(problem, tmp_path, reporter=reporter)
+    assert "not those that were written (SHA-256)" in reporter.notes[0]
+    assert path.read_bytes() == before
