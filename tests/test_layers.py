@@ -15,7 +15,7 @@ LAYERS = [
     {"recheck", "gate", "masking", "linear"},
     {"report"},
     {"papers"},
-    {"testing", "commands", "__init__", "__main__"},
+    {"api", "testing", "commands", "__init__", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms and modules that work where torch is not installed.

@@ -16,14 +16,13 @@ from robbench.core.types import NORMS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OptionFields", "Options", "check_names"]
+__all__ = ["OptionFields", "Options", "OtherFields", "check_names"]
 
 
-class OptionFields(TypedDict, total=False):
-    """The fields of `Options`, for the signatures of public functions."""
+class OtherFields(TypedDict, total=False):
+    """The fields of `Options` but eps, for functions that take several radii."""
 
     norm: str | None
-    eps: str | float | None
     samples: int | None
     sample_seed: int | None
     seed: int
@@ -36,6 +35,12 @@ class OptionFields(TypedDict, total=False):
     overwrite: bool
     save_adversarials: bool
     wait: bool
+
+
+class OptionFields(OtherFields, total=False):
+    """The fields of `Options`, for the signatures of public functions."""
+
+    eps: str | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
