@@ -17,19 +17,21 @@ from tabulate import tabulate
 from robbench.classifier.prepare import pick_device
 from robbench.core.machine import describe_device, versions
 from robbench.core.stats import wilson
-from robbench.gate.baseline import Given, Run
+from robbench.evaluation.options import Options
+from robbench.gate.baseline import Run
 from robbench.gate.decision import Policy, decide
-from robbench.gate.measure import Machine, measure, results_tree
+from robbench.gate.measure import measure, results_tree
 from robbench.gate.paired import compare
+from robbench.models.spec import ModelSpec
 
 
 def runs_of(args: argparse.Namespace) -> list[Run]:
     """Measure the model once per seed."""
-    given, runs = Given(model=args.model), []
+    runs = []
     with results_tree(args.results) as tree:
-        machine = Machine(results=tree, device="cpu")
         for seed in range(args.seeds + 1):
-            runs.append(measure(given, args.suite, machine, samples=args.samples, sample_seed=0, seed=seed))
+            options = Options(results=tree, device="cpu", samples=args.samples, sample_seed=0, seed=seed)
+            runs.append(measure(ModelSpec(args.model), args.suite, options))
     return runs
 
 

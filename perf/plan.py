@@ -13,9 +13,8 @@ import torch
 from robbench.core.machine import describe_device, versions
 from robbench.core.types import Status
 from robbench.evaluation import planning
-from robbench.evaluation.inputs import Options
-from robbench.evaluation.run import ready, run_here
-from robbench.models.sources import Build
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.run import make_run, run_here
 
 
 def main() -> None:
@@ -33,7 +32,7 @@ def main() -> None:
         begin = clock()
         p = planning.plan(model, suite, pilot=args.pilot, samples=int(samples))
         planned = clock() - begin
-        run = ready(model, suite, Build(), Options(samples=int(samples)))
+        run = make_run(RunRequest.of(model, suite, samples=int(samples)))
         begin = clock()
         run_here(run)
         taken = clock() - begin

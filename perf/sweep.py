@@ -30,12 +30,12 @@ from torch import nn
 from robbench.classifier.prepare import Target
 from robbench.core.machine import describe_device, resident_bytes, versions
 from robbench.core.rng import make_key
-from robbench.evaluation.inputs import Images, Options
-from robbench.evaluation.progress import Silent
-from robbench.evaluation.run import Run
+from robbench.engine.engine import Rows
+from robbench.evaluation.inputs import Images
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.run import EvaluationRun
 from robbench.evaluation.scheduler import Reply, Task, spread
 from robbench.evaluation.worker import First, Job, Place
-from robbench.results.store import COLUMNS
 from robbench.suite import load_suite
 
 ROUND = 0.1  # seconds for one pass of a full batch: WRN-28-10 with 256 images on a GPU is of this order
@@ -106,13 +106,23 @@ class Fake:
         if task.kind == "look":
             return Reply(first=First(np.where(sample % 10 == 0, (y + 1) % 10, y), {}, ROUND, Place("none", {}, {})))
         broken = (sample * 7919 + 31 * task.stage) % 100 < 100 * self.share
-        values: dict[str, Any] = {name: np.zeros(n, np.int64) for name in COLUMNS if name != "attack"}
-        values |= {"sample": sample, "label": y, "prediction": np.where(broken, (y + 1) % 10, y), "claimed": broken}
-        values["forwards"] = np.full(n, job.stages[task.stage].passes)
-        values["distance"] = np.where(broken, 0.03, np.nan)
-        values["status"] = np.where(broken, "broken", "robust")
-        values["seconds"] = np.full(n, ROUND / job.lanes)
-        return Reply(rows=[values])
+        none = np.zeros(n, np.int64)
+        rows = Rows(
+            sample=sample,
+            label=y,
+            claimed=broken,
+            broken=broken,
+            prediction=np.where(broken, (y + 1) % 10, y),
+            trial=none,
+            step=none,
+            forwards=np.full(n, job.stages[task.stage].passes),
+            backwards=none,
+            distance=np.where(broken, 0.03, np.nan),
+            zero_gradients=none,
+            nonfinite=none,
+            seconds=np.full(n, ROUND / job.lanes),
+        )
+        return Reply(rows=[rows])
 
 
 class Quiet:
@@ -139,14 +149,14 @@ def runs(models: int, samples: int, suite: str, results: Path, lanes: int) -> li
     images = Images(
         "cifar10", lambda at: torch.zeros(len(at), 3, 32, 32), y, np.arange(samples), 10, f"{samples} images"
     )
-    loaded, options = load_suite(suite), Options(results=results, lanes=lanes)
+    loaded = load_suite(suite)
     target = Target(nn.Flatten().eval(), "", torch.device("cpu"), "", {})
 
     def opening(i: int) -> Any:
-        # The folder's description says that nobody can go on with it by its word.
-        about = {"version": 1, "model": None, "own_images": True}
+        # The model is a module, so the folder's description says that nobody can go on with it by its word.
+        request = RunRequest.of(target.module, suite, results=results, lanes=lanes)
         mine = replace(target, name=f"model{i:04d}", weights=str(make_key(i, "weights")))
-        return lambda: Run(mine, images, loaded, options, Silent(), about)
+        return lambda: EvaluationRun(request, mine, images, loaded)
 
     return [opening(i) for i in range(models)]
 

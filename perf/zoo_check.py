@@ -30,7 +30,8 @@ from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.rng import make_key
 from robbench.core.threat import Ball
 from robbench.data.sets import load
-from robbench.evaluation.inputs import Images, Options, own_target
+from robbench.evaluation.inputs import Images, own_target
+from robbench.evaluation.options import Options
 from robbench.evaluation.stages import ReadyStage, ready_stages, run_stage
 from robbench.evaluation.transfer import Transfer
 from robbench.models.load import module_digest, module_identity
@@ -76,7 +77,7 @@ def attack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, A
                 widths=widths,
                 judge=suite.judge,
                 deterministic="randomized" not in flags,
-                on_rows=lambda rows, claims: None,
+                on_rows=lambda rows: None,
                 on_narrow=lambda width, reason: None,
             )
             left = left & ~np.isin(index, broken)

@@ -6,11 +6,13 @@ from torch import nn
 
 from robbench.core.errors import RobbenchError
 from robbench.data.sets import load
+from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
-from robbench.gate.baseline import Given, write_baseline
-from robbench.gate.measure import Machine, measure
+from robbench.gate.baseline import write_baseline
+from robbench.gate.measure import measure
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from robbench.models.spec import ModelSpec
 from robbench.testing import assert_robust
 
 
@@ -23,8 +25,8 @@ def net():
 def written(net, tmp_path_factory):
     """A baseline of the module on 250 images."""
     folder = tmp_path_factory.mktemp("assert")
-    machine = Machine(results=folder / "results", device="cpu")
-    run = measure(Given(model="net", dataset="digits"), "quick", machine, module=net, samples=250, sample_seed=0)
+    options = Options(results=folder / "results", device="cpu", samples=250, sample_seed=0)
+    run = measure(ModelSpec(net, name="net", dataset="digits"), "quick", options)
     write_baseline(folder / "one.json", [run])
     write_baseline(folder / "two.json", [run, run.model_copy(update={"model": "other"})])
     return folder

@@ -1,9 +1,10 @@
 """robbench: how robust is this classifier, really?
 
-The package is imported without torch; `robbench.evaluate` and the other names that need it are resolved on
-first use, so that `robbench --help` and everything that only reads results stays fast.
+docs/api.md shows every name of `dir(robbench)` at work. The package is imported without torch: each public name is
+resolved on first use, so that `robbench --help` and everything that only reads results stays fast.
 """
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,60 @@ from robbench.core.version import __version__
 # (docs/design.md). It is read at the first product of a process, and costs about nothing.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-__all__ = ["__version__", "evaluate"]
+__all__ = [
+    "Normalized",
+    "RobbenchError",
+    "RobustnessWarning",
+    "__version__",
+    "assert_robust",
+    "attack",
+    "attacks",
+    "clean_accuracy",
+    "evaluate",
+    "load_data",
+    "load_model",
+    "plan",
+    "reproduce",
+    "sanity",
+    "verify",
+]
+
+_PLACES = {
+    "Normalized": ("robbench.models.architectures", "Normalized"),
+    "RobbenchError": ("robbench.core.errors", "RobbenchError"),
+    "RobustnessWarning": ("robbench.api", "RobustnessWarning"),
+    "assert_robust": ("robbench.testing", "assert_robust"),
+    "attack": ("robbench.api", "attack"),
+    "clean_accuracy": ("robbench.api", "clean_accuracy"),
+    "evaluate": ("robbench.api", "evaluate"),
+    "load_data": ("robbench.api", "load_data"),
+    "load_model": ("robbench.api", "load_model"),
+    "plan": ("robbench.evaluation.planning", "plan"),
+    "reproduce": ("robbench.recheck.reproduce", "reproduce"),
+    "sanity": ("robbench.masking.run", "examine"),
+    "verify": ("robbench.recheck.verify", "verify"),
+}
 
 if TYPE_CHECKING:
-    from robbench.evaluation.run import evaluate
+    from robbench import attacks
+    from robbench.api import RobustnessWarning, attack, clean_accuracy, evaluate, load_data, load_model
+    from robbench.core.errors import RobbenchError
+    from robbench.evaluation.planning import plan
+    from robbench.masking.run import examine as sanity
+    from robbench.models.architectures import Normalized
+    from robbench.recheck.reproduce import reproduce
+    from robbench.recheck.verify import verify
+    from robbench.testing import assert_robust
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":
-        from robbench.evaluation.run import evaluate
+    if name == "attacks":
+        return importlib.import_module("robbench.attacks")
+    if name in _PLACES:
+        module, attribute = _PLACES[name]
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module 'robbench' has no attribute {name!r}; it has: {', '.join(__all__)}")
 
-        return evaluate
-    raise AttributeError(f"module 'robbench' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -25,11 +25,12 @@ on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what dif
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, get_args
 
 from robbench.core.errors import SuiteError, unknown_name
 from robbench.core.files import component, load_toml, read_bounded
@@ -40,8 +41,12 @@ from robbench.core.user_code import imported
 if TYPE_CHECKING:
     from robbench.attacks import Attack
 
-__all__ = ["Mode", "Stage", "Suite", "build_attack", "load_suite", "suite_names"]
+__all__ = ["CUSTOM", "Mode", "Stage", "Suite", "SuiteSource", "build_attack", "load_suite", "suite_names"]
 
+CUSTOM = "custom"
+"""The name of a suite that is made of a list of attacks."""
+SuiteSource: TypeAlias = "str | Path | Suite | Sequence[Attack]"
+"""What `load_suite` takes."""
 Mode = Literal["full", "cascade", "challenge"]
 _CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # what tells an attack from another class
 _MOST_BYTES = 2**20
@@ -50,16 +55,20 @@ _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One attack of a suite, on one data set: the name of its column, its kind and its parameters."""
+    """One attack of a suite, on one data set: the name of its column, its kind and its parameters.
+
+    `attack` is the attack itself, where the suite was made of attack objects.
+    """
 
     name: str
     kind: str
     params: dict[str, Any]
+    attack: Attack | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A suite as its file says it."""
+    """A suite as its file says it; `made` holds the stages of a suite that was made of attack objects."""
 
     name: str
     version: int
@@ -69,10 +78,37 @@ class Suite:
     mode: Mode
     threats: dict[str, Threat]
     attacks: tuple[dict[str, Any], ...]
+    made: tuple[Stage, ...] = ()
+
+    @classmethod
+    def of(cls, attacks: Sequence[Attack]) -> Self:
+        """Make a suite of attack objects, as a file with the same attacks and parameters would.
+
+        A stage is named after the class of its attack: `PGD`, and `PGD-2` for the second one. The suite has no threat
+        model, so a run needs eps.
+
+        Raises:
+            SuiteError: there is no attack, or an object is not one.
+        """
+        if not attacks:
+            raise SuiteError("An empty list of attacks given; expected at least one.")
+        count: Counter[str] = Counter()
+        stages = []
+        for attack in attacks:
+            if not _is_attack(type(attack)):
+                raise SuiteError(
+                    f"{attack!r} given as an attack; allowed: objects such as PGD(steps=40) of robbench.attacks, or of "
+                    "a frozen dataclass of your own with init, loss and step (docs/tutorial.md)."
+                )
+            name = type(attack).__name__
+            count[name] += 1
+            name = name if count[name] == 1 else f"{name}-{count[name]}"
+            stages.append(Stage(name, attack.kind, {}, attack))
+        return cls(CUSTOM, 1, "Attacks given in Python", "", "any", "full", {}, (), tuple(stages))
 
     def stages(self, dataset: str) -> list[Stage]:
         """List the attacks with their budgets for a data set; one without its own takes the general ones."""
-        return [_stage(table, dataset, self.name) for table in self.attacks]
+        return [*self.made, *(_stage(table, dataset, self.name) for table in self.attacks)]
 
     def threat(self, dataset: str) -> Threat:
         """Look up the threat model for a data set.
@@ -83,7 +119,7 @@ class Suite:
         if dataset not in self.threats:
             raise SuiteError(
                 f"Suite {self.name!r} has no threat model for data set {dataset!r} (it has: "
-                f"{', '.join(self.threats)}). Give one: --eps 8/255 (and --norm), or threat= in Python."
+                f"{', '.join(self.threats)}). Give one: --eps 8/255 (and --norm); in Python eps=."
             )
         return self.threats[dataset]
 
@@ -94,12 +130,23 @@ def suite_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load_suite(name: str) -> Suite:
-    """Load a built-in suite by name, or a suite file by its path (ending in .toml).
+def load_suite(suite: SuiteSource) -> Suite:
+    """Load a suite: a built-in one by its name, a file by its path, or one made of attack objects.
+
+    Args:
+        suite: a name, a path that ends in .toml (text or `pathlib.Path`), a list of attacks, or a suite, which is
+            returned as it is.
 
     Raises:
         SuiteError: unknown name, or an invalid file (which key, what was given, what is allowed).
     """
+    if isinstance(suite, Suite):
+        return suite
+    if isinstance(suite, Path) and suite.suffix != ".toml":
+        raise SuiteError(f"{suite}: a path given; expected: the path of a .toml file.")
+    if not isinstance(suite, str | Path):
+        return Suite.of(_listed(suite))
+    name = str(suite)
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -116,12 +163,24 @@ def load_suite(name: str) -> Suite:
     return _parse(name, text, f"{name}.toml")
 
 
+def _listed(attacks: Any) -> list[Attack]:
+    """Accept a list or a tuple of attacks; a single attack is told to be one."""
+    if isinstance(attacks, list | tuple):
+        return list(attacks)
+    raise SuiteError(
+        f"suite: {attacks!r} given; allowed: a suite's name, the path of a .toml file, or a list of attacks such as "
+        "[PGD(steps=40)]."
+    )
+
+
 def build_attack(stage: Stage) -> Attack:
     """Make the attack of a stage.
 
     Raises:
         SuiteError: unknown kind, or a parameter that the attack does not have or does not accept.
     """
+    if stage.attack is not None:
+        return stage.attack
     from robbench.attacks import ATTACKS, EOT, parameters  # torch is needed from here on
 
     if ":" not in stage.kind and stage.kind not in ATTACKS:
@@ -159,9 +218,13 @@ def _own(kind: str, stage: str) -> type[Attack]:
         cls: Any = getattr(imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
     except SuiteError as error:
         raise SuiteError(f"{error} Otherwise, {expected}.") from None
-    if not (isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in _CONTRACT)):
+    if not _is_attack(cls):
         raise SuiteError(f"Attack {stage!r}: kind {kind!r} is no attack; {expected}.")
     return cast("type[Attack]", cls)
+
+
+def _is_attack(cls: Any) -> bool:
+    return isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in _CONTRACT)
 
 
 def _typed(given: Any, kind: str, where: str) -> Any:

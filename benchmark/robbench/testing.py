@@ -10,17 +10,21 @@ def test_my_model_is_still_robust():
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.core.errors import ResultError, RobbenchError
-from robbench.gate.baseline import Given, Run, read_baseline
-from robbench.gate.decision import Policy
-from robbench.gate.decision import check as checked
-from robbench.gate.measure import Machine, measure, measure_again, results_tree
+from robbench.evaluation.options import Options
+from robbench.gate.baseline import Run, read_baseline
+from robbench.gate.decision import Policy, check
+from robbench.gate.measure import measure, measure_again, results_tree
+from robbench.models.spec import ModelSpec
 from robbench.report.gate import as_text
+from robbench.suite import SuiteSource
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __all__ = ["assert_robust"]
@@ -31,7 +35,7 @@ def assert_robust(
     *,
     baseline: str | Path | None = None,
     at_least: float | None = None,
-    suite: str | None = None,
+    suite: SuiteSource | None = None,
     samples: int | None = None,
     dataset: str | None = None,
     name: str | None = None,
@@ -41,7 +45,7 @@ def assert_robust(
     norm: str | None = None,
     max_drop: float = 1.0,
     alpha: float = 0.01,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     data_dir: str | Path | None = None,
 ) -> None:
     """Attack a model, and raise AssertionError where it is less robust than it should be.
@@ -54,7 +58,7 @@ def assert_robust(
             `robbench eval --model` takes.
         baseline: a file that `robbench baseline` wrote.
         at_least: least robust accuracy, in [0, 1], that the worst case over all attacks must reach on these images.
-        suite: a suite's name or file; "whitebox" where there is no baseline.
+        suite: as for `robbench.evaluate`; only without a baseline, and "whitebox" where it is left out.
         samples: how many test images; only without a baseline.
         dataset: a known data set, for a module or a source.
         name: which model of the baseline it is, where that holds several: `digits/at`.
@@ -78,24 +82,24 @@ def assert_robust(
         raise RobbenchError(f"at_least: {at_least} given; allowed: a share from 0 to 1.")
     if baseline is not None and any(v is not None for v in (suite, samples, eps, norm)):
         raise RobbenchError("suite, samples, eps and norm are those of the baseline; give them without one only.")
-    own = None if isinstance(model, str) else model
+    options = Options.take({"samples": samples, "eps": eps, "norm": norm, "device": device, "data_dir": data_dir})
+    before = None if baseline is None else _find_run(Path(baseline), name)
+    if before is not None and x is None:
+        dataset = dataset or before.given.dataset
+    called = None if isinstance(model, str) else before.model if before else name and name.rpartition("/")[2]
+    spec = ModelSpec(model, x, y, dataset, called)
     with results_tree(None) as tree:
-        machine = Machine(results=tree, device=device, data_dir=data_dir)
-        if baseline is None:
-            given = _given(model, name, dataset)
-            run = measure(
-                given, suite or "whitebox", machine, module=own, x=x, y=y, samples=samples, eps=eps, norm=norm
-            )
+        options = replace(options, results=tree)
+        if before is None:
+            run = measure(spec, suite or "whitebox", options)
         else:
-            before = _chosen(Path(baseline), name)
-            given = _given(model, before.model, dataset if dataset or x is not None else before.given.dataset)
             found: list[Run] = []
 
-            def measured(asked: Run, n: int) -> Run:
-                found.append(measure_again(asked, machine, given=given, n=n, module=own, x=x, y=y))
+            def measure_first(asked: Run, n: int) -> Run:
+                found.append(measure_again(asked, options, spec=spec, n=n))
                 return found[-1]
 
-            decision = checked([before], measured, Policy(max_drop=max_drop, alpha=alpha))
+            decision = check([before], measure_first, Policy(max_drop=max_drop, alpha=alpha))
             if decision.failed:
                 raise AssertionError(as_text(decision))
             run = found[-1]
@@ -107,13 +111,7 @@ def assert_robust(
         )
 
 
-def _given(model: str | nn.Module, name: str | None, dataset: str | None) -> Given:
-    if isinstance(model, str):
-        return Given(model=model, dataset=dataset)
-    return Given(model=name.rpartition("/")[2] if name else type(model).__name__, dataset=dataset)
-
-
-def _chosen(path: Path, name: str | None) -> Run:
+def _find_run(path: Path, name: str | None) -> Run:
     """Find the run of a baseline that a model is compared with."""
     runs = {run.name: run for run in read_baseline(path).runs}
     if name is None and len(runs) == 1:

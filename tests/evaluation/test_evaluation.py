@@ -18,7 +18,8 @@ from robbench.core.errors import DataError, ModelError, ResultError, RobbenchErr
 from robbench.engine import engine
 from robbench.evaluation import run as evaluation
 from robbench.evaluation import worker
-from robbench.evaluation.inputs import Options, select
+from robbench.evaluation.inputs import select
+from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
 from robbench.results.schema import read_result
 from robbench.results.store import COLUMNS, load_results
@@ -156,7 +157,7 @@ def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys, time, torch
+import functools, sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
@@ -164,7 +165,7 @@ from robbench.engine import engine
 from robbench.evaluation import run as evaluation
 from robbench.evaluation import shards
 import test_evaluation as t
-shards._COMMIT_SECONDS = 0.0
+evaluation.Shards = functools.partial(shards.Shards, commit_seconds=0.0)
 real = engine.attack_samples
 def slow(*a, on_rows, **k):
     def later(rows):

@@ -53,7 +53,7 @@ def test_what_autoattack_saves_it_cannot_go_on_with(tmp_path):
 
     call = {"model": "digits/at", "suite": "quick", "samples": 20}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("robbench.evaluation.run.Run.finish", stop)
+        patch.setattr("robbench.evaluation.run.EvaluationRun.finish", stop)
         evaluate(**call, results=tmp_path / "r")
     evaluate(**call, results=tmp_path / "r")
     evaluate(**call, results=tmp_path / "whole")

@@ -16,18 +16,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from robbench.executors import cluster, scheduler
-from test_cli import run
+import torch
 
+from conftest import run
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.data.sets import load
+from robbench.evaluation import ray_cluster, scheduler
 from robbench.evaluation.flow import Flow
-from robbench.evaluation.ray_cluster import Actor, evaluate_all
+from robbench.evaluation.ray_actor import Actor
+from robbench.evaluation.ray_cluster import evaluate_all, open_runs
+from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import evaluate
 from robbench.evaluation.scheduler import Reply, spread
 from robbench.suite import load_suite
 
-OUTCOMES = "digits/{}/{}/outcomes.parquet"
+TESTS = Path(__file__).parents[1]
 
 
 class View:
@@ -86,8 +89,8 @@ class Nearby:
 
 
 def nearby(calls, pool, view=None):
-    cpu = cluster.torch.device("cpu")
-    return spread([lambda c=c: cluster._ready(c, View(), cpu) for c in calls], pool, view or View())
+    requests = [RunRequest.of(**call) for call in calls]
+    return spread(open_runs(requests, View(), torch.device("cpu")), pool, view or View())
 
 
 @pytest.mark.parametrize("mode", ["full", "cascade", "challenge"])
@@ -236,7 +239,7 @@ def test_a_model_that_fails_is_told_with_its_samples_and_holds_up_no_other(tmp_p
     kept = {row for p in stored for row in pd.read_parquet(p)[["attack", "sample"]].itertuples(index=False, name=None)}
     suite = [stage.name for stage in load_suite("whitebox").stages("digits")]
     before = {
-        (suite[t.stage], int(i)) for t, r in replies if not t.run and r.error for rows in r.rows for i in rows["sample"]
+        (suite[t.stage], int(i)) for t, r in replies if not t.run and r.error for rows in r.rows for i in rows.sample
     }
     assert before and before <= kept, "what was finished before is kept, of the task that failed too"
 
@@ -266,7 +269,7 @@ def test_ray_missing_or_misused_is_a_sentence(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         with pytest.raises(RobbenchError, match=r"pip install 'robbench\[cluster\]'"):
-            evaluate_all([call], View())
+            evaluate_all([RunRequest.of(**call)], View())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
@@ -274,12 +277,12 @@ def test_ray_missing_or_misused_is_a_sentence(tmp_path, monkeypatch):
         patch.setattr("ray.init", lambda *a, **k: pytest.fail("Ray would try for minutes"))
         for address in (nobody, "nowhere", "127.0.0.1:no", "ray://127.0.0.1:1"):
             with pytest.raises(RobbenchError, match="no Ray cluster answers there"):
-                evaluate_all([call], View(), address=address)
+                evaluate_all([RunRequest.of(**call)], View(), address=address)
     for options, told in (({"workers": 0}, "--workers: 0"), ({"threads": 0}, "--threads-per-worker: 0")):
         with pytest.raises(RobbenchError, match=told):
-            evaluate_all([call], View(), **options)
+            evaluate_all([RunRequest.of(**call)], View(), **options)
     with pytest.raises(RobbenchError, match="allowed: auto, cpu, cuda"):
-        evaluate_all([{**call, "device": "cuda:1"}], View())
+        evaluate_all([RunRequest.of(**call, device="cuda:1")], View())
     assert "go with --executor ray" in run("eval", "-m", "digits/at", "--workers", 2, code=2).stderr
 
 
@@ -303,7 +306,7 @@ def ray():
     pytest.importorskip("ray")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, at import and start
-        with cluster.cluster("local", 2, 1, "cpu", print) as pool:
+        with ray_cluster.cluster("local", 2, 1, "cpu", print) as pool:
             import ray
 
             pool.stop()  # every test has workers of its own
@@ -324,7 +327,7 @@ def test_workers_of_ray_make_the_same_bytes_and_one_that_is_killed_costs_its_tas
         pools.append(pool)
         return spread(openings, pool, view)
 
-    monkeypatch.setattr(cluster, "spread", kept)
+    monkeypatch.setattr(ray_cluster, "spread", kept)
     monkeypatch.setattr(scheduler._Spread, "take", lambda s, t, r: (taken.append((t, r)), real(s, t, r)))
     killed = []
 
@@ -335,7 +338,7 @@ def test_workers_of_ray_make_the_same_bytes_and_one_that_is_killed_costs_its_tas
             os.kill(killed[0], signal.SIGKILL)
 
     view = View(kill)
-    outcomes = evaluate_all([{**call, "results": tmp_path / "r"} for call in CALLS], view, workers=2)
+    outcomes = evaluate_all([RunRequest.of(**call, results=tmp_path / "r") for call in CALLS], view, workers=2)
     assert [o.n for o in outcomes] == [40, 80] and killed
     for call in CALLS:
         evaluate(**call, results=tmp_path / "whole")
@@ -350,16 +353,17 @@ def test_code_that_a_worker_cannot_import_is_a_sentence(tmp_path, ray, monkeypat
     (tmp_path / "brittle.py").write_text(BRITTLE)
     monkeypatch.chdir(tmp_path)
     call = {"model": "brittle:make", "dataset": "digits", "suite": "quick", "samples": 8}
-    (outcome,) = evaluate_all([call], View(), workers=1)
+    (outcome,) = evaluate_all([RunRequest.of(**call)], View(), workers=1)
     assert isinstance(outcome, ModelError) and "cannot import: No module named 'brittle'" in str(outcome)
 
 
 def test_a_driver_that_is_killed_is_resumed(tmp_path, ray):
     code = (
-        "import sys, robbench.evaluation.shards as s; s._COMMIT_SECONDS = 0.0\n"
-        "from robbench.evaluation.ray_cluster import evaluate_all\nfrom test_executors import View\n"
-        f"call = {CALLS[0]!r}\n"
-        "evaluate_all([{**call, 'results': sys.argv[1]}], View(lambda done: print(done, flush=True)), "
+        f"import functools, sys\nsys.path.insert(0, {str(TESTS)!r})\nfrom robbench.evaluation import run\n"
+        "run.Shards = functools.partial(run.Shards, commit_seconds=0.0)\n"
+        "from robbench.evaluation.ray_cluster import evaluate_all\nfrom robbench.evaluation.request import RunRequest\n"
+        f"from test_ray_cluster import View\nrequest = RunRequest.of(**{CALLS[0]!r}, results=sys.argv[1])\n"
+        "evaluate_all([request], View(lambda done: print(done, flush=True)), "
         "address=sys.argv[2], workers=1)"
     )
     args = [sys.executable, "-c", code, str(tmp_path / "r"), ray.get_runtime_context().gcs_address]
@@ -372,7 +376,7 @@ def test_a_driver_that_is_killed_is_resumed(tmp_path, ray):
     found = [*(tmp_path / "r").rglob(".partial/*/*.parquet")]
     assert found
     known = sum(len(pd.read_parquet(path)) for path in found)
-    evaluate_all([{**CALLS[0], "results": tmp_path / "r"}], view := View(), workers=1)
+    evaluate_all([RunRequest.of(**CALLS[0], results=tmp_path / "r")], view := View(), workers=1)
     evaluate(**CALLS[0], results=tmp_path / "whole")
     assert files(tmp_path / "r") == files(tmp_path / "whole")
     assert view.total == 240 - known, "only what was missing was computed"

@@ -28,8 +28,10 @@ from robbench.attacks import PGD
 from robbench.classifier.batch_width import Widths
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
-from robbench.evaluation.inputs import Options, own_images, own_target
-from robbench.evaluation.run import Silent, run_suite
+from robbench.evaluation.inputs import own_images, own_target
+from robbench.evaluation.options import Options
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.run import EvaluationRun, run_here
 from robbench.evaluation.stages import ready_stages
 from robbench.masking import gradients, measure
 from robbench.masking.binarization import binarization
@@ -136,8 +138,8 @@ def suite(name, eps="0.2"):
 
     s = subject(name)
     with tempfile.TemporaryDirectory() as folder:
-        options = Options(samples=48, results=folder, norm="Linf", eps=eps)
-        result = run_suite(s.target, s.images, load_suite("sanity"), options, Silent(), {})
+        request = RunRequest.of(s.target.module, "sanity", samples=48, results=folder, norm="Linf", eps=eps)
+        result = run_here(EvaluationRun(request, s.target, s.images, load_suite("sanity")))
         rows = read_rows(result_folder(Path(folder), result) / "outcomes.parquet")
     return {
         "n": result.n,

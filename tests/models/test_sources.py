@@ -21,7 +21,8 @@ from robbench.core.errors import DataError, ModelError, RobbenchError
 from robbench.models import architectures
 from robbench.models.architectures import Normalized, build
 from robbench.models.load_source import load_source
-from robbench.models.sources import Build, parse_source
+from robbench.models.sources import parse_source
+from robbench.models.spec import ModelSpec
 
 DIGITS = (1, 8, 8)
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -52,9 +53,7 @@ def robbench(*args, code=0, **options):
 
 
 def load(text, in_shape=DIGITS, num_classes=10, **how):
-    source = parse_source(text)
-    assert source is not None
-    return load_source(source, in_shape, num_classes, Build(**how))
+    return load_source(ModelSpec(text, **how), in_shape, num_classes)
 
 
 def linear_weights(seed=0):
@@ -412,10 +411,11 @@ def hub_env(folder, server=None):
 SOURCES = """
 import json, sys
 from robbench.core.errors import ModelError
-from robbench.models.sources import Build, load_source, parse_source
+from robbench.models.load_source import load_source
+from robbench.models.spec import ModelSpec
 for text in sys.argv[2:]:
     try:
-        found = load_source(parse_source(text), (1, 8, 8), 10, Build(sys.argv[1] or None))
+        found = load_source(ModelSpec(text, architecture=sys.argv[1] or None), (1, 8, 8), 10)
         print(json.dumps([found.identity["source"], found.weights]))
     except ModelError as error:
         print(json.dumps(str(error)))
@@ -453,10 +453,11 @@ TIMM = """
 import sys
 import safetensors.torch, timm, torch
 from robbench.core.errors import ModelError
-from robbench.models.sources import Build, load_source, parse_source
+from robbench.models.load_source import load_source
+from robbench.models.spec import ModelSpec
 reference = timm.create_model("test_vit", pretrained=False).eval()
 reference.load_state_dict(safetensors.torch.load_file(sys.argv[1]))
-found = load_source(parse_source("timm:test_vit"), (3, 160, 160), None, Build())
+found = load_source(ModelSpec("timm:test_vit"), (3, 160, 160), None)
 x = torch.rand(2, 3, 160, 160)
 assert torch.allclose(found.module(x), reference((x - 0.5) / 0.5), atol=1e-5)
 assert not torch.allclose(found.module(x), reference(x), atol=1e-3)

@@ -7,9 +7,8 @@ import pytest
 
 from robbench.core.errors import ResultError
 from robbench.core.stats import wilson
-from robbench.evaluation.inputs import Options
-from robbench.evaluation.run import ready
-from robbench.models.sources import Build
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.run import make_run
 from robbench.report.leaderboard import leaderboard, overestimation, ranked, table
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult, dump_result, read_result
 from robbench.results.store import COLUMNS, result_folder
@@ -196,8 +195,8 @@ def test_the_committed_results_are_those_of_todays_suites(repo):
     }
     assert len(found) > 8
     for path, stored in found.items():
-        run = ready(
-            f"digits/{stored.model}", stored.suite, Build(), Options(samples=stored.n, results=repo / "results")
+        run = make_run(
+            RunRequest.of(f"digits/{stored.model}", stored.suite, samples=stored.n, results=repo / "results")
         )
         assert run.store.run_id == stored.run_id, path
 

@@ -237,7 +237,7 @@ def test_an_interrupt_keeps_the_points_of_its_rows(problem, tmp_path, monkeypatc
 
 
 SCRIPT = """
-import sys, time, torch
+import functools, sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from robbench.engine import engine
@@ -245,7 +245,7 @@ from robbench.evaluation import run as evaluation
 from robbench.evaluation import shards
 from robbench.results import store
 import test_evaluation as t
-shards._COMMIT_SECONDS = 0.0
+evaluation.Shards = functools.partial(shards.Shards, commit_seconds=0.0)
 real, write = engine.attack_samples, store.write_atomically
 def slow(*a, on_rows, **k):
     def later(rows):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from robbench.commands.runs import resume_runs, runs
 from robbench.core import files
 from robbench.core.errors import BusyError, ResultError, RobbenchError, StorageError
 from robbench.evaluation import run as evaluation
-from robbench.evaluation import shards
+from robbench.evaluation import setup, shards
 from robbench.evaluation.run import evaluate
 from robbench.results import locking, store
 from robbench.results.records import COLUMNS, pack_rows, read_rows
@@ -35,11 +36,11 @@ from robbench.results.run_files import find_runs
 
 # Torch is imported once; every run is a process of its own, forked from there. Rows are told as they finish.
 CHILDREN = """
-import os, sys, torch
+import functools, os, sys, torch
 torch.set_num_threads(1)
 from robbench.evaluation import run as evaluation
 from robbench.evaluation import shards
-shards._COMMIT_SECONDS = 0.2
+evaluation.Shards = functools.partial(shards.Shards, commit_seconds=0.2)
 add, commit = shards.Shards.add, evaluation.RunStore.commit
 def told(self, attack, status, rows):
     with open(sys.argv[2], "a") as log:
@@ -131,7 +132,7 @@ def interrupted(problem, tmp_path, monkeypatch, after=20, root="r", error=Stop, 
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_COMMIT_SECONDS", -1.0)
+        patch.setattr(evaluation, "Shards", functools.partial(shards.Shards, commit_seconds=-1.0))
         patch.setattr(shards.Shards, "add", add)
         with pytest.raises(error):
             one(problem, tmp_path, root, **more)
@@ -308,7 +309,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkey
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_COMMIT_SECONDS", -1.0)
+        patch.setattr(evaluation, "Shards", functools.partial(shards.Shards, commit_seconds=-1.0))
         patch.setattr(files, "_replace", full)
         with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
             one(problem, tmp_path)
@@ -449,7 +450,7 @@ def test_a_changed_attack_or_suite_is_named(problem, tmp_path, monkeypatch):
         with pytest.raises(ResultError, match=r"attacks\[\d\]\.version: stored 1, this run 2"):
             evaluate(model, "quick", **call)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "ENGINE_VERSION", 99)
+        patch.setattr(setup, "ENGINE_VERSION", 99)
         with pytest.raises(ResultError, match=r"engine: stored 1, this run 99"):
             evaluate(model, "quick", **call)
 

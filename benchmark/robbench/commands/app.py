@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robbench.commands import evaluate, gate, pages, plan, runs, train
+from robbench.commands import evaluate, gate, pages, plan, runs, show, train
 from robbench.commands.measure import measure
 from robbench.commands.options import DataDir, Json, Models
 from robbench.commands.printing import print_table
@@ -58,15 +58,15 @@ def list_(
 
 
 for name, command in (
-    ("show", evaluate.show),
+    ("show", show.show),
     ("eval", evaluate.eval_),
     ("plan", plan.plan),
-    ("verify", evaluate.verify),
+    ("verify", show.verify_result),
     ("sanity", sanity),
     ("runs", runs.runs),
-    ("reproduce", runs.reproduce),
-    ("baseline", gate.baseline),
-    ("check", gate.check),
+    ("reproduce", runs.reproduce_result),
+    ("baseline", gate.make_baseline),
+    ("check", gate.check_baseline),
     ("measure", measure),
     ("train", train.train),
     ("cards", train.cards),

@@ -5,51 +5,68 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robbench.commands.options import SOURCES, DataDir, Imports, Json, Models, check_about, per_channel, resumable
+from robbench.commands.options import (
+    Architecture,
+    DataDir,
+    Dataset,
+    Device,
+    Imports,
+    Json,
+    Lanes,
+    Mean,
+    ModelNames,
+    Models,
+    Norm,
+    Radius,
+    Seed,
+    Std,
+    SuiteName,
+    explain_interrupt,
+    make_specs,
+    per_channel,
+)
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_own
 
 if TYPE_CHECKING:
+    from robbench.evaluation.options import Options
+    from robbench.evaluation.progress import Reporter
     from robbench.gate.baseline import Run
-    from robbench.gate.measure import Machine
+    from robbench.models.spec import SpecFields
 
-__all__ = ["baseline", "check"]
+__all__ = ["check_baseline", "make_baseline"]
 
 Stored = Annotated[
     list[Path] | None, typer.Option("--result", help="Take a stored result instead of measuring (repeatable).")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
-Lanes = Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")]
 Kept = Annotated[
     Path | None,
     typer.Option("--results", help="Keep the records in this results tree; what is there is not measured again."),
 ]
 
 
-def baseline(
+def make_baseline(
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable)."),
-    ] = None,
+    model: ModelNames = None,
     result: Stored = None,
-    suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
+    suite: SuiteName = "whitebox",
     samples: Annotated[int | None, typer.Option(help="N test images instead of all.")] = None,
     sample_seed: Annotated[
         int, typer.Option(help="The images, and their order, are drawn at random with this seed.")
     ] = 0,
-    eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The test set for a source.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="For file: and hf:, as for eval.")] = None,
-    mean: Annotated[str | None, typer.Option(help="For file: and hf:, as for eval.")] = None,
-    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")] = 0,
+    eps: Radius = None,
+    norm: Norm = None,
+    dataset: Dataset = None,
+    architecture: Architecture = None,
+    mean: Mean = None,
+    std: Std = None,
+    seed: Seed = 0,
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,
@@ -62,26 +79,27 @@ def baseline(
     Commit the file. It holds no images and no weights.
     """
     from robbench.core.numbers import parse_threat
-    from robbench.gate.baseline import Given, write_baseline
+    from robbench.gate.baseline import write_baseline
     from robbench.gate.measure import stored_run
 
     import_own(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
     runs = [stored_run(path) for path in result or []]
-    about: dict[str, Any] = {
-        "dataset": dataset,
-        "architecture": architecture,
-        "mean": per_channel("--mean", mean),
-        "std": per_channel("--std", std),
-    }
     if model:
         from robbench.gate.measure import measure
+        from robbench.models.card import Registry
 
-        named = [Given(model=name, **(about if source else {})) for name, source in _named(model, models, about)]
-        with _measuring(results, device, lanes, data_dir, models, samples is None) as machine:
-            chosen: dict[str, Any] = {"samples": samples, "sample_seed": sample_seed, "seed": seed}
-            runs = [measure(given, suite, machine, **chosen, norm=norm, eps=eps) for given in named]
+        about: SpecFields = {
+            "dataset": dataset,
+            "architecture": architecture,
+            "mean": per_channel("--mean", mean),
+            "std": per_channel("--std", std),
+        }
+        specs = make_specs(model, Registry.default(models or []), about)
+        with _measure_into(results, device, lanes, data_dir, models, samples is None) as (options, reporter):
+            options = replace(options, samples=samples, sample_seed=sample_seed, seed=seed, norm=norm, eps=eps)
+            runs = [measure(spec, suite, options, reporter) for spec in specs]
     write_baseline(out, runs)
     for run in runs:
         clean, robust = run.clean_accuracy, run.robust_accuracy
@@ -93,7 +111,7 @@ def baseline(
     print(f"{out} written. Check against it: robbench check --baseline {out}")
 
 
-def check(
+def check_baseline(
     baseline: Annotated[Path, typer.Option(help="The file that `robbench baseline` wrote.")],
     model: Annotated[
         list[str] | None,
@@ -121,8 +139,7 @@ def check(
     """
     from robbench.core.files import write_atomically
     from robbench.gate.baseline import read_baseline
-    from robbench.gate.decision import Policy, decide
-    from robbench.gate.decision import check as checked
+    from robbench.gate.decision import Policy, check, decide
     from robbench.gate.measure import measure_again, stored_run, wanted_runs
     from robbench.gate.paired import compare
     from robbench.report.gate import as_json as dump
@@ -139,12 +156,13 @@ def check(
     else:
         wanted = wanted_runs(stored, model or [])
         givens = {run.name: given for run, given in wanted}
-        with _measuring(results, device, lanes, data_dir, models, False) as machine:
+        with _measure_into(results, device, lanes, data_dir, models, False) as (options, reporter):
 
-            def measured(run: Run, n: int) -> Run:
-                return measure_again(run, machine, given=givens[run.name], n=n, seed=seed)
+            def measure_first(run: Run, n: int) -> Run:
+                spec = givens[run.name].spec()
+                return measure_again(run, options, reporter, spec=spec, n=n, seed=seed)
 
-            decision = checked([run for run, _ in wanted], measured, policy, sequential)
+            decision = check([run for run, _ in wanted], measure_first, policy, sequential)
     for path, text in ((junit, as_junit), (markdown, as_markdown)):
         if path is not None:
             write_atomically(path, text(decision).encode())
@@ -166,37 +184,21 @@ def _beside(runs: list[Run], found: Run) -> Run:
     return named.get(found.name, runs[0])
 
 
-def _named(model: list[str], models: list[Path] | None, about: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Tell typos before minutes of work; returns names and whether each is a source."""
-    from robbench.models.card import Registry
-    from robbench.models.sources import parse_source
-
-    registry = Registry.default(models or [])
-    sources = {name for name in model if parse_source(name)}
-    check_about(sources, about)
-    return [(name if name in sources else registry.find(name).full_name, name in sources) for name in model]
-
-
 @contextlib.contextmanager
-def _measuring(
+def _measure_into(
     results: Path | None,
     device: str,
     lanes: int | None,
     data_dir: Path | None,
     models: list[Path] | None,
     hint_samples: bool,
-) -> Iterator[Machine]:
-    from robbench.gate.measure import Machine, results_tree
+) -> Iterator[tuple[Options, Reporter]]:
+    """Yield the options and the reporter of measurements; their records go into the user's tree, or nowhere."""
+    from robbench.evaluation.options import Options
+    from robbench.gate.measure import results_tree
     from robbench.report.terminal import TerminalReporter
 
     reporter = TerminalReporter(hint_samples=hint_samples)
     kept = "Every image that was finished is kept." if results else "Nothing is kept without --results DIR."
-    with results_tree(results) as tree, resumable(kept), contextlib.closing(reporter):
-        yield Machine(
-            results=tree,
-            device=device,
-            lanes=lanes,
-            data_dir=data_dir,
-            models=tuple(models or ()),
-            reporter=reporter,
-        )
+    with results_tree(results) as tree, explain_interrupt(kept), contextlib.closing(reporter):
+        yield Options(results=tree, device=device, lanes=lanes, data_dir=data_dir, models=models or ()), reporter

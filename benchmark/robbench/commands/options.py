@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from robbench.core.errors import RobbenchError
 
+if TYPE_CHECKING:
+    from robbench.models.card import Registry
+    from robbench.models.spec import ModelSpec, SpecFields
+
 __all__ = [
-    "SOURCES", "DataDir", "Gradients", "Imports", "Json", "Models", "Results", "check_about", "per_channel",
-    "resumable",
+    "SOURCES", "Architecture", "DataDir", "Dataset", "Device", "Gradients", "Imports", "Json", "Lanes", "Mean",
+    "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Seed", "Std", "SuiteName", "check_about",
+    "explain_interrupt", "make_specs", "per_channel",
 ]  # fmt: skip
 
 SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
 
+Architecture = Annotated[
+    str | None, typer.Option(help='For file: and hf:, such as "wide_resnet:depth=28,widen_factor=10".')
+]
+Dataset = Annotated[str | None, typer.Option(help="The test set for a source, which has no card to name it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
 Gradients = Annotated[
     Literal["bfloat16"] | None,
     typer.Option(help="Compute gradients in bfloat16, faster where the hardware has it; the judge keeps to float32."),
 ]
+Lanes = Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")]
+Mean = Annotated[str | None, typer.Option(help="For file: and hf:, per channel, such as 0.49,0.48,0.45.")]
+ModelNames = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable)."),
+]
+Norm = Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace a stored result of a different run.")]
+Radius = Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')]
+Seed = Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")]
+Std = Annotated[str | None, typer.Option(help="Goes with --mean.")]
+SuiteName = Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Models = Annotated[
     list[Path] | None,
@@ -39,7 +61,7 @@ Results = Annotated[Path, typer.Option("--results", help="The results tree.")]
 
 
 @contextlib.contextmanager
-def resumable(kept: str) -> Iterator[None]:
+def explain_interrupt(kept: str) -> Iterator[None]:
     """Answer Ctrl-C with what was kept and how to go on."""
     try:
         yield
@@ -62,7 +84,7 @@ def per_channel(option: str, text: str | None) -> list[float] | None:
         ) from None
 
 
-def check_about(sources: set[str], about: dict[str, object]) -> None:
+def check_about(sources: set[str], about: Mapping[str, object]) -> None:
     """Refuse what describes a source where there is none.
 
     Raises:
@@ -72,3 +94,23 @@ def check_about(sources: set[str], about: dict[str, object]) -> None:
         raise RobbenchError(
             f"--dataset, --architecture, --mean and --std go with a source ({SOURCES}); a card names its own."
         )
+
+
+def make_specs(model: list[str], registry: Registry, about: SpecFields) -> list[ModelSpec]:
+    """Make a spec of each model, so that a typo is told before minutes of work.
+
+    Args:
+        model: registered names and sources; one that is given twice counts once.
+        registry: where registered names are looked up.
+        about: what is said about the sources.
+
+    Raises:
+        RobbenchError: a name is unknown, or something is said about sources where there are none.
+    """
+    from robbench.models.sources import parse_source
+    from robbench.models.spec import ModelSpec
+
+    sources = {name for name in model if parse_source(name)}
+    names = [name if name in sources else registry.find(name).full_name for name in model]
+    check_about(sources, about)
+    return [ModelSpec.take(name, about if name in sources else {}) for name in dict.fromkeys(names)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robbench.commands.options import DataDir, Models, Results, resumable
+from robbench.commands.options import DataDir, Models, Results, explain_interrupt
 from robbench.commands.printing import tree
 from robbench.core.errors import ResultError, RobbenchError
 
@@ -163,7 +163,7 @@ def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
     from robbench.linear.measure import measure_linear
 
     reporter = TerminalReporter(hint_samples=options["samples"] is None)
-    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
+    with explain_interrupt("Every image that was finished is kept."), contextlib.closing(reporter):
         for job in sheet.runs:
             common = {"results": results, "overwrite": job.overwrite, **options}
             if job.suite:

@@ -5,20 +5,34 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robbench.commands.options import DataDir, Imports, Json, Models, Results, per_channel, resumable
+from robbench.commands.options import (
+    Architecture,
+    DataDir,
+    Device,
+    Imports,
+    Json,
+    Mean,
+    Models,
+    Results,
+    Std,
+    explain_interrupt,
+    per_channel,
+)
 from robbench.commands.printing import print_objects, print_table, tree
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_own
 
 if TYPE_CHECKING:
+    from robbench.evaluation.request import RunRequest
     from robbench.results.schema import ResultFile
 
-__all__ = ["reproduce", "resume_runs", "run_all", "runs"]
+__all__ = ["reproduce_result", "resume_runs", "run_all", "runs"]
 
 
 def runs(results: Results = Path("results"), as_json: Json = False) -> None:
@@ -35,12 +49,12 @@ def runs(results: Results = Path("results"), as_json: Json = False) -> None:
 
 
 def run_all(
-    calls: list[dict[str, Any]], ray: dict[str, Any] | None, hint_samples: bool = False, alone: bool = True
+    requests: Sequence[RunRequest], ray: dict[str, Any] | None, hint_samples: bool = False, alone: bool = True
 ) -> list[ResultFile | None]:
     """Do runs and show how they go.
 
     Args:
-        calls: keyword arguments of `evaluate`, one dictionary per run.
+        requests: what to run.
         ray: options of `evaluate_all`; None runs them one after another in this process.
         hint_samples: whether to advise a shorter run.
         alone: in this process, stop at the first run that fails, and raise why; else say so and go on, as Ray does.
@@ -53,17 +67,17 @@ def run_all(
         from robbench.report.terminal import TerminalView
 
         view = TerminalView()
-        with resumable("Every image that was finished is kept."), contextlib.closing(view):
-            return [None if isinstance(o, RobbenchError) else o for o in evaluate_all(calls, view, **ray)]
-    from robbench.evaluation.run import evaluate
+        with explain_interrupt("Every image that was finished is kept."), contextlib.closing(view):
+            return [None if isinstance(o, RobbenchError) else o for o in evaluate_all(requests, view, **ray)]
+    from robbench.evaluation.run import make_run, run_here
     from robbench.report.terminal import TerminalReporter
 
     found: list[ResultFile | None] = []
     reporter = TerminalReporter(hint_samples=hint_samples)
-    with resumable("Every image that was finished is kept."), contextlib.closing(reporter):
-        for call in calls:
+    with explain_interrupt("Every image that was finished is kept."), contextlib.closing(reporter):
+        for request in requests:
             try:
-                found.append(evaluate(reporter=reporter, **call))
+                found.append(run_here(make_run(request, reporter)))
             except RobbenchError as error:
                 if alone:
                     raise
@@ -74,6 +88,7 @@ def run_all(
 
 def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict[str, Any] | None = None) -> None:
     """Go on with every unfinished run of a tree, each as it was described when it began."""
+    from robbench.evaluation.request import RunRequest
     from robbench.report.terminal import print_results
     from robbench.results.run_files import find_runs
 
@@ -86,28 +101,33 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict
         print(f"No run in {results} waits to be continued.", file=sys.stderr)
         return
     place = {"device": device, "results": results, "wait": wait}
-    # One that cannot go on holds up no other.
-    ended = run_all([{**about.asked(), "expected": about.identity, **place} for about in waiting], ray, alone=False)
+    requests = []
+    for about in waiting:  # one that cannot go on holds up no other
+        try:
+            requests.append(RunRequest.again(about, place))
+        except RobbenchError as error:
+            print(f"robbench: {error}", file=sys.stderr)
+    ended = run_all(requests, ray, alone=False) if requests else []
     done = [result for result in ended if result is not None]
     if as_json:
         print_objects([r.model_dump(mode="json") for r in done])
     elif done:
         print_results(done, results)
-    if len(done) < len(ended):
+    if len(done) < len(waiting):
         raise typer.Exit(2)
 
 
-def reproduce(
+def reproduce_result(
     result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="What was measured, if it has no card.")] = None,
     suite: Annotated[
         str | None, typer.Option("--suite", "-s", help="The .toml file, if the suite was one's own.")
     ] = None,
-    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    architecture: Architecture = None,
+    mean: Mean = None,
+    std: Std = None,
     samples: Annotated[int | None, typer.Option(help="Only the first N of the images.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    device: Device = "auto",
     models: Models = None,
     imports: Imports = None,
     data_dir: DataDir = None,
@@ -117,22 +137,24 @@ def reproduce(
 
     Exit code 1 if a verdict differs; every one that does is named. The stored result stays as it is.
     """
-    from robbench.recheck.reproduce import reproduce as again
+    from robbench.recheck.reproduce import reproduce
     from robbench.report.terminal import TerminalReporter
 
     import_own(imports or [])
     reporter = TerminalReporter(hint_samples=False)
-    options: dict[str, Any] = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
-    with resumable("Nothing of it is stored."), contextlib.closing(reporter):
-        found = again(
+    with explain_interrupt("Nothing of it is stored."), contextlib.closing(reporter):
+        found = reproduce(
             result,
             model,
             suite=suite,
             architecture=architecture,
             mean=per_channel("--mean", mean),
             std=per_channel("--std", std),
+            samples=samples,
+            device=device,
+            models=models or [],
+            data_dir=data_dir,
             reporter=reporter,
-            **options,
         )
     if as_json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))

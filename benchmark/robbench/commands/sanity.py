@@ -5,50 +5,69 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, per_channel, resumable
+from robbench.commands.options import (
+    SOURCES,
+    Architecture,
+    DataDir,
+    Dataset,
+    Device,
+    Json,
+    Lanes,
+    Mean,
+    Models,
+    Norm,
+    Overwrite,
+    Radius,
+    Results,
+    Std,
+    explain_interrupt,
+    per_channel,
+)
 from robbench.commands.printing import print_objects
 
 if TYPE_CHECKING:
-    from robbench.masking.record import SanityFile
+    from robbench.evaluation.request import RunRequest
+    from robbench.masking.run import Examined
 
-__all__ = ["examined", "sanity"]
+__all__ = ["examine_model", "sanity"]
 
 
 def sanity(
     model: Annotated[str, typer.Argument(help=f"A registered model, or a source: {SOURCES}.")],
     samples: Annotated[int | None, typer.Option(help="The first N test images.")] = 200,
     act: Annotated[bool, typer.Option("--act", help="Run the suite that is advised, too.")] = False,
-    eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    eps: Radius = None,
+    norm: Norm = None,
+    dataset: Dataset = None,
+    architecture: Architecture = None,
+    mean: Mean = None,
+    std: Std = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    lanes: Annotated[int | None, typer.Option(help="As for eval.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    lanes: Lanes = None,
+    device: Device = "auto",
     models: Models = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
-    overwrite: Annotated[bool, typer.Option(help="Replace a stored result of a different run.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Check whether a model's robust accuracy can be trusted.
 
     Looks for hidden gradients, prints a verdict with its evidence and what to run next, and draws one page of pictures.
     """
+    from robbench.evaluation.request import RunRequest
     from robbench.report.sanity import print_sanity
 
-    about = {"dataset": dataset, "architecture": architecture, "mean": per_channel("--mean", mean)}
-    found = examined(
+    request = RunRequest.of(
         model,
-        results,
-        act,
-        **about,
+        "sanity",
+        dataset=dataset,
+        architecture=architecture,
+        mean=per_channel("--mean", mean),
         std=per_channel("--std", std),
         samples=samples,
         eps=eps,
@@ -58,25 +77,34 @@ def sanity(
         device=device,
         models=models or [],
         data_dir=data_dir,
+        results=results,
         overwrite=overwrite,
     )
+    found = examine_model(request, act=act).sanity
     if as_json:
         print_objects([found.model_dump(mode="json")])
         return
     print_sanity(found)
 
 
-def examined(model: str, results: Path, act: bool, **options: Any) -> SanityFile:
-    """Run the checks on one model, store what they saw, and draw the sheet."""
+def examine_model(request: RunRequest, *, act: bool = False, hint_samples: bool = False) -> Examined:
+    """Run the checks on one model, store what they saw, and draw the sheet.
+
+    Args:
+        request: the model, and options with a results tree.
+        act: run the suite that is advised, too.
+        hint_samples: whether to advise a shorter run.
+    """
     from robbench.masking.record import LANDSCAPE, SHEET, sanity_folder
-    from robbench.masking.run import examine
+    from robbench.masking.run import run_sanity
     from robbench.report.sheet import draw_sheet
     from robbench.report.terminal import TerminalReporter
 
-    reporter = TerminalReporter(hint_samples=False)
-    with resumable("Every image that was attacked is kept."), contextlib.closing(reporter):
-        found = examine(model, act=act, results=results, reporter=reporter, **options)
-    folder = sanity_folder(results, found)
-    draw_sheet(found, folder / LANDSCAPE, folder / SHEET)
+    assert request.options.results is not None
+    reporter = TerminalReporter(hint_samples=hint_samples)
+    with explain_interrupt("Every image that was attacked is kept."), contextlib.closing(reporter):
+        found = run_sanity(request, reporter, act=act)
+    folder = sanity_folder(Path(request.options.results), found.sanity)
+    draw_sheet(found.sanity, folder / LANDSCAPE, folder / SHEET)
     print(f"{folder / SHEET} written.", file=sys.stderr)
     return found

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robbench.commands.options import DataDir, Models, resumable
+from robbench.commands.options import DataDir, Models, explain_interrupt
 from robbench.core.errors import RobbenchError, unknown_name
 
 __all__ = ["cards", "train"]
@@ -77,7 +77,7 @@ def train(
         "time_limit": limit,
         "report": report,
     }
-    with resumable(f"The last checkpoint is in {runs}."):
+    with explain_interrupt(f"The last checkpoint is in {runs}."):
         if entry is not None:
             command = f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else "")
             done(entry, train(entry, restart=restart, command=command, **options))

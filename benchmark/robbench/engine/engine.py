@@ -13,8 +13,9 @@ core (`crews`); work goes to whichever has a lane free.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -41,6 +42,9 @@ class Rows:
 
     Attributes:
         sample: official indices, [n] int64.
+        label: true classes, [n] int64.
+        claimed: whether the attack itself says that it broke the sample; what is judged, where it says nothing, [n]
+            bool.
         broken: whether the judge confirmed an adversarial example, [n] bool.
         prediction: the class predicted at the break, or at the last queried point, [n] int64.
         trial: the trial that broke the sample, or the last one, [n] int64.
@@ -55,6 +59,8 @@ class Rows:
     """
 
     sample: NDArray[np.int64]
+    label: NDArray[np.int64]
+    claimed: NDArray[np.bool_]
     broken: NDArray[np.bool_]
     prediction: NDArray[np.int64]
     trial: NDArray[np.int64]
@@ -99,6 +105,7 @@ def attack_samples(
     on_rows: Callable[[Rows], None] | None = None,
     on_narrow: Callable[[int, str], None] | None = None,
     keep_adversarials: bool = False,
+    claims: Mapping[int, bool] = MappingProxyType({}),
 ) -> Rows:
     """Run one attack on samples that the model classifies correctly.
 
@@ -121,6 +128,7 @@ def attack_samples(
         on_rows: called with the rows of samples as they finish, so that nothing is lost by an interrupt.
         on_narrow: called with (new width, reason) when memory ran out and the lanes were halved.
         keep_adversarials: fill `Rows.x_adv`.
+        claims: official index -> whether the attack says that it broke the sample, where points are another program's.
 
     Returns:
         All rows, in the order in which samples finished.
@@ -132,7 +140,7 @@ def attack_samples(
     order = Order(
         attack, x, y, sample, ball, key, judge, widths, draws, keep_adversarials, device_of(model), cycles
     )  # fmt: skip
-    run = _Run(model, order, on_rows)
+    run = _Run(model, order, on_rows, claims)
     waiting = list(range(len(y)))
     while waiting:
         failure = run.go(waiting)
@@ -154,6 +162,7 @@ class _Run:
     model: nn.Module
     order: Order
     on_rows: Callable[[Rows], None] | None
+    claims: Mapping[int, bool]
     done: list[Rows] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -203,9 +212,13 @@ class _Run:
         if self.order.keep:
             pairs = zip(positions.tolist(), last, strict=True)
             x_adv = torch.stack([self.order.x[at] if end.x_adv is None else end.x_adv for at, end in pairs])
+        sample, broken = self.order.sample[positions], np.array([end.broken for end in last])
+        judgements = zip(sample.tolist(), broken.tolist(), strict=True)
         rows = Rows(
-            sample=self.order.sample[positions],
-            broken=np.array([end.broken for end in last]),
+            sample=sample,
+            label=self.order.y[torch.from_numpy(positions)].numpy(),
+            claimed=np.array([self.claims.get(i, judged) for i, judged in judgements]),
+            broken=broken,
             prediction=np.array([end.prediction for end in last]),
             trial=np.array([len(trials) - 1 for _, trials in done]),
             step=np.array([end.step for end in last]),
@@ -224,7 +237,8 @@ class _Run:
         """Join all rows."""
         if not self.done:
             none = np.zeros(0, np.int64)
-            return Rows(none, none > 0, none, none, none, none, none, none / 1.0, none, none, none / 1.0)
+            no, zero = none > 0, none / 1.0
+            return Rows(none, none, no, no, none, none, none, none, none, zero, none, none, zero)
         columns = {
             name: np.concatenate([getattr(r, name) for r in self.done])
             for name in Rows.__dataclass_fields__

@@ -1,12 +1,12 @@
-"""What a run is given: options, test images, and the model: registered, from elsewhere, or a user's own."""
+"""Loading what a run is given: the test images, and the model, which is registered, from elsewhere, or a module."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,79 +16,17 @@ from torch import Tensor, nn
 from robbench.classifier.checks import check_images
 from robbench.classifier.prepare import Target, pick_device, prepare
 from robbench.core import rng
-from robbench.core.errors import DataError, RobbenchError
+from robbench.core.errors import DataError
 from robbench.core.files import digest
 from robbench.core.types import Dataset
 from robbench.data.sets import NAMES, load
+from robbench.evaluation.options import Options
 from robbench.models.card import Registry, identity
 from robbench.models.load import load_model, module_digest, module_identity
 from robbench.models.load_source import load_source
-from robbench.models.sources import Build, Source, parse_source
+from robbench.models.spec import ModelSpec
 
-__all__ = ["Images", "Options", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a run may ask for beyond model and suite.
-
-    Attributes:
-        norm: overrides the suite's norm.
-        eps: overrides the suite's radius ("8/255", 0.3), in [0, 1] pixel units.
-        samples: the first N in official order; None means all.
-        sample_seed: draw the N samples at random with this seed instead.
-        seed: seed of the attacks' random numbers.
-        lanes: batch width; None chooses by image size and device.
-        gradients: "bfloat16" computes gradients, and the logits that come with them, in bfloat16, which is faster where
-            the hardware has it. What is judged stays in the precision of the images.
-        device: auto, cpu, cuda or cuda:i.
-        data_dir: where the data sets are; None means ROBBENCH_DATA.
-        models: further model registries.
-        results: results tree; None keeps nothing on disk.
-        overwrite: replace a stored result of a different run instead of refusing.
-        save_adversarials: store the adversarial example of every break too, beside the result. It is not part of what
-            was measured: a run goes on with it or without, and keeps saving once it has begun.
-        wait: where another process works on the same result, wait for it instead of refusing.
-    """
-
-    norm: str | None = None
-    eps: str | float | None = None
-    samples: int | None = None
-    sample_seed: int | None = None
-    seed: int = 0
-    lanes: int | None = None
-    gradients: str | None = None
-    device: str = "auto"
-    data_dir: str | Path | None = None
-    models: Sequence[str | Path] = ()
-    results: str | Path | None = None
-    overwrite: bool = False
-    save_adversarials: bool = False
-    wait: bool = False
-
-    @classmethod
-    def given(cls, options: Mapping[str, Any]) -> Self:
-        """Take options by name.
-
-        Raises:
-            RobbenchError: one is unknown, or means nothing.
-        """
-        try:
-            return cls(**options)
-        except TypeError:
-            allowed = ", ".join(cls.__dataclass_fields__)
-            raise RobbenchError(f"Unknown option in {sorted(options)}; allowed: {allowed}.") from None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
-        for name, least in (("samples", 1), ("lanes", 1), ("seed", 0), ("sample_seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise RobbenchError(f"{name}: {value} given; it must be at least {least}.")
-        if self.gradients not in (None, "bfloat16"):
-            raise RobbenchError(f"gradients: {self.gradients!r} given; allowed: bfloat16, or None.")
-        if self.save_adversarials and self.results is None:
-            raise RobbenchError("save_adversarials given without results: say where to (results=DIR).")
+__all__ = ["Images", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,38 +51,21 @@ class Images:
         return cls(data.name, images, torch.from_numpy(data.y), data.index, data.num_classes, data.digest)
 
 
-def resolve(
-    model: str | nn.Module,
-    x: Tensor | None,
-    y: Tensor | None,
-    dataset: str | None,
-    name: str | None,
-    build: Build,
-    options: Options,
-) -> tuple[Target, Images]:
-    """Bring model and test images together, whichever way they were given; see `evaluation.evaluate`.
+def resolve(spec: ModelSpec, options: Options) -> tuple[Target, Images]:
+    """Load a model and its test images.
 
     Raises:
-        RobbenchError: what was given does not go together, or cannot be loaded.
+        RobbenchError: they cannot be loaded, or do not fit each other.
     """
-    device = pick_device(options.device)
-    source = parse_source(model) if isinstance(model, str) else None
-    if isinstance(model, str) and source is None:
-        if build.given or any(v is not None for v in (x, y, dataset, name)):
-            raise RobbenchError(
-                "x, y, dataset, name, architecture, mean and std go with a source or a module of your own, not with a "
-                "registered name."
-            )
-        target, data = registered(model, device, options)
-        return target, Images.of(data)
+    device, source = pick_device(options.device), spec.source
     if source is not None:
-        images = own_images(x, y, source.test_set(dataset), options)
-        return sourced(source, name, device, images, build), images
-    assert isinstance(model, nn.Module)
-    if build.given:
-        raise RobbenchError("architecture, mean and std go with file: and hf:; a module of your own is complete.")
-    images = own_images(x, y, dataset, options)
-    return own_target(model, name, device, images), images
+        images = own_images(spec.x, spec.y, source.test_set(spec.dataset), options)
+        return sourced(spec, device, images), images
+    if isinstance(spec.model, str):
+        target, data = registered(spec.model, device, options)
+        return target, Images.of(data)
+    images = own_images(spec.x, spec.y, spec.dataset, options)
+    return own_target(spec.model, spec.name, device, images), images
 
 
 def registered(name: str, device: torch.device, options: Options) -> tuple[Target, Dataset]:
@@ -199,14 +120,16 @@ def own_target(model: nn.Module, name: str | None, device: torch.device, images:
     )
 
 
-def sourced(source: Source, name: str | None, device: torch.device, images: Images, build: Build) -> Target:
+def sourced(spec: ModelSpec, device: torch.device, images: Images) -> Target:
     """Load a model that has no card; its identity names the source."""
+    source = spec.source
+    assert source is not None
     first = images.x(np.arange(min(2, len(images.y))))
     _, channels, rows, columns = first.shape
-    found = load_source(source, (channels, rows, columns), images.num_classes, build)
+    found = load_source(spec, (channels, rows, columns), images.num_classes)
     return Target(
         module=prepare(found.module, device, first),
-        name=name or source.name,
+        name=spec.name or source.name,
         device=device,
         weights=found.weights,
         identity=found.identity,

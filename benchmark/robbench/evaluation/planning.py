@@ -16,7 +16,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -29,20 +29,19 @@ from robbench.attacks.base import Searching
 from robbench.classifier.batch_width import Widths
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError, RobbenchError
-from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
 from robbench.core.types import Status
 from robbench.engine.threads import muster
 from robbench.engine.trials import Ledger, Trial
-from robbench.evaluation.inputs import Options
 from robbench.evaluation.peers import Peer
-from robbench.evaluation.run import Run, ready, run_here
+from robbench.evaluation.request import RunFields, RunRequest
+from robbench.evaluation.run import EvaluationRun, make_run, run_here
 from robbench.evaluation.stages import ReadyStage, run_stage
 from robbench.evaluation.transfer import Transfer
 from robbench.evaluation.worker import Job, Worker
-from robbench.models.sources import Build
 from robbench.results.schema import read_result
 from robbench.results.store import read_rows
+from robbench.suite import SuiteSource
 
 __all__ = ["ModelPlan", "StagePlan", "plan"]
 
@@ -162,37 +161,38 @@ class _Pace:
         return max(0.0, self.full_seconds - slope * (self.lanes - width))
 
 
-def plan(model: str, suite: str, *, pilot: int = 128, **options: Any) -> ModelPlan:
+def plan(
+    model: str | nn.Module, suite: SuiteSource = "whitebox", *, pilot: int = 128, **fields: Unpack[RunFields]
+) -> ModelPlan:
     """Tell what a run will cost on one worker like this process.
 
     Args:
-        model: a registered name or a source, as for `evaluate`.
+        model: as for `evaluate`.
         suite: as for `evaluate`.
         pilot: how many images to find the passes on, where no records of the run are in the results tree.
-        **options: dataset, architecture, mean, std, and those of `inputs.Options`.
+        **fields: as for `evaluate`.
 
     Raises:
         RobbenchError: what `evaluate` refuses.
     """
-    keep_freed_memory()
     if pilot < 2:
         raise RobbenchError(f"pilot: {pilot} given; it must be at least 2.")
-    build = Build(*(options.pop(key, None) for key in ("architecture", "mean", "std")))
-    dataset = options.pop("dataset", None)
-    asked = Options.given(options)
-    run = ready(model, suite, build, asked, dataset=dataset)
+    request = RunRequest.of(model, suite, **fields)
+    run = make_run(request)
     rows, source = _records(run)
     if rows["sample"].nunique() < pilot:
         # Spread over the test set: neighbours in official order may be alike.
-        few = replace(asked, samples=pilot, sample_seed=0, results=None, save_adversarials=False, overwrite=False)
-        trial = ready(model, suite, build, few, dataset=dataset)
+        few = replace(
+            request.options, samples=pilot, sample_seed=0, results=None, save_adversarials=False, overwrite=False
+        )  # fmt: skip
+        trial = make_run(replace(request, options=few))
         run_here(trial)
         rows = trial.shards.rows()
         source = f"a pilot on {rows['sample'].nunique()} images"
     return _planned(run, rows, source)
 
 
-def _records(run: Run) -> tuple[pd.DataFrame, str]:
+def _records(run: EvaluationRun) -> tuple[pd.DataFrame, str]:
     """Read what is stored of this very run."""
     nothing = pd.DataFrame({"sample": []})
     if run.store is None or not run.store.result_path.exists():
@@ -206,7 +206,7 @@ def _records(run: Run) -> tuple[pd.DataFrame, str]:
     return rows, f"records of {rows['sample'].nunique()} images in {run.store.folder}"
 
 
-def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
+def _planned(run: EvaluationRun, rows: pd.DataFrame, source: str) -> ModelPlan:
     n, known = len(run.positions), rows["sample"].nunique()
     spent = pd.Series(0.0, index=rows["sample"].unique())
     widths = Widths(run.target.module, run.images.x(np.arange(1)).shape[1:], run.lanes, run.images.dtype, run.coarse)
@@ -239,7 +239,7 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     return ModelPlan(run.title(), n, opening, stages, error, source, run.lanes, _memory(run.target))
 
 
-def _opening(run: Run, widths: Widths) -> tuple[float, float]:
+def _opening(run: EvaluationRun, widths: Widths) -> tuple[float, float]:
     """Time what comes before the attacks on a few images, and what each further one adds to it.
 
     Returns:
@@ -260,7 +260,7 @@ def _opening(run: Run, widths: Widths) -> tuple[float, float]:
     return checks + short + each * (len(run.positions) - few), first.seconds
 
 
-def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widths, limit: float) -> _Pace:
+def _calibrated(run: EvaluationRun, stage: ReadyStage, at: NDArray[np.int64], widths: Widths, limit: float) -> _Pace:
     """Run a stage with all lanes full, and with few of them in use, for so many seconds each."""
     crews = len(muster(run.target.module, widths, 8 * widths.lanes * max(1, torch.get_num_threads()), alone=False)[0])
     narrow = widths.fit(max(16, widths.lanes // 8))
@@ -288,7 +288,7 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
     return _Pace(crews, widths.lanes, narrow, *seconds)
 
 
-def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> int:
+def _attack(run: EvaluationRun, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> int:
     """Attack these images; returns how many forward passes that took."""
     forwards: list[int] = []
     run_stage(
@@ -302,7 +302,7 @@ def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], 
         widths=widths,
         judge=run.suite.judge,
         deterministic=True,
-        on_rows=lambda rows, claimed: forwards.append(int(rows.forwards.sum())),
+        on_rows=lambda rows: forwards.append(int(rows.forwards.sum())),
         on_narrow=lambda width, reason: None,
     )
     return sum(forwards)

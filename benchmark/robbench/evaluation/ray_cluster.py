@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import pickle
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,73 +14,19 @@ from typing import Any
 import torch
 
 from robbench.core.errors import ModelError, RobbenchError
-from robbench.core.machine import keep_freed_memory, versions
+from robbench.core.machine import versions
 from robbench.core.user_code import importable
-from robbench.evaluation.inputs import Images, Options
 from robbench.evaluation.progress import Silent
-from robbench.evaluation.run import Run, ready
+from robbench.evaluation.ray_actor import Actor, first_line, import_ray
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.run import EvaluationRun, make_run
 from robbench.evaluation.scheduler import Outcome, Reply, Task, View, spread
-from robbench.evaluation.worker import Job, Worker
-from robbench.models.sources import Build
+from robbench.evaluation.worker import Job
 
 __all__ = ["RayPool", "cluster", "evaluate_all"]
 
 _START_SECONDS = 300.0  # that the first worker may take
 _AHEAD = 2  # tasks that a worker has at once: the one it works on and the one after it
-
-
-class Actor:
-    """What runs on a worker: jobs by number, of parts that are fetched once."""
-
-    def __init__(self, threads: int, device: str) -> None:
-        keep_freed_memory()
-        torch.set_num_threads(threads)
-        self.device = torch.device(device)
-        self.images: dict[str, Images] = {}
-        self.workers: dict[int, Worker] = {}
-
-    def about(self) -> dict[str, Any]:
-        """Say what it runs on."""
-        return {"versions": versions(), "host": socket.gethostname(), "pid": os.getpid()}
-
-    def do(self, task: Task, digest: str, parts: Sequence[Any]) -> Reply:
-        """Do a task; `parts` refer to the images of that digest and to the rest of the job."""
-        reply = Reply()
-        try:
-            if task.kind == "end":
-                worker = self.workers.pop(task.run, None)
-                reply.flags = worker.end() if worker else {}
-                return reply
-            if task.run not in self.workers:
-                self.workers[task.run] = Worker(self.fetch(digest, parts))
-            worker = self.workers[task.run]
-            if task.kind == "look":
-                reply.first = worker.look(task.positions)
-                return reply
-            worker.deterministic = task.deterministic
-            try:
-                worker.attack(
-                    task.stage, task.positions, reply.rows.append, lambda *narrowed: reply.narrowed.append(narrowed)
-                )
-            finally:
-                reply.points = worker.points(exact=sys.exc_info()[0] is not None)
-        except RobbenchError as error:
-            reply.error = type(error)(*error.args)  # without its traceback, which holds the model
-        return reply
-
-    def fetch(self, digest: str, parts: Sequence[Any]) -> Job:
-        """Get a job from this node's store; the images are kept for the next one."""
-        ray = _ray()
-        if digest not in self.images:
-            self.images = {digest: ray.get(parts[0])}
-        try:
-            job: Job = pickle.loads(ray.get(parts[1]))
-        except (ImportError, AttributeError) as error:
-            raise ModelError(
-                f"The model or an attack is code that worker {socket.gethostname()} cannot import: {error}. Install "
-                "it on every node, or run without --executor ray."
-            ) from None
-        return replace(job, images=self.images[digest]).on(self.device)
 
 
 @dataclass(eq=False)
@@ -116,14 +59,14 @@ class RayPool:
         self._started()
 
     def _start(self) -> _Hand:
-        ray = _ray()
+        ray = import_ray()
         options = {"num_cpus": self.threads, "num_gpus": int(self.gpu), "max_restarts": 0, "max_task_retries": 0}
         actor = ray.remote(**options)(Actor).remote(self.threads, "cuda:0" if self.gpu else "cpu")
         return _Hand(actor, actor.about.remote())
 
     def _started(self) -> None:
         """Wait for the first worker."""
-        ray = _ray()
+        ray = import_ray()
         end = time.monotonic() + _START_SECONDS
         while not any(hand.starting is None for hand in self.hands):
             ray.wait([hand.starting for hand in self.hands], timeout=max(0.0, end - time.monotonic()))
@@ -141,7 +84,7 @@ class RayPool:
         Raises:
             RobbenchError: one cannot start, or has other versions than are here.
         """
-        ray = _ray()
+        ray = import_ray()
         starting = {hand.starting: hand for hand in self.hands if hand.starting is not None}
         if not starting:
             return
@@ -150,7 +93,7 @@ class RayPool:
                 about = ray.get(ref)
             except ray.exceptions.RayError as error:
                 raise RobbenchError(
-                    f"A worker cannot start: {_first_line(error)} Is robbench installed on every node?"
+                    f"A worker cannot start: {first_line(error)} Is robbench installed on every node?"
                 ) from None
             if about["versions"] != versions():
                 raise RobbenchError(
@@ -171,7 +114,7 @@ class RayPool:
         Raises:
             ModelError: the model cannot be sent to another process.
         """
-        ray = _ray()
+        ray = import_ray()
         digest = job.images.digest
         try:
             # Its own pickle: what cannot be imported on a worker is told by the worker in a sentence.
@@ -180,7 +123,7 @@ class RayPool:
                 self.images[digest] = ray.put(job.images)
         except Exception as error:  # whatever a user's module raises: hooks, handles and generators do not pickle
             raise ModelError(
-                f"{job.target.name} cannot be sent to another process: {_first_line(error)} Run it without "
+                f"{job.target.name} cannot be sent to another process: {first_line(error)} Run it without "
                 "--executor ray."
             ) from None
         self.parts[run] = (digest, [self.images[digest], ray.put(packed)])
@@ -209,7 +152,7 @@ class RayPool:
         Raises:
             RobbenchError: see `_greet`.
         """
-        ray = _ray()
+        ray = import_ray()
         pending = {ref: hand for hand in self.hands for ref, _ in hand.tasks}
         if not pending:  # all workers are being replaced
             self._started()
@@ -218,7 +161,7 @@ class RayPool:
         return [reply for ref in done for reply in self._replies(ref, pending[ref])]
 
     def _replies(self, ref: Any, hand: _Hand) -> Iterator[tuple[Task, Reply]]:
-        ray = _ray()
+        ray = import_ray()
         if hand not in self.hands:  # its loss was told before
             return
         try:
@@ -227,7 +170,7 @@ class RayPool:
             self.hands[self.hands.index(hand)] = self._start()
             tasks = [task for _, task in hand.tasks]
             for i, task in enumerate(tasks):
-                yield task, Reply(lost=_first_line(error), begun=i == 0)
+                yield task, Reply(lost=first_line(error), begun=i == 0)
             return
         at = next(i for i, (sent, _) in enumerate(hand.tasks) if sent == ref)
         task = hand.tasks[at][1]
@@ -236,18 +179,9 @@ class RayPool:
 
     def stop(self) -> None:
         """End the workers."""
-        ray = _ray()
+        ray = import_ray()
         for hand in self.hands:
             ray.kill(hand.actor)
-
-
-def _ray() -> Any:
-    """Import Ray, which annotates half of what is used here."""
-    return importlib.import_module("ray")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
@@ -271,7 +205,7 @@ def cluster(
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))  # as in this process; Ray would give way to all
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning about what is not used here
-        ray = _ray()
+        ray = import_ray()
     except ModuleNotFoundError as error:
         raise RobbenchError(
             f"--executor ray needs the package {error.name!r}, which is not installed: pip install 'robbench[cluster]'"
@@ -322,53 +256,48 @@ def _connect(ray: Any, address: str, workers: int | None, threads: int) -> None:
         ray.init(address, **quiet)
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
         raise RobbenchError(
-            f"--address {address}: no Ray cluster answers there ({_first_line(error)}). Allowed: HOST:PORT of a head "
+            f"--address {address}: no Ray cluster answers there ({first_line(error)}). Allowed: HOST:PORT of a head "
             "node (ray start --head prints it), auto for the one on this machine, or no --address to start one."
         ) from None
 
 
 def evaluate_all(
-    calls: Sequence[dict[str, Any]],
+    requests: Sequence[RunRequest],
     view: View,
     *,
     address: str | None = None,
     workers: int | None = None,
     threads: int = 1,
 ) -> list[Outcome]:
-    """Do on a Ray cluster what `robbench.evaluate` does in this process; one call that fails holds up no other.
+    """Do on a Ray cluster what `robbench.evaluate` does in this process; one run that fails holds up no other.
 
     Args:
-        calls: keyword arguments of `evaluate`, one dictionary per run; models by name or source.
+        requests: what to run; models by name or source.
         view: hears of progress.
         address: see `cluster`, like what follows.
         workers: how many.
         threads: CPU threads of each worker.
 
     Returns:
-        For each call its result, or why there is none.
+        For each request its result, or why there is none.
 
     Raises:
         RobbenchError: there is no cluster, no worker is left, or records cannot be stored.
     """
-    devices = {str(call.get("device", "auto")) for call in calls}
+    devices = {request.options.device for request in requests}
     device = devices.pop() if len(devices) == 1 else "auto"
     with cluster(address, workers, threads, device, view.note) as pool:
-        workers_device = torch.device("cuda" if pool.gpu else "cpu")
-
-        def opening(call: dict[str, Any]) -> Callable[[], Run]:
-            return lambda: _ready(call, view, workers_device)
-
-        return spread([opening(call) for call in calls], pool, view)
+        return spread(open_runs(requests, view, torch.device("cuda" if pool.gpu else "cpu")), pool, view)
 
 
-def _ready(call: dict[str, Any], view: View, device: torch.device) -> Run:
-    """Make a run whose model is loaded here, on the CPU, and asked elsewhere."""
-    rest = dict(call)
-    about = {key: rest.pop(key, None) for key in ("dataset", "name", "expected")}
-    build = Build(*(rest.pop(key, None) for key in ("architecture", "mean", "std")))
-    model, suite = rest.pop("model"), rest.pop("suite")
-    options = Options.given({**rest, "device": "cpu"})
-    return ready(model, suite, build, options, **about, reporter=_Noted(view), device=device)
+def open_runs(requests: Sequence[RunRequest], view: View, device: torch.device) -> list[Callable[[], EvaluationRun]]:
+    """Make what opens each run: its model is loaded here, on the CPU, and asked on a worker's device."""
+
+    def opening(request: RunRequest) -> Callable[[], EvaluationRun]:
+        here = replace(request, options=replace(request.options, device="cpu"))
+        return lambda: make_run(here, _Noted(view), device)
+
+    return [opening(request) for request in requests]
 
 
 class _Noted(Silent):

@@ -2,7 +2,7 @@
 
 A task is (model, stage, samples). Records do not depend on which samples share a task, so a task is cut from whatever
 waits for its stage: full batches first, then the next model, and what is left only where a worker would be idle. A
-sample comes to a stage as soon as the stages before have records of it. Records are committed here, by `Run`.
+sample comes to a stage as soon as the stages before have records of it. Records are committed here, by `EvaluationRun`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robbench.core.errors import RobbenchError
+from robbench.engine.engine import Rows
 from robbench.evaluation.peers import Peer
-from robbench.evaluation.run import Run
-from robbench.evaluation.worker import Columns, First, Job
+from robbench.evaluation.run import EvaluationRun
+from robbench.evaluation.worker import First, Job
 from robbench.results.adversarials import Points, merge
 from robbench.results.schema import ResultFile
 
@@ -70,13 +71,21 @@ class Reply:
     """
 
     first: First | None = None
-    rows: list[Columns] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
     points: list[Points] = field(default_factory=list)
     narrowed: list[tuple[int, str]] = field(default_factory=list)
     flags: dict[str, str] = field(default_factory=dict)
     error: RobbenchError | None = None
     lost: str | None = None
     begun: bool = True
+
+    def take(self, k: int, rows: Rows) -> None:
+        """Take records of an attack; the task says of which stage."""
+        self.rows.append(rows)
+
+    def narrow(self, k: int, width: int, reason: str) -> None:
+        """Hear that memory ran out."""
+        self.narrowed.append((width, reason))
 
 
 class Pool(Protocol):
@@ -130,7 +139,7 @@ class _Open:
     """A run under way."""
 
     number: int
-    run: Run
+    run: EvaluationRun
     begun: bool = False
     out: int = 0
     closing: bool = False
@@ -155,7 +164,7 @@ class _Open:
 
 
 def spread(
-    openings: Sequence[Callable[[], Run]], pool: Pool, view: View, most_open: int | None = None
+    openings: Sequence[Callable[[], EvaluationRun]], pool: Pool, view: View, most_open: int | None = None
 ) -> list[Outcome]:
     """Do runs on workers; one that fails holds up no other.
 
@@ -176,7 +185,7 @@ def spread(
 
 
 class _Spread:
-    def __init__(self, openings: Sequence[Callable[[], Run]], pool: Pool, view: View, most_open: int) -> None:
+    def __init__(self, openings: Sequence[Callable[[], EvaluationRun]], pool: Pool, view: View, most_open: int) -> None:
         self.openings, self.pool, self.view, self.most_open = openings, pool, view, most_open
         self.next = 0
         self.open: dict[int, _Open] = {}
@@ -221,7 +230,6 @@ class _Spread:
                     self.settle(number, known)
                     continue
                 self.open[number] = o
-                run.points = o.hand_over
                 self.pool.add(number, run.job())
                 run.forget_model()
             except RobbenchError as error:
@@ -272,13 +280,13 @@ class _Spread:
             self.lost(o, task, reply)
         elif task.kind == "look":
             if reply.first is not None:
-                o.run.begin(reply.first, self.pool.workers)
+                o.run.begin(reply.first, o.hand_over, self.pool.workers)
                 o.begun, o.seconds, o.deterministic = True, reply.first.seconds, reply.first.deterministic
                 o.total = int(o.run.lacking.sum())
         elif task.kind == "attack":
             o.points += reply.points
             for width, reason in reply.narrowed:
-                o.run.narrowed(task.stage, width, reason)
+                o.run.narrow(task.stage, width, reason)
             for rows in reply.rows:
                 o.run.take(task.stage, rows)
             if reply.error is None:

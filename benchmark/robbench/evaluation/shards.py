@@ -19,7 +19,6 @@ from robbench.results.store import COLUMNS, RunStore
 
 __all__ = ["NOTHING", "Shards", "ordered"]
 
-_COMMIT_SECONDS = 5.0  # at most this much work is lost by a kill
 NOTHING: dict[str, Any] = {
     name: np.nan if name == "distance" else 0
     for name in (
@@ -47,12 +46,14 @@ class Shards:
         store: where they are committed, if anywhere.
         known: rows of earlier runs.
         points: hands over the adversarial examples of new rows; told True, without asking the model anything.
+        commit_seconds: how often rows are committed: a kill loses at most so much work.
         added: how many rows are new.
     """
 
     store: RunStore | None
     known: pd.DataFrame
-    points: Callable[[bool], list[Points]] = lambda exact: []
+    points: Callable[[bool], list[Points]]
+    commit_seconds: float = 5.0
     fresh: list[dict[str, Any]] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
     added: int = 0
@@ -65,7 +66,7 @@ class Shards:
             self.added += n
             columns = {"attack": attack, "status": status, **rows}
             self.fresh.append({name: np.broadcast_to(columns[name], n) for name in COLUMNS})
-        if time.monotonic() - self.last > _COMMIT_SECONDS:
+        if time.monotonic() - self.last > self.commit_seconds:
             self.flush()
 
     def flush(self, exact: bool = False) -> None:

@@ -21,15 +21,14 @@ from robbench.core.errors import CardError, ModelError, SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import Judge, Threat
 from robbench.engine import engine
-from robbench.evaluation.inputs import Images, Options
+from robbench.evaluation.inputs import Images
+from robbench.evaluation.options import Options
 from robbench.evaluation.peers import PEERS, Peer, build_peer
 from robbench.evaluation.transfer import Given, Transfer, build_transfer
 from robbench.models.card import Registry
 from robbench.suite import Stage, Suite, build_attack
 
 __all__ = ["ReadyStage", "ready_stages", "run_stage"]
-
-Claims = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def run_stage(
     widths: Widths,
     judge: Judge,
     deterministic: bool,
-    on_rows: Callable[[engine.Rows, Claims], None],
+    on_rows: Callable[[engine.Rows], None],
     on_narrow: Callable[[int, str], None],
     keep_adversarials: bool = False,
 ) -> NDArray[np.int64]:
@@ -121,7 +120,7 @@ def run_stage(
         widths: of the lanes.
         judge: which points count.
         deterministic: whether the model answers the same thing twice.
-        on_rows: called with rows as they finish, and which of them the attack itself claims to have broken.
+        on_rows: called with rows as they finish.
         on_narrow: called when memory ran out.
         keep_adversarials: whether the rows are to hold the points.
 
@@ -130,11 +129,6 @@ def run_stage(
     """
     broken = []
     for attack, at, claims in _points(stage, target, images, x, y, index, ball, widths):
-
-        def finished(rows: engine.Rows, claims: dict[int, bool] = claims) -> None:
-            pairs = zip(rows.sample.tolist(), rows.broken.tolist(), strict=True)
-            on_rows(rows, np.array([claims.get(sample, judged) for sample, judged in pairs], dtype=bool))
-
         rows = engine.attack_samples(
             target.module,
             attack,
@@ -147,9 +141,10 @@ def run_stage(
             judge=judge,
             detect_cycles=deterministic,
             draws=1 if deterministic else RANDOMIZED_DRAWS,
-            on_rows=finished,
+            on_rows=on_rows,
             on_narrow=on_narrow,
             keep_adversarials=keep_adversarials,
+            claims=claims,
         )
         broken.append(rows.sample[rows.broken])
     return np.concatenate(broken)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,19 +15,25 @@ from robbench.classifier.checks import answers, blunted, classify, drift, time_r
 from robbench.classifier.prepare import Target
 from robbench.core.machine import Growth, describe_device, environment, held_bytes, versions
 from robbench.core.threat import Ball
-from robbench.core.types import Judge, Status
+from robbench.core.types import Judge
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.keep_adversarials import Keeper
 from robbench.evaluation.stages import ReadyStage, run_stage
 from robbench.evaluation.transfer import Transfer
 from robbench.results.adversarials import Points
-from robbench.results.store import COLUMNS
 
-__all__ = ["Columns", "First", "Job", "Place", "Worker"]
+__all__ = ["First", "Job", "Place", "Sink", "Worker"]
 
-Columns = dict[str, Any]
-"""Records as they come: arrays by the names of the columns of outcomes.parquet."""
+
+class Sink(Protocol):
+    """Takes what a worker finds, as it is found."""
+
+    def take(self, k: int, rows: engine.Rows) -> None:
+        """Take records of stage k."""
+
+    def narrow(self, k: int, width: int, reason: str) -> None:
+        """Hear that memory ran out at stage k: the width that is left, and what the allocator said."""
 
 
 @dataclass(frozen=True)
@@ -145,41 +151,29 @@ class Worker:
         self.deterministic = found.deterministic
         return found
 
-    def attack(
-        self,
-        k: int,
-        positions: NDArray[np.int64],
-        on_rows: Callable[[Columns], None],
-        on_narrow: Callable[[int, str], None],
-    ) -> None:
+    def attack(self, k: int, positions: NDArray[np.int64], sink: Sink) -> None:
         """Run stage k on images that the model classifies correctly.
 
         Args:
             k: which stage.
             positions: of the images in the test set, [n].
-            on_rows: called with records as they finish.
-            on_narrow: called when memory ran out, with the width to go on with and what the allocator said.
+            sink: takes the records as they finish.
 
         Raises:
             ModelError: the model fails; the sentence says at which samples.
         """
         job, stage = self.job, self.job.stages[k]
         x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
-        labels = dict(zip(index.tolist(), y.tolist(), strict=True))
         if self.before is None:
             first = x[: job.lanes]
             self.before = first, answers(job.target, first, job.lanes)
 
-        def finished(rows: engine.Rows, claimed: NDArray[np.bool_]) -> None:
-            columns = {name: getattr(rows, name) for name in COLUMNS if hasattr(rows, name)}
-            columns["label"] = [labels[i] for i in rows.sample.tolist()]
-            columns["claimed"] = claimed
-            columns["status"] = np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value)
+        def finish(rows: engine.Rows) -> None:
             if self.keeper:  # before the rows, so that a shard has both
                 self.keeper.take(stage.name, rows)
             kept = 0 if rows.x_adv is None else rows.x_adv.nbytes
             self.growth.look(held_bytes(job.target.device), kept + 200 * len(rows.sample))
-            on_rows(columns)
+            sink.take(k, replace(rows, x_adv=None))
 
         run_stage(
             stage,
@@ -192,8 +186,8 @@ class Worker:
             widths=self.widths,
             judge=job.judge,
             deterministic=self.deterministic,
-            on_rows=finished,
-            on_narrow=on_narrow,
+            on_rows=finish,
+            on_narrow=functools.partial(sink.narrow, k),
             keep_adversarials=bool(self.keeper),
         )
 

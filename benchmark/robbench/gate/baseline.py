@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
 from robbench.core.types import Status
+from robbench.models.spec import ModelSpec
 from robbench.results.schema import Accuracy, ResultFile
 
 __all__ = ["STATUS", "Baseline", "Given", "Run", "read_baseline", "record", "write_baseline"]
@@ -54,6 +55,22 @@ class Given(_Strict):
     architecture: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Self:
+        """Keep what a file can hold of a spec: of a module its name, and of images nothing."""
+        if isinstance(spec.model, str):
+            mean, std = (None if v is None else list(v) for v in (spec.mean, spec.std))
+            return cls(model=spec.model, dataset=spec.dataset, architecture=spec.architecture, mean=mean, std=std)
+        return cls(model=spec.name or type(spec.model).__name__, dataset=spec.dataset)
+
+    def spec(self) -> ModelSpec:
+        """Return the spec of the model with this name.
+
+        Raises:
+            RobbenchError: the fields do not go together.
+        """
+        return ModelSpec(**self.model_dump())
 
 
 class Run(_Strict):

@@ -1,6 +1,6 @@
 """Measuring for the gate: a run of a suite as a baseline keeps it, from a model or from a stored result.
 
-The decision itself is in `regression.py`, which runs nothing.
+The decision itself is in `decision.py`, which runs nothing.
 """
 
 from __future__ import annotations
@@ -8,49 +8,26 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from robbench.core.errors import ResultError, unknown_name
+from robbench.core.errors import ResultError, RobbenchError, unknown_name
 from robbench.core.user_code import imported
 from robbench.core.version import digest_verdict_code
+from robbench.evaluation.options import Options
+from robbench.evaluation.request import RunRequest
 from robbench.gate.baseline import Baseline, Given, Run, record
 from robbench.models.sources import parse_source
+from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import read_rows, result_folder
+from robbench.suite import SuiteSource
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from robbench.evaluation.run import Reporter
 
-__all__ = ["Machine", "measure", "measure_again", "results_tree", "stored_run", "wanted_runs"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """How to measure; no part of what is measured.
-
-    Attributes:
-        results: the results tree that keeps the records, so that an interrupted run goes on (see `results_tree`).
-        device: as in `inputs.Options`, like the rest.
-        lanes: batch width.
-        data_dir: where the data sets are.
-        models: further model registries.
-        reporter: hears of progress.
-    """
-
-    results: Path
-    device: str = "auto"
-    lanes: int | None = None
-    data_dir: str | Path | None = None
-    models: tuple[str | Path, ...] = ()
-    reporter: Reporter | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Say it as options of `evaluate`."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+__all__ = ["measure", "measure_again", "results_tree", "stored_run", "wanted_runs"]
 
 
 @contextlib.contextmanager
@@ -63,89 +40,56 @@ def results_tree(path: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def measure(
-    given: Given,
-    suite: str,
-    machine: Machine,
-    *,
-    module: nn.Module | None = None,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
-    samples: int | None = None,
-    sample_seed: int | None = None,
-    seed: int = 0,
-    norm: str | None = None,
-    eps: str | float | None = None,
-) -> Run:
+def measure(spec: ModelSpec, suite: SuiteSource, options: Options, reporter: Reporter | None = None) -> Run:
     """Run a suite on a model and take what a baseline keeps of it.
 
     Args:
-        given: how the model is named; with `module` only the name and the data set count.
-        suite: a suite's name, or the path of a suite file.
-        machine: how to measure.
-        module: the model itself, instead of one that is loaded.
-        x: images [N, C, H, W] in [0, 1] for a source or a module; sample ids are their positions.
-        y: labels [N] of `x`.
-        samples: how many images; None means all.
-        sample_seed: draw them, and their order, at random with this seed.
-        seed: of the attacks' random numbers.
-        norm: overrides the suite's norm.
-        eps: overrides the suite's radius, in [0, 1] pixel units.
+        spec: the model and its images.
+        suite: as for `evaluate`.
+        options: what else is asked for; `results` says where the records are kept (see `results_tree`).
+        reporter: hears of progress.
 
     Raises:
         RobbenchError: what `evaluate` refuses.
     """
-    from robbench.evaluation.run import evaluate  # needs torch; a stored result is compared without
+    from robbench.evaluation.run import make_run, run_here  # needs torch; a stored result is compared without
 
-    about: dict[str, Any] = {"dataset": given.dataset, "x": x, "y": y}
-    if module is not None:
-        about["name"] = given.model
-    else:
-        about |= {"architecture": given.architecture, "mean": given.mean, "std": given.std}
-    result = evaluate(
-        given.model if module is None else module,
-        suite,
-        **about,
-        samples=samples,
-        sample_seed=sample_seed,
-        seed=seed,
-        norm=norm,
-        eps=eps,
-        **machine.options(),
-    )
-    return _run(result, result_folder(machine.results, result), given, suite, digest_verdict_code())
+    if options.results is None:
+        raise RobbenchError("measure given options without results: say where to (results=DIR).")
+    result = run_here(make_run(RunRequest(spec, suite, options), reporter))
+    folder = result_folder(Path(options.results), result)
+    named = str(suite) if isinstance(suite, str | Path) else result.suite
+    return _run(result, folder, Given.of(spec), named, digest_verdict_code())
 
 
 def measure_again(
     before: Run,
-    machine: Machine,
+    options: Options,
+    reporter: Reporter | None = None,
     *,
-    given: Given | None = None,
+    spec: ModelSpec | None = None,
     n: int | None = None,
     seed: int | None = None,
-    **model: Any,
 ) -> Run:
     """Measure what a baseline measured: the same suite, threat, images and seed.
 
     Args:
         before: the run of the baseline.
-        machine: how to measure.
-        given: another model in the place of the baseline's.
+        options: how to measure: results, device, lanes, data_dir and models count.
+        reporter: hears of progress.
+        spec: another model in the place of the baseline's.
         n: only the first n of its images.
         seed: another seed of the attacks.
-        **model: `module`, `x` and `y` of `measure`.
     """
-    return measure(
-        given or before.given,
-        before.suite,
-        machine,
+    asked = replace(
+        options,
         samples=n or before.n,
         sample_seed=before.sample_seed,
         seed=before.seed if seed is None else seed,
         norm=before.threat["norm"],
         eps=before.threat["eps"],
-        **model,
     )
+    return measure(spec or before.given.spec(), before.suite, asked, reporter)
 
 
 def stored_run(path: Path) -> Run:

@@ -19,7 +19,8 @@ from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError, ResultError
 from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
-from robbench.evaluation.inputs import Images, Options, resolve, select
+from robbench.evaluation.inputs import Images, resolve, select
+from robbench.evaluation.options import Options
 from robbench.linear.record import (
     ACTIVATIONS,
     LINEAR_VERSION,
@@ -30,7 +31,7 @@ from robbench.linear.record import (
     write_linear,
 )
 from robbench.linear.theory import Linearization
-from robbench.models.sources import Build
+from robbench.models.spec import ModelSpec
 from robbench.results.store import mismatch
 
 __all__ = ["linearize", "measure_linear"]
@@ -87,7 +88,7 @@ def measure_linear(
     options = Options(
         samples=samples, lanes=lanes, device=device, data_dir=data_dir, models=models, results=results
     )  # fmt: skip
-    target, images = resolve(model, x, y, dataset, name, Build(architecture, mean, std), options)
+    target, images = resolve(ModelSpec(model, x, y, dataset, name, architecture, mean, std), options)
     at = select(len(images.y), options)
     identity = {
         "measure": "linear",

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robbench.attacks import PGD
 from robbench.classifier.batch_width import Widths, default_lanes
 from robbench.classifier.checks import RANDOMIZED_DRAWS
 from robbench.classifier.prepare import Target
-from robbench.core.errors import ModelError
+from robbench.core.errors import ModelError, RobbenchError
 from robbench.core.files import digest, write_atomically
 from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
 from robbench.core.types import Status
-from robbench.evaluation.describe import describe_run
-from robbench.evaluation.inputs import Images, Options, resolve, select
-from robbench.evaluation.run import Reporter, Silent, run_suite
+from robbench.evaluation.inputs import Images, resolve, select
+from robbench.evaluation.options import Options, check_names
+from robbench.evaluation.request import RunFields, RunRequest
+from robbench.evaluation.run import EvaluationRun, Reporter, Silent, run_here
 from robbench.evaluation.stages import ready_stages
 from robbench.evaluation.transfer import Transfer
 from robbench.masking.chance import kept_on
@@ -38,51 +39,40 @@ from robbench.masking.measurements import Measurements
 from robbench.masking.probe import Connected, Probe
 from robbench.masking.record import FILE, LANDSCAPE, PROBE_VERSION, Acted, SanityFile, dump_sanity, read_sanity, subject
 from robbench.masking.verdict import advise, decide
-from robbench.models.sources import Build
+from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
 from robbench.results.store import read_rows, result_folder
 from robbench.suite import load_suite
 
-__all__ = ["SAMPLES", "SUITE", "examine"]
+__all__ = ["SAMPLES", "SUITE", "Examined", "examine", "run_sanity"]
 
 SUITE = "sanity"
 SAMPLES = 200
 _SHOWN = 8  # images whose loss landscape is drawn
 
 
+class Examined(NamedTuple):
+    """What a sanity run found: the result of its suite for the images that were asked for, and the verdict."""
+
+    result: ResultFile
+    sanity: SanityFile
+
+
 def examine(
     model: str | nn.Module,
     *,
-    samples: int | None = SAMPLES,
-    seed: int = 0,
     act: bool = False,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
-    dataset: str | None = None,
-    name: str | None = None,
-    architecture: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     reporter: Reporter | None = None,
-    **options: Any,
+    **fields: Unpack[RunFields],
 ) -> SanityFile:
     """Check whether a robust accuracy of this model can be trusted (docs/sanity.md).
 
     Args:
         model: as for `robbench.evaluate`.
-        samples: how many test images; None means all.
-        seed: of everything random.
         act: run the suite that is advised, too.
-        x: as for `robbench.evaluate`, like everything that follows.
-        y: labels of `x`.
-        dataset: test set, or the name under which x and y are reported. With the name of a known one, transfer from
-            its registered models is tried too.
-        name: how the model is called in results.
-        architecture: for `file:` and `hf:`.
-        mean: for `file:` and `hf:`.
-        std: goes with mean.
         reporter: hears of progress.
-        **options: see `inputs.Options`. With `results`, everything is stored and found again.
+        **fields: as for `robbench.evaluate`, but samples is 200 where it is left out. Where dataset names a known data
+            set, transfer from its registered models is tried too. With results, everything is stored and found again.
 
     Returns:
         Verdict, checks and measurements, as they are stored in sanity.json.
@@ -90,45 +80,54 @@ def examine(
     Raises:
         RobbenchError: the model, the data or the options do not allow it; the sentence says why.
     """
-    chosen = Options.given({"samples": samples, "seed": seed, **options})
+    check_names(fields, RunFields)
+    request = RunRequest(ModelSpec.take(model, fields), SUITE, Options.take({"samples": SAMPLES, **fields}))
+    return run_sanity(request, reporter, act=act).sanity
+
+
+def run_sanity(request: RunRequest, reporter: Reporter | None = None, *, act: bool = False) -> Examined:
+    """Run the sanity suite, measure, and judge; see `examine`.
+
+    Args:
+        request: what to examine; its suite does not count.
+        reporter: hears of progress.
+        act: run the suite that is advised, too.
+
+    Raises:
+        RobbenchError: the model, the data or the options do not allow it; the sentence says why.
+    """
     keep_freed_memory()
-    if isinstance(model, nn.Module):
-        model = kept_on(model)
-    build = Build(architecture, mean, std)
-    target, images = resolve(model, x, y, dataset, name, build, chosen)
-
-    def describe(suite: str, options: Options) -> dict[str, Any]:
-        return describe_run(model, suite, dataset, name, build, options, own_images=x is not None)
-
-    if chosen.results is not None:
-        return _Examination(target, images, chosen, reporter or Silent(), describe).go(act)
-    with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
-        chosen = replace(chosen, results=folder)
-        return _Examination(target, images, chosen, reporter or Silent(), describe).go(act)
-
-
-Describe = Callable[[str, Options], dict[str, Any]]
-"""What to put down of a run of a suite, so that it can be continued."""
+    if request.options.gradients is not None:
+        raise RobbenchError(
+            f"--gradients {request.options.gradients} given with the sanity checks, which look at the gradients "
+            "themselves."
+        )
+    request = replace(request, suite=SUITE)
+    if isinstance(request.spec.model, nn.Module):
+        request = replace(request, spec=replace(request.spec, model=kept_on(request.spec.model)))
+    target, images = resolve(request.spec, request.options)
+    with contextlib.ExitStack() as stack:
+        if request.options.results is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="robbench-"))
+            request = replace(request, options=replace(request.options, results=folder))
+        return _Examination(request, target, images, reporter or Silent()).run(act)
 
 
 class _Examination:
     """A model, images and options; its results tree is there."""
 
-    def __init__(
-        self, target: Target, images: Images, options: Options, reporter: Reporter, describe: Describe
-    ) -> None:
+    def __init__(self, request: RunRequest, target: Target, images: Images, reporter: Reporter) -> None:
         self.differentiable = _differentiable(target, images)
         self.target = target if self.differentiable else replace(target, module=Connected(target.module).eval())
-        self.images, self.options, self.reporter, self.describe = images, options, reporter, describe
+        self.request, self.images, self.options, self.reporter = request, images, request.options, reporter
         self.suite = load_suite(SUITE)
 
-    def go(self, act: bool) -> SanityFile:
+    def run(self, act: bool) -> Examined:
         """Attack, measure what is not known, judge, and store."""
         assert self.options.results is not None
         root = Path(self.options.results)
         begin = time.perf_counter()
-        description = self.describe(SUITE, self.options)
-        result = run_suite(self.target, self.images, self.suite, self.options, self.reporter, description)
+        result = run_here(EvaluationRun(self.request, self.target, self.images, self.suite, self.reporter))
         folder = result_folder(root, result)
         known = self._known(folder / FILE, result)
         if known is None:
@@ -142,7 +141,7 @@ class _Examination:
         if act and found.advice.suite and found.acted is None:
             found = found.model_copy(update={"acted": self._act(found.advice.suite)})
         write_atomically(folder / FILE, dump_sanity(found).encode())
-        return found
+        return Examined(result, found)
 
     def _identity(self, result: ResultFile) -> dict[str, Any]:
         """Name what determines the measurements."""
@@ -227,8 +226,8 @@ class _Examination:
         if self.images.dataset not in loaded.threats and options.eps is None:
             threat = self.suite.threat(self.images.dataset)
             options = replace(options, norm=threat.norm, eps=threat.eps_text)
-        description = self.describe(suite, options)
-        result = run_suite(self.target, self.images, loaded, options, self.reporter, description)
+        request = replace(self.request, suite=suite, options=options)
+        result = run_here(EvaluationRun(request, self.target, self.images, loaded, self.reporter))
         return Acted(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
 
 

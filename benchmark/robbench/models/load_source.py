@@ -18,7 +18,8 @@ from robbench.models import outside
 from robbench.models.architectures import ARCHITECTURES, Normalized, arguments
 from robbench.models.architectures import build as build_architecture
 from robbench.models.load import fitted, module_digest, module_identity, parse_state
-from robbench.models.sources import Build, Source
+from robbench.models.sources import ALLOWED, Source
+from robbench.models.spec import ModelSpec
 
 __all__ = ["Found", "load_source"]
 
@@ -38,21 +39,23 @@ class Found:
     identity: dict[str, object]
 
 
-def load_source(source: Source, in_shape: tuple[int, int, int], num_classes: int | None, build: Build) -> Found:
+def load_source(spec: ModelSpec, in_shape: tuple[int, int, int], num_classes: int | None) -> Found:
     """Load a model that has no card. Nothing is downloaded but what the source names.
 
     Args:
-        source: from `parse_source`.
+        spec: its model is a source; architecture and normalization are those of bare weights.
         in_shape: (C, H, W) of the test images.
         num_classes: of the data set; None where it is not known.
-        build: architecture and normalization of bare weights.
 
     Raises:
         ModelError: a package, a file, a name or the network is missing, or what came is not a model that fits.
     """
+    source = spec.source
+    if source is None:
+        raise ModelError(f"{spec.model!r} given; expected: a source ({ALLOWED}).")
     if source.kind in ("file", "hf"):
-        return _built(source, in_shape, num_classes, build)
-    if build.given:
+        return _built(source, spec, in_shape, num_classes)
+    if spec.has_build:
         raise ModelError(
             f"{source.text}: architecture, mean or std given; they go with file: and hf:. This model brings its own."
         )
@@ -85,15 +88,15 @@ def _read(source: Source) -> tuple[bytes, str]:
         ) from None
 
 
-def _built(source: Source, in_shape: tuple[int, int, int], num_classes: int | None, build: Build) -> Found:
+def _built(source: Source, spec: ModelSpec, in_shape: tuple[int, int, int], num_classes: int | None) -> Found:
     """Put a weights file into one of our architectures."""
-    if build.architecture is None:
+    if spec.architecture is None:
         raise ModelError(
             f"{source.text}: weights alone are no model. Give --architecture NAME or NAME:key=value,key=value "
             f"(in Python: architecture=); known: {', '.join(ARCHITECTURES)}."
         )
-    with _named(f"{source.text} as {build.architecture}"):
-        name, args = _architecture(build.architecture)
+    with _named(f"{source.text} as {spec.architecture}"):
+        name, args = _architecture(spec.architecture)
         classes = args.pop("num_classes", num_classes)
         if num_classes not in (None, classes):
             raise ModelError(f"num_classes {classes!r} given; the data set has {num_classes}.")
@@ -105,13 +108,13 @@ def _built(source: Source, in_shape: tuple[int, int, int], num_classes: int | No
         with torch.random.fork_rng(devices=[]):
             module = build_architecture(name, args, classes, in_shape)
     data, origin = _read(source)
-    with _named(f"{source.text} as {build.architecture}"):
+    with _named(f"{source.text} as {spec.architecture}"):
         module.load_state_dict(fitted(parse_state(data, Path(origin).suffix), module))
     identity: dict[str, object] = {
         "source": origin, "architecture": {"name": name, "args": args, "num_classes": classes}
     }  # fmt: skip
-    if build.mean is not None or build.std is not None:
-        mean, std = [float(v) for v in build.mean or ()], [float(v) for v in build.std or ()]
+    if spec.mean is not None or spec.std is not None:
+        mean, std = [float(v) for v in spec.mean or ()], [float(v) for v in spec.std or ()]
         module = _normalized(module, mean, std, in_shape[0], source)
         identity["preprocess"] = {"mean": mean, "std": std}
     return Found(module.eval(), hashlib.sha256(data).hexdigest(), identity)

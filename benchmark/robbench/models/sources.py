@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from robbench.core.errors import ModelError
 
-__all__ = ["ALLOWED", "FORMS", "Build", "Source", "parse_source"]
+__all__ = ["ALLOWED", "FORMS", "Source", "parse_source"]
 
 FORMS = {
     "robustbench": "robustbench:NAME or robustbench:DATASET/THREAT/NAME",
@@ -54,27 +53,6 @@ class Source:
                 f"the other one in the source: {FORMS[self.kind]}, DATASET one of {', '.join(_ZOO['dataset'])}."
             )
         return given or implied
-
-
-@dataclass(frozen=True)
-class Build:
-    """How to turn bare weights into a model; for `file:` and `hf:` only.
-
-    Attributes:
-        architecture: a name of `ARCHITECTURES` with arguments, `wide_resnet:depth=28,widen_factor=10`.
-            `num_classes=K` is one more, needed where the images are not those of a known data set.
-        mean: per channel, of x in [0, 1]; goes with std.
-        std: per channel.
-    """
-
-    architecture: str | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-
-    @property
-    def given(self) -> bool:
-        """Whether anything of it was asked for."""
-        return any(v is not None for v in (self.architecture, self.mean, self.std))
 
 
 def parse_source(text: str) -> Source | None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
 from robbench.core.errors import ResultError
 from robbench.core.types import some_ids
+from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.progress import Reporter
-from robbench.evaluation.run import evaluate
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.run import make_run, run_here
+from robbench.recheck.recall import ReproduceFields, recall_spec
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import COLUMNS, differences, read_rows, result_folder
+from robbench.suite import CUSTOM, SuiteSource
 
 __all__ = ["Difference", "Reproduction", "reproduce"]
 
@@ -96,15 +99,10 @@ def reproduce(
     result: str | Path,
     model: str | nn.Module | None = None,
     *,
-    suite: str | None = None,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
-    architecture: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    suite: SuiteSource | None = None,
     samples: int | None = None,
     reporter: Reporter | None = None,
-    **options: Any,
+    **fields: Unpack[ReproduceFields],
 ) -> Reproduction:
     """Run a stored result again, with its batch width and seeds, and compare; the stored one is only read.
 
@@ -112,49 +110,39 @@ def reproduce(
         result: the folder of a result, or its result.json.
         model: what was measured, as `evaluate` took it; None means the registered model that the result names. A source
             is never loaded by the result's word alone.
-        suite: the suite's file, where it is not one of the built-in ones.
-        x: images that the result was measured on, if they were a user's own.
-        y: labels of `x`.
-        architecture: as for `evaluate`.
-        mean: as for `evaluate`.
-        std: as for `evaluate`.
+        suite: the suite's file or the list of attacks, where the suite is not one of the built-in ones.
         samples: compare only so many of the images; None means all of the result's.
         reporter: hears of progress.
-        **options: device, models and data_dir of `inputs.Options`.
+        **fields: x and y are the images and labels that the result was measured on, if they were a user's own.
+            architecture, mean, std, device, data_dir and models are those of `evaluate`.
 
     Raises:
         ResultError: there is no such result, or what was measured (weights, data, attacks ...) is not what is here: the
             differing fields are named.
         RobbenchError: the model, the data or the suite cannot be loaded.
     """
+    check_names(fields, ReproduceFields)
+    options = replace(Options.take(fields), samples=samples)
     path = Path(result)
     path = path / "result.json" if path.is_dir() else path
     stored = read_result(path)
     rows = read_rows(path.with_name("outcomes.parquet"))
-    own = model is not None and (not isinstance(model, str) or ":" in model)
-    n = min(samples or stored.n, stored.n)
-    asked = {key: stored.overrides[key] for key in ("norm", "eps", "gradients") if key in stored.overrides}
+    if stored.suite == CUSTOM and suite is None:
+        raise ResultError(f"{path}: its suite was a list of attacks; give the list again (in Python: suite=).")
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
-        again = evaluate(
-            _model_of(stored) if model is None else model,
-            suite or stored.suite,
-            x=x,
-            y=y,
-            dataset=stored.dataset if own else None,
-            name=stored.model if own else None,
-            architecture=architecture,
-            mean=mean,
-            std=std,
-            reporter=reporter,
-            expected=stored.identity,
-            samples=n,
+        options = replace(
+            options,
+            norm=stored.overrides.get("norm"),
+            eps=stored.overrides.get("eps"),
+            gradients=stored.overrides.get("gradients"),
+            samples=min(options.samples or stored.n, stored.n),
             seed=stored.seed,
             sample_seed=stored.identity.get("sample_seed"),
             lanes=stored.lanes,
             results=folder,
-            **asked,
-            **options,
         )
+        spec = recall_spec(stored, model, fields)
+        again = run_here(make_run(RunRequest(spec, suite or stored.suite, options, stored.identity), reporter))
         now = read_rows(result_folder(Path(folder), again) / "outcomes.parquet")
     verdicts, details = _compared(rows[rows["sample"].isin(now["sample"])], now)
     circumstances = [
@@ -164,17 +152,6 @@ def reproduce(
         for field, a, b in differences("", getattr(stored, name), getattr(again, name))
     ]
     return Reproduction(stored, again, again.n, verdicts, details, circumstances)
-
-
-def _model_of(stored: ResultFile) -> str:
-    about = stored.identity.get("model")
-    if not isinstance(about, dict) or "architecture" not in about or "source" in about:
-        origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
-        raise ResultError(
-            f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
-            "word: give the model as it was given to the run (--model; in Python: model=)."
-        )
-    return f"{stored.dataset}/{stored.model}"
 
 
 def _compared(stored: pd.DataFrame, again: pd.DataFrame) -> tuple[list[Difference], list[Difference]]:

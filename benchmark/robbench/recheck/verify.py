@@ -6,9 +6,9 @@ can show that there is nothing to find.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from robbench.classifier.checks import RANDOMIZED_DRAWS, answers, classify
 from robbench.classifier.prepare import Target
-from robbench.core.errors import ResultError, RobbenchError
+from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
 from robbench.core.types import Status
-from robbench.evaluation.inputs import Images, Options, resolve
-from robbench.models.sources import Build
+from robbench.evaluation.inputs import Images, resolve
+from robbench.evaluation.options import Options, check_names
+from robbench.recheck.recall import VerifyFields, recall_spec
 from robbench.results.adversarials import FILE, Adversarials, Points, read, row_digest
 from robbench.results.consistency import Finding, Verification, record_findings, summary_findings
 from robbench.results.schema import ResultFile, read_result
@@ -34,29 +35,16 @@ __all__ = ["Finding", "Verification", "verify"]
 _ROUNDING = 1e-4  # of the logits' length: what another kernel, width or device may change (as in target.py)
 
 
-def verify(
-    result: str | Path,
-    model: str | nn.Module | None = None,
-    *,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
-    architecture: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    **options: Any,
-) -> Verification:
+def verify(result: str | Path, model: str | nn.Module | None = None, **fields: Unpack[VerifyFields]) -> Verification:
     """Derive every break of a stored result again.
 
     Args:
         result: the folder of a result that was made with save_adversarials, or its result.json.
         model: what was measured, as `evaluate` took it; None means the registered model that the result names. A
             source is never loaded by the result's word alone.
-        x: images that the result was measured on, if they were a user's own.
-        y: labels of `x`.
-        architecture: as for `evaluate`.
-        mean: as for `evaluate`.
-        std: as for `evaluate`.
-        **options: device, lanes, data_dir and models of `inputs.Options`. The lanes are those of the run if left out.
+        **fields: x and y are the images and labels that the result was measured on, if they were a user's own.
+            architecture, mean, std, device, lanes, data_dir and models are those of `evaluate`; the lanes are those of
+            the run if left out.
 
     Returns:
         What is confirmed, and everything that does not hold.
@@ -65,17 +53,15 @@ def verify(
         ResultError: there is no result, or one without adversarial examples.
         RobbenchError: the model or the data cannot be loaded.
     """
-    unknown = set(options) - {"device", "lanes", "data_dir", "models"}
-    if unknown:
-        raise RobbenchError(f"Unknown option in {sorted(unknown)}; allowed: device, lanes, data_dir, models.")
+    check_names(fields, VerifyFields)
+    options = Options.take(fields)
     path = Path(result)
     path = path / "result.json" if path.is_dir() else path
     for needed in (path, path.with_name("outcomes.parquet")):
         if not needed.exists():
             raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.")
     stored = read_result(path)
-    chosen = Options(**options)
-    target, images = _resolved(stored, model, x, y, Build(architecture, mean, std), chosen)
+    target, images = resolve(recall_spec(stored, model, fields), options)
     try:
         rows = read_rows(path.with_name("outcomes.parquet")).astype(COLUMNS)
     except (ResultError, TypeError, ValueError) as error:
@@ -100,7 +86,7 @@ def verify(
         adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
     except ResultError as error:
         return Verification(stored, breaks, 0, [*refuted, Finding(str(error))], [])
-    check = _Check(stored, rows, target, images, Ball.of(threat), chosen.lanes or stored.lanes)
+    check = _Check(stored, rows, target, images, Ball.of(threat), options.lanes or stored.lanes)
     refuted += check.data()
     clean = list(check.clean())
     points = list(check.points(adversarials))
@@ -109,29 +95,6 @@ def verify(
     held = rows.loc[rows["status"] == Status.BROKEN, ["sample", "attack"]].itertuples(index=False, name=None)
     confirmed = sum(key not in doubted for key in held)
     return Verification(stored, breaks, confirmed, refuted, [f for f, close in [*clean, *points] if close])
-
-
-def _resolved(
-    stored: ResultFile,
-    model: str | nn.Module | None,
-    x: Tensor | None,
-    y: Tensor | None,
-    build: Build,
-    options: Options,
-) -> tuple[Target, Images]:
-    """Load what was measured."""
-    about = stored.identity.get("model")
-    if model is None:
-        if not isinstance(about, dict) or "architecture" not in about or "source" in about:
-            origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
-            raise ResultError(
-                f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
-                "word: give the model as it was given to the run (--model; in Python: model=)."
-            )
-        model = f"{stored.dataset}/{stored.model}"
-    own = not isinstance(model, str) or ":" in model
-    dataset = stored.dataset if own and x is None else None
-    return resolve(model, x, y, dataset, None, build, options)
 
 
 def _identity_findings(stored: ResultFile, target: Target, images: Images) -> Iterator[Finding]:

@@ -17,8 +17,9 @@ from robbench.results.locking import holder_of
 from robbench.results.records import COLUMNS, read_vouched
 from robbench.results.schema import ResultFile, read_result, read_validated
 from robbench.results.store import DESCRIPTION, result_paths
+from robbench.suite import CUSTOM
 
-__all__ = ["Description", "Run", "find_runs", "read_description"]
+__all__ = ["Description", "StoredRun", "find_runs", "read_description"]
 
 DESCRIPTION_VERSION = 1
 Positive = Annotated[int, Field(ge=1)]
@@ -77,7 +78,7 @@ def read_description(path: Path) -> Description:
 
 
 @dataclass(frozen=True)
-class Run:
+class StoredRun:
     """A run in a results tree.
 
     Attributes:
@@ -117,27 +118,27 @@ class Run:
         }
 
 
-def find_runs(root: Path) -> list[Run]:
+def find_runs(root: Path) -> list[StoredRun]:
     """List all runs of a results tree: unfinished ones first, then finished ones, each ordered by path."""
     return [*_unfinished(root), *_finished(root)]
 
 
-def _finished(root: Path) -> Iterator[Run]:
+def _finished(root: Path) -> Iterator[StoredRun]:
     for path in result_paths(root):
         aside = len(list(path.parent.glob("*.damaged*")))
         note = f"{aside} damaged files set aside" if aside else ""
         try:
             result = read_result(path)
         except ResultError as error:
-            yield Run(path.parent, "", "damaged", 0.0, None, str(error))
+            yield StoredRun(path.parent, "", "damaged", 0.0, None, str(error))
             continue
         if not path.with_name("outcomes.parquet").exists():
-            yield Run(path.parent, result.run_id, "damaged", 0.0, result, "outcomes.parquet is missing")
+            yield StoredRun(path.parent, result.run_id, "damaged", 0.0, result, "outcomes.parquet is missing")
             continue
-        yield Run(path.parent, result.run_id, "finished", 1.0, result, note)
+        yield StoredRun(path.parent, result.run_id, "finished", 1.0, result, note)
 
 
-def _unfinished(root: Path) -> Iterator[Run]:
+def _unfinished(root: Path) -> Iterator[StoredRun]:
     for partial in sorted(root.glob("*/*/*/.partial/*/")):
         folder = partial.parents[1]
         try:
@@ -145,7 +146,7 @@ def _unfinished(root: Path) -> Iterator[Run]:
             if digest(about.identity) != partial.name:
                 raise ResultError(f"{partial / DESCRIPTION} describes another run.")
         except (ResultError, ValueError) as error:
-            yield Run(folder, partial.name, "damaged", 0.0, None, f"{error} The command that began it goes on.")
+            yield StoredRun(folder, partial.name, "damaged", 0.0, None, f"{error} The command that began it goes on.")
             continue
         rows = 0
         for shard in partial.glob("*.parquet"):
@@ -155,13 +156,17 @@ def _unfinished(root: Path) -> Iterator[Run]:
                 continue
         holder = holder_of(root, folder)
         state = "running" if holder and _alive(holder) else "unfinished"
-        yield Run(folder, partial.name, state, min(1.0, rows / (about.n * about.stages)), about, _hindrance(about))
+        yield StoredRun(
+            folder, partial.name, state, min(1.0, rows / (about.n * about.stages)), about, _hindrance(about)
+        )
 
 
 def _hindrance(about: Description) -> str:
     """Say why a run is not continued on its description's word; empty if it is."""
     if about.model is None or about.own_images:
         return "begun in Python with a model or images of one's own: call evaluate again"
+    if about.suite == CUSTOM:
+        return "begun in Python with a list of attacks: call evaluate again"
     if ":" in about.model and not about.model.startswith("file:"):
         return f"{about.model} is code or a download, not loaded on a file's word: give its command again"
     return ""

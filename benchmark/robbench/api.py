@@ -1,0 +1,278 @@
+"""The public functions of robbench, as `robbench.NAME`. docs/api.md shows all of them.
+
+Each is a thin layer over the folder that does the work. It takes lists of radii where that makes sense, and it warns
+(`RobustnessWarning`) where a result carries flags, so that nobody reads a number without its caveat.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import TypeAlias, Unpack, overload
+
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks import Attack
+from robbench.classifier.checks import check_images
+from robbench.core.errors import RobbenchError
+from robbench.core.types import Judge
+from robbench.data.sets import load
+from robbench.evaluation import run
+from robbench.evaluation.attack_images import AttackFields, AttackOutcome, attack_images
+from robbench.evaluation.options import Options, OtherFields
+from robbench.evaluation.progress import Reporter
+from robbench.models.card import Registry
+from robbench.models.load import load_model as load_card
+from robbench.models.load_source import load_source
+from robbench.models.schema import DATASETS
+from robbench.models.spec import ModelSpec, SpecFields
+from robbench.results.schema import ResultFile
+from robbench.suite import SuiteSource
+
+__all__ = ["RobustnessWarning", "attack", "clean_accuracy", "evaluate", "load_data", "load_model"]
+
+
+class EvaluateFields(SpecFields, OtherFields, total=False):
+    """The keyword arguments of `evaluate`: the fields of `ModelSpec`, and of `Options` but eps."""
+
+
+Radii: TypeAlias = list[float] | list[str] | list[str | float] | tuple[str | float, ...]
+"""Several radii: a list or a tuple of numbers and texts. (Not `Sequence`, of which a single text is one, too.)"""
+
+
+class RobustnessWarning(UserWarning):
+    """A robust accuracy carries a flag: something about the model makes the number hard to trust."""
+
+
+def load_model(
+    name: str,
+    *,
+    dataset: str | None = None,
+    architecture: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    models: Sequence[str | Path] = (),
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Load a model: images [N, C, H, W] in [0, 1] -> logits [N, K], in eval mode, parameters frozen.
+
+    Args:
+        name: a registered name (`digits/at`; `robbench list models`), or a source such as `file:PATH` or `timm:NAME`
+            (docs/models.md).
+        dataset: for a source, the data set whose images and classes the model is for.
+        architecture: for `file:` and `hf:`, the network, such as "wide_resnet:depth=28,widen_factor=10".
+        mean: for `file:` and `hf:`, per channel of images in [0, 1]; the normalization becomes a part of the module.
+        std: goes with mean.
+        models: further folders of cards.
+        device: where the module goes.
+
+    Raises:
+        RobbenchError: there is no such model, its weights are missing or damaged, or the arguments do not fit it.
+    """
+    given = {"dataset": dataset, "architecture": architecture, "mean": mean, "std": std}
+    spec = ModelSpec.take(name, given)
+    if spec.source is None:
+        module = load_card(Registry.default([Path(m) for m in models]).find(name)).module
+    else:
+        known = spec.source.test_set(dataset)
+        if known not in DATASETS:
+            raise RobbenchError(
+                f"load_model({name!r}): dataset {known!r} given; a source needs the data set that its images and "
+                f"classes are those of: {', '.join(DATASETS)}."
+            )
+        facts = DATASETS[known]
+        module = load_source(spec, facts.in_shape, facts.num_classes).module
+    return module.to(device).eval().requires_grad_(False)
+
+
+def load_data(
+    name: str,
+    n: int | None = None,
+    *,
+    split: str = "test",
+    data_dir: str | Path | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Load images [N, C, H, W] float32 in [0, 1] and labels [N] int64, in official order.
+
+    Args:
+        name: digits, mnist, fashion_mnist, cifar10 or cifar100 (`robbench list datasets`).
+        n: the first n images; None means all.
+        split: test or train.
+        data_dir: where the data sets are; None means ROBBENCH_DATA. digits needs neither.
+
+    Raises:
+        DataError: the name or split is unknown, or files are missing or damaged.
+    """
+    if split not in ("test", "train"):
+        raise RobbenchError(f"split: {split!r} given; allowed: test, train.")
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise RobbenchError(f"n: {n!r} given; allowed: a whole number, at least 1, or None.")
+    data = load(name, "train" if split == "train" else "test", data_dir)
+    x = torch.from_numpy(data.x[:n]).to(torch.float32) / data.scale
+    return x, torch.from_numpy(data.y[:n])
+
+
+def clean_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 256) -> float:
+    """Compute the share of images that a module classifies correctly, in [0, 1].
+
+    Args:
+        model: in eval mode, [N, C, H, W] in [0, 1] -> logits [N, K]; it is asked on its own device.
+        x: images [N, C, H, W] in [0, 1].
+        y: labels [N], integers.
+        batch: images per forward pass.
+    """
+    check_images(x, y)
+    device = next((p.device for p in model.parameters()), x.device)
+    with torch.no_grad():
+        parts = zip(x.split(batch), y.split(batch), strict=True)  # type: ignore[no-untyped-call]
+        right = sum(int((model(a.to(device)).argmax(1).cpu() == b.cpu()).sum()) for a, b in parts)
+    return right / len(y)
+
+
+@overload
+def attack(
+    model: str | nn.Module,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: str | float,
+    judge: Judge = "any",
+    **fields: Unpack[AttackFields],
+) -> AttackOutcome: ...
+
+
+@overload
+def attack(
+    model: str | nn.Module,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Radii,
+    judge: Judge = "any",
+    **fields: Unpack[AttackFields],
+) -> list[AttackOutcome]: ...
+
+
+def attack(
+    model: str | nn.Module,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: str | float | Radii,
+    judge: Judge = "any",
+    **fields: Unpack[AttackFields],
+) -> AttackOutcome | list[AttackOutcome]:
+    """Run one attack on a batch of images, and judge every point that it proposes. Nothing is written to disk.
+
+    Args:
+        model: a module in eval mode that maps images [N, C, H, W] in [0, 1] to logits [N, K], or a source.
+        attack: one of `robbench.attacks`, such as PGD(steps=40).
+        x: images [N, C, H, W] in [0, 1].
+        y: labels [N], integers.
+        eps: radius in [0, 1] pixel units, "8/255" or 0.3; a list of radii gives a list of outcomes.
+        judge: "any" point that is queried may break an image, or only the "final" one of each restart.
+        **fields: norm (Linf, L2 or L1), seed, lanes, gradients and device, as for `evaluate`.
+
+    Returns:
+        x_adv, broken, distance and more of each image (`AttackOutcome`).
+
+    Raises:
+        RobbenchError: the model, the images or an option do not allow an honest number; the sentence says why.
+
+    Warns:
+        RobustnessWarning: for every flag of the outcome.
+    """
+    if isinstance(eps, str | Real):
+        outcome = attack_images(model, attack, x, y, eps=eps, judge=judge, **fields)
+        warn_of_flags(outcome.flags)
+        return outcome
+    outcomes = [attack_images(model, attack, x, y, eps=e, judge=judge, **fields) for e in list_radii(eps)]
+    warn_of_flags({key: text for outcome in outcomes for key, text in outcome.flags.items()})
+    return outcomes
+
+
+@overload
+def evaluate(
+    model: str | nn.Module,
+    suite: SuiteSource = "whitebox",
+    *,
+    eps: str | float | None = None,
+    reporter: Reporter | None = None,
+    **fields: Unpack[EvaluateFields],
+) -> ResultFile: ...
+
+
+@overload
+def evaluate(
+    model: str | nn.Module,
+    suite: SuiteSource = "whitebox",
+    *,
+    eps: Radii,
+    reporter: Reporter | None = None,
+    **fields: Unpack[EvaluateFields],
+) -> list[ResultFile]: ...
+
+
+def evaluate(
+    model: str | nn.Module,
+    suite: SuiteSource = "whitebox",
+    *,
+    eps: str | float | Radii | None = None,
+    reporter: Reporter | None = None,
+    **fields: Unpack[EvaluateFields],
+) -> ResultFile | list[ResultFile]:
+    """Measure the robust accuracy of a model under a suite of attacks.
+
+    Args:
+        model: a registered model's name (`digits/natural`), a source of models without a card (`file:PATH`, `hf:REPO`,
+            `timm:NAME`, `robustbench:NAME`, `package.module:function`; see docs/models.md), or any module in eval mode
+            that maps images [N, C, H, W] in [0, 1] to logits [N, K].
+        suite: a suite's name (`robbench list suites`), the path of a suite file, or a list of attacks:
+            `[PGD(steps=40), FGSM()]`.
+        eps: radius in [0, 1] pixel units, "8/255" or 0.3; None takes the suite's for the data set. A list of radii
+            gives a list of results.
+        reporter: hears of progress.
+        **fields: x, y, dataset, name, architecture, mean and std say more about the model (`models.spec.ModelSpec`).
+            norm, samples, sample_seed, seed, lanes, gradients, device, data_dir, models, results, overwrite,
+            save_adversarials and wait say more about the run (`evaluation.options.Options`).
+
+    Returns:
+        The result, as it is stored in result.json.
+
+    Raises:
+        RobbenchError: the model, the data or the options do not allow an honest number; the sentence says why.
+
+    Warns:
+        RobustnessWarning: for every flag of the result.
+    """
+    if eps is None or isinstance(eps, str | Real):
+        result = run.evaluate(model, suite, reporter=reporter, eps=eps, **fields)
+        warn_of_flags(result.flags)
+        return result
+    results = [run.evaluate(model, suite, reporter=reporter, eps=e, **fields) for e in list_radii(eps)]
+    warn_of_flags({key: text for result in results for key, text in result.flags.items()})
+    return results
+
+
+def list_radii(eps: object) -> list[str | float]:
+    """Check a list of radii before anything runs.
+
+    Raises:
+        RobbenchError: it is no list, it is empty, or one of its entries is not a radius.
+    """
+    radii = list(eps) if isinstance(eps, Iterable) else []
+    if not radii:
+        raise RobbenchError(f'eps: {eps!r} given; allowed: a radius such as "8/255" or 0.3, or a list of radii.')
+    return [Options(eps=radius).eps or radius for radius in radii]
+
+
+def warn_of_flags(flags: dict[str, str]) -> None:
+    """Warn once of each flag, at the line that called the public function."""
+    for name, text in flags.items():
+        warnings.warn(f"{name}: {text}", RobustnessWarning, stacklevel=3)

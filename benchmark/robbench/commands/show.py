@@ -1,0 +1,106 @@
+"""`robbench show` and `robbench verify`: what is stored, and whether it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robbench.commands.options import (
+    SOURCES,
+    Architecture,
+    DataDir,
+    Device,
+    Json,
+    Mean,
+    Models,
+    Results,
+    Std,
+    per_channel,
+)
+
+if TYPE_CHECKING:
+    from robbench.results.schema import ResultFile
+
+__all__ = ["as_object", "show", "verify_result"]
+
+
+def as_object(result: ResultFile, results: Path) -> dict[str, Any]:
+    """Say a result as JSON, with what stands beside a robust accuracy wherever it is printed."""
+    from robbench.masking.record import Verdicts
+    from robbench.report.leaderboard import overestimation
+
+    trust = {"verdict": Verdicts(results).of(result), "overestimation": overestimation(result)}
+    return result.model_dump(mode="json") | trust
+
+
+def show(
+    model: Annotated[str, typer.Argument(help="A model's name, such as digits/natural.")],
+    models: Models = None,
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Show a model's card, and its stored results."""
+    from robbench.models.card import Registry
+    from robbench.results.schema import read_result
+
+    entry = Registry.default(models or []).find(model)
+    stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
+    if as_json:
+        card = entry.card.model_dump(mode="json")
+        described = [as_object(r, results) for r in stored]
+        print(json.dumps({"model": entry.full_name, "card": card, "results": described}, indent=2))
+        return
+    print(f"# {entry.full_name}  ({entry.path})\n")
+    print(entry.path.read_text(encoding="utf-8"))
+    if stored:
+        from robbench.report.terminal import print_results
+
+        print_results(stored, results)
+    else:
+        print(f"No results yet: robbench eval --model {entry.full_name}")
+
+
+def verify_result(
+    result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"What was measured, if it has no card: {SOURCES}.")
+    ] = None,
+    architecture: Architecture = None,
+    mean: Mean = None,
+    std: Std = None,
+    lanes: Annotated[int | None, typer.Option(help="Batch width; that of the run if left out.")] = None,
+    device: Device = "auto",
+    models: Models = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Derive every break of a stored result again, without attacking.
+
+    Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
+    """
+    from robbench.recheck.verify import verify
+
+    v = verify(
+        result,
+        model,
+        architecture=architecture,
+        mean=per_channel("--mean", mean),
+        std=per_channel("--std", std),
+        lanes=lanes,
+        device=device,
+        models=models or [],
+        data_dir=data_dir,
+    )
+    if as_json:
+        print(json.dumps(v.as_json(), indent=2, ensure_ascii=False))
+    else:
+        for finding in v.refuted:
+            print(f"refuted: {finding}")
+        for finding in v.borderline:
+            print(f"within rounding: {finding}")
+        print(v)
+    if v.refuted:
+        raise typer.Exit(1)

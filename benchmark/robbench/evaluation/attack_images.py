@@ -1,0 +1,158 @@
+"""One attack on a batch of images, in memory: what `robbench.attack` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks import Attack
+from robbench.classifier.batch_width import Widths
+from robbench.classifier.checks import classify
+from robbench.core.errors import RobbenchError
+from robbench.core.machine import keep_freed_memory
+from robbench.core.threat import Ball
+from robbench.core.types import JUDGES, Judge
+from robbench.engine.engine import Rows
+from robbench.evaluation.inputs import resolve
+from robbench.evaluation.options import Options, check_names
+from robbench.evaluation.setup import Setup
+from robbench.evaluation.stages import run_stage
+from robbench.models.spec import ModelSpec
+from robbench.suite import Suite
+
+__all__ = ["AttackFields", "AttackOutcome", "attack_images"]
+
+
+class AttackFields(TypedDict, total=False):
+    """The options of an attack on images in memory; `Options` says what they mean."""
+
+    norm: str
+    seed: int
+    lanes: int | None
+    gradients: str | None
+    device: str | torch.device
+
+
+@dataclass(frozen=True, eq=False)
+class AttackOutcome:
+    """What one attack did to N images. Tensors are on the CPU.
+
+    Attributes:
+        x_adv: an adversarial example of every broken image, and the clean image of every other one, [N, C, H, W].
+        broken: whether the judge confirmed an adversarial example, [N] bool.
+        misclassified: whether the model errs on the clean image, which is not attacked then, [N] bool.
+        prediction: the class at `x_adv` of broken and misclassified images; of robust ones the class at the last point
+            that was queried, [N] int64.
+        distance: ‖x_adv − x‖ in the attack's norm, NaN where the image is not broken, [N] float64.
+        forwards: forward passes of each image, [N] int64.
+        backwards: backward passes of each image, [N] int64.
+        flags: what to know before the numbers are trusted: name of a problem -> sentence.
+    """
+
+    x_adv: Tensor
+    broken: Tensor
+    misclassified: Tensor
+    prediction: Tensor
+    distance: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    flags: dict[str, str]
+
+    @property
+    def robust(self) -> Tensor:
+        """Whether the image is classified correctly and withstood the attack, [N] bool."""
+        return ~(self.broken | self.misclassified)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of images that the model classifies correctly, in [0, 1]."""
+        return float((~self.misclassified).double().mean())
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of images that are robust, in [0, 1]: an upper bound, because a stronger attack may break more."""
+        return float(self.robust.double().mean())
+
+    def __repr__(self) -> str:
+        """Print the accuracies, not the tensors."""
+        clean, robust = 100 * self.clean_accuracy, 100 * self.robust_accuracy
+        flags = f", flags: {', '.join(self.flags)}" if self.flags else ""
+        return f"AttackOutcome({len(self.broken)} images: {clean:.1f} % clean, {robust:.1f} % robust{flags})"
+
+
+def attack_images(
+    model: str | nn.Module,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: str | float,
+    judge: Judge = "any",
+    **fields: Unpack[AttackFields],
+) -> AttackOutcome:
+    """Run one attack on images, and judge every point that it proposes. Nothing is written to disk.
+
+    The verdicts are those of `evaluate(model, [attack], x=x, y=y, eps=eps)`.
+
+    Args:
+        model: a module in eval mode that maps images [N, C, H, W] in [0, 1] to logits [N, K], or a source.
+        attack: one of `robbench.attacks`, such as PGD(steps=40).
+        x: images [N, C, H, W] in [0, 1].
+        y: labels [N], integers.
+        eps: radius in [0, 1] pixel units, "8/255" or 0.3.
+        judge: "any" point that is queried may break an image, or only the "final" one of each restart.
+        **fields: norm (Linf, L2 or L1), seed, lanes, gradients and device, as for `evaluate`.
+
+    Raises:
+        RobbenchError: the model, the images or an option do not allow an honest number; the sentence says why.
+    """
+    keep_freed_memory()
+    check_names(fields, AttackFields)
+    if judge not in JUDGES:
+        raise RobbenchError(f"judge: {judge!r} given; allowed: {', '.join(JUDGES)}.")
+    options = Options.take({"norm": "Linf", **fields, "eps": eps})
+    target, images = resolve(ModelSpec.take(model, {"x": x, "y": y}), options)
+    setup = Setup(target, images, replace(Suite.of([attack]), judge=judge), options, None)
+    ball, all_x, labels = Ball.of(setup.threat), images.x(np.arange(len(images.y))), images.y
+    first, flags = classify(target, all_x, labels, images.num_classes, setup.lanes)
+    misclassified, prediction = torch.from_numpy(first) != labels, torch.from_numpy(first)
+    outcome = AttackOutcome(
+        x_adv=all_x.clone(),
+        broken=torch.zeros(len(labels), dtype=torch.bool),
+        misclassified=misclassified,
+        prediction=prediction.clone(),
+        distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
+        forwards=torch.zeros(len(labels), dtype=torch.int64),
+        backwards=torch.zeros(len(labels), dtype=torch.int64),
+        flags=flags,
+    )
+
+    def take(rows: Rows) -> None:
+        at = torch.from_numpy(rows.sample)
+        for name in ("broken", "prediction", "distance", "forwards", "backwards"):
+            getattr(outcome, name)[at] = torch.from_numpy(getattr(rows, name))
+        assert rows.x_adv is not None
+        outcome.x_adv[at] = rows.x_adv.cpu()
+
+    right = np.flatnonzero(~misclassified.numpy())
+    if len(right):
+        run_stage(
+            setup.stages[0],
+            target,
+            images,
+            all_x[right],
+            labels[right],
+            images.index[right],
+            ball,
+            widths=Widths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse),
+            judge=judge,
+            deterministic="randomized" not in flags,
+            on_rows=take,
+            on_narrow=lambda width, reason: None,
+            keep_adversarials=True,
+        )
+    return outcome

@@ -1,0 +1,201 @@
+"""What a run may ask for beyond model and suite, checked before anything is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Rational, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from robbench.core.errors import RobbenchError, SuiteError, unknown_name
+from robbench.core.numbers import parse_eps, parse_threat
+from robbench.core.types import NORMS
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["OptionFields", "Options", "OtherFields", "check_names"]
+
+
+class OtherFields(TypedDict, total=False):
+    """The fields of `Options` but eps, for functions that take several radii."""
+
+    norm: str | None
+    samples: int | None
+    sample_seed: int | None
+    seed: int
+    lanes: int | None
+    gradients: str | None
+    device: str | torch.device
+    data_dir: str | Path | None
+    models: Sequence[str | Path]
+    results: str | Path | None
+    overwrite: bool
+    save_adversarials: bool
+    wait: bool
+
+
+class OptionFields(OtherFields, total=False):
+    """The fields of `Options`, for the signatures of public functions."""
+
+    eps: str | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run may ask for beyond model and suite.
+
+    Attributes:
+        norm: overrides the suite's norm; goes with eps.
+        eps: overrides the suite's radius ("8/255", 0.3), in [0, 1] pixel units.
+        samples: the first N in official order; None means all.
+        sample_seed: draw the N samples at random with this seed instead.
+        seed: seed of the attacks' random numbers.
+        lanes: batch width; None chooses by image size and device.
+        gradients: "bfloat16" computes gradients, and the logits that come with them, in bfloat16, which is faster where
+            the hardware has it. What is judged stays in the precision of the images.
+        device: auto, cpu, cuda or cuda:i; a torch.device becomes its name.
+        data_dir: where the data sets are; None means ROBBENCH_DATA.
+        models: further model registries.
+        results: results tree; None keeps nothing on disk.
+        overwrite: replace a stored result of a different run instead of refusing.
+        save_adversarials: store the adversarial example of every break too, beside the result. It is not part of what
+            was measured: a run goes on with it or without, and keeps saving once it has begun.
+        wait: where another process works on the same result, wait for it instead of refusing.
+
+    Raises:
+        RobbenchError: a field has the wrong type or value, or two of them do not go together.
+    """
+
+    norm: str | None = None
+    eps: str | float | None = None
+    samples: int | None = None
+    sample_seed: int | None = None
+    seed: int = 0
+    lanes: int | None = None
+    gradients: str | None = None
+    device: str = "auto"
+    data_dir: str | Path | None = None
+    models: Sequence[str | Path] = ()
+    results: str | Path | None = None
+    overwrite: bool = False
+    save_adversarials: bool = False
+    wait: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field, and bring it to its own type."""
+        for name, read in _READERS.items():
+            object.__setattr__(self, name, read(name, getattr(self, name)))
+        if self.norm is not None and self.eps is None:
+            raise SuiteError(f"--norm {self.norm} given without --eps: a radius of one norm means nothing in another.")
+        if self.norm is not None and self.eps is not None:
+            try:
+                parse_threat(self.norm, self.eps)
+            except ValueError as error:
+                raise SuiteError(str(error)) from None
+        if self.save_adversarials and self.results is None:
+            raise RobbenchError("save_adversarials given without results: say where to (results=DIR).")
+
+    @classmethod
+    def take(cls, given: Mapping[str, Any]) -> Options:
+        """Make options of the fields among these keyword arguments that belong to them."""
+        return cls(**{key: given[key] for key in OptionFields.__annotations__ if key in given})
+
+
+def check_names(given: Collection[str], *allowed: type) -> None:
+    """Refuse keyword arguments that none of these typed dictionaries has.
+
+    Raises:
+        RobbenchError: the first unknown name, with the known names that are close to it.
+    """
+    known = [name for fields in allowed for name in fields.__annotations__]
+    for name in given:
+        if name not in known:
+            raise RobbenchError(unknown_name("option", name, known))
+
+
+def _read_choice(error: type[RobbenchError], *allowed: str) -> Callable[[str, Any], str | None]:
+    def read(name: str, value: Any) -> str | None:
+        if value is None or (isinstance(value, str) and value in allowed):
+            return value
+        raise error(f"{name}: {value!r} given; allowed: {', '.join(allowed)}, or None.")
+
+    return read
+
+
+def _read_integer(least: int, *, optional: bool = True) -> Callable[[str, Any], int | None]:
+    def read(name: str, value: Any) -> int | None:
+        if value is None and optional:
+            return None
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            rest = ", or None" if optional else ""
+            raise RobbenchError(f"{name}: {value!r} given; allowed: a whole number, at least {least}{rest}.")
+        return int(value)
+
+    return read
+
+
+def _read_eps(name: str, value: Any) -> str | float | None:
+    if isinstance(value, Rational) and not isinstance(value, bool):
+        value = str(value)
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        value = float(str(value))  # the decimal that it prints as, of a numpy number too
+    if value is not None and not isinstance(value, str | float):
+        raise RobbenchError(f'{name}: {value!r} given; allowed: one radius, such as "8/255" or 0.3, or None.')
+    try:
+        if value is not None:
+            parse_eps(value)
+    except ValueError as error:
+        raise SuiteError(f"{error}.") from None
+    return value
+
+
+def _read_device(name: str, value: Any) -> str:
+    if (type(value).__module__, type(value).__name__) == ("torch", "device"):
+        return str(value)
+    if not isinstance(value, str):
+        raise RobbenchError(f"{name}: {value!r} given; allowed: auto, cpu, cuda, cuda:i, or a torch.device.")
+    return value
+
+
+def _read_path(name: str, value: Any) -> str | Path | None:
+    if value is None or isinstance(value, str | Path):
+        return value
+    if isinstance(value, os.PathLike) and isinstance(path := os.fspath(value), str):
+        return path
+    raise RobbenchError(f"{name}: {value!r} given; allowed: a path, or None.")
+
+
+def _read_paths(name: str, value: Any) -> tuple[str | Path, ...]:
+    if isinstance(value, str | os.PathLike) or not isinstance(value, Sequence):
+        raise RobbenchError(f"{name}: {value!r} given; allowed: a list of paths.")
+    paths = [_read_path(f"{name}[{i}]", path) for i, path in enumerate(value)]
+    if any(path is None for path in paths):
+        raise RobbenchError(f"{name}: {value!r} given; allowed: a list of paths.")
+    return tuple(path for path in paths if path is not None)
+
+
+def _read_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RobbenchError(f"{name}: {value!r} given; allowed: True or False.")
+    return value
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "norm": _read_choice(SuiteError, *NORMS),
+    "eps": _read_eps,
+    "samples": _read_integer(1),
+    "sample_seed": _read_integer(0),
+    "seed": _read_integer(0, optional=False),
+    "lanes": _read_integer(1),
+    "gradients": _read_choice(RobbenchError, "bfloat16"),
+    "device": _read_device,
+    "data_dir": _read_path,
+    "models": _read_paths,
+    "results": _read_path,
+    "overwrite": _read_flag,
+    "save_adversarials": _read_flag,
+    "wait": _read_flag,
+}

@@ -1,0 +1,97 @@
+"""One model, one suite and options, as a user asks for them: what a run is made of. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from robbench.evaluation.options import OptionFields, Options, check_names
+from robbench.models.spec import ModelSpec, SpecFields
+from robbench.results.run_files import DESCRIPTION_VERSION, Description
+from robbench.suite import CUSTOM, Suite
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robbench.attacks import Attack
+
+__all__ = ["RunFields", "RunRequest"]
+
+
+class RunFields(SpecFields, OptionFields, total=False):
+    """The keyword arguments of `evaluate`: the fields of `ModelSpec` and of `Options`."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunRequest:
+    """A run that is asked for.
+
+    Attributes:
+        spec: the model and its images.
+        suite: a suite's name, the path of a suite file, a list of attacks, or a suite.
+        options: everything else.
+        expected: the identity that the run must have; a run with another one is refused.
+    """
+
+    spec: ModelSpec
+    suite: str | Path | Suite | Sequence[Attack] = "whitebox"
+    options: Options = field(default_factory=Options)
+    expected: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: str | nn.Module,
+        suite: str | Path | Suite | Sequence[Attack] = "whitebox",
+        **fields: Unpack[RunFields],
+    ) -> Self:
+        """Make a request of the arguments of `evaluate`.
+
+        Raises:
+            RobbenchError: a name is unknown, or a value is not allowed.
+        """
+        check_names(fields, RunFields)
+        return cls(ModelSpec.take(model, fields), suite, Options.take(fields))
+
+    @classmethod
+    def again(cls, about: Description, place: Mapping[str, Any]) -> Self:
+        """Ask again for a run that was begun; `place` holds the options that a description leaves open."""
+        asked = about.asked() | dict(place)
+        spec = ModelSpec.take(asked["model"], asked)
+        return cls(spec, about.suite, Options.take(asked), about.identity)
+
+    def describe(self) -> dict[str, Any]:
+        """Put down what was asked for; `n`, `stages`, `date` and `identity` come to it when the run begins."""
+        spec, options = self.spec, self.options
+        asked = spec.model if isinstance(spec.model, str) else None
+        if asked is not None and asked.startswith("file:"):
+            asked = f"file:{Path(asked.removeprefix('file:')).expanduser().resolve()}"
+        return {
+            "version": DESCRIPTION_VERSION,
+            "model": asked,
+            "own_images": spec.x is not None,
+            "suite": self._describe_suite(),
+            "dataset": spec.dataset,
+            "name": spec.name,
+            "architecture": spec.architecture,
+            "mean": None if spec.mean is None else list(spec.mean),
+            "std": None if spec.std is None else list(spec.std),
+            "norm": options.norm,
+            "eps": None if options.eps is None else str(options.eps),
+            "samples": options.samples,
+            "sample_seed": options.sample_seed,
+            "seed": options.seed,
+            "lanes": options.lanes,
+            "gradients": options.gradients,
+            "models": [str(Path(m).resolve()) for m in options.models],
+            "data_dir": None if options.data_dir is None else str(Path(options.data_dir).resolve()),
+            "save_adversarials": options.save_adversarials,
+        }
+
+    def _describe_suite(self) -> str:
+        if isinstance(self.suite, str | Path):
+            text = str(self.suite)
+            return str(Path(text).resolve()) if text.endswith(".toml") else text
+        return self.suite.name if isinstance(self.suite, Suite) else CUSTOM

@@ -1,0 +1,143 @@
+"""What a run measures: a model, images, a suite and options brought together, and the identity that follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from robbench.classifier.batch_width import default_lanes
+from robbench.classifier.prepare import Target
+from robbench.core.errors import DataError, SuiteError
+from robbench.core.numbers import parse_threat
+from robbench.core.types import Threat
+from robbench.evaluation.inputs import Images, select
+from robbench.evaluation.options import Options
+from robbench.evaluation.stages import ready_stages
+from robbench.evaluation.worker import Place
+from robbench.results.schema import SCHEMA_VERSION, ResultFile
+from robbench.results.summary import summarize
+from robbench.suite import Suite
+
+__all__ = ["Setup"]
+
+ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
+
+
+class Setup:
+    """A model, images, a suite and options, brought together.
+
+    Args:
+        target: the model.
+        images: the whole test set.
+        suite: the attacks.
+        options: what else was asked for.
+        device: where the workers are; None means where the target is.
+
+    Attributes:
+        threat: the norm and the radius.
+        stages: the attacks, made for this threat, in the order of the suite.
+        positions: of the images to attack in the test set, [n].
+        index: official indices of the same images, [n].
+        lanes: batch width.
+        coarse: whether gradients are computed in bfloat16.
+
+    Raises:
+        RobbenchError: they do not go together.
+    """
+
+    def __init__(
+        self, target: Target, images: Images, suite: Suite, options: Options, device: torch.device | None
+    ) -> None:
+        self.target, self.images, self.suite, self.options = target, images, suite, options
+        self.coarse = options.gradients is not None
+        if self.coarse and images.dtype != torch.float32:
+            raise DataError(f"gradients in {options.gradients} given with images in {images.dtype}; allowed: float32.")
+        self.threat = _choose_threat(suite, images.dataset, options)
+        self.stages = ready_stages(suite, self.threat, target, images, options)
+        self.positions = select(len(images.y), options)
+        self.index = images.index[self.positions]
+        self.lanes = options.lanes or default_lanes(images.x(np.arange(1)).shape[1:], device or target.device)
+        self._described = {s.name: s.describe() for s in self.stages}
+
+    def title(self) -> str:
+        """Name the run as people speak of it."""
+        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
+
+    def overrides(self) -> dict[str, str]:
+        """List the options that change what the suite says."""
+        given = {key: getattr(self.options, key) for key in ("norm", "eps", "sample_seed", "gradients")}
+        changed = {key: str(value) for key, value in given.items() if value is not None}
+        return changed | ({"seed": str(self.options.seed)} if self.options.seed else {})
+
+    def identity(self) -> dict[str, Any]:
+        """Name everything that determines a verdict; batch width, device and number of samples do not."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "engine": ENGINE_VERSION,
+            "model": self.target.identity,
+            "weights": self.target.weights,
+            "data": self.images.digest,
+            "dtype": str(self.images.dtype),
+            "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode},
+            "attacks": [{"name": name, **about} for name, about in self._described.items()],
+            "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},
+            "seed": self.options.seed,
+            "sample_seed": self.options.sample_seed,
+        } | ({"gradients": self.options.gradients} if self.coarse else {})
+
+    def order_samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Order sample ids as the run selects them: officially, or as they were drawn."""
+        order = self.images.index[select(len(self.images.y), self.options, everything=True)]
+        kept: NDArray[np.int64] = order[np.isin(order, samples)]
+        return kept
+
+    def summarize(
+        self, samples: NDArray[np.int64], rows: pd.DataFrame, flags: dict[str, str], place: Place, date: str
+    ) -> ResultFile:
+        """Make the result for these samples.
+
+        Args:
+            samples: official indices, [n].
+            rows: their records, and perhaps those of others (`store.COLUMNS`).
+            flags: name of a problem -> sentence.
+            place: what it was measured on.
+            date: when, UTC, ISO 8601.
+        """
+        total, options = len(self.images.y), self.options
+        if options.sample_seed is not None:
+            selection = f"{len(samples)} of {total} drawn with sample seed {options.sample_seed}"
+        else:
+            selection = f"all {total}" if len(samples) == total else f"first {len(samples)} of {total}"
+        return summarize(
+            rows[rows["sample"].isin(samples)],
+            attacks=self._described,
+            flags=flags,
+            identity=self.identity(),
+            model=self.target.name,
+            dataset=self.images.dataset,
+            threat=self.threat,
+            suite=self.suite,
+            seed=options.seed,
+            overrides=self.overrides(),
+            selection=selection,
+            lanes=self.lanes,
+            hardware=place.hardware,
+            versions=place.versions,
+            environment=place.environment,
+            date=date,
+            paper=dict(self.target.paper),
+        )
+
+
+def _choose_threat(suite: Suite, dataset: str, options: Options) -> Threat:
+    if options.eps is None:
+        return suite.threat(dataset)
+    norm = options.norm or (suite.threats[dataset].norm if dataset in suite.threats else "Linf")
+    try:
+        return parse_threat(norm, options.eps)
+    except ValueError as error:
+        raise SuiteError(str(error)) from None

@@ -1,0 +1,62 @@
+"""Which model a stored result is about, and how it is given again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from robbench.core.errors import ResultError
+from robbench.models.spec import ModelSpec
+from robbench.results.schema import ResultFile
+
+__all__ = ["ReproduceFields", "VerifyFields", "recall_spec"]
+
+
+class ReproduceFields(TypedDict, total=False):
+    """The keyword arguments of `reproduce` that `evaluate` has too."""
+
+    x: Tensor | None
+    y: Tensor | None
+    architecture: str | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    device: str | torch.device
+    data_dir: str | Path | None
+    models: Sequence[str | Path]
+
+
+class VerifyFields(ReproduceFields, total=False):
+    """The keyword arguments of `verify` that `evaluate` has too."""
+
+    lanes: int | None
+
+
+def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mapping[str, Any]) -> ModelSpec:
+    """Name the model of a result, and its images.
+
+    Args:
+        stored: the result.
+        model: what was measured, as `evaluate` took it; None means the registered model that the result names.
+        fields: x, y, architecture, mean and std of `ModelSpec`.
+
+    Raises:
+        ResultError: the model is not given, and the result is not about a registered one. A source is never loaded by
+            the result's word alone.
+        RobbenchError: the fields do not go with the model.
+    """
+    if model is None:
+        about = stored.identity.get("model")
+        if not isinstance(about, dict) or "architecture" not in about or "source" in about:
+            origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
+            raise ResultError(
+                f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
+                "word: give the model as it was given to the run (--model; in Python: model=)."
+            )
+        return ModelSpec.take(f"{stored.dataset}/{stored.model}", fields)
+    if isinstance(model, str) and ":" not in model:
+        return ModelSpec.take(model, fields)
+    return ModelSpec.take(model, {**fields, "dataset": stored.dataset, "name": stored.model})
