@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from robbench.evaluation.run import evaluate
-from test_resume import killed_runs
+from support.killing import killed_runs
 
 
 def main() -> None:

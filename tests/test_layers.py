@@ -1,6 +1,7 @@
-"""The structure of the package: imports point down only, and what reads results never imports torch."""
+"""The structure of package and tests: imports point down only, results are read without torch, no test is imported."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -103,3 +104,14 @@ def test_readers_of_results_work_without_torch():
         f"import sys; sys.modules['torch'] = None\nimport importlib\nfor m in {modules!r}: importlib.import_module(m)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE.parent), "PATH": ""})
+
+
+def test_no_test_is_imported_and_no_conftest(repo):
+    """What several tests share lies in tests/support. Scripts in strings count too, so this looks at the text."""
+    wrong = []
+    for folder in ("tests", "perf"):
+        for path in sorted((repo / folder).rglob("*.py")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if re.search(r"(?:from|import) (?:[\w.]+\.)?(?:test_\w+|conftest)\b", line):
+                    wrong.append(f"{path.relative_to(repo)}: {line.strip()}")
+    assert not wrong

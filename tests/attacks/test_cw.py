@@ -5,10 +5,7 @@ import math
 
 import pytest
 import torch
-from test_engine import differing, labelled, network
-from test_fab import queried, smallest
 
-from conftest import Linear, run_attack
 from robbench.attacks import CW
 from robbench.core.errors import SuiteError
 from robbench.core.losses import margin
@@ -16,6 +13,8 @@ from robbench.core.threat import Ball
 from robbench.data.sets import load
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from support.attacks import differing, queried, run_attack, smallest
+from support.models import Linear, labelled, network
 
 QUICK = CW(search_steps=7, iterations=200)
 

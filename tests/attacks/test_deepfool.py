@@ -4,19 +4,16 @@ import copy
 
 import pytest
 import torch
-from test_attacks import problem
-from test_engine import differing, labelled, network
-from test_fab import queried, smallest
-from test_peers import correct
 from torch import nn
 
-from conftest import Linear, run_attack
 from robbench.attacks import FAB, DeepFool
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.data.sets import load
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from support.attacks import differing, queried, run_attack, smallest
+from support.models import Linear, correct, hyperplane, labelled, network
 
 
 class Planes(nn.Module):
@@ -64,7 +61,7 @@ def test_the_smallest_distance_on_linear_classes_is_the_radius(norm, classes):
 
 
 def test_fewer_classes_take_fewer_queries_per_move():
-    model, x, y, _ = problem("L2", seed=0, classes=3)
+    model, x, y, _ = hyperplane("L2", seed=0, classes=3)
     attack = DeepFool(candidates=9, iterations=2)
     assert attack.steps == 18
     points, _ = queried(model, attack, x, y, Ball("L2", 5.0))

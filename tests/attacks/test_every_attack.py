@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from test_attacks import DUAL
 
-from conftest import Linear, run_attack
 from robbench.attacks import APGD, ATTACKS, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, DeepFool, Hunt, Noise, Square
 from robbench.core.threat import Ball
+from support.attacks import run_attack
+from support.models import DUAL, Linear
 
 GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by the number of steps
     "fgsm": lambda steps: FGSM(),

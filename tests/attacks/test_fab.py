@@ -9,22 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 from scipy.stats import binomtest
-from test_attacks import problem
-from test_engine import differing, labelled, network
-from test_peers import correct, judged
 
-from conftest import Linear, run_attack
 from robbench.attacks import FAB
 from robbench.attacks.base import others_by_rank
 from robbench.attacks.boundary import between, bracket, length, narrowed, toward_plane
-from robbench.core import rng
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Problem
 from robbench.data.sets import load
-from robbench.engine import engine
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from support.attacks import differing, judged, queried, run_attack, smallest
+from support.models import Linear, correct, hyperplane, labelled, network
 
 SETTINGS = settings(max_examples=80, deadline=None)
 SIZE = 5
@@ -152,31 +148,12 @@ def test_the_search_closes_in_on_the_boundary_of_a_curved_margin():
     assert s["outer"].flatten().tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
-def queried(model, attack, x, y, ball, trial=0):
-    """Run one trial as a plain loop; every point that is queried, and whether it is misclassified."""
-    lanes = torch.arange(len(y))
-    with torch.no_grad():
-        p = Problem(x, y, lanes, torch.full_like(lanes, trial), rng.make_key(0, "test"), model(x))
-    s = attack.init(p, ball)
-    points = [s["x"]]
-    for t in range(attack.steps):
-        s = attack.step(p, ball, s, torch.full_like(lanes, t), *engine.query(model, attack, p, s, True))
-        points.append(s["x"])
-    with torch.no_grad():
-        return points, [model(v).argmax(1) != y for v in points]
-
-
-def smallest(points, wrong, x, ball):
-    found = [torch.where(w, ball.distance(x, v), torch.inf) for v, w in zip(points, wrong, strict=True)]
-    return torch.stack(found).amin(0)
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize(("trial", "steps", "rel"), [(0, 30, 1e-3), (18, 100, 2e-2)], ids=["from x", "restart"])
 def test_the_smallest_distance_on_a_linear_model_is_its_radius(norm, classes, trial, steps, rel):
     """A restart comes back towards the clean image by at most a tenth per iteration, so it is less exact."""
-    model, x, y, radius = problem(norm, seed=classes, n=8, classes=classes)
+    model, x, y, radius = hyperplane(norm, seed=classes, n=8, classes=classes)
     ball = Ball(norm, 3 * float(radius.max()))
     points, wrong = queried(model, FAB(steps=steps, restarts=3), x, y, ball, trial)
     found = smallest(points, wrong, x, ball)

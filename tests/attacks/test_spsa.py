@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_engine import differing
-from test_square import equally_far, random_images, trained
 from torch import nn
 
-from conftest import run_attack
 from robbench.attacks import SPSA
 from robbench.attacks.spsa import _directions
 from robbench.core import rng
@@ -15,6 +12,8 @@ from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.engine import engine
+from support.attacks import differing, run_attack
+from support.models import equally_far, random_images, trained
 
 SMALL = SPSA(iterations=4, samples=3)
 

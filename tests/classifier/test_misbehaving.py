@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import small
 from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import prepare
 from robbench.core import machine as memory
 from robbench.core.errors import ModelError
 from robbench.core.machine import Growth
 from robbench.evaluation.run import evaluate
+from support.models import small
 
 SUITE = """
 version = 1

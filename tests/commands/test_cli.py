@@ -12,8 +12,8 @@ import time
 import pandas as pd
 import pytest
 
-from conftest import run
 from robbench.results.schema import ResultFile
+from support.commands import run
 
 MODELS = ["natural", "at", "ls095_sigma03", "lsq2_sigma03"]
 

@@ -19,9 +19,6 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from fuzzing import Watch, bounded_memory, mutated_bytes, mutated_json, mutated_text
-from test_cards import FULL
-from test_data import batches, idx, labels, pixels
 
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.numbers import parse_radii, parse_threat
@@ -35,6 +32,9 @@ from robbench.results.records import COLUMNS, pack_rows, read_rows, read_vouched
 from robbench.results.run_files import read_description
 from robbench.results.schema import read_result
 from robbench.suite import build_attack, load_suite
+from support.cards import FULL
+from support.datasets import batches, idx, labels, pixels
+from support.fuzzing import Watch, bounded_memory, mutated_bytes, mutated_json, mutated_text
 
 INPUTS = int(os.environ.get("ROBBENCH_FUZZ", "1000"))
 SEED = int(os.environ.get("ROBBENCH_FUZZ_SEED", "0"))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Scripted, run, run_attack, small
 from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt
 from robbench.classifier.batch_width import Widths
 from robbench.classifier.guard import in_bfloat16
@@ -26,6 +25,9 @@ from robbench.models.load import load_model
 from robbench.recheck.reproduce import reproduce
 from robbench.results.records import read_rows
 from robbench.results.schema import read_result
+from support.attacks import Scripted, run_attack
+from support.commands import run
+from support.models import small
 
 BALL = Ball("Linf", 0.15)
 

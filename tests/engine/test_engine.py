@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear, Scripted, run_attack
 from robbench.attacks import APGD, FGSM, PGD, Hunt
 from robbench.classifier.batch_width import Widths, default_lanes
 from robbench.core import rng
@@ -22,34 +21,10 @@ from robbench.engine.trials import Ledger
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import build_attack, load_suite
+from support.attacks import Scripted, differing, run_attack
+from support.models import Linear, labelled, network
 
 BALL = Ball("Linf", 0.15)
-FIELDS = [f for f in engine.Rows.__dataclass_fields__ if f not in ("seconds", "x_adv")]
-
-
-def network(dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(16 * 64, 10),
-    )  # fmt: skip
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (2 / max(p[0].numel(), 1)) ** 0.5)
-    return net.to(dtype).eval().requires_grad_(False)
-
-
-def images(n, dtype=torch.float32, seed=1):
-    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def labelled(net, n, dtype=torch.float32):
-    x = images(n, dtype)
-    return x, net(x).argmax(1)
-
-
-def differing(a, b):
-    return [f for f in FIELDS if not np.array_equal(getattr(a, f), getattr(b, f), equal_nan=f == "distance")]
 
 
 ATTACKS = [

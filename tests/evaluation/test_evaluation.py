@@ -1,7 +1,6 @@
 """One model × one suite → one result: identity, resume, extension, and everything that must be refused."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear, small
 from robbench.core.errors import DataError, ModelError, ResultError, RobbenchError, SuiteError
 from robbench.engine import engine
 from robbench.evaluation import run as evaluation
@@ -22,16 +20,11 @@ from robbench.evaluation.inputs import Options, select
 from robbench.evaluation.run import evaluate
 from robbench.results.schema import read_result
 from robbench.results.store import COLUMNS, load_results
+from support import TESTS
+from support.models import Linear, small
+from support.stored import outcomes, stable
 
 VOLATILE = {"seconds", "date", "environment"}  # the last says whether the code is being edited
-
-
-def outcomes(folder):
-    return pd.read_parquet(folder / "outcomes.parquet")
-
-
-def stable(rows):
-    return rows.drop(columns=["seconds"], errors="ignore")
 
 
 def test_the_result_adds_up(problem, tmp_path):
@@ -159,11 +152,10 @@ SCRIPT = """
 import sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from pathlib import Path
 from robbench.engine import engine
 from robbench.evaluation import run as evaluation
 from robbench.evaluation import shards
-import test_evaluation as t
+from support.models import small
 shards._COMMIT_SECONDS = 0.0
 real = engine.attack_samples
 def slow(*a, on_rows, **k):
@@ -171,13 +163,13 @@ def slow(*a, on_rows, **k):
         on_rows(rows); print(len(rows.sample), flush=True); time.sleep(0.01)
     return real(*a, on_rows=later, **k)
 engine.attack_samples = slow
-x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)); model = t.small(); y = model(x).argmax(1)
+x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)); model = small(); y = model(x).argmax(1)
 evaluation.evaluate(model, "whitebox", x=x, y=y, name="small", eps=0.05, results=sys.argv[1], lanes=8)
 """
 
 
 def test_sigkill_at_any_moment_changes_nothing(tmp_path):
-    script = SCRIPT.format(tests=os.path.dirname(__file__))
+    script = SCRIPT.format(tests=TESTS)
     for wanted in (5, 70, 200, None):
         with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a")], stdout=subprocess.PIPE) as child:
             assert child.stdout is not None

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_peers import correct
 from torch import nn
 
-from conftest import Linear, run_attack
 from robbench.attacks import APGD, Square
 from robbench.core.threat import Ball
 from robbench.evaluation.run import evaluate
 from robbench.masking.gradients import autograd_calls
 from robbench.suite import build_attack, load_suite
+from support.attacks import run_attack
+from support.models import Linear, correct
 
 pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (robbench[peers])")
 from pyautoattack.checks import check_dynamic  # noqa: E402

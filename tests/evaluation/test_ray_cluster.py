@@ -11,41 +11,25 @@ import socket
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from robbench.executors import cluster, scheduler
-from test_cli import run
 
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.data.sets import load
+from robbench.evaluation import ray_cluster as cluster
+from robbench.evaluation import scheduler
 from robbench.evaluation.flow import Flow
 from robbench.evaluation.ray_cluster import Actor, evaluate_all
 from robbench.evaluation.run import evaluate
 from robbench.evaluation.scheduler import Reply, spread
 from robbench.suite import load_suite
+from support import TESTS
+from support.cluster import View
+from support.commands import run
 
 OUTCOMES = "digits/{}/{}/outcomes.parquet"
-
-
-class View:
-    """Keeps what it hears."""
-
-    def __init__(self, on_progress=lambda done: None):
-        self.notes, self.on_progress, self.most = [], on_progress, 0
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def update(self, finished, asked):
-        pass
-
-    def progress(self, title, done, total):
-        assert done <= total
-        self.total = total
-        self.on_progress(done)
 
 
 class Nearby:
@@ -357,13 +341,13 @@ def test_code_that_a_worker_cannot_import_is_a_sentence(tmp_path, ray, monkeypat
 def test_a_driver_that_is_killed_is_resumed(tmp_path, ray):
     code = (
         "import sys, robbench.evaluation.shards as s; s._COMMIT_SECONDS = 0.0\n"
-        "from robbench.evaluation.ray_cluster import evaluate_all\nfrom test_executors import View\n"
+        "from robbench.evaluation.ray_cluster import evaluate_all\nfrom support.cluster import View\n"
         f"call = {CALLS[0]!r}\n"
         "evaluate_all([{**call, 'results': sys.argv[1]}], View(lambda done: print(done, flush=True)), "
         "address=sys.argv[2], workers=1)"
     )
     args = [sys.executable, "-c", code, str(tmp_path / "r"), ray.get_runtime_context().gcs_address]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent) as driver:
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=TESTS) as driver:
         assert driver.stdout is not None
         for line in driver.stdout:
             if int(line) > 60:

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from conftest import Linear, small
 from robbench.commands.app import app
 from robbench.core.errors import ModelError, ResultError, RobbenchError
 from robbench.linear.measure import measure_linear
 from robbench.linear.record import linear_folder, read_activations, read_linear, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.report.linear import predicted
+from support.models import Linear, small
 
 X = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 

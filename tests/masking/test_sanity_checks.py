@@ -8,22 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from masks import (
-    KWTA,
-    Inside,
-    NoGradient,
-    Noisy,
-    OneRow,
-    Periodic,
-    Quantized,
-    Reversed,
-    Rippled,
-    Softmax,
-    Temperature,
-)
 from torch import nn
 
-from conftest import Linear
 from robbench.attacks import PGD
 from robbench.classifier.batch_width import Widths
 from robbench.core.numbers import parse_threat
@@ -40,6 +26,20 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.results.store import read_rows, result_folder
 from robbench.suite import load_suite
+from support.masks import (
+    KWTA,
+    Inside,
+    NoGradient,
+    Noisy,
+    OneRow,
+    Periodic,
+    Quantized,
+    Reversed,
+    Rippled,
+    Softmax,
+    Temperature,
+)
+from support.models import Linear
 
 USUAL = PGD(objective="ce", steps=20)
 CPU = torch.device("cpu")

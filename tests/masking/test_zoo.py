@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import run_attack
 from robbench.attacks import PGD
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.core.threat import Ball
@@ -17,6 +16,7 @@ from robbench.data.sets import load
 from robbench.models.card import Registry
 from robbench.models.families import stale_cards
 from robbench.models.load import module_digest, module_identity
+from support.attacks import run_attack
 from zoo import HONEST_UP_TO, ZOO, find_entry, network, zoo_registry
 from zoo.images import (
     InputNoise,

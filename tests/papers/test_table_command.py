@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import robbench.evaluation.run
-from conftest import run
 from robbench.commands.app import app
 from robbench.papers.published import TABLES
+from support.commands import run
 
 
 @pytest.fixture

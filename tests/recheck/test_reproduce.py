@@ -5,7 +5,6 @@ import subprocess
 
 import pytest
 
-from conftest import run, small
 from robbench.attacks import PGD
 from robbench.core import machine as hardware
 from robbench.core.errors import ModelError, ResultError
@@ -13,6 +12,8 @@ from robbench.evaluation.run import evaluate
 from robbench.recheck.reproduce import reproduce
 from robbench.results.records import pack_rows, read_rows
 from robbench.results.schema import read_result
+from support.commands import run
+from support.models import small
 
 
 @pytest.fixture(scope="module")

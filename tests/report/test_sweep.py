@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
-from test_adversarials import suite
 
-from conftest import run
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_radii
 from robbench.core.types import Threat
@@ -18,6 +16,8 @@ from robbench.report.sweep import sweep, write_sweep
 from robbench.results.store import COLUMNS, load_results
 from robbench.results.summary import summarize
 from robbench.suite import Suite
+from support.commands import run
+from support.stored import write_suite
 
 
 def stored(root, eps, standing, n=None):
@@ -112,7 +112,7 @@ def test_the_files(tmp_path):
 def test_a_cascades_columns_are_those_of_its_results(problem, tmp_path):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "results": tmp_path / "r", "seed": 3}
-    results = [evaluate(model, suite(tmp_path, "cascade"), eps=e, **call) for e in (0.02, 0.05)]
+    results = [evaluate(model, write_suite(tmp_path, "cascade"), eps=e, **call) for e in (0.02, 0.05)]
     s = sweep(tmp_path / "r", results)
     assert s.stem == "custom/small/s@sweep-Linf-seed-3"
     for p, r in zip(s.points, results, strict=True):

@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data import idx, pixels
 
 import robbench
 from robbench.commands.printing import print_table
@@ -35,6 +34,7 @@ from robbench.report.escape import markdown_text
 from robbench.report.leaderboard import leaderboard
 from robbench.results.schema import dump_result, read_result
 from robbench.suite import load_suite
+from support.datasets import idx, pixels
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript)`c`"
 
