@@ -36,6 +36,12 @@ def test_whitebox_has_the_papers_budgets():
     assert cifar.relative_step * 8 / 255 == pytest.approx(2 / 255)
 
 
+def test_autoattack_has_the_authors_budgets():
+    """Restarts aside: 100 steps per gradient attack and 5000 queries of Square, as in Croce & Hein 2020."""
+    stages = load_suite("autoattack").stages("digits")
+    assert [build_attack(stage).steps for stage in stages] == [100, 100, 100, 5000]
+
+
 def write(tmp_path, text):
     path = tmp_path / "mine.toml"
     path.write_text(text)

@@ -81,8 +81,8 @@ def test_the_suite_on_a_trained_model_does_not_depend_on_width_or_order(stage):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
-def test_float32_flips_are_counted(attack, capsys):
-    """At one width none may flip, whatever the order or the neighbours; between widths they are counted."""
+def test_float32_records_at_one_width_do_not_depend_on_order_or_neighbours(attack):
+    """At one width, no verdict may flip. `perf/flips.py` measures how many flip between widths."""
     net = network()
     x, y = labelled(net, 200)
     ball = Ball("Linf", 0.2)
@@ -95,9 +95,6 @@ def test_float32_flips_are_counted(attack, capsys):
         for i in range(0, 200, 50)
     ]
     assert np.array_equal(np.concatenate([s.broken for s in shards]), base.broken)
-    flips = {w: int((run_attack(net, attack, x, y, ball, lanes=w).broken != base.broken).sum()) for w in (16, 256)}
-    with capsys.disabled():
-        print(f"\n  float32 verdict flips against 64 lanes, of 200 samples: {flips}")
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

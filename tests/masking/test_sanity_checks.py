@@ -260,3 +260,8 @@ def test_a_model_that_must_not(base, check):
     part, _, _, model = CASES[check]
     found = status(base, check, part, model)
     assert found.status == "pass" or (found.status == "warn" and not found.decides), found.reason
+
+
+def test_a_model_that_calls_autograd_marks_no_later_one():
+    assert gradients.autograd_calls(probe("inside"))
+    assert not gradients.autograd_calls(probe("at"))
