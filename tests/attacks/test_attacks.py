@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool, Hunt
-from robbench.attacks.apgd import _windows
 from robbench.attacks.base import target_class
 from robbench.core import rng
 from robbench.core.errors import SuiteError
@@ -87,26 +86,32 @@ def test_fgsm_is_one_full_step_from_x():
     assert rows.backwards.tolist() == [1] * len(y)
 
 
-def test_apgd_schedule_is_the_published_one():
-    """p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) from p_1 = 0.22, times 100 steps (Croce & Hein 2020, Sec. 3)."""
-    assert list(_windows(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_apgd_halves_the_step_and_returns_to_the_best_point():
-    attack, ball = APGD(objective="margin", steps=10), Ball("Linf", 0.1)
+def falling(steps):
+    """Run APGD on a loss that only falls, so that its start stays best; returns the start and the states after it."""
+    attack, ball = APGD(objective="margin", steps=steps), Ball("Linf", 0.1)
     _, x, y, _ = hyperplane("Linf", seed=2, n=1)
-
     p = Problem(x=x, y=y, sample=torch.zeros(1, dtype=torch.int64), trial=torch.zeros(1, dtype=torch.int64), key=(0, 0))
-    s = attack.init(p, ball)
-    start, grad = s["x"], torch.ones_like(x)
-    logits = torch.zeros(1, 2, dtype=x.dtype)
-    sizes = []
-    for t in range(4):  # a loss that only falls: the start stays best
-        s = attack.step(p, ball, s, torch.tensor([t]), logits, torch.tensor([-float(t)], dtype=x.dtype), grad)
-        sizes.append(float(s["size"]))
-    assert sizes == pytest.approx([0.2, 0.2, 0.1, 0.05])  # windows of 2, then 1 steps
-    assert torch.equal(s["x_best"], start)
-    assert torch.equal(s["x_old"], start), "the step at a checkpoint starts from the best point"
+    states = [attack.init(p, ball)]
+    grad, logits = torch.ones_like(x), torch.zeros(1, 2, dtype=x.dtype)
+    for t in range(steps):
+        loss = torch.tensor([-float(t)], dtype=x.dtype)
+        states.append(attack.step(p, ball, states[-1], torch.tensor([t]), logits, loss, grad))
+    return states[0]["x"], states[1:]
+
+
+def test_apgd_halves_the_step_at_the_published_checkpoints():
+    """p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) from p_1 = 0.22, times 100 steps (Croce & Hein 2020, Sec. 3)."""
+    sizes = [float(s["size"]) for s in falling(100)[1]]
+    changes = [t for t in range(1, 100) if sizes[t] != sizes[t - 1]]
+    assert changes == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert [sizes[t] / sizes[t - 1] for t in changes] == [0.5] * 8
+
+
+def test_apgd_returns_to_the_best_point_when_it_halves_the_step():
+    start, states = falling(10)
+    assert [float(s["size"]) for s in states[:4]] == pytest.approx([0.2, 0.2, 0.1, 0.05])  # windows of 2, then 1 steps
+    assert torch.equal(states[3]["x_best"], start)
+    assert torch.equal(states[3]["x_old"], start), "the step at a checkpoint starts from the best point"
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,6 @@ def test_agrees_with_pyautoattack(name, norm, eps, seed):
     only_ours, only_theirs = int((a & ~b).sum()), int((b & ~a).sum())
     p = binomtest(only_ours, only_ours + only_theirs).pvalue if only_ours + only_theirs else 1.0
     told = f"{(~a).sum()} and {(~b).sum()} of {len(a)} stand; only ours broke {only_ours}, only theirs {only_theirs}"
-    print(told)
     assert p > 0.01, told
     assert only_ours + only_theirs <= 0.1 * len(a), told
     assert 0 < a.sum() < len(a), told

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from robbench.attacks import SPSA
-from robbench.attacks.spsa import _directions
 from robbench.core import rng
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
@@ -79,8 +78,9 @@ def test_the_estimate_points_along_the_gradient():
 
 def test_directions_are_fair_and_depend_on_the_counter_alone():
     p = start(torch.zeros(50, 3, 7, 9))
-    step = torch.arange(50) * 3
-    v = _directions(p, step)
+    attack, ball = SPSA(iterations=1, samples=500), Ball("Linf", 0.1)
+    step = torch.arange(50) * 2 + 1  # a pair begins at each odd step
+    v = attack.step(p, ball, attack.init(p, ball), step - 1, torch.zeros(50, 2), torch.zeros(50), None)["v"]
     assert v.shape == p.x.shape and (v.abs() == 1).all()
     assert abs(float(v.mean())) < 4 / v.numel() ** 0.5
     words = rng.bits(p.key, p.sample[7:8], p.trial[7:8], int(step[7]), 6)

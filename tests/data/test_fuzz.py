@@ -26,7 +26,8 @@ from robbench.data import sets as data
 from robbench.models.architectures import build
 from robbench.models.card import identity, parse_card
 from robbench.models.load import fitted, parse_state
-from robbench.models.sources import _architecture, parse_source
+from robbench.models.load_source import _architecture
+from robbench.models.sources import parse_source
 from robbench.results.adversarials import Points, held, pack, read
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_vouched
 from robbench.results.run_files import read_description

@@ -10,6 +10,7 @@ import pickle
 import tarfile
 import threading
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision import datasets
 
 import robbench
 from robbench.commands.printing import print_table
@@ -65,14 +67,13 @@ def test_gzip_bombs_are_cut_off(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cifar-100-python/test", "../../test", "/etc/test"])
-def test_members_of_archives_are_neither_huge_nor_unpacked(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(formats, "_MOST_BYTES", 10**5)
+def test_members_of_archives_are_neither_huge_nor_unpacked(tmp_path, name):
     (tmp_path / "cifar100").mkdir()
     with tarfile.open(tmp_path / "cifar100" / "cifar-100-python.tar.gz", "w:gz") as archive:
         info = tarfile.TarInfo(name)
-        info.size = 10**6
-        archive.addfile(info, io.BytesIO(bytes(info.size)))
-    with pytest.raises(DataError, match=r"claims 1,000,000 bytes"):
+        info.size = 10**9
+        archive.addfile(info)  # the claim alone
+    with pytest.raises(DataError, match=r"claims 1,000,000,000 bytes"):
         data.load("cifar100", "test", tmp_path)
     assert os.listdir(tmp_path) == ["cifar100"]
 
@@ -211,27 +212,36 @@ def address():
         thread.join()
 
 
+def fetch_from(url, monkeypatch, folder):
+    """Fetch a data set that lies at this address."""
+    monkeypatch.setattr(datasets.CIFAR100, "url", url)
+    data.fetch("cifar100", folder, lambda line: None)
+
+
 @pytest.mark.parametrize("url", ["http://example.org/x", "ftp://example.org/x", "file:///etc/passwd", "{}/redirect"])
-def test_downloads_come_over_https_only_even_after_a_redirect(tmp_path, address, url):
+def test_downloads_come_over_https_only_even_after_a_redirect(tmp_path, address, monkeypatch, url):
     with pytest.raises(DataError, match="https only"):
-        data._download(url.format(address), tmp_path / "file", "0" * 32)
-    assert os.listdir(tmp_path) == []
+        fetch_from(url.format(address), monkeypatch, tmp_path)
+    assert os.listdir(tmp_path / "cifar100") == []
 
 
 def test_a_download_without_end_is_cut_off(tmp_path, address, monkeypatch):
     monkeypatch.setattr(data, "_MOST_BYTES", 10**6)
     with pytest.raises(DataError, match="more than 1,000,000 bytes came"):
-        data._download(f"{address}/endless", tmp_path / "file", "0" * 32)
-    assert os.listdir(tmp_path) == []
+        fetch_from(f"{address}/endless", monkeypatch, tmp_path)
+    assert os.listdir(tmp_path / "cifar100") == []
 
 
-def test_every_address_of_a_data_set_has_https_among_its_mirrors():
-    from torchvision import datasets
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_every_data_set_has_an_address_with_https(tmp_path, monkeypatch, name):
+    def offline(*args, **kwargs):
+        raise OSError("no network in tests")
 
-    for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"):
-        table = getattr(datasets, name)
-        urls = data._addresses(table, "file", not hasattr(table, "mirrors"))
-        assert any(url.startswith("https://") for url in urls), urls
+    told = []
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", offline)
+    with pytest.raises(DataError, match="could not be downloaded"):
+        data.fetch(name, tmp_path, told.append)
+    assert any("downloading https://" in line for line in told), told
 
 
 # --- code ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from robbench.core.errors import BusyError, ResultError, RobbenchError, StorageE
 from robbench.evaluation import run as evaluation
 from robbench.evaluation import shards
 from robbench.evaluation.run import evaluate
-from robbench.results import locking, store
+from robbench.results import store
 from robbench.results.records import COLUMNS, pack_rows, read_rows
 from robbench.results.recovery import shard_name
 from robbench.results.run_files import find_runs
@@ -230,17 +231,17 @@ def test_damaged_points_are_set_aside_and_found_again(problem, tmp_path, damage)
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkeypatch):
-    real, calls = files._replace, []
+    real, calls = Path.replace, []
 
-    def full(path, data):
-        calls.append(path.name)
+    def full(self, target):
+        calls.append(target)
         if len(calls) > 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, data)
+        return real(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_COMMIT_SECONDS", -1.0)
-        patch.setattr(files, "_replace", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
             one(problem, tmp_path)
     (partial,) = finished(tmp_path).glob(".partial/*")
@@ -341,7 +342,7 @@ def test_a_tree_that_cannot_be_written_can_still_be_looked_at(problem, tmp_path,
     def refused(*args, **kwargs):
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr(locking, "_acquired", refused)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
     assert one(problem, tmp_path) == first
 
 
