@@ -10,11 +10,8 @@ from robbench.attacks import CW
 from robbench.core.errors import SuiteError
 from robbench.core.losses import margin
 from robbench.core.threat import Ball
-from robbench.data.sets import load
-from robbench.models.card import Registry
-from robbench.models.load import load_model
 from support.attacks import differing, queried, run_attack, smallest
-from support.models import Linear, labelled, network
+from support.models import Linear, labelled, network, trained
 
 QUICK = CW(search_steps=7, iterations=200)
 
@@ -32,10 +29,10 @@ def far_problem(classes, n=6):
     return model, x.view(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64), radius
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("classes", [2, 10])
 def test_breaks_a_linear_model_up_to_two_percent_from_its_radius(classes):
     model, x, y, radius = far_problem(classes)
-    for i in (0, 3, 5):
+    for i in (0, 5):
         one, r = slice(i, i + 1), float(radius[i])
         assert run_attack(model, QUICK, x[one], y[one], Ball("L2", 1.02 * r), lanes=1).broken.all(), r
     r = float(radius[0])
@@ -142,15 +139,11 @@ def test_points_stay_in_the_box_and_numbers_finite():
 
 def test_float64_records_do_not_depend_on_width_or_order():
     """Points follow the gradients' values, not their signs: another batch shape may move a distance's last bits."""
-    net = copy.deepcopy(load_model(Registry.default().find("digits/at")).module).double()
-    data = load("digits")
-    x, y = torch.from_numpy(data.x[:26]).double() / data.scale, torch.from_numpy(data.y[:26])
-    right = net(x).argmax(1) == y
-    x, y = x[right], y[right]
+    net, x, y = trained(24)
     attack, ball = CW(search_steps=3, iterations=12, initial_c=1.0, lr=0.03), Ball("L2", 1.0)
     base = run_attack(net, attack, x, y, ball, lanes=64)
     assert 0 < base.broken.sum() < len(y)
-    for lanes in (1, 7, 64):
+    for lanes in (3, 64):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(lanes))
         other = run_attack(net, attack, x[order], y[order], ball, sample=order.numpy(), lanes=lanes)
         assert set(differing(base, other)) <= {"distance"}, lanes
