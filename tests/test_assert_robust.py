@@ -13,6 +13,8 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.testing import assert_robust
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def net():

@@ -1,9 +1,12 @@
 """The structure of package and tests: imports point down only, results are read without torch, no test is imported."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
+
+import pytest
 
 from robbench.core.version import PACKAGE
 
@@ -51,6 +54,7 @@ def imported_rooms(path):
                 yield rest[0] if rest and rest[0] in LEVEL else "__init__"
 
 
+@functools.cache
 def arrows():
     """Return which rooms import from which: {(from, to): files}."""
     found = {}
@@ -93,6 +97,7 @@ def test_files_and_functions_are_short():
     assert not long
 
 
+@pytest.mark.whole
 def test_readers_of_results_work_without_torch():
     modules = []
     for path in sorted(PACKAGE.rglob("*.py")):

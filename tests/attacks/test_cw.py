@@ -29,6 +29,7 @@ def far_problem(classes, n=6):
     return model, x.view(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64), radius
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("classes", [2, 10])
 def test_breaks_a_linear_model_up_to_two_percent_from_its_radius(classes):
     model, x, y, radius = far_problem(classes)
@@ -39,6 +40,7 @@ def test_breaks_a_linear_model_up_to_two_percent_from_its_radius(classes):
     assert not run_attack(model, QUICK, x[:1], y[:1], Ball("L2", r * (1 - 1e-4)), lanes=1).broken.any()
 
 
+@pytest.mark.whole
 def test_the_smallest_distance_on_a_linear_model_is_its_radius():
     model, x, y, radius = far_problem(10)
     ball = Ball("L2", 5.0)
@@ -48,6 +50,7 @@ def test_the_smallest_distance_on_a_linear_model_is_its_radius():
     assert (found <= radius * 1.02).all()
 
 
+@pytest.mark.whole
 def test_c_grows_tenfold_and_is_then_halved():
     """On z = ⟨w, x⟩ the smallest c that succeeds is 2 r / ‖w‖: the gradients of both terms cancel at the plane."""
     model, x, y, radius = far_problem(2)
@@ -103,6 +106,7 @@ def test_finds_a_break_that_needs_saturated_pixels_to_move(value):
     assert (rows.x_adv[..., :2] != x[..., :2]).all()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("search_steps", [1, 2])
 def test_the_points_are_those_of_torchs_adam_up_to_the_last(search_steps):
     net = copy.deepcopy(network()).double()
@@ -137,6 +141,7 @@ def test_points_stay_in_the_box_and_numbers_finite():
     assert torch.stack(wrong).any(0).any()
 
 
+@pytest.mark.whole
 def test_float64_records_do_not_depend_on_width_or_order():
     """Points follow the gradients' values, not their signs: another batch shape may move a distance's last bits."""
     net, x, y = trained(24)

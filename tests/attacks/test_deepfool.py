@@ -74,6 +74,7 @@ def test_every_point_stays_in_the_box_and_no_gradient_means_no_move(norm):
     assert all(torch.equal(v, x) for v in points)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.2), ("L2", 0.8)])
 def test_float64_records_do_not_depend_on_width_or_order(norm, eps):
     """Points follow the gradients' values, not their signs: another batch shape may move a distance's last bits."""
@@ -88,6 +89,7 @@ def test_float64_records_do_not_depend_on_width_or_order(norm, eps):
         assert other.distance == pytest.approx(base.distance, rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("norm", DeepFool.norms)
 def test_finds_every_sample_of_a_trained_model_close_to_what_fab_finds(norm):
     """Half of the pixels of these images are exactly 0: moves that are only cut off at the box find 39 of 60."""

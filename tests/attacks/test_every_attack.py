@@ -62,6 +62,7 @@ def test_every_kind_is_here():
     assert {MADE[name](4).kind for name in MADE} == {*ATTACKS, "eot"}
 
 
+@pytest.mark.whole
 @EVERY
 def test_more_eps_never_breaks_less(name, norm):
     model, x, y, eps = lined_up(norm)

@@ -197,6 +197,7 @@ def test_nan_answers_do_not_spread():
     assert all(v.isfinite().all() for v in points)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.2), ("L2", 1.0), ("L1", 3.0)])
 def test_float64_records_do_not_depend_on_width_or_order(norm, eps):
     """Points follow the gradients' values, not their signs: another batch shape may move a distance's last bits."""

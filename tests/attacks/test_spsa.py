@@ -62,6 +62,7 @@ def test_queries_come_in_mirrored_pairs_around_the_centre():
     assert len(seen) > 40, "every pair and every lane has a direction of its own"
 
 
+@pytest.mark.whole
 def test_the_estimate_points_along_the_gradient():
     """On a linear loss the mean over many pairs is the gradient, with an error of about √(n / samples)."""
     n, samples = 16, 1000
@@ -87,6 +88,7 @@ def test_directions_are_fair_and_depend_on_the_counter_alone():
     assert v[7].flatten().tolist() == [2 * (int(words[0, i // 32]) >> i % 32 & 1) - 1 for i in range(189)]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("norm", "objective"), [("Linf", "margin"), ("L2", "margin"), ("Linf", "ce")])
 def test_breaks_a_linear_model_beyond_its_radius_and_never_below(norm, objective):
     """495 queries on 64 pixels."""
@@ -105,6 +107,7 @@ def test_moves_saturated_pixels(norm, value):
     assert ((final - x).abs().flatten(1).sum(1) > 0.9 * 1.6).all(), "1.6 is all there is to gain"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_records_do_not_depend_on_width_or_order(norm):
     net, x, y = trained(30)

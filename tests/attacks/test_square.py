@@ -60,6 +60,7 @@ def test_moves_saturated_pixels(norm, value):
     assert share.min() > {"Linf": 0.95, "L2": 0.5, "L1": 0.8}[norm], share
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("norm", "objective"), [("Linf", "margin"), ("L2", "margin"), ("L1", "margin"), ("Linf", "ce")]
 )
@@ -72,6 +73,7 @@ def test_breaks_a_linear_model_beyond_its_radius_and_never_below(norm, objective
     assert not rows.broken.any() and (rows.forwards == 501).all()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("norm", NORMS)
 def test_records_do_not_depend_on_width_or_order(norm):
     net, x, y = trained(30)
@@ -279,6 +281,7 @@ def mcnemar(only_a, only_b, alternative="two-sided"):
     return binomtest(only_a, only_a + only_b, alternative=alternative).pvalue if only_a + only_b else 1.0
 
 
+@pytest.mark.whole
 def test_agrees_with_pyautoattack_in_short():
     only_mine, only_theirs, told = paired("digits/at", Ball("Linf", 0.2), 100, 100, 0)
     assert mcnemar(only_mine, only_theirs) > 0.01, told

@@ -15,6 +15,8 @@ import pytest
 from robbench.results.schema import ResultFile
 from support.commands import run
 
+pytestmark = pytest.mark.whole
+
 MODELS = ["natural", "at", "ls095_sigma03", "lsq2_sigma03"]
 
 

@@ -12,9 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from robbench.commands.app import app
+
+pytestmark = pytest.mark.whole
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = REPO / "docs" / "tutorial.md"

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.whole
+
 CODE = """
 import resource, sys, torch
 from robbench.core.machine import keep_freed_memory

@@ -590,6 +590,7 @@ def test_torchvision_still_has_the_tables_that_fetch_reads() -> None:
         assert len(table.tgz_md5) == 32
 
 
+@pytest.mark.whole
 def test_importing_and_describing_does_not_import_torch() -> None:
     import subprocess
 

@@ -180,6 +180,7 @@ PARSERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore")  # what a library warns of in a damaged file is its own affair
 @pytest.mark.parametrize("name", PARSERS)
 def test_fuzz(name: str, tmp_path: Path, repo: Path) -> None:

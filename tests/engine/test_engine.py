@@ -37,6 +37,7 @@ ATTACKS = [
 IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "hunt"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
 def test_float64_records_do_not_depend_on_width_or_order(attack):
     net = network(torch.float64)
@@ -63,6 +64,7 @@ def test_a_trial_may_end_early():
     assert rows.step.tolist() == [10] * 3
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("stage", load_suite("whitebox").stages("digits"), ids=lambda s: s.name)
 def test_the_suite_on_a_trained_model_does_not_depend_on_width_or_order(stage):
     net = copy.deepcopy(load_model(Registry.default().find("digits/at")).module).double()
@@ -80,6 +82,7 @@ def test_the_suite_on_a_trained_model_does_not_depend_on_width_or_order(stage):
         assert not differing(base, other), lanes
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
 def test_float32_records_at_one_width_do_not_depend_on_order_or_neighbours(attack):
     """At one width, no verdict may flip. `perf/flips.py` measures how many flip between widths."""
@@ -166,6 +169,7 @@ def test_going_in_circles_ends_a_trial(points, forwards):
         assert rows.forwards[0] == 2 * len(points)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("objective", ["ce", "margin"])
 def test_cycles_save_passes_and_change_no_verdict(objective):
     net = load_model(Registry.default().find("digits/at")).module

@@ -168,6 +168,7 @@ evaluation.evaluate(model, "whitebox", x=x, y=y, name="small", eps=0.05, results
 """
 
 
+@pytest.mark.whole
 def test_sigkill_at_any_moment_changes_nothing(tmp_path):
     script = SCRIPT.format(tests=TESTS)
     for wanted in (5, 70, 200, None):

@@ -11,7 +11,7 @@ from robbench import evaluate
 from robbench.core.errors import SuiteError
 from robbench.results.store import RunStore
 
-pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")
+pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")]
 
 SUITE = """
 version = 1

@@ -11,7 +11,7 @@ from support.attacks import judged, ours
 from support.models import correct
 
 # The peer remarks on it whenever the DLR loss has a flat spot.
-pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")
+pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")]
 
 
 def pyautoattack(model, x, y, ball, attack):

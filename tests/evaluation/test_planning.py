@@ -13,6 +13,8 @@ from robbench.evaluation.run import evaluate
 from robbench.results.store import read_rows
 from support.commands import run
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):

@@ -29,6 +29,8 @@ from support import TESTS
 from support.cluster import View
 from support.commands import run
 
+pytestmark = pytest.mark.whole
+
 OUTCOMES = "digits/{}/{}/outcomes.parquet"
 
 

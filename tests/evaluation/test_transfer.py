@@ -17,6 +17,8 @@ from robbench.models.load import load_model
 from robbench.results.store import RunStore
 from support.stored import TRANSFER, write_transfer_suite
 
+pytestmark = pytest.mark.whole
+
 WHITE = TRANSFER.replace('"transfer"', '"pgd"').replace('surrogate = "SURROGATE"\nattack = "pgd"\n', "")
 
 

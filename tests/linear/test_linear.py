@@ -207,6 +207,7 @@ def run(*args, code=0):
     return str(done.exception)
 
 
+@pytest.mark.whole
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = run("measure", "linear", "-m", "digits/at", "--samples", 20, "--eps", "0.1")

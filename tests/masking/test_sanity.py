@@ -33,6 +33,8 @@ from robbench.results.schema import read_result
 from robbench.results.store import load_results, read_rows
 from support.masks import NoGradient, Noisy, Temperature
 
+pytestmark = pytest.mark.whole
+
 
 def digits(name):
     return load_model(Registry.default([]).find(f"digits/{name}")).module

@@ -41,6 +41,8 @@ from support.masks import (
 )
 from support.models import Linear
 
+pytestmark = pytest.mark.whole
+
 USUAL = PGD(objective="ce", steps=20)
 CPU = torch.device("cpu")
 

@@ -43,6 +43,8 @@ from zoo.networks import (
     with_activation,
 )
 
+pytestmark = pytest.mark.whole
+
 EPS = 0.2
 USUAL = PGD(objective="ce", steps=20)
 NAMES = [entry.name for entry in ZOO]

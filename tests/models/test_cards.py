@@ -279,6 +279,7 @@ def test_digest_is_canonical() -> None:
         digest(float("nan"))
 
 
+@pytest.mark.whole
 def test_indexing_imports_no_torch() -> None:
     code = (
         "import sys; from robbench.models.card import Registry; "

@@ -23,6 +23,8 @@ from robbench.models.architectures import Normalized, build
 from robbench.models.load_source import load_source
 from robbench.models.sources import Build, parse_source
 
+pytestmark = pytest.mark.whole
+
 DIGITS = (1, 8, 8)
 COMMIT = "c0ffee" * 6 + "c0ff"
 

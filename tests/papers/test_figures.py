@@ -284,6 +284,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.whole
 def test_everything_a_person_reads_comes_without_torch_and_twice_the_same(tree):
     def made():
         files = [p for p in Path(tree.parent).rglob("*") if p.suffix in (".md", ".csv", ".png")]

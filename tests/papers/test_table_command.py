@@ -14,6 +14,8 @@ from robbench.commands.app import app
 from robbench.papers.published import TABLES
 from support.commands import run
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def mine(tmp_path, repo):

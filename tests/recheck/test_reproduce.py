@@ -15,6 +15,8 @@ from robbench.results.schema import read_result
 from support.commands import run
 from support.models import small
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -18,6 +18,8 @@ from support.commands import run
 from support.models import small
 from support.stored import folder, write_suite
 
+pytestmark = pytest.mark.whole
+
 
 def images():
     """The images of the fixture `problem`, for a fixture that is made once."""

@@ -12,6 +12,8 @@ from robbench.report.spread import spread, write_spread
 from robbench.results.store import result_folder
 from support.commands import run
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory):

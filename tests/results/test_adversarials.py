@@ -101,6 +101,7 @@ def test_rounding_never_moves_away_from_the_image():
     assert ((rounded(edges, edges).float() - edges).abs() < 2e-7).all()
 
 
+@pytest.mark.whole
 def test_transfers_and_peers_are_kept_too(tmp_path):
     peer = '\n[[attack]]\nname = "peer"\nkind = "autoattack:APGD-CE"\nbatch = 16\n'
     path = tmp_path / "s.toml"
@@ -235,6 +236,7 @@ evaluation.evaluate(model, "quick", x=x, y=y, name="small", eps=0.05, results=sy
 """
 
 
+@pytest.mark.whole
 def test_sigkill_between_any_two_writes_changes_nothing(tmp_path):
     script = SCRIPT.format(tests=TESTS)
     # Before and after writes of points and rows, and in the middle of the merge at the end.

@@ -32,6 +32,8 @@ from support.killing import killed_runs
 from support.models import small
 from support.stored import folder
 
+pytestmark = pytest.mark.whole
+
 
 def test_sigkill_at_random_instants_gives_the_same_bytes(tmp_path):
     root, lost = killed_runs(tmp_path, kills=4, samples=60, seed=0)
