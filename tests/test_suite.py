@@ -145,7 +145,7 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
             import_own([name])
 
 
-def test_unknown_names():
+def test_unknown_suites_and_data_sets_are_named():
     with pytest.raises(SuiteError, match="Did you mean whitebox"):
         load_suite("whitbox")
     with pytest.raises(SuiteError, match="--eps 8/255"):

@@ -58,7 +58,7 @@ def lined_up(norm, n=20):
     return Watched(w, float(-0.5 * w.sum())), x.view(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64), eps
 
 
-def test_every_kind_is_here():
+def test_every_kind_of_attack_is_tested_here():
     assert {MADE[name](4).kind for name in MADE} == {*ATTACKS, "eot"}
 
 

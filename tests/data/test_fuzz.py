@@ -183,7 +183,7 @@ PARSERS = [
 @pytest.mark.whole
 @pytest.mark.filterwarnings("ignore")  # what a library warns of in a damaged file is its own affair
 @pytest.mark.parametrize("name", PARSERS)
-def test_fuzz(name: str, tmp_path: Path, repo: Path) -> None:
+def test_damaged_inputs_raise_only_errors_that_a_user_can_mend(name: str, tmp_path: Path, repo: Path) -> None:
     mutate, valid, parse = example(name, repo)
     path = tmp_path / "s.toml"
     parse(valid, path)  # what is imported lazily is imported, and the example is one

@@ -304,7 +304,7 @@ def test_an_unfinished_run_goes_on_in_bfloat16(made, tmp_path):
     assert now.drop(columns="seconds", errors="ignore").equals(before.drop(columns="seconds", errors="ignore"))
 
 
-def test_the_commands(tmp_path):
+def test_eval_and_plan_take_gradients_in_bfloat16(tmp_path):
     args = ("-m", "digits/at", "-s", "quick", "--samples", "20", "--results", tmp_path)
     found = json.loads(run("eval", *args, "--gradients", "bfloat16", "--json").stdout)
     assert found["overrides"] == {"gradients": "bfloat16"}

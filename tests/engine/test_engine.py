@@ -277,7 +277,7 @@ def test_out_of_memory_at_one_lane_is_an_error():
         run_attack(Hungry(net, 0, torch.OutOfMemoryError("CUDA out of memory.")), PGD(), x, y, BALL, lanes=4)
 
 
-def test_other_errors_pass_through():
+def test_errors_other_than_out_of_memory_pass_through():
     net = network()
     x, y = labelled(net, 2)
     with pytest.raises(RuntimeError, match="kaput"):
@@ -389,7 +389,7 @@ def test_an_attack_may_keep_the_step_it_is_told():
     assert rows.forwards[0] == 8
 
 
-def test_default_lanes():
+def test_the_default_width_falls_with_the_size_of_images():
     cpu = torch.device("cpu")
     assert [default_lanes(s, cpu) for s in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224))] == [
         256,

@@ -73,7 +73,7 @@ def test_it_goes_on_where_it_stopped_at_any_width(tmp_path, lanes):
         (("steps = 7", "stepz = 7"), SuiteError, "stepz"),
     ],
 )
-def test_mistakes_are_named(tmp_path, change, error, message):
+def test_mistakes_in_a_transfer_stage_are_named(tmp_path, change, error, message):
     with pytest.raises(error, match=message):
         evaluate("digits/at", write_transfer_suite(tmp_path, TRANSFER.replace(*change)), samples=5)
 

@@ -208,7 +208,7 @@ def run(*args, code=0):
 
 
 @pytest.mark.whole
-def test_the_command(tmp_path, monkeypatch):
+def test_the_measure_command_stores_and_prints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = run("measure", "linear", "-m", "digits/at", "--samples", 20, "--eps", "0.1")
     assert "digits/at" in shown and "at 0.1" in shown

@@ -244,7 +244,7 @@ def test_a_median_filter_takes_the_median_within_an_image():
     assert (MedianFilter(3)(x)[0] == 0).all() and (MedianFilter(3)(x)[1] == 1).all()
 
 
-def test_only_the_winners_pass():
+def test_k_winners_take_all_passes_only_the_winners():
     h = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     out = KWinners(0.25)(h).flatten(1)
     assert ((out != 0).sum(1) == 12).all()

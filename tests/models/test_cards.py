@@ -139,7 +139,7 @@ def test_all_problems_are_reported_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_unreadable_cards(tmp_path: Path) -> None:
+def test_unreadable_cards_are_named(tmp_path: Path) -> None:
     with pytest.raises(CardError, match=r"absent\.toml: cannot be read: No such file"):
         load_card(tmp_path / "absent.toml")
     (tmp_path / "bytes.toml").write_bytes(b"title = '\xff'")
@@ -189,7 +189,7 @@ def test_same_name_in_two_registries_is_refused(tmp_path: Path) -> None:
     assert str(first) in str(caught.value) and str(second) in str(caught.value)
 
 
-def test_wrong_roots_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_are_no_registry_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CardError, match=r"absent: no such folder; expected: a folder of cards"):
         Registry.default([tmp_path / "absent"])
     put(tmp_path, "digits/a")

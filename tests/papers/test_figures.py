@@ -255,7 +255,7 @@ def test_a_figure_whose_images_are_not_here_leaves_the_others(tree, kept, tmp_pa
     assert found["per-class, digits"].paths
 
 
-def test_colours_and_dashes(repo):
+def test_every_model_has_a_colour_and_a_dash_of_its_own(repo):
     source = Source(Registry.default(), repo / "results")
     names = [f"mnist/{n}" for n in ("natural", "at", "ls095_sigma03", "lsq2", "lsq2_sigma05", "sigma05")]
     looks = source.looks(names)

@@ -106,7 +106,7 @@ def test_the_revision_of_a_checkout_tells_changed_files(tmp_path, monkeypatch):
     assert asked()["modified"] is True
 
 
-def test_the_command(made, tmp_path):
+def test_the_reproduce_command_compares_record_by_record(made, tmp_path):
     done = run("reproduce", made, cwd=tmp_path)
     assert "20 images: equal, record by record" in done.stdout
     assert not list(tmp_path.iterdir()), "nothing is stored"

@@ -289,7 +289,7 @@ def test_models_that_answer_at_random_are_put_to_the_vote(tmp_path):
     assert all("answers" in f.what for f in [*v.refuted, *v.borderline])
 
 
-def test_the_command(tmp_path):
+def test_the_verify_command_says_what_was_altered(tmp_path):
     run("eval", "-m", "digits/at", "-s", "quick", "--samples", 30, "--save-adversarials", cwd=tmp_path)
     path = tmp_path / "results/digits/at/quick"
     assert "breaks of 30 images confirmed, 0 findings" in run("verify", path, cwd=tmp_path).stdout

@@ -88,7 +88,7 @@ def test_only_the_images_that_were_asked_for_count(tmp_path):
         sweep(tmp_path, [small, other])
 
 
-def test_the_files(tmp_path):
+def test_csv_and_curve_of_a_sweep_hold_its_points(tmp_path):
     many = {f"attack {i}": first(90 - 5 * i) for i in range(9)}
     results = [stored(tmp_path, "2/255", many), stored(tmp_path, "4/255", {k: v & first(40) for k, v in many.items()})]
     s = sweep(tmp_path, results, clean=True)
@@ -128,7 +128,7 @@ def test_radii_are_read_exactly_and_ordered():
             parse_radii(text)
 
 
-def test_the_command(tmp_path):
+def test_the_sweep_command_writes_and_prints(tmp_path):
     args = ["eval", "-m", "digits/at", "-s", "quick", "--samples", 20]
     done = run(*args, "--eps", "0,0.1,0.2", cwd=tmp_path)
     folder = tmp_path / "results/digits/at"

@@ -115,7 +115,7 @@ def test_results_are_not_written_through_a_link_out_of_the_tree(problem, tmp_pat
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "a/b", "a\x00b", "x" * 300, "a\u202eb"])
 @pytest.mark.parametrize("where", ["name", "dataset"])
-def test_names_make_no_paths(problem, tmp_path, name, where):
+def test_names_of_models_and_data_sets_lead_nowhere_else(problem, tmp_path, name, where):
     model, x, y = problem
     call = {"name": "small", "dataset": "custom", where: name}
     with pytest.raises(ResultError, match="printable text"):

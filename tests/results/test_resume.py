@@ -439,7 +439,7 @@ def test_a_description_from_elsewhere_runs_no_code(problem, tmp_path, monkeypatc
         assert row.state == "damaged" and "run.json" in row.note
 
 
-def test_the_commands(tmp_path, problem):
+def test_runs_and_resume_on_the_command_line(tmp_path, problem):
     one(problem, tmp_path)
     listed = json.loads(run("runs", "--results", tmp_path / "r", "--json").stdout)
     assert [r["state"] for r in listed] == ["finished"]

@@ -76,7 +76,7 @@ def test_squeezing_collapses_where_table_5_does(beta, stuck):
     assert (near > at_zero) is stuck
 
 
-def test_objective_by_hand():
+def test_the_objective_equals_values_by_hand():
     z, y = torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]]), torch.tensor([0, 1])
     log_p = z.log_softmax(1)
     assert torch.equal(terms.objective(z, y, recipe()), F.cross_entropy(z, y))
@@ -192,7 +192,7 @@ def test_augmentation_shifts_and_flips():
     )
 
 
-def test_schedules_by_hand():
+def test_learning_rates_follow_their_schedules():
     assert terms.learning_rate(recipe(), 99) == 0.1
     assert terms.learning_rate(recipe(schedule="cosine"), 50) == pytest.approx(0.05)
     steps = recipe(schedule="steps", milestones=(0.5, 0.75), gamma=0.1)
