@@ -1,9 +1,5 @@
 """One model × one suite → one result: identity, resume, extension, and everything that must be refused."""
 
-import json
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -20,11 +16,8 @@ from robbench.evaluation.inputs import Options, select
 from robbench.evaluation.run import evaluate
 from robbench.results.schema import read_result
 from robbench.results.store import COLUMNS, load_results
-from support import TESTS
 from support.models import Linear, small
 from support.stored import outcomes, stable
-
-VOLATILE = {"seconds", "date", "environment"}  # the last says whether the code is being edited
 
 
 def test_the_result_adds_up(problem, tmp_path):
@@ -146,53 +139,6 @@ def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
     fresh = outcomes(next((tmp_path / "other" / "custom" / "small").iterdir()))
     pd.testing.assert_frame_equal(stable(outcomes(folder)), stable(fresh))
     assert whole.n == 60
-
-
-SCRIPT = """
-import sys, time, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
-from robbench.engine import engine
-from robbench.evaluation import run as evaluation
-from robbench.evaluation import shards
-from support.models import small
-shards._COMMIT_SECONDS = 0.0
-real = engine.attack_samples
-def slow(*a, on_rows, **k):
-    def later(rows):
-        on_rows(rows); print(len(rows.sample), flush=True); time.sleep(0.01)
-    return real(*a, on_rows=later, **k)
-engine.attack_samples = slow
-x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)); model = small(); y = model(x).argmax(1)
-evaluation.evaluate(model, "whitebox", x=x, y=y, name="small", eps=0.05, results=sys.argv[1], lanes=8)
-"""
-
-
-@pytest.mark.whole
-def test_sigkill_at_any_moment_changes_nothing(tmp_path):
-    script = SCRIPT.format(tests=TESTS)
-    for wanted in (5, 70, 200, None):
-        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a")], stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            seen = 0
-            for line in child.stdout:
-                seen += int(line)
-                if wanted is not None and seen >= wanted:
-                    child.send_signal(signal.SIGKILL)
-                    break
-            child.wait()
-    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    model = small()
-    evaluate(model, "whitebox", x=x, y=model(x).argmax(1), name="small", eps=0.05, results=tmp_path / "b", lanes=8)
-    killed, whole = (next((tmp_path / d / "custom" / "small").iterdir()) for d in "ab")
-    assert killed.name == whole.name
-    pd.testing.assert_frame_equal(stable(outcomes(killed)), stable(outcomes(whole)))
-    a, b = (json.loads((f / "result.json").read_text()) for f in (killed, whole))
-    for result in (a, b):
-        for attack in [result, *result["attacks"]]:
-            for key in VOLATILE & set(attack):
-                del attack[key]
-    assert a == b
 
 
 def test_a_different_run_in_the_same_place_is_refused_by_field(problem, tmp_path, monkeypatch):
