@@ -58,6 +58,7 @@ def test_cascade_attacks_survivors_only_and_loses_nothing(problem, tmp_path):
     assert shares[-1] == result.robust_accuracy.value
 
 
+@pytest.mark.whole
 def test_more_samples_extend_the_run_and_fewer_leave_it(problem, tmp_path):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path, "lanes": 8}
@@ -111,6 +112,7 @@ def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):
     assert notes == [f"custom/small · quick · Linf 0.05: known since {first.date[:10]}, nothing to compute."]
 
 
+@pytest.mark.whole
 def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path, "lanes": 8}

@@ -130,6 +130,7 @@ def test_the_prediction_over_the_radius_stands_beside_the_attacks(tree):
     assert worst.to_dict() == {0.0: stored.clean_accuracy.value, 0.2: stored.robust_accuracy.value}
 
 
+@pytest.mark.whole
 def test_a_sweep_is_a_curve_and_a_weaker_suite_is_told_apart(tree):
     for eps in ("0.05", "0.2"):
         evaluate("digits/at", "quick", samples=40, eps=eps, results=tree)
@@ -164,6 +165,7 @@ def kept(tmp_path):
     return tmp_path / "kept"
 
 
+@pytest.mark.whole
 def test_the_gallery_shows_the_stored_points_and_the_images_of_the_data_set(kept):
     from robbench.data.sets import load
 
@@ -228,6 +230,7 @@ def test_every_figure_is_listed_and_documented(repo):
     assert all(f"| `{name}` |" in page for name in FIGURES)
 
 
+@pytest.mark.whole
 def test_what_is_missing_has_its_command(tree, tmp_path):
     shutil.rmtree(tree / "digits/at/linear")
     shown = run("figure", "1", "--dataset", "digits", "--results", tree)

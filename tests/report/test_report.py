@@ -202,5 +202,6 @@ def test_the_committed_results_are_those_of_todays_suites(repo):
         assert run.store.run_id == stored.run_id, path
 
 
+@pytest.mark.whole
 def test_the_committed_leaderboard_is_current(repo):
     assert (repo / "leaderboard.md").read_text(encoding="utf-8") == leaderboard(repo / "results")

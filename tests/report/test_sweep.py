@@ -128,6 +128,7 @@ def test_radii_are_read_exactly_and_ordered():
             parse_radii(text)
 
 
+@pytest.mark.whole
 def test_the_sweep_command_writes_and_prints(tmp_path):
     args = ["eval", "-m", "digits/at", "-s", "quick", "--samples", 20]
     done = run(*args, "--eps", "0,0.1,0.2", cwd=tmp_path)

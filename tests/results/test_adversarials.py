@@ -139,6 +139,7 @@ def test_an_extension_keeps_and_adds(problem, tmp_path):
     assert (folder(tmp_path / "a") / FILE).read_bytes() == (folder(tmp_path / "b") / FILE).read_bytes()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("mode", ["full", "cascade"])
 def test_breaks_known_without_their_points_are_computed_again(problem, tmp_path, mode):
     model, x, y = problem
