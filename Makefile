@@ -22,9 +22,9 @@ test: lint types unit gate
 	$(BIN)/robbench table all --check
 	$(BIN)/robbench figure all --check
 
-# What one looks at after every change: no process, no training, no whole suite. `make test` runs everything.
+# The tests that start no process, train nothing, run no whole suite and need no download. `make test` runs all.
 quick: $(READY)
-	$(BIN)/pytest -n 2 --dist worksteal -m "not whole and not gpu and not slow"
+	$(BIN)/pytest -n auto --dist worksteal -m "not whole and not gpu and not slow"
 
 # The models of this repository against their baselines; MNIST where the data are. `make baselines` writes new ones.
 gate: $(READY)
