@@ -8,7 +8,7 @@ SAMPLES ?=
 DIGITS := natural at trades ls095_sigma03 lsq2_sigma03
 MNIST  := natural at ls095_sigma03 lsq2 lsq2_sigma05
 
-.PHONY: demo test gate baselines lint types unit clean
+.PHONY: demo test quick gate baselines lint types unit clean
 
 # The main job on the embedded data set: four models, the white-box suite, every test image.
 demo: $(READY)
@@ -21,6 +21,10 @@ test: lint types unit gate
 	$(BIN)/robbench trained --check
 	$(BIN)/robbench table all --check
 	$(BIN)/robbench figure all --check
+
+# The tests that start no process, train nothing, run no whole suite and need no download. `make test` runs all.
+quick: $(READY)
+	$(BIN)/pytest -n auto --dist worksteal -m "not whole and not gpu and not slow"
 
 # The models of this repository against their baselines; MNIST where the data are. `make baselines` writes new ones.
 gate: $(READY)

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from robbench.executors import cluster
 
 from robbench.core.machine import describe_device, versions
+from robbench.evaluation import ray_cluster as cluster
 from robbench.evaluation.scheduler import spread
 
 

@@ -15,6 +15,8 @@ from robbench.models.load import load_model
 from robbench.models.spec import ModelSpec
 from robbench.testing import assert_robust
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def net():
@@ -47,7 +49,7 @@ def test_a_worse_model_fails_with_the_report(written):
     assert "Gate FAILED" in text and "worst case: significantly lower" in text and "What changed: weights" in text
 
 
-def test_at_least(net):
+def test_a_model_below_at_least_fails_the_assertion(net):
     robust = evaluate(net, "quick", dataset="digits", samples=60).robust_accuracy.value
     assert_robust(net, at_least=robust, suite="quick", dataset="digits", samples=60)
     with pytest.raises(AssertionError, match=r"on 60 images under quick; at least \d+\.\d % is asked for"):
@@ -76,6 +78,6 @@ def test_images_of_ones_own():
         ({"baseline": "none.json"}, "No baseline at none.json"),
     ],
 )
-def test_wrong_input(options, message):
+def test_wrong_options_of_assert_robust_are_refused(options, message):
     with pytest.raises(RobbenchError, match=message):
         assert_robust("digits/natural", **options)

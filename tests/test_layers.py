@@ -1,8 +1,12 @@
-"""The structure of the package: imports point down only, and what reads results never imports torch."""
+"""The structure of package and tests: imports point down only, results are read without torch, no test is imported."""
 
 import ast
+import functools
+import re
 import subprocess
 import sys
+
+import pytest
 
 from robbench.core.version import PACKAGE
 
@@ -50,6 +54,7 @@ def imported_rooms(path):
                 yield rest[0] if rest and rest[0] in LEVEL else "__init__"
 
 
+@functools.cache
 def arrows():
     """Return which rooms import from which: {(from, to): files}."""
     found = {}
@@ -93,6 +98,7 @@ def test_files_and_functions_are_short():
     assert not long
 
 
+@pytest.mark.whole
 def test_readers_of_results_work_without_torch():
     modules = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -104,3 +110,14 @@ def test_readers_of_results_work_without_torch():
         f"import sys; sys.modules['torch'] = None\nimport importlib\nfor m in {modules!r}: importlib.import_module(m)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE.parent), "PATH": ""})
+
+
+def test_no_test_is_imported_and_no_conftest(repo):
+    """What several tests share lies in tests/support. Scripts in strings count too, so this looks at the text."""
+    wrong = []
+    for folder in ("tests", "perf"):
+        for path in sorted((repo / folder).rglob("*.py")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if re.search(r"(?:from|import) (?:[\w.]+\.)?(?:test_\w+|conftest)\b", line):
+                    wrong.append(f"{path.relative_to(repo)}: {line.strip()}")
+    assert not wrong

@@ -36,6 +36,12 @@ def test_whitebox_has_the_papers_budgets():
     assert cifar.relative_step * 8 / 255 == pytest.approx(2 / 255)
 
 
+def test_autoattack_has_the_authors_budgets():
+    """Restarts aside: 100 steps per gradient attack and 5000 queries of Square, as in Croce & Hein 2020."""
+    stages = load_suite("autoattack").stages("digits")
+    assert [build_attack(stage).steps for stage in stages] == [100, 100, 100, 5000]
+
+
 def write(tmp_path, text):
     path = tmp_path / "mine.toml"
     path.write_text(text)
@@ -139,7 +145,7 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
             import_own([name])
 
 
-def test_unknown_names():
+def test_unknown_suites_and_data_sets_are_named():
     with pytest.raises(SuiteError, match="Did you mean whitebox"):
         load_suite("whitbox")
     with pytest.raises(SuiteError, match="--eps 8/255"):

@@ -5,9 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from conftest import Linear, run_attack
 from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool, Hunt
-from robbench.attacks.apgd import _windows
 from robbench.attacks.base import target_class
 from robbench.core import rng
 from robbench.core.errors import SuiteError
@@ -15,8 +13,8 @@ from robbench.core.losses import LOSSES
 from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.engine.engine import query
-
-DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
+from support.attacks import run_attack
+from support.models import Linear, hyperplane
 
 ALL = [
     FGSM(objective="ce"),
@@ -49,21 +47,10 @@ def made_for(attacks):
     return pytest.mark.parametrize(("attack", "norm"), [(a, n) for a in attacks for n in a.norms], ids=name)
 
 
-def problem(norm, seed, n=4, classes=2):
-    """Images in the middle of the box, a random hyperplane, and the exact radius of each image."""
-    generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(16, dtype=torch.float64, generator=generator)
-    x = 0.5 + 0.02 * torch.randn(n, 1, 4, 4, dtype=torch.float64, generator=generator)
-    model = Linear(w, -float(x.flatten(1).mean(0) @ w), classes)
-    s = x.flatten(1) @ w + model.b
-    y = (s < 0).long()
-    return model, x, y, (s.abs() / torch.linalg.vector_norm(w, ord=DUAL[norm])).detach()
-
-
 @made_for(ALL)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_breaks_a_linear_model_exactly_when_eps_exceeds_its_radius(attack, norm, classes):
-    model, x, y, radius = problem(norm, seed=len(norm) + classes, classes=classes)
+    model, x, y, radius = hyperplane(norm, seed=len(norm) + classes, classes=classes)
     r = float(radius.mean())
     # Along the normal, until all have the same radius: one run is enough for all of them.
     with torch.no_grad():
@@ -92,33 +79,39 @@ def test_moves_saturated_pixels(attack, norm, value):
 
 
 def test_fgsm_is_one_full_step_from_x():
-    model, x, y, _ = problem("Linf", seed=1)
+    model, x, y, _ = hyperplane("Linf", seed=1)
     rows = run_attack(model, FGSM(), x, y, Ball("Linf", 1e-9))
     assert rows.step.tolist() == [1] * len(y)
     assert rows.forwards.tolist() == [2] * len(y)
     assert rows.backwards.tolist() == [1] * len(y)
 
 
-def test_apgd_schedule_is_the_published_one():
-    """p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) from p_1 = 0.22, times 100 steps (Croce & Hein 2020, Sec. 3)."""
-    assert list(_windows(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_apgd_halves_the_step_and_returns_to_the_best_point():
-    attack, ball = APGD(objective="margin", steps=10), Ball("Linf", 0.1)
-    _, x, y, _ = problem("Linf", seed=2, n=1)
-
+def falling(steps):
+    """Run APGD on a loss that only falls, so that its start stays best; returns the start and the states after it."""
+    attack, ball = APGD(objective="margin", steps=steps), Ball("Linf", 0.1)
+    _, x, y, _ = hyperplane("Linf", seed=2, n=1)
     p = Problem(x=x, y=y, sample=torch.zeros(1, dtype=torch.int64), trial=torch.zeros(1, dtype=torch.int64), key=(0, 0))
-    s = attack.init(p, ball)
-    start, grad = s["x"], torch.ones_like(x)
-    logits = torch.zeros(1, 2, dtype=x.dtype)
-    sizes = []
-    for t in range(4):  # a loss that only falls: the start stays best
-        s = attack.step(p, ball, s, torch.tensor([t]), logits, torch.tensor([-float(t)], dtype=x.dtype), grad)
-        sizes.append(float(s["size"]))
-    assert sizes == pytest.approx([0.2, 0.2, 0.1, 0.05])  # windows of 2, then 1 steps
-    assert torch.equal(s["x_best"], start)
-    assert torch.equal(s["x_old"], start), "the step at a checkpoint starts from the best point"
+    states = [attack.init(p, ball)]
+    grad, logits = torch.ones_like(x), torch.zeros(1, 2, dtype=x.dtype)
+    for t in range(steps):
+        loss = torch.tensor([-float(t)], dtype=x.dtype)
+        states.append(attack.step(p, ball, states[-1], torch.tensor([t]), logits, loss, grad))
+    return states[0]["x"], states[1:]
+
+
+def test_apgd_halves_the_step_at_the_published_checkpoints():
+    """p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) from p_1 = 0.22, times 100 steps (Croce & Hein 2020, Sec. 3)."""
+    sizes = [float(s["size"]) for s in falling(100)[1]]
+    changes = [t for t in range(1, 100) if sizes[t] != sizes[t - 1]]
+    assert changes == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert [sizes[t] / sizes[t - 1] for t in changes] == [0.5] * 8
+
+
+def test_apgd_returns_to_the_best_point_when_it_halves_the_step():
+    start, states = falling(10)
+    assert [float(s["size"]) for s in states[:4]] == pytest.approx([0.2, 0.2, 0.1, 0.05])  # windows of 2, then 1 steps
+    assert torch.equal(states[3]["x_best"], start)
+    assert torch.equal(states[3]["x_old"], start), "the step at a checkpoint starts from the best point"
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,13 @@ import math
 
 import pytest
 import torch
-from test_engine import differing, labelled, network
-from test_fab import queried, smallest
 
-from conftest import Linear, run_attack
 from robbench.attacks import CW
 from robbench.core.errors import SuiteError
 from robbench.core.losses import margin
 from robbench.core.threat import Ball
-from robbench.data.sets import load
-from robbench.models.card import Registry
-from robbench.models.load import load_model
+from support.attacks import differing, queried, run_attack, smallest
+from support.models import Linear, labelled, network, trained
 
 QUICK = CW(search_steps=7, iterations=200)
 
@@ -33,16 +29,18 @@ def far_problem(classes, n=6):
     return model, x.view(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64), radius
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.whole
+@pytest.mark.parametrize("classes", [2, 10])
 def test_breaks_a_linear_model_up_to_two_percent_from_its_radius(classes):
     model, x, y, radius = far_problem(classes)
-    for i in (0, 3, 5):
+    for i in (0, 5):
         one, r = slice(i, i + 1), float(radius[i])
         assert run_attack(model, QUICK, x[one], y[one], Ball("L2", 1.02 * r), lanes=1).broken.all(), r
     r = float(radius[0])
     assert not run_attack(model, QUICK, x[:1], y[:1], Ball("L2", r * (1 - 1e-4)), lanes=1).broken.any()
 
 
+@pytest.mark.whole
 def test_the_smallest_distance_on_a_linear_model_is_its_radius():
     model, x, y, radius = far_problem(10)
     ball = Ball("L2", 5.0)
@@ -52,6 +50,7 @@ def test_the_smallest_distance_on_a_linear_model_is_its_radius():
     assert (found <= radius * 1.02).all()
 
 
+@pytest.mark.whole
 def test_c_grows_tenfold_and_is_then_halved():
     """On z = ⟨w, x⟩ the smallest c that succeeds is 2 r / ‖w‖: the gradients of both terms cancel at the plane."""
     model, x, y, radius = far_problem(2)
@@ -93,31 +92,21 @@ def test_pixels_on_the_edge_move_at_once(value):
     assert all(((v >= 0) & (v <= 1)).all() for v in points)
 
 
-@pytest.fixture
-def torchattacks():
-    """The peer, if it is installed."""
-    return pytest.importorskip("torchattacks", reason="torchattacks is not installed (robbench[peers])")
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_torchattacks_leaves_pixels_on_the_edge_where_they_are(torchattacks, value):
-    """Its atanh of ±1 is infinite; half of the pixels are saturated, and those are the ones that matter."""
+def test_finds_a_break_that_needs_saturated_pixels_to_move(value):
+    """Half of the pixels are saturated, and only those matter. torchattacks fails here (perf/peer_weaknesses.py)."""
     x = torch.full((1, 1, 4, 4), value)
     x[..., 2:] = 0.5
-    inwards = -1.0 if value else 1.0
     w = torch.zeros(1, 1, 4, 4)
-    w[..., :2] = -inwards
+    w[..., :2] = 1.0 if value else -1.0
     model = Linear(w, 0.8 - float(x.flatten() @ w.flatten()))  # eight pixels by 0.1 each
-    y = torch.tensor([0])
-    theirs = torchattacks.CW(model, c=10, steps=100, lr=0.01)(x, y)
-    assert torch.equal(theirs[..., :2], x[..., :2])
-    assert model(theirs).argmax(1) == y
-    rows = run_attack(model, QUICK, x, y, Ball("L2", 1.02 * 0.1 * 8**0.5), lanes=1, keep_adversarials=True)
+    y, ball = torch.tensor([0]), Ball("L2", 1.02 * 0.1 * 8**0.5)
+    rows = run_attack(model, QUICK, x, y, ball, lanes=1, keep_adversarials=True)
     assert rows.broken.all()
     assert (rows.x_adv[..., :2] != x[..., :2]).all()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("search_steps", [1, 2])
 def test_the_points_are_those_of_torchs_adam_up_to_the_last(search_steps):
     net = copy.deepcopy(network()).double()
@@ -152,17 +141,14 @@ def test_points_stay_in_the_box_and_numbers_finite():
     assert torch.stack(wrong).any(0).any()
 
 
+@pytest.mark.whole
 def test_float64_records_do_not_depend_on_width_or_order():
     """Points follow the gradients' values, not their signs: another batch shape may move a distance's last bits."""
-    net = copy.deepcopy(load_model(Registry.default().find("digits/at")).module).double()
-    data = load("digits")
-    x, y = torch.from_numpy(data.x[:26]).double() / data.scale, torch.from_numpy(data.y[:26])
-    right = net(x).argmax(1) == y
-    x, y = x[right], y[right]
+    net, x, y = trained(24)
     attack, ball = CW(search_steps=3, iterations=12, initial_c=1.0, lr=0.03), Ball("L2", 1.0)
     base = run_attack(net, attack, x, y, ball, lanes=64)
     assert 0 < base.broken.sum() < len(y)
-    for lanes in (1, 7, 64):
+    for lanes in (3, 64):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(lanes))
         other = run_attack(net, attack, x[order], y[order], ball, sample=order.numpy(), lanes=lanes)
         assert set(differing(base, other)) <= {"distance"}, lanes

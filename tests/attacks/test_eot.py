@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear, run_attack
 from robbench import evaluate
 from robbench.attacks import APGD, EOT, ODI, PGD, describe
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.suite import Stage, build_attack
+from support.attacks import run_attack
+from support.models import Linear
 
 
 def linear(seed=0, n=6):

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from test_attacks import DUAL
 
-from conftest import Linear, run_attack
 from robbench.attacks import APGD, ATTACKS, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, DeepFool, Hunt, Noise, Square
 from robbench.core.threat import Ball
+from support.attacks import run_attack
+from support.models import DUAL, Linear
 
 GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by the number of steps
     "fgsm": lambda steps: FGSM(),
@@ -58,14 +58,17 @@ def lined_up(norm, n=20):
     return Watched(w, float(-0.5 * w.sum())), x.view(n, 1, 4, 4), torch.zeros(n, dtype=torch.int64), eps
 
 
-def test_every_kind_is_here():
+def test_every_kind_of_attack_is_tested_here():
     assert {MADE[name](4).kind for name in MADE} == {*ATTACKS, "eot"}
 
 
+@pytest.mark.whole
 @EVERY
 def test_more_eps_never_breaks_less(name, norm):
     model, x, y, eps = lined_up(norm)
-    broken = [run_attack(model, MADE[name](20), x, y, Ball(norm, eps * share)).broken for share in (0, 0.5, 1, 2.1)]
+    broken = [
+        run_attack(model, MADE[name](20), x, y, Ball(norm, eps * share), lanes=20).broken for share in (0, 0.5, 1, 2.1)
+    ]
     assert not broken[0].any()
     assert all((more | ~less).all() for less, more in itertools.pairwise(broken))
     if name in GUIDED:
@@ -75,7 +78,7 @@ def test_more_eps_never_breaks_less(name, norm):
 @EVERY
 def test_more_steps_never_break_less(name, norm):
     model, x, y, eps = lined_up(norm)
-    broken = [run_attack(model, MADE[name](steps), x, y, Ball(norm, eps)).broken for steps in (1, 3, 10, 30)]
+    broken = [run_attack(model, MADE[name](steps), x, y, Ball(norm, eps), lanes=20).broken for steps in (1, 3, 10, 30)]
     assert all((more | ~less).all() for less, more in itertools.pairwise(broken))
 
 
@@ -89,7 +92,7 @@ def test_only_points_of_ball_and_box_count(name, norm):
             return Ball(norm, 3 * eps).project(x0, x0 + stretch * (x - x0))
 
     model, x, y, eps = lined_up(norm)
-    kept = run_attack(model, MADE[name](20), x, y, Ball(norm, eps), keep_adversarials=True)
+    kept = run_attack(model, MADE[name](20), x, y, Ball(norm, eps), lanes=20, keep_adversarials=True)
     assert Ball(norm, eps).contains(x[kept.broken], kept.x_adv[kept.broken].to(x.dtype)).all()
     far = x[-4:], y[-4:]  # from 1.7 eps on
     model.wrong.clear()
@@ -121,7 +124,7 @@ def test_further_restarts_only_add_breaks(make, norm, problem):
     model, x, y = problem
     right = model(x).argmax(1) == y
     ball = Ball(norm, {"Linf": 0.03, "L2": 0.15, "L1": 0.6}[norm])
-    one, three = (run_attack(model.double(), make(n), x[right].double(), y[right], ball) for n in (1, 3))
+    one, three = (run_attack(model.double(), make(n), x[right].double(), y[right], ball, lanes=54) for n in (1, 3))
     assert (three.broken | ~one.broken).all()
     assert np.array_equal(one.step[one.broken], three.step[one.broken])
     assert not one.broken.all() and (one.broken.any() or make(1).kind == "noise")

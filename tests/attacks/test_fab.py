@@ -1,7 +1,5 @@
 """FAB: its projection against scipy, its minimal distance on linear models, and agreement with pyautoattack."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -9,22 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 from scipy.stats import binomtest
-from test_attacks import problem
-from test_engine import differing, labelled, network
-from test_peers import correct, judged
 
-from conftest import Linear, run_attack
 from robbench.attacks import FAB
 from robbench.attacks.base import others_by_rank
 from robbench.attacks.boundary import between, bracket, length, narrowed, toward_plane
-from robbench.core import rng
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Problem
-from robbench.data.sets import load
-from robbench.engine import engine
-from robbench.models.card import Registry
-from robbench.models.load import load_model
+from support.attacks import differing, judged, queried, run_attack, smallest
+from support.models import Linear, correct, hyperplane, labelled, network, trained
 
 SETTINGS = settings(max_examples=80, deadline=None)
 SIZE = 5
@@ -152,31 +143,12 @@ def test_the_search_closes_in_on_the_boundary_of_a_curved_margin():
     assert s["outer"].flatten().tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
-def queried(model, attack, x, y, ball, trial=0):
-    """Run one trial as a plain loop; every point that is queried, and whether it is misclassified."""
-    lanes = torch.arange(len(y))
-    with torch.no_grad():
-        p = Problem(x, y, lanes, torch.full_like(lanes, trial), rng.make_key(0, "test"), model(x))
-    s = attack.init(p, ball)
-    points = [s["x"]]
-    for t in range(attack.steps):
-        s = attack.step(p, ball, s, torch.full_like(lanes, t), *engine.query(model, attack, p, s, True))
-        points.append(s["x"])
-    with torch.no_grad():
-        return points, [model(v).argmax(1) != y for v in points]
-
-
-def smallest(points, wrong, x, ball):
-    found = [torch.where(w, ball.distance(x, v), torch.inf) for v, w in zip(points, wrong, strict=True)]
-    return torch.stack(found).amin(0)
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize(("trial", "steps", "rel"), [(0, 30, 1e-3), (18, 100, 2e-2)], ids=["from x", "restart"])
 def test_the_smallest_distance_on_a_linear_model_is_its_radius(norm, classes, trial, steps, rel):
     """A restart comes back towards the clean image by at most a tenth per iteration, so it is less exact."""
-    model, x, y, radius = problem(norm, seed=classes, n=8, classes=classes)
+    model, x, y, radius = hyperplane(norm, seed=classes, n=8, classes=classes)
     ball = Ball(norm, 3 * float(radius.max()))
     points, wrong = queried(model, FAB(steps=steps, restarts=3), x, y, ball, trial)
     found = smallest(points, wrong, x, ball)
@@ -225,18 +197,15 @@ def test_nan_answers_do_not_spread():
     assert all(v.isfinite().all() for v in points)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.2), ("L2", 1.0), ("L1", 3.0)])
 def test_float64_records_do_not_depend_on_width_or_order(norm, eps):
     """Points follow the gradients' values, not their signs: another batch shape may move a distance's last bits."""
-    net = copy.deepcopy(load_model(Registry.default().find("digits/at")).module).double()
-    data = load("digits")
-    x, y = torch.from_numpy(data.x[:26]).double() / data.scale, torch.from_numpy(data.y[:26])
-    right = net(x).argmax(1) == y
-    x, y = x[right], y[right]
+    net, x, y = trained(24)
     attack, ball = FAB(targets=2, steps=12, restarts=2), Ball(norm, eps)
     base = run_attack(net, attack, x, y, ball, lanes=64)
     assert 0 < base.broken.sum() < len(y)
-    for lanes in (1, 7, 64):
+    for lanes in (3, 64):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(lanes))
         other = run_attack(net, attack, x[order], y[order], ball, sample=order.numpy(), lanes=lanes)
         assert set(differing(base, other)) <= {"distance"}, lanes
@@ -265,7 +234,6 @@ def test_agrees_with_pyautoattack(name, norm, eps, seed):
     only_ours, only_theirs = int((a & ~b).sum()), int((b & ~a).sum())
     p = binomtest(only_ours, only_ours + only_theirs).pvalue if only_ours + only_theirs else 1.0
     told = f"{(~a).sum()} and {(~b).sum()} of {len(a)} stand; only ours broke {only_ours}, only theirs {only_theirs}"
-    print(told)
     assert p > 0.01, told
     assert only_ours + only_theirs <= 0.1 * len(a), told
     assert 0 < a.sum() < len(a), told

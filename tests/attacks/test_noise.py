@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from conftest import Linear, run_attack
 from robbench.attacks import Noise
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Problem
+from support.attacks import run_attack
+from support.models import Linear
 
 
 def walk(ball, lanes, steps=6):

@@ -3,18 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from test_engine import differing
-from test_square import equally_far, random_images, trained
 from torch import nn
 
-from conftest import run_attack
 from robbench.attacks import SPSA
-from robbench.attacks.spsa import _directions
 from robbench.core import rng
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.engine import engine
+from support.attacks import differing, run_attack
+from support.models import equally_far, random_images, trained
 
 SMALL = SPSA(iterations=4, samples=3)
 
@@ -64,6 +62,7 @@ def test_queries_come_in_mirrored_pairs_around_the_centre():
     assert len(seen) > 40, "every pair and every lane has a direction of its own"
 
 
+@pytest.mark.whole
 def test_the_estimate_points_along_the_gradient():
     """On a linear loss the mean over many pairs is the gradient, with an error of about √(n / samples)."""
     n, samples = 16, 1000
@@ -80,16 +79,17 @@ def test_the_estimate_points_along_the_gradient():
 
 def test_directions_are_fair_and_depend_on_the_counter_alone():
     p = start(torch.zeros(50, 3, 7, 9))
-    step = torch.arange(50) * 3
-    v = _directions(p, step)
+    attack, ball = SPSA(iterations=1, samples=500), Ball("Linf", 0.1)
+    step = torch.arange(50) * 2 + 1  # a pair begins at each odd step
+    v = attack.step(p, ball, attack.init(p, ball), step - 1, torch.zeros(50, 2), torch.zeros(50), None)["v"]
     assert v.shape == p.x.shape and (v.abs() == 1).all()
     assert abs(float(v.mean())) < 4 / v.numel() ** 0.5
     words = rng.bits(p.key, p.sample[7:8], p.trial[7:8], int(step[7]), 6)
     assert v[7].flatten().tolist() == [2 * (int(words[0, i // 32]) >> i % 32 & 1) - 1 for i in range(189)]
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("objective", ["margin", "ce"])
+@pytest.mark.whole
+@pytest.mark.parametrize(("norm", "objective"), [("Linf", "margin"), ("L2", "margin"), ("Linf", "ce")])
 def test_breaks_a_linear_model_beyond_its_radius_and_never_below(norm, objective):
     """495 queries on 64 pixels."""
     attack = SPSA(objective=objective, iterations=15, samples=16)
@@ -107,6 +107,7 @@ def test_moves_saturated_pixels(norm, value):
     assert ((final - x).abs().flatten(1).sum(1) > 0.9 * 1.6).all(), "1.6 is all there is to gain"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_records_do_not_depend_on_width_or_order(norm):
     net, x, y = trained(30)
@@ -115,7 +116,7 @@ def test_records_do_not_depend_on_width_or_order(norm):
     base = run_attack(net, attack, x, y, ball, sample=ids, lanes=64)
     assert 0 < base.broken.sum() < 30, "the comparison must see both outcomes"
     assert set(base.forwards[~base.broken]) == {2 * 28} and not base.backwards.any()
-    for lanes in (1, 7):
+    for lanes in (3, 64):
         order = torch.randperm(30, generator=torch.Generator().manual_seed(lanes))
         other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
         # The last bits of a loss differ with the width of the model's batch, and the points follow the loss.

@@ -1,17 +1,12 @@
 """The Square Attack: what the paper publishes, what it may never do, and the authors' own code on the same images."""
 
-import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from test_attacks import DUAL
-from test_engine import differing
-from test_peers import correct, judged, ours
 
-from conftest import Linear, run_attack
 from robbench.attacks import Square
 from robbench.attacks.square import _exchange
 from robbench.attacks.windows import lay, place, windows
@@ -20,27 +15,12 @@ from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Problem
 from robbench.engine import engine
+from support.attacks import differing, judged, ours, run_attack, walk
+from support.models import correct, equally_far, random_images, trained
 
 # How many times its exact radius 500 queries need to break every image of `equally_far`: measured 1.2, 1.7 and 2.5.
 FACTORS = {"Linf": 1.3, "L2": 1.8, "L1": 2.7}
 EPS = {"Linf": 0.1, "L2": 0.6, "L1": 2.0}
-
-
-def walk(attack, x, ball, losses, key=(1, 2)):
-    """Every state of a trial whose losses [steps, L] are given, the first one included."""
-    lanes = torch.arange(len(x))
-    p = Problem(x=x, y=torch.zeros_like(lanes), sample=lanes, trial=torch.zeros_like(lanes), key=key)
-    states = [attack.init(p, ball)]
-    for t, loss in enumerate(losses):
-        logits, grad = torch.zeros(len(x), 2), torch.zeros_like(x)
-        states.append(attack.step(p, ball, states[-1], torch.full_like(lanes, t), logits, loss.to(x.dtype), grad))
-    return states
-
-
-def random_images(*shape, seed=0):
-    """Images of which a third of the pixels lie on the box."""
-    x = torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-    return torch.where(x < 1 / 6, 0.0, torch.where(x > 5 / 6, 1.0, x))
 
 
 def random_losses(steps, lanes):
@@ -80,34 +60,20 @@ def test_moves_saturated_pixels(norm, value):
     assert share.min() > {"Linf": 0.95, "L2": 0.5, "L1": 0.8}[norm], share
 
 
-def equally_far(norm, n=40):
-    """A random hyperplane, images in the middle of the box, and their distance from it, the same for all."""
-    generator = torch.Generator().manual_seed(1)
-    w = torch.randn(64, dtype=torch.float64, generator=generator)
-    x = 0.5 + 0.02 * torch.randn(n, 64, dtype=torch.float64, generator=generator)
-    reach = torch.linalg.vector_norm(w, ord=DUAL[norm])
-    radius = {"Linf": 0.05, "L2": 0.3, "L1": 1.0}[norm]
-    x = x - ((x - 0.5) @ w - radius * reach)[:, None] * w / (w @ w)
-    return Linear(w, float(-0.5 * w.sum())), x.view(n, 1, 8, 8), torch.zeros(n, dtype=torch.int64), radius
-
-
-@pytest.mark.parametrize(("norm", "factor"), FACTORS.items())
-@pytest.mark.parametrize("objective", ["margin", "ce"])
-def test_breaks_a_linear_model_beyond_its_radius_and_never_below(norm, factor, objective):
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("norm", "objective"), [("Linf", "margin"), ("L2", "margin"), ("L1", "margin"), ("Linf", "ce")]
+)
+def test_breaks_a_linear_model_beyond_its_radius_and_never_below(norm, objective):
     """The weights are noise from pixel to pixel, which windows fit worst: L2 and L1 need far more than the radius."""
     attack = Square(objective=objective, steps=500)
     model, x, y, radius = equally_far(norm)
-    assert run_attack(model, attack, x, y, Ball(norm, radius * factor), lanes=40).broken.all()
+    assert run_attack(model, attack, x, y, Ball(norm, radius * FACTORS[norm]), lanes=40).broken.all()
     rows = run_attack(model, attack, x, y, Ball(norm, radius * (1 - 1e-4)), lanes=40)
     assert not rows.broken.any() and (rows.forwards == 501).all()
 
 
-def trained(n):
-    """A trained model in float64, where the width of a batch changes no decision, and images it gets right."""
-    model, x, y, _ = correct("digits/at", n)
-    return copy.deepcopy(model).double(), x.double(), y
-
-
+@pytest.mark.whole
 @pytest.mark.parametrize("norm", NORMS)
 def test_records_do_not_depend_on_width_or_order(norm):
     net, x, y = trained(30)
@@ -116,7 +82,7 @@ def test_records_do_not_depend_on_width_or_order(norm):
     base = run_attack(net, attack, x, y, ball, sample=ids, lanes=64)
     assert 0 < base.broken.sum() < 30, "the comparison must see both outcomes"
     assert len(set(base.step[base.broken].tolist())) > 3, "lanes must come to be at different steps"
-    for lanes in (1, 7):
+    for lanes in (3, 64):
         order = torch.randperm(30, generator=torch.Generator().manual_seed(lanes))
         other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
         assert not differing(base, other), (lanes, differing(base, other))
@@ -315,6 +281,7 @@ def mcnemar(only_a, only_b, alternative="two-sided"):
     return binomtest(only_a, only_a + only_b, alternative=alternative).pvalue if only_a + only_b else 1.0
 
 
+@pytest.mark.whole
 def test_agrees_with_pyautoattack_in_short():
     only_mine, only_theirs, told = paired("digits/at", Ball("Linf", 0.2), 100, 100, 0)
     assert mcnemar(only_mine, only_theirs) > 0.01, told

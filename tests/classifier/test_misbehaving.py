@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import small
 from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import prepare
-from robbench.core import machine as memory
 from robbench.core.errors import ModelError
 from robbench.core.machine import Growth
 from robbench.evaluation.run import evaluate
+from support.models import small
 
 SUITE = """
 version = 1
@@ -240,13 +239,12 @@ def test_what_an_earlier_run_noticed_stays_with_an_extension(call):
     assert "state" in call(honest, samples=40)[0].flags
 
 
-def test_a_slow_leak_is_flagged(call, monkeypatch):
-    monkeypatch.setattr(memory, "_LEAK", 16 * 2**20)
-    kept = []
+def test_a_slow_leak_is_flagged(call):
+    kept, leak = [], 4 * 2**20  # bytes per answer
 
     def forward(net, z, self):
-        kept.append(mmap.mmap(-1, 2**20))  # not from the heap, which may have room from earlier tests
-        kept[-1].write(b"1" * 2**20)
+        kept.append(mmap.mmap(-1, leak))  # not from the heap, which may have room from earlier tests
+        kept[-1].write(b"1" * leak)
         return net(z)
 
     result, _ = call(forward)

@@ -12,8 +12,10 @@ import time
 import pandas as pd
 import pytest
 
-from conftest import run
 from robbench.results.schema import ResultFile
+from support.commands import run
+
+pytestmark = pytest.mark.whole
 
 MODELS = ["natural", "at", "ls095_sigma03", "lsq2_sigma03"]
 
@@ -78,7 +80,7 @@ def test_leaderboard_writes_checks_and_notices_staleness(quick, tmp_path):
     assert "No results tree" in run("leaderboard", "--results", tmp_path / "none", cwd=folder, code=2).stderr
 
 
-def test_show(quick):
+def test_show_prints_a_card_and_its_results(quick):
     folder, _, _ = quick
     shown = run("show", "digits/at", cwd=folder).stdout
     assert "digits_convnet" in shown and "Worst case" in shown
@@ -88,7 +90,7 @@ def test_show(quick):
 
 
 @pytest.mark.parametrize("what", ["models", "suites", "attacks", "data"])
-def test_lists(what):
+def test_every_list_is_the_same_as_table_and_as_json(what):
     rows = json.loads(run("list", what, "--json").stdout)
     assert len(rows) >= 2
     table = run("list", what).stdout

@@ -12,6 +12,8 @@ from robbench.commands.app import app
 from robbench.report.leaderboard import percent, ranked, with_interval
 from robbench.results.store import load_results
 
+pytestmark = pytest.mark.whole
+
 # Left to other tests or to a person: they need a network, other data, or write into the registry.
 ELSEWHERE = (
     "robbench data fetch", "robbench train", "robbench eval --model cifar10/", "robbench eval --model hf:",

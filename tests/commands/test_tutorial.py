@@ -1,6 +1,6 @@
 """The tutorial, followed word for word in an empty folder: its files, its commands, and what they print.
 
-`python tests/test_tutorial.py` writes the outputs into the page.
+`python tests/commands/test_tutorial.py` writes the outputs into the page.
 """
 
 import contextlib
@@ -12,9 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from robbench.commands.app import app
+
+pytestmark = pytest.mark.whole
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = REPO / "docs" / "tutorial.md"
@@ -83,7 +86,7 @@ def words(text):
     return re.findall(r"[A-Za-z]{3,}", "\n".join(line for line in text.splitlines() if "Images:" not in line))
 
 
-def test_word_for_word(tmp_path):
+def test_the_tutorial_runs_word_for_word(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     shown = 0

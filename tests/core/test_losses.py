@@ -11,7 +11,7 @@ Z = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.5, 2.0, 1.0, 0.0]])
 Y = torch.tensor([0, 0])
 
 
-def test_by_hand():
+def test_losses_equal_values_computed_by_hand():
     assert margin(Z, Y).tolist() == pytest.approx([-2.0, 1.5])
     # (3, 1, 0): -(3 - 1) / (3 - 0); (2, 1, 0.5): -(0.5 - 2) / (2 - 0.5)
     assert dlr(Z, Y).tolist() == pytest.approx([-2 / 3, 1.0])

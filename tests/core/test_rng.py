@@ -21,7 +21,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_known_answers(counter, key, expected):
+def test_philox_gives_the_published_words(counter, key, expected):
     words = rng.philox4x32(*(torch.tensor([c]) for c in counter), key)
     assert tuple(int(w) for w in words) == expected
 
@@ -53,7 +53,7 @@ def test_every_part_of_the_counter_matters(change):
     assert not (base == other).any()
 
 
-def test_distributions():
+def test_uniform_and_normal_draws_have_their_distributions():
     sample, trial = lanes(100)
     u = rng.uniform((1, 2), sample, trial, 0, 1000)
     assert u.min() >= 0 and u.max() < 1

@@ -114,7 +114,7 @@ def test_random_points_are_allowed_and_fill_the_ball(norm, surface):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_contains_refuses(norm):
+def test_points_outside_ball_or_box_are_not_contained(norm):
     ball = Ball(norm, 0.25)
     x0 = torch.full((1, 1, 2, 2), 0.5)
     nudge = torch.zeros_like(x0)

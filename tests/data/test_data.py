@@ -1,3 +1,5 @@
+"""Data sets: every official file format is read exactly, damaged files are refused, and downloads are verified."""
+
 from __future__ import annotations
 
 import functools
@@ -8,7 +10,6 @@ import importlib
 import io
 import os
 import pickle
-import struct
 import sys
 import tarfile
 import threading
@@ -24,23 +25,12 @@ from PIL import Image
 
 from robbench.core.errors import DataError
 from robbench.data import sets as data
+from support.datasets import batches, idx, labels, pixels, python2_batch
 
 CIFAR = ["cifar10", "cifar100"]
 
 
-def pixels(count: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
-
-
-def labels(count: int) -> list[int]:
-    return [(3 * i + 1) % 10 for i in range(count)]
-
-
 # --- writers of the official formats -------------------------------------------------------------------------
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 def write_idx(folder: Path, images: np.ndarray, y: list[int], prefix: str = "t10k", packed: bool = True) -> None:
@@ -79,38 +69,8 @@ def write_parquet(
     return paths
 
 
-def python2_batch(x: np.ndarray, y: list[int], key: bytes = b"labels") -> bytes:
-    """Write a batch opcode by opcode as Python 2 did in the official archives: byte strings, integer `align`."""
-
-    def text(value: bytes) -> bytes:
-        return b"T" + struct.pack("<I", len(value)) + value
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
-    dtype += b"(K\x03" + text(b"|") + b"NNN" + number(-1) + number(-1) + b"K\x00tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
-    array += b"(K\x01" + number(x.shape[0]) + number(x.shape[1]) + b"\x86" + dtype + b"\x89" + text(x.tobytes())
-    array += b"tb"
-    rows = b"](" + b"".join(map(number, y)) + b"e"
-    return b"\x80\x02}(" + text(b"data") + array + text(key) + rows + b"u."
-
-
 def python3_batch(x: np.ndarray, y: list[int], key: bytes = b"labels") -> bytes:
     return pickle.dumps({b"data": x, key: y, b"batch_label": b"made by Python 3"}, protocol=2)
-
-
-def batches(
-    name: str, x: np.ndarray, y: list[int], split: str = "test", write: Any = python2_batch
-) -> dict[str, bytes]:
-    """Make the files of one split: train of CIFAR-10 consists of five."""
-    flat, key = x.reshape(len(x), -1), b"fine_labels" if name == "cifar100" else b"labels"
-    names = [split] if name == "cifar100" else ["test_batch"]
-    if (name, split) == ("cifar10", "train"):
-        names = [f"data_batch_{i}" for i in range(1, 6)]
-    parts = np.array_split(np.arange(len(x)), len(names))
-    return {file: write(flat[rows], [y[i] for i in rows], key) for file, rows in zip(names, parts, strict=True)}
 
 
 def write_archive(path: Path, files: dict[str, bytes]) -> None:
@@ -171,7 +131,7 @@ def test_digest_is_the_documented_form() -> None:
         ("fashion_mnist", "FashionMNIST/raw"),
     ],
 )
-def test_idx(tmp_path: Path, name: str, folder: str, packed: bool) -> None:
+def test_idx_files_are_read_packed_or_not(tmp_path: Path, name: str, folder: str, packed: bool) -> None:
     images, y = pixels(7, 28, 28), labels(7)
     write_idx(tmp_path / folder, images, y, packed=packed)
     write_idx(tmp_path / folder, images[:3], y[:3], "train", packed)
@@ -213,7 +173,7 @@ IMAGES = idx(pixels(4, 28, 28))
     ],
     ids=["short", "long", "header", "empty", "float", "labels", "shape", "lengths", "label", "none"],
 )
-def test_damaged_idx(tmp_path: Path, images: bytes, y: list[int], message: str) -> None:
+def test_damaged_idx_files_are_refused(tmp_path: Path, images: bytes, y: list[int], message: str) -> None:
     write_idx(tmp_path / "mnist", pixels(1, 28, 28), y, packed=False)
     (tmp_path / "mnist" / "t10k-images-idx3-ubyte").write_bytes(images)
     with pytest.raises(DataError, match=message):
@@ -221,7 +181,7 @@ def test_damaged_idx(tmp_path: Path, images: bytes, y: list[int], message: str) 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "not gzip"])
-def test_damaged_gzip(tmp_path: Path, damage: str) -> None:
+def test_damaged_gzip_files_are_refused(tmp_path: Path, damage: str) -> None:
     write_idx(tmp_path / "mnist", pixels(4, 28, 28), labels(4))
     path = tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz"
     raw = bytearray(path.read_bytes())
@@ -303,7 +263,9 @@ def test_the_official_archive_comes_before_parquet(tmp_path: Path) -> None:
         ([0, 1, 2], [0, 1, None], "index in row 2 is None"),
     ],
 )
-def test_parquet_values(tmp_path: Path, y: list[Any], index: list[Any] | None, message: str) -> None:
+def test_wrong_labels_and_indices_in_parquet_are_refused(
+    tmp_path: Path, y: list[Any], index: list[Any] | None, message: str
+) -> None:
     write_parquet(tmp_path, "cifar10", [encode(image) for image in pixels(3, 3, 32, 32)], y, index=index)
     with pytest.raises(DataError, match=message):
         data.load("cifar10", "test", tmp_path)
@@ -326,7 +288,7 @@ GOOD = encode(pixels(1, 3, 32, 32)[0])
     ],
     ids=["truncated", "empty", "null", "garbage", "jpeg", "size", "gray", "rgba"],
 )
-def test_damaged_images(tmp_path: Path, image: Any, message: str) -> None:
+def test_damaged_images_are_refused(tmp_path: Path, image: Any, message: str) -> None:
     write_parquet(tmp_path, "cifar10", [GOOD, image], labels(2))
     with pytest.raises(DataError, match=rf"test-00000-of-00001\.parquet: {message}"):
         data.load("cifar10", "test", tmp_path)
@@ -352,7 +314,7 @@ def test_two_copies_in_one_place_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"PAR1 but no more", b""])
-def test_damaged_parquet(tmp_path: Path, content: bytes) -> None:
+def test_damaged_parquet_files_are_refused(tmp_path: Path, content: bytes) -> None:
     write_parquet(tmp_path, "cifar10", [GOOD], [1])[0].write_bytes(content)
     with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet: not a Parquet file"):
         data.load("cifar10", "test", tmp_path)
@@ -417,13 +379,13 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path: Path, attack: type[
         (python3_batch(np.zeros((1, 3072)), [1]), "test_batch: it holds an array of 'f8', expected bytes"),
     ],
 )
-def test_damaged_batches(tmp_path: Path, content: bytes, message: str) -> None:
+def test_damaged_batches_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     write_archive(tmp_path / archive_name("cifar10"), {"test_batch": content})
     with pytest.raises(DataError, match=message):
         data.load("cifar10", "test", tmp_path)
 
 
-def test_incomplete_archives(tmp_path: Path) -> None:
+def test_incomplete_archives_are_refused(tmp_path: Path) -> None:
     path = tmp_path / archive_name("cifar10")
     files = batches("cifar10", pixels(5, 3, 32, 32), labels(5), "train")
     write_archive(path, {name: content for name, content in files.items() if name != "data_batch_4"})
@@ -467,7 +429,7 @@ def test_missing_data_says_both_ways_out(tmp_path: Path, name: str) -> None:
         assert layout in message
 
 
-def test_unknown_names(tmp_path: Path) -> None:
+def test_unknown_data_sets_and_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Unknown data set 'cifar'.* Did you mean cifar10"):
         data.load("cifar")
     with pytest.raises(DataError, match="Unknown data set 'imagenet'"):
@@ -476,7 +438,7 @@ def test_unknown_names(tmp_path: Path) -> None:
         data.load("digits", "validation")  # type: ignore[arg-type]
 
 
-def test_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_folder_is_the_given_one_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("ROBBENCH_DATA", "~/data")
     assert data.data_dir("here") == Path("here")
@@ -491,7 +453,7 @@ def test_data_dir_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(data.load("mnist")) == 2
 
 
-def test_describe(tmp_path: Path) -> None:
+def test_every_data_set_is_described_with_its_place(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist", pixels(2, 28, 28), labels(2))
     infos = data.describe(tmp_path)
     assert tuple(info.name for info in infos) == data.NAMES
@@ -539,7 +501,7 @@ def mnist_server(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> t
     return address, place / "good"
 
 
-def test_fetch(tmp_path: Path, mnist_server: tuple[str, Path]) -> None:
+def test_fetch_downloads_every_file_from_the_mirror_that_has_it(tmp_path: Path, mnist_server: tuple[str, Path]) -> None:
     lines: list[str] = []
     root = tmp_path / "data"
     paths = data.fetch("mnist", root, lines.append)
@@ -632,6 +594,7 @@ def test_torchvision_still_has_the_tables_that_fetch_reads() -> None:
         assert len(table.tgz_md5) == 32
 
 
+@pytest.mark.whole
 def test_importing_and_describing_does_not_import_torch() -> None:
     import subprocess
 
@@ -657,14 +620,16 @@ def real(name: str, split: Any) -> Any:
         pytest.skip(f"ROBBENCH_DATA has no {name} ({split})")
 
 
-def test_real_mnist() -> None:
+@pytest.mark.whole
+def test_mnist_on_this_machine_has_the_official_classes() -> None:
     test, train = real("mnist", "test"), real("mnist", "train")
     assert np.bincount(test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert np.bincount(train.y).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert abs(train.x.mean() / 255 - 0.1307) < 5e-5
 
 
-def test_real_cifar10_test() -> None:
+@pytest.mark.whole
+def test_cifar10_test_images_on_this_machine_have_official_indices() -> None:
     dataset = real("cifar10", "test")
     assert len(dataset) in (9_980, 10_000)
     assert (dataset.index[0], dataset.index[-1]) == (0, 9_999)
@@ -676,7 +641,7 @@ def test_real_cifar10_test() -> None:
 
 
 @pytest.mark.slow
-def test_real_cifar10_train() -> None:
+def test_cifar10_training_images_on_this_machine_have_the_published_mean() -> None:
     dataset = real("cifar10", "train")
     assert np.bincount(dataset.y).tolist() == [5_000] * 10
     pixel = dataset.x.astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1) / 255

@@ -19,9 +19,6 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from fuzzing import Watch, bounded_memory, mutated_bytes, mutated_json, mutated_text
-from test_cards import FULL
-from test_data import batches, idx, labels, pixels
 
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.numbers import parse_radii, parse_threat
@@ -29,12 +26,16 @@ from robbench.data import sets as data
 from robbench.models.architectures import build
 from robbench.models.card import identity, parse_card
 from robbench.models.load import fitted, parse_state
-from robbench.models.sources import _architecture, parse_source
+from robbench.models.load_source import _architecture
+from robbench.models.sources import parse_source
 from robbench.results.adversarials import Points, held, pack, read
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_vouched
 from robbench.results.run_files import read_description
 from robbench.results.schema import read_result
 from robbench.suite import build_attack, load_suite
+from support.cards import FULL
+from support.datasets import batches, idx, labels, pixels
+from support.fuzzing import Watch, bounded_memory, mutated_bytes, mutated_json, mutated_text
 
 INPUTS = int(os.environ.get("ROBBENCH_FUZZ", "1000"))
 SEED = int(os.environ.get("ROBBENCH_FUZZ_SEED", "0"))
@@ -179,9 +180,10 @@ PARSERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore")  # what a library warns of in a damaged file is its own affair
 @pytest.mark.parametrize("name", PARSERS)
-def test_fuzz(name: str, tmp_path: Path, repo: Path) -> None:
+def test_damaged_inputs_raise_only_errors_that_a_user_can_mend(name: str, tmp_path: Path, repo: Path) -> None:
     mutate, valid, parse = example(name, repo)
     path = tmp_path / "s.toml"
     parse(valid, path)  # what is imported lazily is imported, and the example is one

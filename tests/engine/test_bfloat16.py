@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Scripted, run, run_attack, small
 from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt
 from robbench.classifier.batch_width import Widths
 from robbench.classifier.guard import in_bfloat16
@@ -26,6 +25,9 @@ from robbench.models.load import load_model
 from robbench.recheck.reproduce import reproduce
 from robbench.results.records import read_rows
 from robbench.results.schema import read_result
+from support.attacks import Scripted, run_attack
+from support.commands import run
+from support.models import small
 
 BALL = Ball("Linf", 0.15)
 
@@ -151,6 +153,7 @@ PRECISE = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attack", PRECISE, ids=lambda a: a.kind)
 def test_what_small_differences_lead_astray_keeps_to_full_precision(attack):
     net, x, y = digits_at(60)
@@ -161,6 +164,7 @@ def test_what_small_differences_lead_astray_keeps_to_full_precision(attack):
         assert np.array_equal(getattr(full, name), getattr(coarse, name), equal_nan=name == "distance"), name
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.kind)
 def test_every_break_holds_in_full_precision_and_few_are_missed(attack):
     net, x, y = digits_at(120)
@@ -177,6 +181,7 @@ def test_every_break_holds_in_full_precision_and_few_are_missed(attack):
     assert rows.broken.sum() >= full.broken.sum() - 4 and full.broken.sum() > 20
 
 
+@pytest.mark.whole
 def test_records_do_not_depend_on_order_or_on_widths_that_give_the_same_bits():
     net, x, y = digits_at(100)
     attack, ball = APGD(objective="ce", steps=20), Ball("Linf", 0.2)
@@ -268,6 +273,7 @@ def made(tmp_path_factory):
     )
 
 
+@pytest.mark.whole
 def test_it_is_a_run_of_its_own_and_says_so(made):
     root, full, coarse = made
     assert coarse.run_id != full.run_id and "gradients" not in full.identity
@@ -277,6 +283,7 @@ def test_it_is_a_run_of_its_own_and_says_so(made):
     assert abs(coarse.robust_accuracy.value - full.robust_accuracy.value) < 0.1
 
 
+@pytest.mark.whole
 def test_its_breaks_are_verified_and_it_reproduces(made):
     root, _, coarse = made
     place = root / f"digits/at/quick@{coarse.run_id[:8]}"
@@ -285,6 +292,7 @@ def test_its_breaks_are_verified_and_it_reproduces(made):
     assert (found.verdicts, found.details) == ([], [])
 
 
+@pytest.mark.whole
 def test_an_unfinished_run_goes_on_in_bfloat16(made, tmp_path):
     root, _, coarse = made
     place = f"digits/at/quick@{coarse.run_id[:8]}"
@@ -302,7 +310,8 @@ def test_an_unfinished_run_goes_on_in_bfloat16(made, tmp_path):
     assert now.drop(columns="seconds", errors="ignore").equals(before.drop(columns="seconds", errors="ignore"))
 
 
-def test_the_commands(tmp_path):
+@pytest.mark.whole
+def test_eval_and_plan_take_gradients_in_bfloat16(tmp_path):
     args = ("-m", "digits/at", "-s", "quick", "--samples", "20", "--results", tmp_path)
     found = json.loads(run("eval", *args, "--gradients", "bfloat16", "--json").stdout)
     assert found["overrides"] == {"gradients": "bfloat16"}

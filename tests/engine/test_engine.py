@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear, Scripted, run_attack
 from robbench.attacks import APGD, FGSM, PGD, Hunt
 from robbench.classifier.batch_width import Widths, default_lanes
 from robbench.core import rng
@@ -22,34 +21,10 @@ from robbench.engine.trials import Ledger
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import build_attack, load_suite
+from support.attacks import Scripted, differing, run_attack
+from support.models import Linear, labelled, network
 
 BALL = Ball("Linf", 0.15)
-FIELDS = [f for f in engine.Rows.__dataclass_fields__ if f not in ("seconds", "x_adv")]
-
-
-def network(dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(16 * 64, 10),
-    )  # fmt: skip
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (2 / max(p[0].numel(), 1)) ** 0.5)
-    return net.to(dtype).eval().requires_grad_(False)
-
-
-def images(n, dtype=torch.float32, seed=1):
-    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def labelled(net, n, dtype=torch.float32):
-    x = images(n, dtype)
-    return x, net(x).argmax(1)
-
-
-def differing(a, b):
-    return [f for f in FIELDS if not np.array_equal(getattr(a, f), getattr(b, f), equal_nan=f == "distance")]
 
 
 ATTACKS = [
@@ -62,6 +37,7 @@ ATTACKS = [
 IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "hunt"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
 def test_float64_records_do_not_depend_on_width_or_order(attack):
     net = network(torch.float64)
@@ -88,6 +64,7 @@ def test_a_trial_may_end_early():
     assert rows.step.tolist() == [10] * 3
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("stage", load_suite("whitebox").stages("digits"), ids=lambda s: s.name)
 def test_the_suite_on_a_trained_model_does_not_depend_on_width_or_order(stage):
     net = copy.deepcopy(load_model(Registry.default().find("digits/at")).module).double()
@@ -105,9 +82,10 @@ def test_the_suite_on_a_trained_model_does_not_depend_on_width_or_order(stage):
         assert not differing(base, other), lanes
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attack", ATTACKS, ids=IDS)
-def test_float32_flips_are_counted(attack, capsys):
-    """At one width none may flip, whatever the order or the neighbours; between widths they are counted."""
+def test_float32_records_at_one_width_do_not_depend_on_order_or_neighbours(attack):
+    """At one width, no verdict may flip. `perf/flips.py` measures how many flip between widths."""
     net = network()
     x, y = labelled(net, 200)
     ball = Ball("Linf", 0.2)
@@ -120,9 +98,6 @@ def test_float32_flips_are_counted(attack, capsys):
         for i in range(0, 200, 50)
     ]
     assert np.array_equal(np.concatenate([s.broken for s in shards]), base.broken)
-    flips = {w: int((run_attack(net, attack, x, y, ball, lanes=w).broken != base.broken).sum()) for w in (16, 256)}
-    with capsys.disabled():
-        print(f"\n  float32 verdict flips against 64 lanes, of 200 samples: {flips}")
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
@@ -194,6 +169,7 @@ def test_going_in_circles_ends_a_trial(points, forwards):
         assert rows.forwards[0] == 2 * len(points)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("objective", ["ce", "margin"])
 def test_cycles_save_passes_and_change_no_verdict(objective):
     net = load_model(Registry.default().find("digits/at")).module
@@ -301,7 +277,7 @@ def test_out_of_memory_at_one_lane_is_an_error():
         run_attack(Hungry(net, 0, torch.OutOfMemoryError("CUDA out of memory.")), PGD(), x, y, BALL, lanes=4)
 
 
-def test_other_errors_pass_through():
+def test_errors_other_than_out_of_memory_pass_through():
     net = network()
     x, y = labelled(net, 2)
     with pytest.raises(RuntimeError, match="kaput"):
@@ -413,7 +389,7 @@ def test_an_attack_may_keep_the_step_it_is_told():
     assert rows.forwards[0] == 8
 
 
-def test_default_lanes():
+def test_the_default_width_falls_with_the_size_of_images():
     cpu = torch.device("cpu")
     assert [default_lanes(s, cpu) for s in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224))] == [
         256,

@@ -4,11 +4,8 @@ from typing import Protocol, runtime_checkable
 
 import pytest
 import torch
-from test_engine import differing
-from test_square import walk
 from torch import nn
 
-from conftest import run_attack
 from robbench.attacks import PGD, SPSA, Square
 from robbench.attacks.base import Searching
 from robbench.core.errors import ModelError
@@ -16,6 +13,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import NORMS
 from robbench.engine import lanes
 from robbench.engine.lookahead import MOST
+from support.attacks import differing, run_attack, walk
 
 EPS = {"Linf": 0.12, "L2": 0.8, "L1": 2.0}
 

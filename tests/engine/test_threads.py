@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import run_attack, small
 from robbench.attacks import APGD, PGD, Hunt, Square
 from robbench.classifier.batch_width import Widths, twin, using_threads
 from robbench.core.errors import ModelError
 from robbench.core.threat import Ball
 from robbench.engine.threads import muster, work
 from robbench.engine.trials import Ledger
+from support.attacks import run_attack
+from support.models import small
 
 BALL = Ball("Linf", 0.1)
 ATTACKS = [

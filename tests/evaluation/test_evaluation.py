@@ -1,10 +1,5 @@
 """One model × one suite → one result: identity, resume, extension, and everything that must be refused."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Linear, small
 from robbench.core.errors import DataError, ModelError, ResultError, RobbenchError, SuiteError
 from robbench.engine import engine
 from robbench.evaluation import run as evaluation
@@ -23,16 +17,8 @@ from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
 from robbench.results.schema import read_result
 from robbench.results.store import COLUMNS, load_results
-
-VOLATILE = {"seconds", "date", "environment"}  # the last says whether the code is being edited
-
-
-def outcomes(folder):
-    return pd.read_parquet(folder / "outcomes.parquet")
-
-
-def stable(rows):
-    return rows.drop(columns=["seconds"], errors="ignore")
+from support.models import Linear, small
+from support.stored import outcomes, stable
 
 
 def test_the_result_adds_up(problem, tmp_path):
@@ -73,6 +59,7 @@ def test_cascade_attacks_survivors_only_and_loses_nothing(problem, tmp_path):
     assert shares[-1] == result.robust_accuracy.value
 
 
+@pytest.mark.whole
 def test_more_samples_extend_the_run_and_fewer_leave_it(problem, tmp_path):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path, "lanes": 8}
@@ -126,6 +113,7 @@ def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):
     assert notes == [f"custom/small · quick · Linf 0.05: known since {first.date[:10]}, nothing to compute."]
 
 
+@pytest.mark.whole
 def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path, "lanes": 8}
@@ -154,53 +142,6 @@ def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
     fresh = outcomes(next((tmp_path / "other" / "custom" / "small").iterdir()))
     pd.testing.assert_frame_equal(stable(outcomes(folder)), stable(fresh))
     assert whole.n == 60
-
-
-SCRIPT = """
-import functools, sys, time, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from robbench.engine import engine
-from robbench.evaluation import run as evaluation
-from robbench.evaluation import shards
-import test_evaluation as t
-evaluation.Shards = functools.partial(shards.Shards, commit_seconds=0.0)
-real = engine.attack_samples
-def slow(*a, on_rows, **k):
-    def later(rows):
-        on_rows(rows); print(len(rows.sample), flush=True); time.sleep(0.01)
-    return real(*a, on_rows=later, **k)
-engine.attack_samples = slow
-x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)); model = t.small(); y = model(x).argmax(1)
-evaluation.evaluate(model, "whitebox", x=x, y=y, name="small", eps=0.05, results=sys.argv[1], lanes=8)
-"""
-
-
-def test_sigkill_at_any_moment_changes_nothing(tmp_path):
-    script = SCRIPT.format(tests=os.path.dirname(__file__))
-    for wanted in (5, 70, 200, None):
-        with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a")], stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            seen = 0
-            for line in child.stdout:
-                seen += int(line)
-                if wanted is not None and seen >= wanted:
-                    child.send_signal(signal.SIGKILL)
-                    break
-            child.wait()
-    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    model = small()
-    evaluate(model, "whitebox", x=x, y=model(x).argmax(1), name="small", eps=0.05, results=tmp_path / "b", lanes=8)
-    killed, whole = (next((tmp_path / d / "custom" / "small").iterdir()) for d in "ab")
-    assert killed.name == whole.name
-    pd.testing.assert_frame_equal(stable(outcomes(killed)), stable(outcomes(whole)))
-    a, b = (json.loads((f / "result.json").read_text()) for f in (killed, whole))
-    for result in (a, b):
-        for attack in [result, *result["attacks"]]:
-            for key in VOLATILE & set(attack):
-                del attack[key]
-    assert a == b
 
 
 def test_a_different_run_in_the_same_place_is_refused_by_field(problem, tmp_path, monkeypatch):

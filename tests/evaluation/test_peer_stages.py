@@ -11,7 +11,7 @@ from robbench import evaluate
 from robbench.core.errors import SuiteError
 from robbench.results.store import RunStore
 
-pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")
+pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")]
 
 SUITE = """
 version = 1
@@ -108,7 +108,7 @@ def test_an_honest_peer_is_confirmed(tmp_path, liar):
     assert result.robust_accuracy.value == fgsm.robust_accuracy.value
 
 
-def test_real_torchattacks(tmp_path):
+def test_an_attack_of_torchattacks_breaks_the_natural_model(tmp_path):
     pytest.importorskip("torchattacks", reason="extra peers is not installed")
     more = "steps = 10\nalpha = 0.05\n"
     result = run(tmp_path, "torchattacks:PGD", more=more, model="digits/natural", samples=50)
@@ -126,7 +126,7 @@ def test_real_torchattacks(tmp_path):
         ("foolbox:PGD", "", "autoattack:NAME"),
     ],
 )
-def test_mistakes_are_named(tmp_path, liar, kind, more, message):
+def test_mistakes_in_a_peer_stage_are_named(tmp_path, liar, kind, more, message):
     with pytest.raises(SuiteError, match=message):
         run(tmp_path, kind, more=more, samples=3)
 

@@ -2,50 +2,16 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from conftest import run_attack
 from robbench.attacks import APGD, PGD
-from robbench.classifier.batch_width import default_lanes
 from robbench.core.errors import DataError
-from robbench.core.threat import Ball
-from robbench.data.sets import load
-from robbench.models.card import Registry
-from robbench.models.load import load_model
-from robbench.suite import load_suite
+from support.attacks import judged, ours
+from support.models import correct
 
 # The peer remarks on it whenever the DLR loss has a flat spot.
-pytestmark = pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")
-
-
-def correct(name, n):
-    """A registered model, the first n test images that it classifies correctly, and the ball of `whitebox`."""
-    entry = Registry.default().find(name)
-    model = load_model(entry).module
-    data = load(entry.dataset, "test")
-    x, y = torch.from_numpy(data.x[: 2 * n]).float() / data.scale, torch.from_numpy(data.y[: 2 * n])
-    with torch.no_grad():
-        right = (model(x).argmax(1) == y).nonzero().squeeze(1)[:n]
-    assert len(right) == n
-    return model, x[right], y[right], Ball.of(load_suite("whitebox").threat(entry.dataset))
-
-
-def judged(model, x, y, x_adv, ball):
-    """One judge for both sides, apart from the engine's: wrong, finite, inside ball and box, in float32."""
-    assert x_adv.dtype == torch.float32
-    with torch.no_grad():
-        logits = model(x_adv)
-    return ((logits.argmax(1) != y) & logits.isfinite().all(1) & ball.contains(x, x_adv)).numpy()
-
-
-def ours(model, x, y, ball, attack, **options):
-    lanes = default_lanes(x.shape[1:], torch.device("cpu"))
-    rows = run_attack(model, attack, x, y, ball, lanes=lanes, keep_adversarials=True, **options)
-    broken = judged(model, x, y, rows.x_adv, ball)
-    assert np.array_equal(broken, rows.broken), "the records say what the adversarial examples show"
-    return broken
+pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")]
 
 
 def pyautoattack(model, x, y, ball, attack):
@@ -72,8 +38,7 @@ def assert_agree(a, b):
     assert only_a + only_b <= 0.1 * n, told
 
 
-@pytest.mark.parametrize("objective", ["ce", "dlr"])
-@pytest.mark.parametrize("name", ["digits/natural", "digits/at"])
+@pytest.mark.parametrize(("name", "objective"), [("digits/natural", "ce"), ("digits/at", "ce"), ("digits/at", "dlr")])
 def test_apgd_agrees_with_pyautoattack(name, objective):
     model, x, y, ball = correct(name, 300)
     attack = APGD(objective=objective, steps=100)

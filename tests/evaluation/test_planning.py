@@ -6,12 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from conftest import run
 from robbench.core.errors import RobbenchError
 from robbench.evaluation import planning
 from robbench.evaluation.planning import _laid, _Pace, _Tried, as_rows, plan
 from robbench.evaluation.run import evaluate
 from robbench.results.store import read_rows
+from support.commands import run
+
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,11 @@ import socket
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from conftest import run
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.data.sets import load
 from robbench.evaluation import ray_cluster, scheduler
@@ -29,26 +26,11 @@ from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import evaluate
 from robbench.evaluation.scheduler import Reply, spread
 from robbench.suite import load_suite
+from support import TESTS
+from support.cluster import View
+from support.commands import run
 
-TESTS = Path(__file__).parents[1]
-
-
-class View:
-    """Keeps what it hears."""
-
-    def __init__(self, on_progress=lambda done: None):
-        self.notes, self.on_progress, self.most = [], on_progress, 0
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def update(self, finished, asked):
-        pass
-
-    def progress(self, title, done, total):
-        assert done <= total
-        self.total = total
-        self.on_progress(done)
+pytestmark = pytest.mark.whole
 
 
 class Nearby:
@@ -359,15 +341,15 @@ def test_code_that_a_worker_cannot_import_is_a_sentence(tmp_path, ray, monkeypat
 
 def test_a_driver_that_is_killed_is_resumed(tmp_path, ray):
     code = (
-        f"import functools, sys\nsys.path.insert(0, {str(TESTS)!r})\nfrom robbench.evaluation import run\n"
+        "import functools, sys\nfrom robbench.evaluation import run\n"
         "run.Shards = functools.partial(run.Shards, commit_seconds=0.0)\n"
         "from robbench.evaluation.ray_cluster import evaluate_all\nfrom robbench.evaluation.request import RunRequest\n"
-        f"from test_ray_cluster import View\nrequest = RunRequest.of(**{CALLS[0]!r}, results=sys.argv[1])\n"
+        f"from support.cluster import View\nrequest = RunRequest.of(**{CALLS[0]!r}, results=sys.argv[1])\n"
         "evaluate_all([request], View(lambda done: print(done, flush=True)), "
         "address=sys.argv[2], workers=1)"
     )
     args = [sys.executable, "-c", code, str(tmp_path / "r"), ray.get_runtime_context().gcs_address]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent) as driver:
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=TESTS) as driver:
         assert driver.stdout is not None
         for line in driver.stdout:
             if int(line) > 60:

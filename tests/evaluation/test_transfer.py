@@ -15,28 +15,11 @@ from robbench.engine import engine
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.results.store import RunStore
+from support.stored import TRANSFER, write_transfer_suite
 
-SUITE = """
-version = 1
-judge = "final"
-[threat]
-digits = { norm = "Linf", eps = "0.2" }
+pytestmark = pytest.mark.whole
 
-[[attack]]
-name = "BB"
-kind = "transfer"
-surrogate = "SURROGATE"
-attack = "pgd"
-objective = "margin"
-steps = 7
-"""
-WHITE = SUITE.replace('"transfer"', '"pgd"').replace('surrogate = "SURROGATE"\nattack = "pgd"\n', "")
-
-
-def suite(tmp_path, text=SUITE, surrogate="natural"):
-    path = tmp_path / "s.toml"
-    path.write_text(text.replace("SURROGATE", surrogate))
-    return str(path)
+WHITE = TRANSFER.replace('"transfer"', '"pgd"').replace('surrogate = "SURROGATE"\nattack = "pgd"\n', "")
 
 
 def rows(tmp_path, result):
@@ -45,7 +28,7 @@ def rows(tmp_path, result):
 
 
 def test_the_points_are_those_of_the_surrogate(tmp_path):
-    result = evaluate("digits/at", suite(tmp_path), samples=70, lanes=32, results=tmp_path / "results")
+    result = evaluate("digits/at", write_transfer_suite(tmp_path), samples=70, lanes=32, results=tmp_path / "results")
     data = load("digits", "test")
     x, y = torch.from_numpy(data.x[:70]).float() / data.scale, torch.from_numpy(data.y[:70])
     natural, target = (load_model(Registry.default().find(f"digits/{n}")).module for n in ("natural", "at"))
@@ -63,16 +46,16 @@ def test_the_points_are_those_of_the_surrogate(tmp_path):
 
 
 def test_from_itself_it_is_the_white_box_attack(tmp_path):
-    transfer = evaluate("digits/natural", suite(tmp_path), samples=60, results=tmp_path / "results")
+    transfer = evaluate("digits/natural", write_transfer_suite(tmp_path), samples=60, results=tmp_path / "results")
     ours = rows(tmp_path, transfer)
-    white = evaluate("digits/natural", suite(tmp_path, WHITE), samples=60, results=tmp_path / "white")
+    white = evaluate("digits/natural", write_transfer_suite(tmp_path, WHITE), samples=60, results=tmp_path / "white")
     assert transfer.robust_accuracy == white.robust_accuracy
     assert transfer.robust_accuracy.value < 0.2 < ours["distance"].max() + 0.1
 
 
 @pytest.mark.parametrize("lanes", [8, 64])
 def test_it_goes_on_where_it_stopped_at_any_width(tmp_path, lanes):
-    name = suite(tmp_path)
+    name = write_transfer_suite(tmp_path)
     whole = evaluate("digits/at", name, samples=50, results=tmp_path / "whole")
     evaluate("digits/at", name, samples=13, lanes=lanes, results=tmp_path / "parts")
     parts = evaluate("digits/at", name, samples=50, lanes=lanes, results=tmp_path / "parts")
@@ -90,9 +73,9 @@ def test_it_goes_on_where_it_stopped_at_any_width(tmp_path, lanes):
         (("steps = 7", "stepz = 7"), SuiteError, "stepz"),
     ],
 )
-def test_mistakes_are_named(tmp_path, change, error, message):
+def test_mistakes_in_a_transfer_stage_are_named(tmp_path, change, error, message):
     with pytest.raises(error, match=message):
-        evaluate("digits/at", suite(tmp_path, SUITE.replace(*change)), samples=5)
+        evaluate("digits/at", write_transfer_suite(tmp_path, TRANSFER.replace(*change)), samples=5)
 
 
 @pytest.mark.parametrize(("name", "columns"), [("paper-mnist", 4), ("paper-cifar10", 10)])

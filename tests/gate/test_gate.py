@@ -21,6 +21,8 @@ from robbench.core.errors import ResultError, RobbenchError
 from robbench.gate.baseline import read_baseline
 from robbench.gate.measure import wanted_runs
 
+pytestmark = pytest.mark.whole
+
 SUITE = """
 version = 1
 title = "For the gate"

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from conftest import Linear, small
 from robbench.commands.app import app
 from robbench.core.errors import ModelError, ResultError, RobbenchError
 from robbench.linear.measure import measure_linear
 from robbench.linear.record import linear_folder, read_activations, read_linear, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.report.linear import predicted
+from support.models import Linear, small
 
 X = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -207,7 +207,8 @@ def run(*args, code=0):
     return str(done.exception)
 
 
-def test_the_command(tmp_path, monkeypatch):
+@pytest.mark.whole
+def test_the_measure_command_stores_and_prints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = run("measure", "linear", "-m", "digits/at", "--samples", 20, "--eps", "0.1")
     assert "digits/at" in shown and "at 0.1" in shown

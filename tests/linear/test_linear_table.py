@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_tables import SHA, line_of, put, result
-from test_tables import cards as cards
 
 from robbench.core.stats import wilson
 from robbench.linear.record import ACTIVATIONS, linear_folder, summarize_linear, write_linear
@@ -12,6 +10,7 @@ from robbench.linear.theory import Linearization
 from robbench.papers.layout import Commands, render
 from robbench.papers.published import TABLES
 from robbench.papers.tables import fill
+from support.papers import SHA, line_of, put, result
 
 TABLE = TABLES["shafahi2019-1"]
 ONE_STEP = {"FGSM-xent": 60, "FGSM-CW": 50}

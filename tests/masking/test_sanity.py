@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from masks import NoGradient, Noisy, Temperature
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -32,6 +31,9 @@ from robbench.report.sheet import draw_sheet
 from robbench.results.consistency import record_findings
 from robbench.results.schema import read_result
 from robbench.results.store import load_results, read_rows
+from support.masks import NoGradient, Noisy, Temperature
+
+pytestmark = pytest.mark.whole
 
 
 def digits(name):

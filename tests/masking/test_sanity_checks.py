@@ -8,22 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from masks import (
-    KWTA,
-    Inside,
-    NoGradient,
-    Noisy,
-    OneRow,
-    Periodic,
-    Quantized,
-    Reversed,
-    Rippled,
-    Softmax,
-    Temperature,
-)
 from torch import nn
 
-from conftest import Linear
 from robbench.attacks import PGD
 from robbench.classifier.batch_width import Widths
 from robbench.core.numbers import parse_threat
@@ -42,6 +28,22 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.results.store import read_rows, result_folder
 from robbench.suite import load_suite
+from support.masks import (
+    KWTA,
+    Inside,
+    NoGradient,
+    Noisy,
+    OneRow,
+    Periodic,
+    Quantized,
+    Reversed,
+    Rippled,
+    Softmax,
+    Temperature,
+)
+from support.models import Linear
+
+pytestmark = pytest.mark.whole
 
 USUAL = PGD(objective="ce", steps=20)
 CPU = torch.device("cpu")
@@ -262,3 +264,8 @@ def test_a_model_that_must_not(base, check):
     part, _, _, model = CASES[check]
     found = status(base, check, part, model)
     assert found.status == "pass" or (found.status == "warn" and not found.decides), found.reason
+
+
+def test_a_model_that_calls_autograd_marks_no_later_one():
+    assert gradients.autograd_calls(probe("inside"))
+    assert not gradients.autograd_calls(probe("at"))

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import run_attack
 from robbench.attacks import PGD
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.core.threat import Ball
@@ -17,6 +16,7 @@ from robbench.data.sets import load
 from robbench.models.card import Registry
 from robbench.models.families import stale_cards
 from robbench.models.load import module_digest, module_identity
+from support.attacks import run_attack
 from zoo import HONEST_UP_TO, ZOO, find_entry, network, zoo_registry
 from zoo.images import (
     InputNoise,
@@ -42,6 +42,8 @@ from zoo.networks import (
     Scale,
     with_activation,
 )
+
+pytestmark = pytest.mark.whole
 
 EPS = 0.2
 USUAL = PGD(objective="ce", steps=20)
@@ -242,7 +244,7 @@ def test_a_median_filter_takes_the_median_within_an_image():
     assert (MedianFilter(3)(x)[0] == 0).all() and (MedianFilter(3)(x)[1] == 1).all()
 
 
-def test_only_the_winners_pass():
+def test_k_winners_take_all_passes_only_the_winners():
     h = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     out = KWinners(0.25)(h).flatten(1)
     assert ((out != 0).sum(1) == 12).all()

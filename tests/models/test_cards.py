@@ -22,8 +22,7 @@ from robbench.models.card import (
     parse_card,
     write_training,
 )
-
-SHA = "0123456789abcdef" * 4
+from support.cards import FULL, SHA
 
 MINIMAL = """\
 version = 1
@@ -32,52 +31,6 @@ dataset = "digits"
 architecture = { name = "linear" }
 """
 
-FULL = f"""\
-# A card with every table.
-version = 1
-title = "Smoothed and squeezed"
-dataset = "digits"
-licence = "MIT"
-
-[architecture]
-name = "digits_convnet"
-args = {{ width = 16, note = "x", rate = 0.5, flag = true }}
-
-[preprocess]
-mean = [0.5]
-std = [0.25]
-
-[threat]
-norm = "Linf"
-eps = "8/255"  # the paper's radius
-
-[recipe]
-alpha = 0.95
-beta = 0.5
-sigma = "30/255"
-iterations = 100
-batch_size = 32
-optimizer = "sgd"
-lr = 0.1
-momentum = 0.9
-nesterov = true
-schedule = "steps"
-milestones = [0.5, 0.75]
-
-[recipe.adversary]
-eps = 0.3
-step_size = "1/100"
-steps = 7
-
-[weights]
-path = "digits/old.safetensors"
-sha256 = "{SHA}"
-
-[paper]
-source = "arXiv:1910.11585"
-table = "2"
-figures = {{ natural = 93.1, pgd = 54 }}
-"""
 
 RECIPE = MINIMAL + '[recipe]\niterations = 1\nbatch_size = 1\noptimizer = "adam"\nlr = 0.1\n'
 SGD = RECIPE.replace("adam", "sgd")
@@ -186,7 +139,7 @@ def test_all_problems_are_reported_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_unreadable_cards(tmp_path: Path) -> None:
+def test_unreadable_cards_are_named(tmp_path: Path) -> None:
     with pytest.raises(CardError, match=r"absent\.toml: cannot be read: No such file"):
         load_card(tmp_path / "absent.toml")
     (tmp_path / "bytes.toml").write_bytes(b"title = '\xff'")
@@ -236,7 +189,7 @@ def test_same_name_in_two_registries_is_refused(tmp_path: Path) -> None:
     assert str(first) in str(caught.value) and str(second) in str(caught.value)
 
 
-def test_wrong_roots_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_are_no_registry_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CardError, match=r"absent: no such folder; expected: a folder of cards"):
         Registry.default([tmp_path / "absent"])
     put(tmp_path, "digits/a")
@@ -326,6 +279,7 @@ def test_digest_is_canonical() -> None:
         digest(float("nan"))
 
 
+@pytest.mark.whole
 def test_indexing_imports_no_torch() -> None:
     code = (
         "import sys; from robbench.models.card import Registry; "

@@ -97,7 +97,7 @@ def test_pooling_before_the_activation_changes_no_bit(name: str, dataset: str) -
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
 
 
-def test_madry_initialization() -> None:
+def test_madry_weights_start_as_the_authors_do() -> None:
     torch.manual_seed(0)
     for key, value in build("madry_mnist", {}, 10, (1, 28, 28)).state_dict().items():
         if key.endswith("bias"):
@@ -184,7 +184,7 @@ def test_preprocessing_of_the_card_is_inside_the_module(tmp_path: Path) -> None:
     assert torch.allclose(load_model(entry).module(x), plain((x - 0.5) / 0.25), atol=1e-5)
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+def test_saved_weights_load_again_with_the_same_digest(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = build("wide_resnet", {"depth": 10, "widen_factor": 1}, 10, (3, 32, 32))
     module(torch.rand(8, 3, 32, 32))  # moves the running statistics
@@ -341,7 +341,7 @@ def test_untrained_models_say_so(tmp_path: Path, recipe: str, remedy: str) -> No
         ("robbench", "no_such.pt", "pip install --force-reinstall robbench"),
     ],
 )
-def test_missing_packages(tmp_path: Path, package: str, resource: str, message: str) -> None:
+def test_weights_in_a_missing_package_are_named(tmp_path: Path, package: str, resource: str, message: str) -> None:
     tables = f'[weights]\npackage = "{package}"\nresource = "{resource}"\nsha256 = "{"0" * 64}"\n'
     with pytest.raises(ModelError) as caught:
         load_model(entry_for(tmp_path, tables))

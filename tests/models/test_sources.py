@@ -24,6 +24,8 @@ from robbench.models.load_source import load_source
 from robbench.models.sources import parse_source
 from robbench.models.spec import ModelSpec
 
+pytestmark = pytest.mark.whole
+
 DIGITS = (1, 8, 8)
 COMMIT = "c0ffee" * 6 + "c0ff"
 

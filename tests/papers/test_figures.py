@@ -130,6 +130,7 @@ def test_the_prediction_over_the_radius_stands_beside_the_attacks(tree):
     assert worst.to_dict() == {0.0: stored.clean_accuracy.value, 0.2: stored.robust_accuracy.value}
 
 
+@pytest.mark.whole
 def test_a_sweep_is_a_curve_and_a_weaker_suite_is_told_apart(tree):
     for eps in ("0.05", "0.2"):
         evaluate("digits/at", "quick", samples=40, eps=eps, results=tree)
@@ -164,6 +165,7 @@ def kept(tmp_path):
     return tmp_path / "kept"
 
 
+@pytest.mark.whole
 def test_the_gallery_shows_the_stored_points_and_the_images_of_the_data_set(kept):
     from robbench.data.sets import load
 
@@ -228,6 +230,7 @@ def test_every_figure_is_listed_and_documented(repo):
     assert all(f"| `{name}` |" in page for name in FIGURES)
 
 
+@pytest.mark.whole
 def test_what_is_missing_has_its_command(tree, tmp_path):
     shutil.rmtree(tree / "digits/at/linear")
     shown = run("figure", "1", "--dataset", "digits", "--results", tree)
@@ -255,7 +258,7 @@ def test_a_figure_whose_images_are_not_here_leaves_the_others(tree, kept, tmp_pa
     assert found["per-class, digits"].paths
 
 
-def test_colours_and_dashes(repo):
+def test_every_model_has_a_colour_and_a_dash_of_its_own(repo):
     source = Source(Registry.default(), repo / "results")
     names = [f"mnist/{n}" for n in ("natural", "at", "ls095_sigma03", "lsq2", "lsq2_sigma05", "sigma05")]
     looks = source.looks(names)
@@ -284,6 +287,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.whole
 def test_everything_a_person_reads_comes_without_torch_and_twice_the_same(tree):
     def made():
         files = [p for p in Path(tree.parent).rglob("*") if p.suffix in (".md", ".csv", ".png")]

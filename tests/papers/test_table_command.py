@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import robbench.evaluation.run
-from conftest import run
 from robbench.commands.app import app
 from robbench.papers.published import TABLES
+from support.commands import run
+
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_tables_come_without_torch(mine):
         subprocess.run([sys.executable, "-c", code + "app()"], check=True, cwd=mine, capture_output=True)
 
 
-def test_export(mine, repo):
+def test_the_export_command_prints_and_writes_the_same(mine, repo):
     shutil.copytree(repo / "results/digits/natural", mine / "results/digits/natural")
     done = run("export", "results/digits/natural/whitebox", cwd=mine)
     assert json.loads(done.stdout)["dataset"] == "digits" and "note: autoattack_acc is empty" in done.stderr

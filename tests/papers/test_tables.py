@@ -12,81 +12,23 @@ import pytest
 from markdown_it import MarkdownIt
 
 from robbench.core.errors import ResultError
-from robbench.core.stats import wilson
 from robbench.models.card import Registry
 from robbench.models.families import read_table
 from robbench.papers.layout import FORMATS, Commands, render
 from robbench.papers.published import TABLES, find_table, paper_rows
 from robbench.papers.tables import fill
-from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult, dump_result
-from robbench.results.store import COLUMNS, result_folder
+from robbench.results.schema import dump_result
+from robbench.results.store import COLUMNS
+from robbench.results.summary import accuracy
 from robbench.suite import load_suite
+from support.papers import SHA, attack, line_of, put, result
 
-SHA = {
-    name: digit * 64 for name, digit in (("ls095_sigma03", "a"), ("natural", "b"), ("st_resnet18", "c"), ("at", "9"))
-}
 HOSTILE = (
     "<script>alert(1)</script> | `x` $\\input{/etc/passwd}$ & _b_ **c** [d](javascript:e) ![f](g) %h #i ~j^k\n## l\x1b"
 )
 
 
-def accuracy(k, n):
-    low, high = wilson(k, n)
-    return Accuracy(value=k / n, low=low, high=high)
-
-
-def attack(name, left, n=1000, **config):
-    return AttackResult(
-        name=name, robust_accuracy=accuracy(left, n), forwards=0, backwards=0, seconds=0.0, config=config, refuted=0,
-        zero_gradient_share=0.0,
-    )  # fmt: skip
-
-
-def result(model, suite, robust, attacks, n=1000, dataset="mnist", eps="0.3", **changed):
-    values = {
-        "schema_version": 2, "run_id": f"{len(suite) + n:064x}", "model": model, "dataset": dataset,
-        "threat": ThreatResult(norm="Linf", eps=eps), "suite": suite, "n": n, "seed": 0,
-        "clean_accuracy": accuracy(round(0.99 * n), n), "robust_accuracy": accuracy(robust, n),
-        "attacks": [attack(name, left, n) for name, left in attacks.items()], "judge": "any", "mode": "full",
-        "overrides": {}, "flags": {}, "identity": {"weights": SHA.get(model, "d" * 64)}, "selection": "", "forwards": 0,
-        "backwards": 0, "seconds": 0.0, "lanes": 8, "hardware": "", "versions": {}, "date": "2026-01-02T03:04:05+00:00",
-    }  # fmt: skip
-    return ResultFile(**{**values, **changed})
-
-
 PAPER_MNIST = {"WB-PGD-40-xent": 740, "WB-PGD-40-CW": 760, "BB-FGSM-CW": 900, "BB-PGD-40-CW": 880}
-
-
-def put(root, r):
-    path = result_folder(root, r) / "result.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(dump_result(r), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def cards(tmp_path, repo):
-    """Make a registry in which `trained` cards of the built-in one have weights."""
-
-    def make(*trained, without=()):
-        root = tmp_path / "registry"
-        for dataset in ("mnist", "cifar10"):
-            (root / dataset).mkdir(parents=True)
-            for path in sorted((repo / "models" / dataset).glob("*.toml")):
-                # What training may have written here since is not what these tests are about.
-                text = re.split(r"\n\[(?:weights|trained)\]", path.read_text(encoding="utf-8"))[0] + "\n"
-                if path.stem in trained:
-                    text += f'\n[weights]\npath = "x.safetensors"\nsha256 = "{SHA[path.stem]}"\n'
-                if path.stem not in without:
-                    (root / dataset / path.name).write_text(text, encoding="utf-8")
-        return Registry([root])
-
-    return make
-
-
-def line_of(sheet, model):
-    (found,) = [line for line in sheet.lines if line.model == model]
-    return found
 
 
 # ---- what the tables hold

@@ -5,14 +5,18 @@ import subprocess
 
 import pytest
 
-from conftest import run, small
 from robbench.attacks import PGD
-from robbench.core import machine as hardware
+from robbench.core import machine
 from robbench.core.errors import ModelError, ResultError
+from robbench.core.version import __version__
 from robbench.evaluation.run import evaluate
 from robbench.recheck.reproduce import reproduce
 from robbench.results.records import pack_rows, read_rows
 from robbench.results.schema import read_result
+from support.commands import run
+from support.models import small
+
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +95,9 @@ def test_the_revision_of_a_checkout_tells_changed_files(tmp_path, monkeypatch):
     package = tmp_path / "robbench"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(hardware.robbench, "__file__", str(package / "__init__.py"))
-    asked = hardware.revision.__wrapped__
-    assert asked() == {"package": hardware.robbench.__version__}
+    monkeypatch.setattr(machine, "PACKAGE", package)
+    asked = machine.revision.__wrapped__  # not the answer that the process keeps
+    assert asked() == {"package": __version__}
     git("init", "-q")
     assert "package" in asked(), "a package inside some other repository is no checkout"
     git("add", ".")
@@ -103,7 +107,7 @@ def test_the_revision_of_a_checkout_tells_changed_files(tmp_path, monkeypatch):
     assert asked()["modified"] is True
 
 
-def test_the_command(made, tmp_path):
+def test_the_reproduce_command_compares_record_by_record(made, tmp_path):
     done = run("reproduce", made, cwd=tmp_path)
     assert "20 images: equal, record by record" in done.stdout
     assert not list(tmp_path.iterdir()), "nothing is stored"

@@ -8,14 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_adversarials import folder, suite
 from torch import nn
 
-from conftest import run, small
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.evaluation.run import evaluate
 from robbench.recheck.verify import verify
 from robbench.results.adversarials import FILE, Points, pack, read
+from support.commands import run
+from support.models import small
+from support.stored import folder, write_suite
+
+pytestmark = pytest.mark.whole
 
 
 def images():
@@ -31,7 +34,7 @@ def made(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     x, y = images()
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "lanes": 16, "results": root, "save_adversarials": True}
-    evaluate(small(), suite(root, request.param), **call)
+    evaluate(small(), write_suite(root, request.param), **call)
     (root / "s.toml").unlink()
     return folder(root)
 
@@ -260,7 +263,9 @@ def test_a_tie_within_rounding_counts_neither_way(tmp_path):
             s = (x.flatten(1).mean(1) - 0.52) * self.w * 100
             return torch.stack([-s, s + 1.0, s + 1.0 + self.extra, s - 9], dim=1)
 
-    evaluate(Tied(0.0).eval(), suite(tmp_path), x=x, y=y, eps=0.05, results=tmp_path / "r", save_adversarials=True)
+    evaluate(
+        Tied(0.0).eval(), write_suite(tmp_path), x=x, y=y, eps=0.05, results=tmp_path / "r", save_adversarials=True
+    )
     path = folder(tmp_path / "r")
     for extra, refuted in ((1e-5, 0), (0.5, 8)):
         v = verify(path, Tied(extra).eval(), x=x, y=y)
@@ -278,13 +283,13 @@ def test_models_that_answer_at_random_are_put_to_the_vote(tmp_path):
             return self.net(x + 0.02 * torch.randn_like(x))
 
     x, y = images()
-    evaluate(Noisy().eval(), suite(tmp_path), x=x, y=y, eps=0.1, results=tmp_path / "r", save_adversarials=True)
+    evaluate(Noisy().eval(), write_suite(tmp_path), x=x, y=y, eps=0.1, results=tmp_path / "r", save_adversarials=True)
     v = verify(folder(tmp_path / "r"), Noisy().eval(), x=x, y=y)
     assert v.confirmed > 0.8 * v.breaks
     assert all("answers" in f.what for f in [*v.refuted, *v.borderline])
 
 
-def test_the_command(tmp_path):
+def test_the_verify_command_says_what_was_altered(tmp_path):
     run("eval", "-m", "digits/at", "-s", "quick", "--samples", 30, "--save-adversarials", cwd=tmp_path)
     path = tmp_path / "results/digits/at/quick"
     assert "breaks of 30 images confirmed, 0 findings" in run("verify", path, cwd=tmp_path).stdout

@@ -38,7 +38,7 @@ def attacked(result, suite, *kinds):
     return result.model_copy(update=changed)
 
 
-def test_a_committed_result(repo):
+def test_a_committed_result_exports_with_all_fields(repo):
     text, notes = export_result(repo / "results/digits/at/whitebox", "robustbench", Registry.default())
     entry, stored = json.loads(text), read_result(repo / "results/digits/at/whitebox/result.json")
     assert list(entry) == FIELDS

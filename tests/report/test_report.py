@@ -137,7 +137,7 @@ def test_overestimation_is_by_the_first_single_start_of_pgd(configs, mode, expec
     assert points == (None if expected is None else pytest.approx([10.0, 5.0][expected]))
 
 
-def test_groups_and_bytes(tmp_path):
+def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
     root = tmp_path / "results"
     put(root, result("natural", 20))
     put(root, result("at", 500, flags={"randomized": "It rolls dice."}))
@@ -201,5 +201,6 @@ def test_the_committed_results_are_those_of_todays_suites(repo):
         assert run.store.run_id == stored.run_id, path
 
 
+@pytest.mark.whole
 def test_the_committed_leaderboard_is_current(repo):
     assert (repo / "leaderboard.md").read_text(encoding="utf-8") == leaderboard(repo / "results")

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import run
 from robbench.core.errors import ResultError
 from robbench.evaluation.run import evaluate
 from robbench.report.spread import spread, write_spread
 from robbench.results.store import result_folder
+from support.commands import run
+
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")

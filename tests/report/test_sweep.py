@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
-from test_adversarials import suite
 
-from conftest import run
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_radii
 from robbench.core.types import Threat
@@ -18,6 +16,8 @@ from robbench.report.sweep import sweep, write_sweep
 from robbench.results.store import COLUMNS, load_results
 from robbench.results.summary import summarize
 from robbench.suite import Suite
+from support.commands import run
+from support.stored import write_suite
 
 
 def stored(root, eps, standing, n=None):
@@ -88,7 +88,7 @@ def test_only_the_images_that_were_asked_for_count(tmp_path):
         sweep(tmp_path, [small, other])
 
 
-def test_the_files(tmp_path):
+def test_csv_and_curve_of_a_sweep_hold_its_points(tmp_path):
     many = {f"attack {i}": first(90 - 5 * i) for i in range(9)}
     results = [stored(tmp_path, "2/255", many), stored(tmp_path, "4/255", {k: v & first(40) for k, v in many.items()})]
     s = sweep(tmp_path, results, clean=True)
@@ -112,7 +112,7 @@ def test_the_files(tmp_path):
 def test_a_cascades_columns_are_those_of_its_results(problem, tmp_path):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "results": tmp_path / "r", "seed": 3}
-    results = [evaluate(model, suite(tmp_path, "cascade"), eps=e, **call) for e in (0.02, 0.05)]
+    results = [evaluate(model, write_suite(tmp_path, "cascade"), eps=e, **call) for e in (0.02, 0.05)]
     s = sweep(tmp_path / "r", results)
     assert s.stem == "custom/small/s@sweep-Linf-seed-3"
     for p, r in zip(s.points, results, strict=True):
@@ -128,7 +128,8 @@ def test_radii_are_read_exactly_and_ordered():
             parse_radii(text)
 
 
-def test_the_command(tmp_path):
+@pytest.mark.whole
+def test_the_sweep_command_writes_and_prints(tmp_path):
     args = ["eval", "-m", "digits/at", "-s", "quick", "--samples", 20]
     done = run(*args, "--eps", "0,0.1,0.2", cwd=tmp_path)
     folder = tmp_path / "results/digits/at"

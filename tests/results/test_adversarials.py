@@ -1,6 +1,5 @@
 """Adversarial examples on disk: every break has one, it holds in the form that is stored, and no interrupt loses it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,11 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_evaluation import outcomes, stable
-from test_transfer import suite as transfer_suite
 from torch import nn
 
-from conftest import small
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.threat import Ball
 from robbench.engine import engine
@@ -21,32 +17,9 @@ from robbench.evaluation import run as evaluation
 from robbench.evaluation.keep_adversarials import rounded
 from robbench.evaluation.run import evaluate
 from robbench.results.adversarials import FILE, Points, merge, pack, read
-
-SUITE = """
-version = 1
-mode = "MODE"
-
-[[attack]]
-name = "FGSM"
-kind = "fgsm"
-
-[[attack]]
-name = "PGD"
-kind = "pgd"
-objective = "margin"
-steps = 10
-"""
-
-
-def suite(root, mode="full"):
-    """Write a small suite that leaves work for its second attack."""
-    path = root / "s.toml"
-    path.write_text(SUITE.replace("MODE", mode))
-    return str(path)
-
-
-def folder(root):
-    return next(root.glob("[!.]*/*/*"))
+from support import TESTS
+from support.models import small
+from support.stored import folder, outcomes, stable, write_suite, write_transfer_suite
 
 
 def stored(root):
@@ -77,8 +50,8 @@ def check(root, model, x, first=0):
 def test_every_break_is_stored_and_re_derives(problem, tmp_path, mode):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "lanes": 16}
-    plain = evaluate(model, suite(tmp_path, mode), **call, results=tmp_path / "plain")
-    kept = evaluate(model, suite(tmp_path, mode), **call, results=tmp_path / "kept", save_adversarials=True)
+    plain = evaluate(model, write_suite(tmp_path, mode), **call, results=tmp_path / "plain")
+    kept = evaluate(model, write_suite(tmp_path, mode), **call, results=tmp_path / "kept", save_adversarials=True)
     assert kept.run_id == plain.run_id, "it is not part of what was measured"
     pd.testing.assert_frame_equal(
         stable(outcomes(folder(tmp_path / "plain"))), stable(outcomes(folder(tmp_path / "kept")))
@@ -128,10 +101,11 @@ def test_rounding_never_moves_away_from_the_image():
     assert ((rounded(edges, edges).float() - edges).abs() < 2e-7).all()
 
 
+@pytest.mark.whole
 def test_transfers_and_peers_are_kept_too(tmp_path):
     peer = '\n[[attack]]\nname = "peer"\nkind = "autoattack:APGD-CE"\nbatch = 16\n'
     path = tmp_path / "s.toml"
-    transfer_suite(tmp_path)
+    write_transfer_suite(tmp_path)
     path.write_text(path.read_text() + peer)
     evaluate("digits/at", str(path), samples=16, results=tmp_path / "r", save_adversarials=True)
     rows = outcomes(folder(tmp_path / "r"))
@@ -158,13 +132,14 @@ def test_models_that_answer_at_random_are_not_asked_again(problem, tmp_path):
 def test_an_extension_keeps_and_adds(problem, tmp_path):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "eps": 0.05, "lanes": 8}
-    evaluate(model, suite(tmp_path), samples=20, **call, results=tmp_path / "a", save_adversarials=True)
-    evaluate(model, suite(tmp_path), samples=50, **call, results=tmp_path / "a")  # it goes on saving by itself
+    evaluate(model, write_suite(tmp_path), samples=20, **call, results=tmp_path / "a", save_adversarials=True)
+    evaluate(model, write_suite(tmp_path), samples=50, **call, results=tmp_path / "a")  # it goes on saving by itself
     check(tmp_path / "a", model, x)
-    evaluate(model, suite(tmp_path), samples=50, **call, results=tmp_path / "b", save_adversarials=True)
+    evaluate(model, write_suite(tmp_path), samples=50, **call, results=tmp_path / "b", save_adversarials=True)
     assert (folder(tmp_path / "a") / FILE).read_bytes() == (folder(tmp_path / "b") / FILE).read_bytes()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("mode", ["full", "cascade"])
 def test_breaks_known_without_their_points_are_computed_again(problem, tmp_path, mode):
     model, x, y = problem
@@ -179,11 +154,11 @@ def test_breaks_known_without_their_points_are_computed_again(problem, tmp_path,
 
     notes: list[str] = []
     attacked: list[int] = []
-    evaluate(model, suite(tmp_path, mode), **call, results=tmp_path / "a")
+    evaluate(model, write_suite(tmp_path, mode), **call, results=tmp_path / "a")
     before = outcomes(folder(tmp_path / "a"))
     evaluate(
         model,
-        suite(tmp_path, mode),
+        write_suite(tmp_path, mode),
         **call,
         results=tmp_path / "a",
         samples=30,
@@ -194,12 +169,14 @@ def test_breaks_known_without_their_points_are_computed_again(problem, tmp_path,
     assert notes == [f"{again} breaks are known without their adversarial examples; they are computed again."]
     assert sum(attacked) == again, "and nothing else is"
     pd.testing.assert_frame_equal(stable(outcomes(folder(tmp_path / "a"))), stable(before))
-    evaluate(model, suite(tmp_path, mode), **call, results=tmp_path / "a")
+    evaluate(model, write_suite(tmp_path, mode), **call, results=tmp_path / "a")
     check(tmp_path / "a", model, x)
-    evaluate(model, suite(tmp_path, mode), **call, results=tmp_path / "b", save_adversarials=True)
+    evaluate(model, write_suite(tmp_path, mode), **call, results=tmp_path / "b", save_adversarials=True)
     assert (folder(tmp_path / "a") / FILE).read_bytes() == (folder(tmp_path / "b") / FILE).read_bytes()
     notes.clear()
-    evaluate(model, suite(tmp_path, mode), **call, results=tmp_path / "a", save_adversarials=True, reporter=Listener())
+    evaluate(
+        model, write_suite(tmp_path, mode), **call, results=tmp_path / "a", save_adversarials=True, reporter=Listener()
+    )
     assert "nothing to compute" in notes[0]
 
 
@@ -225,14 +202,14 @@ def test_an_interrupt_keeps_the_points_of_its_rows(problem, tmp_path, monkeypatc
         with monkeypatch.context() as patch:
             patch.setattr(engine, "attack_samples", failing(error))
             with pytest.raises(type(error)):
-                evaluate(model, suite(tmp_path), **call, results=tmp_path / "a")
+                evaluate(model, write_suite(tmp_path), **call, results=tmp_path / "a")
     shards = list(folder(tmp_path / "a").glob(".partial/*/*.parquet"))
     assert shards and not (folder(tmp_path / "a") / FILE).exists()
     for shard in shards:
         rows = pd.read_parquet(shard)
         kept = sum(len(g) for g in read(shard.with_suffix(".safetensors")).points)
         assert kept == (rows["status"] == "broken").sum() > 0
-    evaluate(model, suite(tmp_path), **call, results=tmp_path / "a")
+    evaluate(model, write_suite(tmp_path), **call, results=tmp_path / "a")
     check(tmp_path / "a", model, x)
 
 
@@ -244,7 +221,7 @@ from robbench.engine import engine
 from robbench.evaluation import run as evaluation
 from robbench.evaluation import shards
 from robbench.results import store
-import test_evaluation as t
+from support.models import small
 evaluation.Shards = functools.partial(shards.Shards, commit_seconds=0.0)
 real, write = engine.attack_samples, store.write_atomically
 def slow(*a, on_rows, **k):
@@ -254,14 +231,15 @@ def slow(*a, on_rows, **k):
 def told(path, data):
     print(path.name, flush=True); write(path, data); print("done", flush=True)
 engine.attack_samples, store.write_atomically = slow, told
-x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)); model = t.small(); y = model(x).argmax(1)
+x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)); model = small(); y = model(x).argmax(1)
 evaluation.evaluate(model, "quick", x=x, y=y, name="small", eps=0.05, results=sys.argv[1], lanes=8,
     save_adversarials=True)
 """
 
 
+@pytest.mark.whole
 def test_sigkill_between_any_two_writes_changes_nothing(tmp_path):
-    script = SCRIPT.format(tests=os.path.dirname(__file__))
+    script = SCRIPT.format(tests=TESTS)
     # Before and after writes of points and rows, and in the middle of the merge at the end.
     for word, times in ((".safetensors", 1), ("done", 5), (FILE, 1), ("result", 1)):
         with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a")], stdout=subprocess.PIPE) as child:

@@ -1,105 +1,39 @@
 """A run that is killed, cut off or damaged goes on from what is sound, and says what is not."""
 
-import contextlib
 import errno
 import functools
 import json
 import os
-import random
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
-from test_adversarials import folder
 from torch import nn
 
-from conftest import run, small
 from robbench.commands.runs import resume_runs, runs
 from robbench.core import files
 from robbench.core.errors import BusyError, ResultError, RobbenchError, StorageError
 from robbench.evaluation import run as evaluation
 from robbench.evaluation import setup, shards
 from robbench.evaluation.run import evaluate
-from robbench.results import locking, store
+from robbench.results import store
 from robbench.results.records import COLUMNS, pack_rows, read_rows
 from robbench.results.recovery import shard_name
 from robbench.results.run_files import find_runs
+from support.commands import run
+from support.killing import killed_runs
+from support.models import small
+from support.stored import folder
 
-# Torch is imported once; every run is a process of its own, forked from there. Rows are told as they finish.
-CHILDREN = """
-import functools, os, sys, torch
-torch.set_num_threads(1)
-from robbench.evaluation import run as evaluation
-from robbench.evaluation import shards
-evaluation.Shards = functools.partial(shards.Shards, commit_seconds=0.2)
-add, commit = shards.Shards.add, evaluation.RunStore.commit
-def told(self, attack, status, rows):
-    with open(sys.argv[2], "a") as log:
-        log.writelines(f"{attack} {i}\\n" for i in rows["sample"])
-    add(self, attack, status, rows)
-def committed(self, rows, points=()):
-    path = commit(self, rows, points)
-    with open(sys.argv[2], "a") as log:
-        log.write("committed\\n")
-    return path
-shards.Shards.add, evaluation.RunStore.commit = told, committed
-for _ in sys.stdin:
-    pid = os.fork()
-    if not pid:
-        evaluation.evaluate("digits/at", "whitebox", samples=int(sys.argv[3]), lanes=32, results=sys.argv[1])
-        os._exit(0)
-    print(pid, flush=True)
-    print(os.waitpid(pid, 0)[1], flush=True)
-"""
-
-
-def lines(log):
-    return log.read_text().splitlines() if log.exists() else []
-
-
-def on_disk(root):
-    """Records of a tree, finished or not, as the log tells them."""
-    found = [*root.glob("digits/at/whitebox/.partial/*/*.parquet"), *root.glob("digits/at/whitebox/outcomes.parquet")]
-    rows = [pd.read_parquet(path, columns=["attack", "sample"]) for path in found]
-    return {f"{attack} {sample}" for part in rows for attack, sample in part.itertuples(index=False)}
-
-
-def killed_runs(tmp_path, kills, samples, seed):
-    """Kill a run again and again at random instants; returns its tree and, per kill, what it cost.
-
-    Of each kill two numbers: finished records that are gone though a shard was committed after them, which must be 0,
-    and finished records that waited for their shard.
-    """
-    rng, log, root = random.Random(seed), tmp_path / "log", tmp_path / "killed"
-    args = [sys.executable, "-c", CHILDREN, str(root), str(log), str(samples)]
-    lost = []
-    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as parent:
-        assert parent.stdin is not None and parent.stdout is not None
-        for i in range(kills + 1):
-            begun, left = len(lines(log)), samples * 6 - len(on_disk(root))
-            wanted = begun + rng.randrange(1, max(2, 2 * left // (kills - i + 1))) if i < kills else None
-            parent.stdin.write("go\n")
-            pid = int(parent.stdout.readline())
-            if wanted is not None:
-                while len(lines(log)) < wanted and Path(f"/proc/{pid}").exists():
-                    time.sleep(0.002)
-                time.sleep(rng.random() * 0.05)
-                with contextlib.suppress(ProcessLookupError):  # a late instant may find the run finished
-                    os.kill(pid, signal.SIGKILL)
-            assert int(parent.stdout.readline()) in ((signal.SIGKILL, 0) if wanted is not None else (0,))
-            told, kept = lines(log)[begun:], on_disk(root)
-            last = max((n for n, line in enumerate(told) if line == "committed"), default=0)
-            lost.append((len(set(told[:last]) - {"committed"} - kept), len(set(told[last:]) - {"committed"} - kept)))
-    return root, lost
+pytestmark = pytest.mark.whole
 
 
 def test_sigkill_at_random_instants_gives_the_same_bytes(tmp_path):
@@ -107,6 +41,11 @@ def test_sigkill_at_random_instants_gives_the_same_bytes(tmp_path):
     evaluate("digits/at", "whitebox", samples=60, lanes=32, results=tmp_path / "whole")
     where = Path("digits/at/whitebox/outcomes.parquet")
     assert (root / where).read_bytes() == (tmp_path / "whole" / where).read_bytes()
+    killed, whole = (json.loads((r / where).with_name("result.json").read_text()) for r in (root, tmp_path / "whole"))
+    for part in (killed, whole, *killed["attacks"], *whole["attacks"]):
+        for key in ("seconds", "date", "environment"):  # the last says whether the code is being edited
+            part.pop(key, None)
+    assert killed == whole
     assert [before for before, _ in lost] == [0] * 5, "what was finished before the last shard is never lost"
     assert lost[-1] == (0, 0) and not (root / "digits/at/whitebox/.partial").exists()
 
@@ -300,17 +239,17 @@ def test_damaged_points_are_set_aside_and_found_again(problem, tmp_path, damage)
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkeypatch):
-    real, calls = files._replace, []
+    real, calls = Path.replace, []
 
-    def full(path, data):
-        calls.append(path.name)
+    def full(self, target):
+        calls.append(target)
         if len(calls) > 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, data)
+        return real(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "Shards", functools.partial(shards.Shards, commit_seconds=-1.0))
-        patch.setattr(files, "_replace", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
             one(problem, tmp_path)
     (partial,) = finished(tmp_path).glob(".partial/*")
@@ -411,7 +350,7 @@ def test_a_tree_that_cannot_be_written_can_still_be_looked_at(problem, tmp_path,
     def refused(*args, **kwargs):
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr(locking, "_acquired", refused)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
     assert one(problem, tmp_path) == first
 
 
@@ -506,7 +445,7 @@ def test_a_description_from_elsewhere_runs_no_code(problem, tmp_path, monkeypatc
         assert row.state == "damaged" and "run.json" in row.note
 
 
-def test_the_commands(tmp_path, problem):
+def test_runs_and_resume_on_the_command_line(tmp_path, problem):
     one(problem, tmp_path)
     listed = json.loads(run("runs", "--results", tmp_path / "r", "--json").stdout)
     assert [r["state"] for r in listed] == ["finished"]

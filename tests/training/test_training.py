@@ -76,7 +76,7 @@ def test_squeezing_collapses_where_table_5_does(beta, stuck):
     assert (near > at_zero) is stuck
 
 
-def test_objective_by_hand():
+def test_the_objective_equals_values_by_hand():
     z, y = torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]]), torch.tensor([0, 1])
     log_p = z.log_softmax(1)
     assert torch.equal(terms.objective(z, y, recipe()), F.cross_entropy(z, y))
@@ -192,7 +192,7 @@ def test_augmentation_shifts_and_flips():
     )
 
 
-def test_schedules_by_hand():
+def test_learning_rates_follow_their_schedules():
     assert terms.learning_rate(recipe(), 99) == 0.1
     assert terms.learning_rate(recipe(schedule="cosine"), 50) == pytest.approx(0.05)
     steps = recipe(schedule="steps", milestones=(0.5, 0.75), gamma=0.1)
@@ -206,6 +206,7 @@ def test_the_inner_attack_is_the_cards():
     assert (attack.steps, attack.step_size, attack.random_start, attack.objective) == (40, 0.01, False, "margin")
 
 
+@pytest.mark.whole
 def test_without_terms_the_loop_is_plain_training(tmp_path):
     entry = put(tmp_path)
     train(entry, runs=tmp_path / "runs")
@@ -243,6 +244,7 @@ def test_every_epoch_sees_every_image_once(tmp_path):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "text", [CARD, CARD + ADVERSARY, CARD.replace("lr =", 'alpha = 0.5\nbeta = 0.1\nsigma = "0.2"\nlr =')]
 )
@@ -273,6 +275,7 @@ t.train(Registry([root]).find("m"), runs=root / "runs", report=lambda p: print(p
 """
 
 
+@pytest.mark.whole
 def test_sigkill_in_the_middle_ends_with_the_same_weights(tmp_path):
     put(tmp_path / "a"), put(tmp_path / "b")
     train(Registry([tmp_path / "a"]).find("m"), runs=tmp_path / "runs-a")
@@ -292,6 +295,7 @@ def test_sigkill_in_the_middle_ends_with_the_same_weights(tmp_path):
     assert a.weights.sha256 == b.weights.sha256
 
 
+@pytest.mark.whole
 def test_a_changed_recipe_does_not_continue_an_old_run(tmp_path):
     train(put(tmp_path), runs=tmp_path / "runs", time_limit=1e-9)
     changed = put(tmp_path, CARD.replace("0.01", "0.02"))
@@ -300,6 +304,7 @@ def test_a_changed_recipe_does_not_continue_an_old_run(tmp_path):
     assert train(changed, runs=tmp_path / "runs", restart=True).table["iterations"] == 40
 
 
+@pytest.mark.whole
 def test_what_cannot_be_trained_says_why(tmp_path):
     with pytest.raises(CardError, match="no recipe"):
         train(Registry.default().find("cifar10/natural_resnet18"), runs=tmp_path)
@@ -369,6 +374,7 @@ def clp_loss(module, x, y, batch, i):
     return F.cross_entropy(z, y) + 0.5 * (z[:16] - z[16:]).square().mean()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("extra", "loss_of"),
     [
@@ -385,6 +391,7 @@ def test_the_loop_computes_the_loss_as_written_out(tmp_path, extra, loss_of):
         assert torch.allclose(ours[name], value, atol=2e-3), name  # float16 on disk; sums in another order
 
 
+@pytest.mark.whole
 def test_the_running_average_is_kept_and_survives_a_stop(tmp_path):
     text = CARD.replace("lr =", "ema = 0.9\nlr =").replace("iterations = 40", "iterations = 4")
     plain, whole, parts = (
@@ -415,6 +422,7 @@ iterations = 5
 """
 
 
+@pytest.mark.whole
 def test_a_cpu_budget_is_trained_on_a_cpu_and_named(tmp_path):
     done = train(put(tmp_path, CARD + BUDGET), runs=tmp_path / "runs")
     trained = Registry([tmp_path]).find("m").card.trained
@@ -427,6 +435,7 @@ def test_a_cpu_budget_is_trained_on_a_cpu_and_named(tmp_path):
         train(put(tmp_path, CARD, "n"), runs=tmp_path / "runs", budget="cpu")
 
 
+@pytest.mark.whole
 def test_weights_that_have_seen_more_are_not_replaced(tmp_path):
     train(put(tmp_path), runs=tmp_path / "runs")
     before = Registry([tmp_path]).find("m").card
@@ -437,6 +446,7 @@ def test_weights_that_have_seen_more_are_not_replaced(tmp_path):
     assert replaced.kept and Registry([tmp_path]).find("m").card.trained.iterations == 1
 
 
+@pytest.mark.whole
 def test_all_missing_goes_by_priority_and_picks_up_where_it_stopped(tmp_path):
     text = CARD.replace("iterations = 40", "iterations = 6")
     first = text.replace("dataset", "priority = 2\ndataset")
@@ -455,6 +465,7 @@ def test_all_missing_goes_by_priority_and_picks_up_where_it_stopped(tmp_path):
     assert [entry.name for entry in missing(Registry([tmp_path]), budget="full")] == ["c"], "partly trained"
 
 
+@pytest.mark.whole
 def test_a_student_learns_its_teachers_logits(tmp_path):
     train(put(tmp_path, CARD, "teacher"), runs=tmp_path / "runs")
     table = "\n[recipe.distillation]\nteacher = 'digits/teacher'\n"
@@ -483,6 +494,7 @@ def test_a_student_learns_its_teachers_logits(tmp_path):
         train(put(tmp_path, CARD + table.replace("teacher'", "untrained'"), "s"), runs=tmp_path / "runs")
 
 
+@pytest.mark.whole
 def test_looking_at_accuracies_changes_nothing(tmp_path, monkeypatch):
     train(put(tmp_path / "a"), runs=tmp_path / "runs-a")
     lines = [json.loads(line) for line in (tmp_path / "runs-a/digits/m/log.jsonl").read_text().splitlines()]
@@ -494,12 +506,14 @@ def test_looking_at_accuracies_changes_nothing(tmp_path, monkeypatch):
     assert a.weights.sha256 == b.weights.sha256
 
 
+@pytest.mark.whole
 def test_the_curve_is_drawn_from_the_log(tmp_path):
     train(put(tmp_path), runs=tmp_path / "runs")
     draw_curve(tmp_path / "runs/digits/m/log.jsonl", tmp_path / "curve.png", "digits/m")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.whole
 def test_training_on_digits_learns(tmp_path):
     entry = put(
         tmp_path, CARD.replace("iterations = 40", "iterations = 300").replace("= 4, hidden = 8", "= 16, hidden = 32")
