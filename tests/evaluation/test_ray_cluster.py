@@ -15,6 +15,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.data.sets import load
