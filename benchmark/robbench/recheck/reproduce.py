@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from robbench.core.errors import ResultError
 from robbench.core.types import some_ids
 from robbench.evaluation.progress import Reporter
 from robbench.evaluation.run import evaluate
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import COLUMNS, differences, read_rows, result_folder
+from robbench.results.trust import registered_name
 
 __all__ = ["Difference", "Reproduction", "reproduce"]
 
@@ -136,7 +136,7 @@ def reproduce(
     asked = {key: stored.overrides[key] for key in ("norm", "eps", "gradients") if key in stored.overrides}
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
         again = evaluate(
-            _model_of(stored) if model is None else model,
+            registered_name(stored) if model is None else model,
             suite or stored.suite,
             x=x,
             y=y,
@@ -164,17 +164,6 @@ def reproduce(
         for field, a, b in differences("", getattr(stored, name), getattr(again, name))
     ]
     return Reproduction(stored, again, again.n, verdicts, details, circumstances)
-
-
-def _model_of(stored: ResultFile) -> str:
-    about = stored.identity.get("model")
-    if not isinstance(about, dict) or "architecture" not in about or "source" in about:
-        origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
-        raise ResultError(
-            f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
-            "word: give the model as it was given to the run (--model; in Python: model=)."
-        )
-    return f"{stored.dataset}/{stored.model}"
 
 
 def _compared(stored: pd.DataFrame, again: pd.DataFrame) -> tuple[list[Difference], list[Difference]]:

@@ -28,6 +28,7 @@ from robbench.results.adversarials import FILE, Adversarials, Points, read, row_
 from robbench.results.consistency import Finding, Verification, record_findings, summary_findings
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import COLUMNS, read_rows
+from robbench.results.trust import registered_name
 
 __all__ = ["Finding", "Verification", "verify"]
 
@@ -120,15 +121,7 @@ def _resolved(
     options: Options,
 ) -> tuple[Target, Images]:
     """Load what was measured."""
-    about = stored.identity.get("model")
-    if model is None:
-        if not isinstance(about, dict) or "architecture" not in about or "source" in about:
-            origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
-            raise ResultError(
-                f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
-                "word: give the model as it was given to the run (--model; in Python: model=)."
-            )
-        model = f"{stored.dataset}/{stored.model}"
+    model = registered_name(stored) if model is None else model
     own = not isinstance(model, str) or ":" in model
     dataset = stored.dataset if own and x is None else None
     return resolve(model, x, y, dataset, None, build, options)
