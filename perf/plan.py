@@ -21,12 +21,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--pilot", type=int, default=128)
+    parser.add_argument("--pilot", type=int)
     args = parser.parse_args()
     torch.set_num_threads(1)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     planning.clock = clock
-    print(f"{describe_device(torch.device('cpu'))}; {versions()}; {args.clock} time, a pilot of {args.pilot} images")
+    machine = f"{describe_device(torch.device('cpu'))}; {versions()}"
+    print(f"{machine}; {args.clock} time, --pilot {args.pilot}")
     for case in args.cases:
         model, suite, samples = case.split(":")
         begin = clock()

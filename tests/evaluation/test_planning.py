@@ -1,14 +1,14 @@
 """What a run will cost, beside what it costs."""
 
 import json
-import math
 
-import numpy as np
 import pytest
+import torch
 
 from robbench.core.errors import RobbenchError
+from robbench.data.sets import load
 from robbench.evaluation import planning
-from robbench.evaluation.planning import _laid, _Pace, _Tried, as_rows, plan
+from robbench.evaluation.planning import _Stopwatch, as_rows, plan
 from robbench.evaluation.run import evaluate
 from robbench.results.store import read_rows
 from support.commands import run
@@ -16,33 +16,27 @@ from support.commands import run
 pytestmark = pytest.mark.whole
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Calibrate for a moment only."""
-    monkeypatch.setattr(planning, "_SHORTEST", 0.05)
-
-
 def passes(rows):
     return {name: (int(r["forwards"].sum()), int(r["backwards"].sum())) for name, r in rows.groupby("attack")}
 
 
+def always_wrong():
+    """Make a model that gives all images a class that the first two do not have."""
+    first = load("digits", "test").y[:2]
+    return Constant(next(k for k in range(10) if k not in first)).eval()
+
+
+class Constant(torch.nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self.register_buffer("logits", torch.eye(10)[k])
+
+    def forward(self, x):
+        return self.logits + 0 * x.flatten(1)[:, :10]
+
+
 def told(p):
     return {s.stage: (s.forwards, s.backwards) for s in p.stages}
-
-
-@pytest.mark.parametrize(("each", "limit"), [(math.nan, 0.05), (1e-9, 0.05), (0.1, None), (1e9, 2.0)])
-def test_calibration_takes_a_share_of_the_run(each, limit, monkeypatch):
-    calibrated, limits = planning._calibrated, []
-
-    def noted(run, stage, at, widths, seconds):
-        limits.append(seconds)
-        return calibrated(run, stage, at, widths, 0.01)
-
-    monkeypatch.setattr(planning, "_calibrated", noted)
-    monkeypatch.setattr(planning, "_opening", lambda run, widths: (0.0, each))
-    p = plan("digits/natural", "quick", pilot=16, samples=400, lanes=4)
-    expected = [0.05 * s.forwards / 4 * each if limit is None else limit for s in p.stages]
-    assert limits == pytest.approx(expected, rel=0.02)
 
 
 def test_records_of_the_same_run_leave_no_pass_open(tmp_path):
@@ -66,44 +60,42 @@ def test_a_pilot_foretells_passes(tmp_path):
     assert not [*tmp_path.rglob("*@*")], "the pilot leaves nothing behind"
 
 
-class AnyWidth:
-    """Every width gives the same bits."""
-
-    def fit(self, left):
-        return left
-
-
-@pytest.mark.parametrize(
-    ("rounds", "trials", "broken", "crews", "seconds"),
-    [
-        ([5], 1, False, 1, 5 * 1.25),  # a narrow batch of one
-        ([5, 5, 5, 5], 1, False, 1, 5 * 2.0),  # all lanes full to the end
-        ([4, 4, 4, 4, 4], 1, False, 1, 4 * 2.0 + 4 * 1.25),  # the fifth takes a free lane
-        ([1, 3, 3, 3], 1, False, 1, 1 * 2.0 + 2 * 1.75),  # one is done: a width of 3
-        ([5, 5, 5, 5], 1, False, 2, 5 * 1.5),  # two batches of two
-        ([5], 3, False, 1, 5 * 1.25 + 5 * 1.5),  # after the first trial, two beside each other
-        ([5], 7, False, 1, 5 * 1.25 + 5 * 1.75 + 5 * 1.75),  # after the first trial of seven, three, and three
-        ([5], 3, True, 1, 5 * 1.25 + 5 * 1.5),  # the third breaks it
-        ([5, 5, 5, 5], 2, False, 1, 5 * 2.0 + 5 * 2.0),
-    ],
-)
-def test_images_are_laid_onto_lanes(rounds, trials, broken, crews, seconds):
-    pace = _Pace(crews, lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
-    n = len(rounds)
-    tried = _Tried(np.full(n, trials), np.array(rounds, float), np.full(n, broken))
-    assert _laid(tried, trials, AnyWidth(), pace) == pytest.approx(seconds)
+def test_a_pilot_on_all_images_is_the_run(tmp_path):
+    p = plan("digits/at", "quick", samples=40, pilot=128)
+    evaluate("digits/at", "quick", samples=40, results=tmp_path)
+    assert told(p) == passes(read_rows(tmp_path / "digits/at/quick/outcomes.parquet"))
+    assert p.source == "a pilot on 40 images" and p.uncertainty == 0
 
 
-def test_lanes_let_go_when_an_earlier_trial_breaks():
-    pace = _Pace(1, lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
-    tried = _Tried(np.array([2, 1]), np.array([5.0, 20.0]), np.array([True, False]))
-    # The second image is alone from round 10 on: trials 2 and 3 of the first are let go of when trial 1 breaks it.
-    assert _laid(tried, 9, AnyWidth(), pace) == pytest.approx(5 * 1.5 + 5 * 2.0 + 10 * 1.25 + _further(pace))
+def test_records_of_more_images_than_asked_for_count_where_they_overlap(tmp_path):
+    evaluate("digits/natural", "quick", samples=60, results=tmp_path)
+    p = plan("digits/natural", "quick", pilot=8, samples=30, results=tmp_path)
+    assert p.source.startswith("records of 30 images") and p.n == 30 and p.uncertainty == 0
 
 
-def _further(pace):
-    """Eight more trials of 20 rounds of the image that stands: three, then four and one for want of a fifth lane."""
-    return 20 * (pace.seconds(3) + pace.seconds(4) + pace.seconds(1))
+def test_the_default_pilot_fills_the_lanes():
+    assert plan("digits/natural", "quick", lanes=150).source == "a pilot on 150 images"
+    assert plan("digits/natural", "quick", lanes=4).source == "a pilot on 128 images"
+
+
+def test_the_pace_is_that_of_the_widest_calls():
+    watch = _Stopwatch()
+    watch.calls["a"] = [(0.0, 4), (2.0, 4), (6.0, 2), (7.0, 4)]
+    assert watch.pace("a") == pytest.approx((2 + 4) / 2 / 4)
+    watch.calls["a"] = [(0.0, 4)]
+    assert watch.pace("a") is None
+
+
+def test_the_model_is_left_as_it_was(monkeypatch):
+    runs, ready = [], planning.ready
+    monkeypatch.setattr(planning, "ready", lambda *args, **kwargs: runs.append(ready(*args, **kwargs)) or runs[-1])
+    plan("digits/natural", "quick", samples=20, pilot=10)
+    assert not runs[0].target.module._forward_pre_hooks
+
+
+def test_a_model_that_is_always_wrong_is_refused():
+    with pytest.raises(RobbenchError, match="none of 2 images is classified correctly; nothing is to attack"):
+        plan("test_planning:always_wrong", "quick", dataset="digits", samples=2)
 
 
 def test_the_command_prints_a_table_or_json(tmp_path):

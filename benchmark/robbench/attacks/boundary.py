@@ -21,13 +21,10 @@ __all__ = [
     "bracket",
     "gap_to",
     "is_wrong",
-    "length",
     "narrowed",
     "toward_plane",
 ]
 
-_ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
-_DUAL = {"Linf": 1, "L2": 2, "L1": torch.inf}
 _BEYOND = 1e-3  # how far beyond the zero of the secant the search aims, as a share of what is left of the bracket
 _LEAST = 0.01  # the least share of the bracket by which it moves on
 SEARCHES = 3
@@ -42,13 +39,6 @@ def gap_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Tell where the prediction is not y, as the judge does: [L, K], [L] -> [L] bool."""
     return logits.isfinite().all(1) & (logits.argmax(1) != y)
-
-
-def length(norm: Norm, v: Tensor, *, dual: bool = False) -> Tensor:
-    """Measure v by the norm, or by its dual, as the gradients of linear functions are: [L, C, H, W] -> [L]."""
-    order = _DUAL[norm] if dual else _ORDER[norm]
-    lengths: Tensor = torch.linalg.vector_norm(v.flatten(1), ord=order, dim=1)
-    return lengths
 
 
 def toward_plane(norm: Norm, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:

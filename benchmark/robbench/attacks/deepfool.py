@@ -15,13 +15,12 @@ from robbench.attacks.boundary import (
     bracket,
     gap_to,
     is_wrong,
-    length,
     narrowed,
     toward_plane,
 )
 from robbench.core.errors import SuiteError
 from robbench.core.losses import margin
-from robbench.core.threat import Ball, per_lane
+from robbench.core.threat import Ball, length, per_lane
 from robbench.core.types import Norm, Problem, State
 
 __all__ = ["DeepFool"]

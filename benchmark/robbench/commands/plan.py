@@ -31,7 +31,9 @@ def plan(
     model: Annotated[list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES}.")],
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
-    pilot: Annotated[int, typer.Option(help="Images to find the passes on, where there are no records.")] = 128,
+    pilot: Annotated[
+        int | None, typer.Option(help="Images to run the suite on first; by default 128, or as many as fill the lanes.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Ray workers that share the work.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that share the work, a worker each.")] = None,
     threads: Annotated[
@@ -55,8 +57,8 @@ def plan(
 ) -> None:
     """Predict what runs will cost: passes, time and memory.
 
-    Times each attack here for seconds at the full batch width. Takes the passes from stored records of the same run,
-    or else from a pilot.
+    Runs the suite on a few of the images, and scales what that took. Stored records of the same run tell the passes
+    better where they hold more images.
     """
     if gpus is not None and workers is not None:
         raise RobbenchError("--gpus and --workers given; a GPU is a worker, so give one of them.")

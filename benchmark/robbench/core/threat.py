@@ -6,6 +6,7 @@ Attacks ask a `Ball` where they may go (`project`), where to start (`random`) an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +15,27 @@ from torch import Tensor
 from robbench.core import rng
 from robbench.core.types import Norm, Problem, Threat
 
-__all__ = ["Ball", "per_lane"]
+__all__ = ["DUAL", "Ball", "length", "per_lane", "whole_box"]
+
+_ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
+DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
+"""The norm by which to measure a gradient, for a perturbation measured by the other one."""
 
 
 def per_lane(v: Tensor, like: Tensor) -> Tensor:
     """Shape per-lane values [L] so that they broadcast against [L, C, H, W]."""
     return v.view(-1, *([1] * (like.dim() - 1)))
+
+
+def length(norm: Norm, v: Tensor) -> Tensor:
+    """Measure v by a norm: [L, C, H, W] -> [L]."""
+    lengths: Tensor = torch.linalg.vector_norm(v.flatten(1), ord=_ORDER[norm], dim=1)
+    return lengths
+
+
+def whole_box(norm: Norm, pixels: int) -> float:
+    """Return the radius at which a ball around any image of so many pixels holds the whole box [0, 1]."""
+    return {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[norm]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +52,7 @@ class Ball:
 
     def distance(self, x0: Tensor, x: Tensor) -> Tensor:
         """Measure ‖x − x0‖ per lane in float64: [L]."""
-        delta = (x.double() - x0.double()).flatten(1)
-        if self.norm == "Linf":
-            return delta.abs().amax(1)
-        length: Tensor = torch.linalg.vector_norm(delta, ord=2 if self.norm == "L2" else 1, dim=1)
-        return length
+        return length(self.norm, x.double() - x0.double())
 
     def contains(self, x0: Tensor, x: Tensor) -> Tensor:
         """Tell per lane whether x is finite, inside [0, 1] exactly, and within eps of x0: [L] bool.
@@ -85,18 +97,18 @@ class Ball:
         u = draw(p.key, p.sample, p.trial, step, n).to(p.x.dtype)
         if self.norm == "Linf":
             delta = 2 * u - 1
-            length = delta.abs().amax(1, keepdim=True) if surface else torch.ones_like(delta[:, :1])
+            scale = length(self.norm, delta)[:, None] if surface else torch.ones_like(delta[:, :1])
         else:
             if self.norm == "L1":
                 # |N(0,1)| is not exponential: turn the normals into Laplace numbers through their distribution.
                 tail = torch.special.ndtr(-u.abs().double()) * 2
                 u = u.sign() * -torch.log(tail.clamp(min=1e-300)).to(u.dtype)
             delta = u
-            length = torch.linalg.vector_norm(delta, ord=2 if self.norm == "L2" else 1, dim=1, keepdim=True)
+            scale = length(self.norm, delta)[:, None]
             if not surface:
                 radius = rng.uniform(p.key, p.sample, p.trial, step + (1 << 31), 1).to(u.dtype)
-                length = length / radius.pow(1 / n).clamp(min=1e-12)
-        delta = delta / length.clamp(min=1e-12) * self.eps
+                scale = scale / radius.pow(1 / n).clamp(min=1e-12)
+        delta = delta / scale.clamp(min=1e-12) * self.eps
         return self.project(p.x, p.x + delta.view_as(p.x))
 
     def steepest(self, x: Tensor, grad: Tensor) -> Tensor:
@@ -109,8 +121,7 @@ class Ball:
             return grad.sign()
         flat = grad.flatten(1)
         if self.norm == "L2":
-            length = torch.linalg.vector_norm(flat, dim=1)
-            return grad / per_lane(length.clamp(min=torch.finfo(grad.dtype).tiny), grad)
+            return grad / per_lane(length("L2", grad).clamp(min=torch.finfo(grad.dtype).tiny), grad)
         at = x.flatten(1)
         stuck = ((at <= 0) & (flat < 0)) | ((at >= 1) & (flat > 0))
         free = flat.masked_fill(stuck, 0)

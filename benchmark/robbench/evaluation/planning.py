@@ -1,53 +1,41 @@
-"""What a run will cost: passes, time and memory, from records of a few images and seconds of calibration.
+"""What a run will cost: passes, time and memory, scaled from a pilot.
 
-Passes: what images cost in existing records of the same run, else in a pilot on images drawn at random. Time: the
-passes, laid onto the lanes as the engine does, at the speed at which this machine was seen to run each stage with all
-lanes full. Both are estimates: images that stand cost the most, and how many do is known no better than from the pilot.
+The pilot is the run itself on a few of its images. Passes grow with the images. Further passes take the time that they
+took in the widest batches of the pilot. Stored records replace the pilot's passes where they cover more images.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import heapq
 import itertools
 import math
 import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, Unpack, cast
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from robbench.attacks import parameters
-from robbench.attacks.base import Searching
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.checks import classify
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError, RobbenchError
-from robbench.core.threat import Ball
 from robbench.core.types import Status
-from robbench.engine.threads import muster
-from robbench.engine.trials import Ledger, Trial
+from robbench.evaluation.inputs import select
 from robbench.evaluation.peers import Peer
+from robbench.evaluation.progress import Silent
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.run import EvaluationRun, make_run, run_here
-from robbench.evaluation.stages import ReadyStage, run_stage
+from robbench.evaluation.stages import ReadyStage
 from robbench.evaluation.transfer import Transfer
-from robbench.evaluation.worker import Job, Worker
 from robbench.results.schema import read_result
 from robbench.results.store import read_rows
 from robbench.suite import SuiteSource
 
 __all__ = ["ModelPlan", "StagePlan", "plan"]
 
-_SHARE, _SHORTEST, _LONGEST = 0.05, 0.2, 2.0  # of what a stage may take: seconds of calibration at each width
-_LEAST = 6  # rounds, however long they take
-_SEARCH = 200  # steps that a random search is timed on
 clock = time.perf_counter
 """What seconds are taken by; perf/plan.py puts CPU time here on a busy machine."""
 
@@ -62,8 +50,8 @@ class StagePlan:
         forwards: forward passes, summed over images.
         backwards: backward passes.
         seconds: on one worker like this process.
-        passes_per_second: of images through the model while all lanes are full, each with its share of what the attack
-            and the engine do.
+        passes_per_second: forward passes of images, each with its backward pass and its share of what the attack and
+            the engine do.
     """
 
     stage: str
@@ -104,92 +92,118 @@ class ModelPlan:
         return self.opening + sum(s.seconds for s in self.stages)
 
 
-class _Enough(Exception):
-    """Enough rounds were timed."""
+class _Stopwatch(Silent):
+    """Times a run: its opening, each stage up to its last record, and the calls of the model in each stage."""
 
+    def __init__(self) -> None:
+        self.begin, self.opening = clock(), 0.0
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, list[tuple[float, int]]] = {"": []}
 
-class _Timed(nn.Module):
-    """A model that notes when it is asked, and how much at once; its copies, which crews have, note in one list."""
+    def plan(self, *about: object) -> None:
+        """End the opening."""
+        self.opening = clock() - self.begin
 
-    def __init__(self, inner: nn.Module, limit: float, seen: list[tuple[float, int]] | None = None) -> None:
-        super().__init__()
-        self.inner, self.limit, self.seen = inner, limit, [] if seen is None else seen
+    def stage(self, name: str, todo: int, done: int) -> None:
+        """Begin a stage."""
+        self.begin, self.seconds[name], self.calls[name] = clock(), 0.0, []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)(copy.deepcopy(self.inner, memo), self.limit, self.seen).eval()
+    def progress(self, name: str, finished: int, broken: int) -> None:
+        """Note how long the stage has taken so far."""
+        self.seconds[name] = clock() - self.begin
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Ask the model, for so many seconds."""
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        self.seen.append((clock(), len(x)))
-        spent = self.seen[-1][0] - self.seen[0][0]
-        if len(self.seen) > _LEAST and spent > self.limit:
-            raise _Enough
-        answer: Tensor = self.inner(x)
-        return answer
+    def call(self, width: int) -> None:
+        """Note that the model is asked about so many images at once."""
+        self.calls[[*self.calls][-1]].append((clock(), width))
 
-    def round(self, width: int) -> float:
-        """Seconds from one question of this width to the next; NaN if there was none."""
-        spent = [b - a for (a, n), (b, _) in itertools.pairwise(self.seen[1:]) if n == width]
-        return float(np.mean(spent)) if spent else math.nan
-
-
-@dataclass(frozen=True)
-class _Pace:
-    """How long a round of a stage takes, linear in the width of the batch.
-
-    Attributes:
-        crews: batches beside each other.
-        lanes: full width.
-        narrow: a narrower width.
-        full_seconds: of a round at full width, in which every crew asks once.
-        narrow_seconds: at the narrower one.
-    """
-
-    crews: int
-    lanes: int
-    narrow: int
-    full_seconds: float
-    narrow_seconds: float
-
-    def seconds(self, width: int) -> float:
-        """Seconds of a round at this width."""
-        if self.narrow == self.lanes:
-            return self.full_seconds
-        slope = (self.full_seconds - self.narrow_seconds) / (self.lanes - self.narrow)
-        return max(0.0, self.full_seconds - slope * (self.lanes - width))
+    def pace(self, name: str) -> float | None:
+        """Return seconds for each image of the widest batches of a stage; None where it had no two calls."""
+        spent = [(width, end - begin) for (begin, width), (end, _) in itertools.pairwise(self.calls[name])]
+        widest = max((width for width, _ in spent), default=0)
+        return float(np.mean([s for width, s in spent if width == widest])) / widest if spent else None
 
 
 def plan(
-    model: str | nn.Module, suite: SuiteSource = "whitebox", *, pilot: int = 128, **fields: Unpack[RunFields]
+    model: str | nn.Module, suite: SuiteSource = "whitebox", *, pilot: int | None = None, **fields: Unpack[RunFields]
 ) -> ModelPlan:
     """Tell what a run will cost on one worker like this process.
 
     Args:
         model: as for `evaluate`.
         suite: as for `evaluate`.
-        pilot: how many images to find the passes on, where no records of the run are in the results tree.
+        pilot: how many of the run's images to run the suite on. None means 128, or as many as fill the lanes, because a
+            full batch is what most of a long run is made of.
         **fields: as for `evaluate`.
 
     Raises:
-        RobbenchError: what `evaluate` refuses.
+        RobbenchError: what `evaluate` refuses; or the model classifies no image of the pilot correctly.
     """
-    if pilot < 2:
+    if pilot is not None and pilot < 2:
         raise RobbenchError(f"pilot: {pilot} given; it must be at least 2.")
     request = RunRequest.of(model, suite, **fields)
     run = make_run(request)
-    rows, source = _records(run)
-    if rows["sample"].nunique() < pilot:
-        # Spread over the test set: neighbours in official order may be alike.
-        few = replace(
-            request.options, samples=pilot, sample_seed=0, results=None, save_adversarials=False, overwrite=False
-        )  # fmt: skip
-        trial = make_run(replace(request, options=few))
+    few = replace(
+        request.options,
+        samples=pilot or max(128, run.lanes),
+        sample_seed=0,
+        results=None,
+        save_adversarials=False,
+        overwrite=False,
+    )
+    watch = _Stopwatch()
+    trial = EvaluationRun(replace(request, options=few), run.target, run.images, run.suite, watch)
+    # Drawn from all images of the run: neighbours in official order may be alike.
+    trial.positions = run.positions[select(len(run.positions), few)]
+    trial.index = run.images.index[trial.positions]
+    noted = run.target.module.register_forward_pre_hook(lambda module, args: watch.call(len(args[0])))
+    try:
         run_here(trial)
-        rows = trial.shards.rows()
-        source = f"a pilot on {rows['sample'].nunique()} images"
-    return _planned(run, rows, source)
+    finally:
+        noted.remove()
+    return _scaled(run, trial, watch)
+
+
+def _scaled(run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> ModelPlan:
+    """Scale what the pilot cost to all images of the run."""
+    n, count, tried = len(run.index), len(trial.index), trial.shards.rows()
+    rows, source = _records(run)
+    if rows["sample"].nunique() < count:
+        rows, source = tried, f"a pilot on {count} images"
+    known = rows["sample"].nunique()
+    attacked = rows[rows["status"].isin([Status.BROKEN, Status.ROBUST])]
+    if attacked.empty:
+        raise RobbenchError(f"{run.title()}: none of {known} images is classified correctly; nothing is to attack.")
+    stages, cost = [], pd.Series(0.0, index=rows["sample"].unique())
+    for stage in run.stages:
+        mine = attacked[attacked["attack"] == stage.name].set_index("sample")
+        images, forwards, backwards = (
+            n / known * share for share in (len(mine), mine["forwards"].sum(), mine["backwards"].sum())
+        )
+        seconds = _seconds(stage, forwards, run, trial, watch)
+        rate = forwards / seconds if seconds else 0.0
+        stages.append(StagePlan(stage.name, round(images), round(forwards), round(backwards), seconds, rate))
+        cost = cost.add(mine["forwards"] / rate if rate else 0.0, fill_value=0.0)
+    begin, at = clock(), trial.positions
+    classify(run.target, run.images.x(at), run.images.y[at], run.images.num_classes, run.lanes)
+    opening = watch.opening + (clock() - begin) * (n / count - 1)
+    # Records of all images leave nothing open.
+    error = 2 * cost.std() / cost.mean() * math.sqrt(max(0.0, 1 / known - 1 / n)) if cost.mean() else 0.0
+    return ModelPlan(run.title(), n, opening, stages, float(error), source, run.lanes, _memory(run.target))
+
+
+def _seconds(stage: ReadyStage, forwards: float, run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> float:
+    """Return seconds of a stage: those of the pilot, and for each further pass its share of a full batch."""
+    rows, spent = trial.shards.rows(), watch.seconds[stage.name]
+    tried = int(rows.loc[rows["attack"] == stage.name, "forwards"].sum())
+    if isinstance(stage.attack, Peer):  # it attacks whole batches, whichever of their images are asked for
+        batches = [len(np.unique(r.index // stage.attack.batch)) for r in (run, trial)]
+        return spent * batches[0] / batches[1]
+    if not tried:  # a cascade that left the pilot nothing: as fast as all stages together
+        return forwards * sum(watch.seconds.values()) / max(int(rows["forwards"].sum()), 1)
+    each = spent / tried
+    if not isinstance(stage.attack, Transfer):  # most of its work is to ask another model
+        each = watch.pace(stage.name) or each
+    return max(0.0, spent + each * (forwards - tried))
 
 
 def _records(run: EvaluationRun) -> tuple[pd.DataFrame, str]:
@@ -203,155 +217,8 @@ def _records(run: EvaluationRun) -> tuple[pd.DataFrame, str]:
         rows = read_rows(run.store.outcomes_path)
     except ResultError:  # damaged: the run itself will say so
         return nothing, ""
+    rows = rows[rows["sample"].isin(run.index)]
     return rows, f"records of {rows['sample'].nunique()} images in {run.store.folder}"
-
-
-def _planned(run: EvaluationRun, rows: pd.DataFrame, source: str) -> ModelPlan:
-    n, known = len(run.positions), rows["sample"].nunique()
-    spent = pd.Series(0.0, index=rows["sample"].unique())
-    widths = Widths(run.target.module, run.images.x(np.arange(1)).shape[1:], run.lanes, run.images.dtype, run.coarse)
-    right = rows.loc[rows["status"] != Status.MISCLASSIFIED, "sample"].unique()
-    if not len(right):
-        raise RobbenchError(
-            f"{run.title()}: of {known} images none is classified correctly; nothing would be attacked."
-        )
-    at = np.searchsorted(run.images.index, right)
-    opening, each = _opening(run, widths)
-    stages = []
-    for stage in run.stages:
-        mine = rows[(rows["attack"] == stage.name) & rows["status"].isin([Status.BROKEN, Status.ROBUST])]
-        attacked = round(n * len(mine) / known)
-        scale = attacked / max(len(mine), 1)
-        forwards, backwards = mine["forwards"].to_numpy(), mine["backwards"].to_numpy()
-        about = scale * float(forwards.sum()) / run.lanes * each
-        pace = _calibrated(run, stage, at, widths, float(np.clip(np.nan_to_num(_SHARE * about), _SHORTEST, _LONGEST)))
-        rate = pace.lanes * pace.crews / pace.full_seconds
-        seconds = _laid(_tried(mine, attacked), getattr(stage.attack, "trials", 1), widths, pace)
-        stages.append(
-            StagePlan(
-                stage.name, attacked, round(scale * forwards.sum()), round(scale * backwards.sum()), seconds, rate
-            )
-        )
-        spent[mine["sample"]] += forwards / rate
-    error = float(2 * spent.std() / math.sqrt(known) / spent.mean()) if spent.mean() > 0 else 0.0
-    # All records of the run itself leave nothing open.
-    error *= math.sqrt(max(0.0, 1 - known / n)) if "records" in source else 1.0
-    return ModelPlan(run.title(), n, opening, stages, error, source, run.lanes, _memory(run.target))
-
-
-def _opening(run: EvaluationRun, widths: Widths) -> tuple[float, float]:
-    """Time what comes before the attacks on a few images, and what each further one adds to it.
-
-    Returns:
-        Seconds for all images, and about what a forward and backward pass of a full batch takes.
-    """
-    begin = clock()
-    for left in range(1, widths.lanes, max(widths.lanes // 8, 1)):  # about as many as a run meets
-        widths.fit(left)
-    checks = clock() - begin
-    job = Job(run.target, run.stages, run.images, Ball.of(run.threat), run.suite.judge, run.lanes, run.coarse, None)
-    worker, spent = Worker(job), []
-    for some in (run.positions[: widths.lanes], run.positions[: 4 * widths.lanes]):
-        begin = clock()
-        first = worker.look(some)
-        spent.append((len(some), clock() - begin))
-    (few, short), (more, long) = spent
-    each = max(0.0, long - short) / (more - few) if more > few else 0.0
-    return checks + short + each * (len(run.positions) - few), first.seconds
-
-
-def _calibrated(run: EvaluationRun, stage: ReadyStage, at: NDArray[np.int64], widths: Widths, limit: float) -> _Pace:
-    """Run a stage with all lanes full, and with few of them in use, for so many seconds each."""
-    crews = len(muster(run.target.module, widths, 8 * widths.lanes * max(1, torch.get_num_threads()), alone=False)[0])
-    narrow = widths.fit(max(16, widths.lanes // 8))
-    if isinstance(stage.attack, Transfer | Peer):  # most of their work is not asking this model: time it as a whole
-        begin = clock()
-        _attack(run, run.target, stage, np.resize(at, widths.lanes), widths)
-        each = clock() - begin
-        return _Pace(1, widths.lanes, widths.lanes, each, each)
-    cases = ((widths.lanes, 4 * crews * widths.lanes), (narrow, crews * narrow))
-    seconds = []
-    # A question takes a search on by several steps, so a short one is timed.
-    if isinstance(stage.attack, Searching) and "steps" in parameters(type(stage.attack)):
-        short = replace(stage, attack=replace(cast("Any", stage.attack), steps=min(stage.attack.steps, _SEARCH)))
-        for width, count in cases:
-            begin = clock()
-            forwards = _attack(run, run.target, short, np.resize(at, count), widths)
-            seconds.append((clock() - begin) / forwards * crews * width)
-        return _Pace(crews, widths.lanes, narrow, *seconds)
-    for width, count in cases:
-        timed = _Timed(run.target.module, limit).eval()
-        with contextlib.suppress(_Enough):
-            while True:
-                _attack(run, replace(run.target, module=timed), stage, np.resize(at, count), widths)
-        seconds.append(crews * timed.round(width))
-    return _Pace(crews, widths.lanes, narrow, *seconds)
-
-
-def _attack(run: EvaluationRun, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> int:
-    """Attack these images; returns how many forward passes that took."""
-    forwards: list[int] = []
-    run_stage(
-        stage,
-        target,
-        run.images,
-        run.images.x(at),
-        run.images.y[at],
-        run.images.index[at],
-        Ball.of(run.threat),
-        widths=widths,
-        judge=run.suite.judge,
-        deterministic=True,
-        on_rows=lambda rows: forwards.append(int(rows.forwards.sum())),
-        on_narrow=lambda width, reason: None,
-    )
-    return sum(forwards)
-
-
-@dataclass(frozen=True, eq=False)
-class _Tried:
-    """What images are taken to cost: the trials that count of each, rounds of each of those, and whether it breaks."""
-
-    trials: NDArray[np.int64]
-    rounds: NDArray[np.float64]
-    broken: NDArray[np.bool_]
-
-
-def _tried(rows: pd.DataFrame, n: int) -> _Tried:
-    """Take n images to cost what those on record do, over and over."""
-    trials = rows["trial"].to_numpy(np.int64) + 1
-    rounds = rows["forwards"].to_numpy(np.float64) / trials
-    broken = (rows["status"] == Status.BROKEN).to_numpy()
-    return _Tried(*(np.resize(column, n if len(rows) else 0) for column in (trials, rounds, broken)))
-
-
-def _laid(tried: _Tried, trials: int, widths: Widths, pace: _Pace) -> float:
-    """Lay images onto the lanes as the engine does (`ledger`, `lanes`); returns the seconds that it takes."""
-    ledger = Ledger(range(len(tried.trials)), len(tried.trials), trials)
-    lanes, seconds, now = pace.lanes * pace.crews, 0.0, 0.0
-    ends: list[tuple[float, int, int]] = []  # when a lane will be done, with which sample and trial
-    over = Trial(False, 0, 0, 0, 0, 0.0, 0, 0, None)
-    while True:
-        taken = ledger.take(min(ledger.wanted(), lanes) - len(ends))
-        for position, trial in taken:
-            heapq.heappush(ends, (now + tried.rounds[position], position, trial))
-        if not ends:
-            return seconds
-        busy = -(-len(ends) // pace.crews)
-        width = widths.fit(busy)
-        seconds += (ends[0][0] - now) * pace.seconds(width)
-        now = ends[0][0]
-        while ends and ends[0][0] == now:
-            _, position, trial = heapq.heappop(ends)
-            broken = bool(tried.broken[position]) and trial + 1 == tried.trials[position]
-            ledger.file(position, trial, over._replace(broken=broken))
-            if broken and trial:  # lanes let go of trials that no longer count
-                still = [end for end in ends if end[1] != position]
-                ledger.drop(len(ends) - len(still))
-                ends = still
-                heapq.heapify(ends)
-            elif (following := ledger.go_on(position)) is not None:
-                heapq.heappush(ends, (now + tried.rounds[position], position, following))
 
 
 def _memory(target: Target) -> int:

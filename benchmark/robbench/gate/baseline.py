@@ -27,13 +27,13 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
 from robbench.core.types import Status
 from robbench.models.spec import ModelSpec
-from robbench.results.schema import Accuracy, ResultFile
+from robbench.results.schema import Accuracy, ResultFile, StrictModel
 
 __all__ = ["STATUS", "Baseline", "Given", "Run", "read_baseline", "record", "write_baseline"]
 
@@ -42,11 +42,7 @@ STATUS = {letter: status for status, letter in _LETTERS.items()}
 """What a letter stands for."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Given(_Strict):
+class Given(StrictModel):
     """How the model was named, so that it can be measured again with the same words."""
 
     model: str
@@ -73,7 +69,7 @@ class Given(_Strict):
         return ModelSpec(**self.model_dump())
 
 
-class Run(_Strict):
+class Run(StrictModel):
     """One model under one suite."""
 
     model: str
@@ -133,7 +129,7 @@ class Run(_Strict):
         return {name: np.array(list(letters)) for name, letters in self.verdicts.items()}
 
 
-class Baseline(_Strict):
+class Baseline(StrictModel):
     """The file: one run per model."""
 
     schema_version: Literal[1]

@@ -90,7 +90,23 @@ def measure_linear(
     )  # fmt: skip
     target, images = resolve(ModelSpec(model, x, y, dataset, name, architecture, mean, std), options)
     at = select(len(images.y), options)
-    identity = {
+    identity = _identity(target, images)
+    title = f"{images.dataset}/{target.name}"
+    folder = None if results is None else linear_folder(Path(results), images.dataset, target.name)
+    if folder is not None and (stored := _stored(folder, identity, len(at), overwrite)) is not None:
+        note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
+        return stored
+    note(f"{title}: logits and gradients of {len(at)} images")
+    width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
+    file, measured, activations = _measure(target, images, at, width, identity)
+    if folder is not None:
+        write_linear(folder, file, measured, activations)
+    return file
+
+
+def _identity(target: Target, images: Images) -> dict[str, Any]:
+    """Name everything that determines the numbers of an image."""
+    return {
         "measure": "linear",
         "version": LINEAR_VERSION,
         "model": target.identity,
@@ -98,41 +114,45 @@ def measure_linear(
         "data": images.digest,
         "dtype": str(images.dtype),
     }
-    title = f"{images.dataset}/{target.name}"
-    folder = None if results is None else linear_folder(Path(results), images.dataset, target.name)
-    if folder is not None and (folder / "linear.json").exists():
-        stored = read_linear(folder)
-        if stored.run_id != digest(identity) and not overwrite:
+
+
+def _stored(folder: Path, identity: dict[str, Any], n: int, overwrite: bool) -> LinearFile | None:
+    """Return the stored measurement if it is of this identity and covers n images.
+
+    Raises:
+        ResultError: the folder holds a measurement of something else, which is not to be overwritten.
+    """
+    if not (folder / "linear.json").exists():
+        return None
+    stored = read_linear(folder)
+    if stored.run_id != digest(identity):
+        if not overwrite:
             raise ResultError(mismatch(folder, stored.identity, identity))
-        if stored.run_id == digest(identity) and stored.n >= len(at):
-            note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
-            return stored
-    note(f"{title}: logits and gradients of {len(at)} images")
+        return None
+    return stored if stored.n >= n else None
+
+
+def _measure(
+    target: Target, images: Images, at: np.typing.NDArray[np.int64], lanes: int, identity: dict[str, Any]
+) -> tuple[LinearFile, Linearization, pd.DataFrame]:
+    """Measure images at these positions [n]; returns the summary, and what `linearize` returns."""
     begin = time.perf_counter()
-    width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
-    flags = classify(target, images.x(at), images.y[at], images.num_classes, width)[1]
-    measured, activations = linearize(target, images, at, width)
+    flags = classify(target, images.x(at), images.y[at], images.num_classes, lanes)[1]
+    measured, activations = linearize(target, images, at, lanes)
     n, k = measured.logits.shape
-    file = summarize_linear(
-        measured,
-        identity,
-        flags,
-        {
-            "model": target.name,
-            "dataset": images.dataset,
-            "total": len(images.y),
-            "forwards": n,
-            "backwards": n * (k + 1),
-            "seconds": round(time.perf_counter() - begin, 3),
-            "lanes": width,
-            "hardware": describe_device(target.device),
-            "versions": versions(),
-            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        },
-    )
-    if folder is not None:
-        write_linear(folder, file, measured, activations)
-    return file
+    about = {
+        "model": target.name,
+        "dataset": images.dataset,
+        "total": len(images.y),
+        "forwards": n,
+        "backwards": n * (k + 1),
+        "seconds": round(time.perf_counter() - begin, 3),
+        "lanes": lanes,
+        "hardware": describe_device(target.device),
+        "versions": versions(),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+    return summarize_linear(measured, identity, flags, about), measured, activations
 
 
 def linearize(

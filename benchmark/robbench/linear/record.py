@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.results.schema import Accuracy
+from robbench.results.schema import Accuracy, StrictModel
 from robbench.results.summary import accuracy
 
 __all__ = [
@@ -61,10 +61,8 @@ ACTIVATIONS = {
 """The columns of activations.parquet, in order."""
 
 
-class LinearFile(BaseModel):
+class LinearFile(StrictModel):
     """linear.json. Its numbers are derived from classes.parquet, its run_id from `identity`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1]
     run_id: str

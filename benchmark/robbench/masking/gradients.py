@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robbench.core.losses import cross_entropy
-from robbench.core.threat import Ball
+from robbench.core.threat import DUAL, Ball, length
 from robbench.masking.measurements import Gradients, Linear, Randomness, Scale
 from robbench.masking.probe import Probe, cosine
 
@@ -135,7 +135,6 @@ def linear_estimate(probe: Probe, standing: Tensor) -> Linear:
         probe: the images.
         standing: which of them the usual PGD left standing, [N] bool.
     """
-    dual = {"Linf": 1, "L2": 2, "L1": torch.inf}[probe.ball.norm]
     radii = []
     for at in probe.batches():
         x = probe.x[at].to(probe.target.device).requires_grad_(True)
@@ -149,7 +148,7 @@ def linear_estimate(probe: Probe, standing: Tensor) -> Linear:
                 gap = (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
             (grad,) = torch.autograd.grad(gap.sum(), x, retain_graph=True, allow_unused=True)
             slope = torch.zeros_like(x) if grad is None else grad.nan_to_num(0.0, 0.0, 0.0)
-            found.append(gap.detach().double() / slope.flatten(1).double().norm(p=dual, dim=1))
+            found.append(gap.detach().double() / length(DUAL[probe.ball.norm], slope.double()))
         radii.append(torch.stack(found).amin(0).cpu())
     radius = torch.cat(radii)
     defined = radius.isfinite()

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from robbench.attacks import PGD
-from robbench.core.threat import Ball
+from robbench.core.threat import Ball, whole_box
 from robbench.evaluation.stages import ReadyStage
 from robbench.evaluation.transfer import Transfer
 from robbench.masking.binarization import binarization
@@ -174,7 +174,7 @@ def _unstable(probe: Probe, found: Trace) -> float | None:
 def _curve(probe: Probe, usual: PGD) -> Curve:
     """Attack at other radii, and with the whole box."""
     norm, pixels = probe.ball.norm, probe.x[0].numel()
-    whole = {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[norm]
+    whole = whole_box(norm, pixels)
     radii = [*(r * probe.ball.eps for r in _RADII if r * probe.ball.eps < whole), whole]
     broken = [probe.attack("radii", usual, Ball(norm, eps)).broken.tolist() for eps in radii]
     return Curve(eps=radii, broken=broken)

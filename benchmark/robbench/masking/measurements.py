@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from robbench.results.schema import Accuracy
+from robbench.results.schema import Accuracy, StrictModel
 
 __all__ = [
     "Binarization",
@@ -28,11 +26,7 @@ Role = Literal["control", "single step", "noise", "more steps", "other loss", "o
 """What an attack of the suite differs in from the usual PGD."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Challenge(_Strict):
+class Challenge(StrictModel):
     """What one attack did with the images that the usual PGD left standing."""
 
     name: str
@@ -48,7 +42,7 @@ class Challenge(_Strict):
     """Broken by it and by no attack that climbs the model's gradient."""
 
 
-class Transferred(_Strict):
+class Transferred(StrictModel):
     """Points made on a surrogate, on the surrogate and on the model."""
 
     name: str
@@ -59,7 +53,7 @@ class Transferred(_Strict):
     """Of these, how many the model gets wrong too."""
 
 
-class Randomness(_Strict):
+class Randomness(StrictModel):
     """Answers to the same images, asked again."""
 
     draws: int
@@ -70,7 +64,7 @@ class Randomness(_Strict):
     """Largest change of the logits, as a share of their length."""
 
 
-class Scale(_Strict):
+class Scale(StrictModel):
     """Logits and cross-entropy gradients at the clean images that are classified correctly."""
 
     images: int
@@ -88,7 +82,7 @@ class Scale(_Strict):
     """Mean softmax probability of the prediction."""
 
 
-class Gradients(_Strict):
+class Gradients(StrictModel):
     """The margin's gradient at random points of the ball, against finite differences and against its neighbours."""
 
     images: int
@@ -105,7 +99,7 @@ class Gradients(_Strict):
     """Images whose gradient is exactly zero there."""
 
 
-class Traces(_Strict):
+class Traces(StrictModel):
     """The usual PGD and one of twice its steps, without early stop: loss curves and what they tell."""
 
     images: int
@@ -128,7 +122,7 @@ class Traces(_Strict):
     """Share of images not broken until each step (the usual PGD)."""
 
 
-class Curve(_Strict):
+class Curve(StrictModel):
     """The usual PGD at other radii: whether each image is broken."""
 
     eps: list[float]
@@ -137,7 +131,7 @@ class Curve(_Strict):
     """[radius][image]."""
 
 
-class Grid(_Strict):
+class Grid(StrictModel):
     """PGD on cross-entropy by step size and iterations (Mosbach et al. 2018)."""
 
     images: int
@@ -153,7 +147,7 @@ class Grid(_Strict):
     behind: int
 
 
-class Binarization(_Strict):
+class Binarization(StrictModel):
     """The binarization test (Zimmermann et al. 2022)."""
 
     images: int
@@ -167,7 +161,7 @@ class Binarization(_Strict):
     """Their number."""
 
 
-class Linear(_Strict):
+class Linear(StrictModel):
     """The linear estimate of the nearest boundary (Shafahi et al. 2019, Eq. 4) beside what was measured."""
 
     images: int
@@ -181,7 +175,7 @@ class Linear(_Strict):
     """How many of these images the usual PGD leaves standing."""
 
 
-class Cost(_Strict):
+class Cost(StrictModel):
     """What the measurements cost, over all images."""
 
     forwards: int
@@ -191,7 +185,7 @@ class Cost(_Strict):
     seconds: float
 
 
-class Measurements(_Strict):
+class Measurements(StrictModel):
     """Everything that the checks look at."""
 
     n: int

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from robbench.core.errors import ResultError
 from robbench.masking.measurements import Measurements
-from robbench.results.schema import Accuracy, ResultFile, ThreatResult
+from robbench.results.schema import Accuracy, ResultFile, StrictModel, ThreatResult
 
 __all__ = [
     "FILE",
@@ -51,11 +51,7 @@ VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]
 CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CheckResult(_Strict):
+class CheckResult(StrictModel):
     """One check: a pure function of measurements and thresholds."""
 
     name: str
@@ -72,7 +68,7 @@ class CheckResult(_Strict):
     """The verdict that this status asks for, if any."""
 
 
-class Advice(_Strict):
+class Advice(StrictModel):
     """What to run next."""
 
     suite: str
@@ -82,7 +78,7 @@ class Advice(_Strict):
     """How many points lower the robust accuracy is to be expected, as measured by this run, than the usual PGD says."""
 
 
-class Acted(_Strict):
+class Acted(StrictModel):
     """What came out of the suite that was advised."""
 
     suite: str
@@ -90,7 +86,7 @@ class Acted(_Strict):
     robust_accuracy: Accuracy
 
 
-class SanityFile(_Strict):
+class SanityFile(StrictModel):
     """sanity.json."""
 
     schema_version: Literal[1]

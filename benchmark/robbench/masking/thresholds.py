@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from robbench.core.errors import ResultError
 from robbench.masking.record import CheckStatus
+from robbench.results.schema import StrictModel
 
 __all__ = ["Finding", "Threshold", "Thresholds", "parse_thresholds"]
 
@@ -25,10 +26,8 @@ class Finding:
     sure: bool = True
 
 
-class Threshold(BaseModel):
+class Threshold(StrictModel):
     """One table of thresholds.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     sense: Literal["at most", "at least"]
@@ -62,10 +61,8 @@ class Threshold(BaseModel):
         return f"{side} {limit:g}" + (f" (fails {end} {self.fail:g})" if self.fail not in (None, limit) else "")
 
 
-class Thresholds(BaseModel):
+class Thresholds(StrictModel):
     """thresholds.toml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int
     check: dict[str, Threshold]

@@ -127,6 +127,11 @@ class ModelCard(Table):
     paper: Paper | None = None
     trained: Trained | None = None
 
+    @property
+    def is_trainable(self) -> bool:
+        """Whether it has a recipe, and no weights that come from elsewhere."""
+        return self.recipe is not None and (self.weights is None or self.weights.path is not None)
+
     @model_validator(mode="after")
     def _budgeted(self) -> Self:
         if self.cpu_budget:

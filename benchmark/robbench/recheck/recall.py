@@ -9,9 +9,9 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from robbench.core.errors import ResultError
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
+from robbench.results.trust import registered_name
 
 __all__ = ["ReproduceFields", "VerifyFields", "recall_spec"]
 
@@ -49,14 +49,7 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
         RobbenchError: the fields do not go with the model.
     """
     if model is None:
-        about = stored.identity.get("model")
-        if not isinstance(about, dict) or "architecture" not in about or "source" in about:
-            origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
-            raise ResultError(
-                f"The result was measured on {origin or 'a model without a card'}, which is not loaded on a file's "
-                "word: give the model as it was given to the run (--model; in Python: model=)."
-            )
-        return ModelSpec.take(f"{stored.dataset}/{stored.model}", fields)
+        return ModelSpec.take(registered_name(stored), fields)
     if isinstance(model, str) and ":" not in model:
         return ModelSpec.take(model, fields)
     return ModelSpec.take(model, {**fields, "dataset": stored.dataset, "name": stored.model})

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.results.locking import holder_of
 from robbench.results.records import COLUMNS, read_vouched
-from robbench.results.schema import ResultFile, read_result, read_validated
+from robbench.results.schema import ResultFile, StrictModel, read_result, read_validated
 from robbench.results.store import DESCRIPTION, result_paths
+from robbench.results.trust import refusal
 from robbench.suite import CUSTOM
 
 __all__ = ["Description", "StoredRun", "find_runs", "read_description"]
@@ -26,13 +27,13 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
 
-class Description(BaseModel):
+class Description(StrictModel):
     """run.json: what was asked for, as far as it takes to ask for it again.
 
     Paths are absolute: a run is continued from anywhere on the machine it was begun on.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     version: Literal[1]
     model: str | None
@@ -168,7 +169,7 @@ def _hindrance(about: Description) -> str:
     if about.suite == CUSTOM:
         return "begun in Python with a list of attacks: call evaluate again"
     if ":" in about.model and not about.model.startswith("file:"):
-        return f"{about.model} is code or a download, not loaded on a file's word: give its command again"
+        return f"{refusal(about.model)}: give its command again"
     return ""
 
 

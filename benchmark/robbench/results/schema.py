@@ -26,8 +26,16 @@ SCHEMA_VERSION = 2
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class StrictModel(BaseModel):
+    """A part of a stored file: a field that is not known is refused, and none is changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Strict(StrictModel):
+    """A part of result.json, which holds finite numbers only."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class Accuracy(_Strict):

@@ -22,15 +22,19 @@ def missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "a
     found = []
     for entry in registry.entries():
         card = entry.card
-        if card.recipe is None or (card.weights is not None and card.weights.path is None):
+        if not card.is_trainable:
             continue
-        chosen: BudgetName = "auto" if budget == "cpu" and card.cpu_budget is None else budget
-        recipe, instead = recipe_for(entry, where, chosen)
+        recipe, instead = recipe_for(entry, where, _budget(entry, budget))
         done = card.trained if card.weights is not None else None
         finished = done is not None and done.iterations >= recipe.iterations and (bool(instead) or not done.instead)
         if not finished:
             found.append(entry)
     return sorted(found, key=lambda entry: -entry.card.priority)
+
+
+def _budget(entry: Entry, budget: BudgetName) -> BudgetName:
+    """Choose a card's budget: `cpu`, asked of all cards, means the recipe where a card has no CPU budget."""
+    return "auto" if budget == "cpu" and entry.card.cpu_budget is None else budget
 
 
 def train_missing(
@@ -78,7 +82,7 @@ def train_missing(
             data_dir=data_dir,
             runs=runs,
             device=device,
-            budget="auto" if budget == "cpu" and entry.card.cpu_budget is None else budget,
+            budget=_budget(entry, budget),
             precision=precision,
             compiled=compiled,
             time_limit=left,

@@ -95,7 +95,7 @@ def recipe_for(entry: Entry, device: torch.device, budget: BudgetName) -> tuple[
         CardError: the card has no recipe, its weights come from a package, or it has no CPU budget to choose.
     """
     card = entry.card
-    if card.recipe is None or (card.weights is not None and card.weights.path is None):
+    if card.recipe is None or not card.is_trainable:
         raise CardError(f"{entry.full_name} has no recipe of its own to train by (weights from elsewhere).")
     if budget == "cpu" and card.cpu_budget is None:
         raise CardError(f"{entry.full_name} has no [cpu_budget]; allowed here: budget auto or full.")
