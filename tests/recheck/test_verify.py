@@ -244,7 +244,7 @@ def test_a_file_of_another_run_is_told(copy):
 def test_a_model_without_a_card_is_not_loaded_on_a_files_word(copy):
     with pytest.raises(ResultError, match=r"Sequential.*--model"):
         verify(copy)
-    with pytest.raises(RobbenchError, match="allowed: device"):
+    with pytest.raises(RobbenchError, match="Unknown option 'smaples'"):
         verify(copy, small(), smaples=3)
 
 

@@ -60,7 +60,7 @@ def list_(
 for name, command in (
     ("show", show.show),
     ("eval", evaluate.eval_),
-    ("plan", plan.plan),
+    ("plan", plan.plan_runs),
     ("verify", show.verify_result),
     ("sanity", sanity),
     ("runs", runs.runs),

@@ -176,7 +176,8 @@ class _Asked:
     @property
     def results(self) -> Path:
         """The results tree."""
-        return Path(self.options.results or "results")
+        assert self.options.results is not None
+        return Path(self.options.results)
 
 
 def _evaluate(asked: _Asked) -> None:

@@ -142,8 +142,7 @@ def check_baseline(
     from robbench.gate.decision import Policy, check, decide
     from robbench.gate.measure import measure_again, stored_run, wanted_runs
     from robbench.gate.paired import compare
-    from robbench.report.gate import as_json as dump
-    from robbench.report.gate import as_junit, as_markdown, print_decision
+    from robbench.report import gate
 
     import_own(imports or [])
     policy = Policy(max_drop=max_drop, alpha=alpha)
@@ -163,13 +162,13 @@ def check_baseline(
                 return measure_again(run, options, reporter, spec=spec, n=n, seed=seed)
 
             decision = check([run for run, _ in wanted], measure_first, policy, sequential)
-    for path, text in ((junit, as_junit), (markdown, as_markdown)):
+    for path, text in ((junit, gate.as_junit), (markdown, gate.as_markdown)):
         if path is not None:
             write_atomically(path, text(decision).encode())
     if as_json:
-        print(json.dumps(dump(decision), indent=2, ensure_ascii=False))
+        print(json.dumps(gate.as_json(decision), indent=2, ensure_ascii=False))
     else:
-        print_decision(decision)
+        gate.print_decision(decision)
     if decision.failed:
         raise typer.Exit(1)
 

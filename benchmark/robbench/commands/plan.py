@@ -24,10 +24,10 @@ from robbench.commands.printing import print_table
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_own
 
-__all__ = ["plan"]
+__all__ = ["plan_runs"]
 
 
-def plan(
+def plan_runs(
     model: Annotated[list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES}.")],
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
@@ -75,8 +75,7 @@ def plan(
     import torch
 
     from robbench.classifier.prepare import pick_device
-    from robbench.evaluation.planning import as_rows, total
-    from robbench.evaluation.planning import plan as planned
+    from robbench.evaluation.planning import as_rows, plan, total
 
     place = pick_device(device)
     threads = threads or (1 if workers is not None else torch.get_num_threads())
@@ -84,7 +83,7 @@ def plan(
     options: dict[str, Any] = {"samples": samples, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
     options |= {"gradients": gradients, "device": device, "models": models or [], "data_dir": data_dir}
     options["results"] = results
-    plans = [planned(name, suite, pilot=pilot, **(about if name in sources else {}), **options) for name in model]
+    plans = [plan(name, suite, pilot=pilot, **(about if name in sources else {}), **options) for name in model]
     sums = total(plans, count)
     elsewhere = gpus is not None and place.type != "cuda"
     if as_json:

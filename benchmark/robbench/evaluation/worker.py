@@ -38,7 +38,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """What a number was measured on; see `hardware`."""
+    """What a number was measured on; see `core.machine`."""
 
     hardware: str
     versions: dict[str, str]
@@ -134,7 +134,7 @@ class Worker:
             positions: of the images in the test set, [n].
 
         Raises:
-            ModelError: see `target.classify`.
+            ModelError: see `checks.classify`.
         """
         target, images, lanes = self.job.target, self.job.images, self.widths.lanes
         x, y, sample = images.x(positions), images.y[positions], images.index[positions]

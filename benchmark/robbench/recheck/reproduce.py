@@ -128,7 +128,10 @@ def reproduce(
     stored = read_result(path)
     rows = read_rows(path.with_name("outcomes.parquet"))
     if stored.suite == CUSTOM and suite is None:
-        raise ResultError(f"{path}: its suite was a list of attacks; give the list again (in Python: suite=).")
+        raise ResultError(
+            f"{path}: a suite {CUSTOM!r} is not stored with its result; give the list of attacks (in Python: suite=) "
+            "or the suite file again (--suite)."
+        )
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
         options = replace(
             options,
