@@ -67,6 +67,9 @@ def eval_(
     seeds: Annotated[int, typer.Option(help="Run N seeds, from --seed on: mean, range, and worst over seeds.")] = 1,
     lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
     gradients: Gradients = None,
+    fast_layers: Annotated[
+        bool, typer.Option(help="On a CPU, replace layers whose gradient torch computes slowly.")
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
     imports: Imports = None,
@@ -104,7 +107,14 @@ def eval_(
     import_own(imports or [])
     if resume:
         asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, gradients, models)
-        if any(v is not None for v in (*asked, data_dir)) or overwrite or save_adversarials or seed or all_models:
+        if (
+            any(v is not None for v in (*asked, data_dir))
+            or overwrite
+            or save_adversarials
+            or seed
+            or all_models
+            or not fast_layers
+        ):
             raise RobbenchError(
                 "--resume goes on with what was begun, as it was begun; it takes only --results, --device, "
                 "--wait, --json and what says where the work runs."
@@ -152,6 +162,7 @@ def eval_(
         "norm": norm,
         "lanes": lanes,
         "gradients": gradients,
+        "fast_layers": fast_layers,
         "device": device,
         "models": models or [],
         "data_dir": data_dir,

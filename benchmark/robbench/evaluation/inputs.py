@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.classifier.checks import check_images
+from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target, pick_device, prepare
 from robbench.core import rng
 from robbench.core.errors import DataError, RobbenchError
@@ -41,6 +42,8 @@ class Options:
         lanes: batch width; None chooses by image size and device.
         gradients: "bfloat16" computes gradients, and the logits that come with them, in bfloat16, which is faster where
             the hardware has it. What is judged stays in the precision of the images.
+        fast_layers: on a CPU, replace layers whose gradient torch computes slowly (`classifier.fast_layers`). The
+            environment of the result lists the replaced layers. They are no part of the run's identity.
         device: auto, cpu, cuda or cuda:i.
         data_dir: where the data sets are; None means ROBBENCH_DATA.
         models: further model registries.
@@ -58,6 +61,7 @@ class Options:
     seed: int = 0
     lanes: int | None = None
     gradients: str | None = None
+    fast_layers: bool = True
     device: str = "auto"
     data_dir: str | Path | None = None
     models: Sequence[str | Path] = ()
@@ -139,12 +143,16 @@ def resolve(
         return target, Images.of(data)
     if source is not None:
         images = own_images(x, y, source.test_set(dataset), options)
-        return sourced(source, name, device, images, build), images
+        return sourced(source, name, device, images, build, options), images
     assert isinstance(model, nn.Module)
     if build.given:
         raise RobbenchError("architecture, mean and std go with file: and hf:; a module of your own is complete.")
     images = own_images(x, y, dataset, options)
-    return own_target(model, name, device, images), images
+    return own_target(model, name, device, images, options), images
+
+
+def _prepare(module: nn.Module, device: torch.device, x: Tensor, options: Options) -> Guarded:
+    return prepare(module, device, x, fast_layers=options.fast_layers, bfloat16=options.gradients is not None)
 
 
 def registered(name: str, device: torch.device, options: Options) -> tuple[Target, Dataset]:
@@ -154,7 +162,7 @@ def registered(name: str, device: torch.device, options: Options) -> tuple[Targe
     data = load(entry.dataset, "test", options.data_dir)
     first = torch.from_numpy(data.x[:2]).float() / data.scale
     target = Target(
-        module=prepare(loaded.module, device, first),
+        module=_prepare(loaded.module, device, first, options),
         name=entry.name,
         device=device,
         weights=loaded.weights_sha256,
@@ -188,10 +196,10 @@ def _bytes_digest(t: Tensor) -> str:
     return hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest()
 
 
-def own_target(model: nn.Module, name: str | None, device: torch.device, images: Images) -> Target:
+def own_target(model: nn.Module, name: str | None, device: torch.device, images: Images, options: Options) -> Target:
     """Take a user's module; its identity is its class, its structure and its tensors."""
     return Target(
-        module=prepare(model, device, images.x(np.arange(min(2, len(images.y))))),
+        module=_prepare(model, device, images.x(np.arange(min(2, len(images.y)))), options),
         name=name or type(model).__name__,
         device=device,
         weights=module_digest(model),
@@ -199,13 +207,15 @@ def own_target(model: nn.Module, name: str | None, device: torch.device, images:
     )
 
 
-def sourced(source: Source, name: str | None, device: torch.device, images: Images, build: Build) -> Target:
+def sourced(
+    source: Source, name: str | None, device: torch.device, images: Images, build: Build, options: Options
+) -> Target:
     """Load a model that has no card; its identity names the source."""
     first = images.x(np.arange(min(2, len(images.y))))
     _, channels, rows, columns = first.shape
     found = load_source(source, (channels, rows, columns), images.num_classes, build)
     return Target(
-        module=prepare(found.module, device, first),
+        module=_prepare(found.module, device, first, options),
         name=name or source.name,
         device=device,
         weights=found.weights,

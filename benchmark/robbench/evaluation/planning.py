@@ -8,7 +8,6 @@ lanes full. Both are estimates: images that stand cost the most, and how many do
 from __future__ import annotations
 
 import contextlib
-import copy
 import heapq
 import itertools
 import math
@@ -16,7 +15,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -26,14 +25,13 @@ from torch import Tensor, nn
 
 from robbench.attacks import parameters
 from robbench.attacks.base import Searching
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
 from robbench.core.types import Status
-from robbench.engine.threads import muster
-from robbench.engine.trials import Ledger, Trial
+from robbench.engine.trials import Trial, TrialQueue
 from robbench.evaluation.inputs import Options
 from robbench.evaluation.peers import Peer
 from robbench.evaluation.run import Run, ready, run_here
@@ -110,14 +108,12 @@ class _Enough(Exception):
 
 
 class _Timed(nn.Module):
-    """A model that notes when it is asked, and how much at once; its copies, which crews have, note in one list."""
+    """A model that notes when it is asked, and how much at once."""
 
-    def __init__(self, inner: nn.Module, limit: float, seen: list[tuple[float, int]] | None = None) -> None:
+    def __init__(self, inner: nn.Module, limit: float) -> None:
         super().__init__()
-        self.inner, self.limit, self.seen = inner, limit, [] if seen is None else seen
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)(copy.deepcopy(self.inner, memo), self.limit, self.seen).eval()
+        self.inner, self.limit = inner, limit
+        self.seen: list[tuple[float, int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """Ask the model, for so many seconds."""
@@ -141,14 +137,12 @@ class _Pace:
     """How long a round of a stage takes, linear in the width of the batch.
 
     Attributes:
-        crews: batches beside each other.
         lanes: full width.
         narrow: a narrower width.
-        full_seconds: of a round at full width, in which every crew asks once.
+        full_seconds: of a round at full width.
         narrow_seconds: at the narrower one.
     """
 
-    crews: int
     lanes: int
     narrow: int
     full_seconds: float
@@ -209,7 +203,9 @@ def _records(run: Run) -> tuple[pd.DataFrame, str]:
 def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     n, known = len(run.positions), rows["sample"].nunique()
     spent = pd.Series(0.0, index=rows["sample"].unique())
-    widths = Widths(run.target.module, run.images.x(np.arange(1)).shape[1:], run.lanes, run.images.dtype, run.coarse)
+    widths = BatchWidths(
+        run.target.module, run.images.x(np.arange(1)).shape[1:], run.lanes, run.images.dtype, run.coarse
+    )
     right = rows.loc[rows["status"] != Status.MISCLASSIFIED, "sample"].unique()
     if not len(right):
         raise RobbenchError(
@@ -225,7 +221,7 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
         forwards, backwards = mine["forwards"].to_numpy(), mine["backwards"].to_numpy()
         about = scale * float(forwards.sum()) / run.lanes * each
         pace = _calibrated(run, stage, at, widths, float(np.clip(np.nan_to_num(_SHARE * about), _SHORTEST, _LONGEST)))
-        rate = pace.lanes * pace.crews / pace.full_seconds
+        rate = pace.lanes / pace.full_seconds
         seconds = _laid(_tried(mine, attacked), getattr(stage.attack, "trials", 1), widths, pace)
         stages.append(
             StagePlan(
@@ -239,7 +235,7 @@ def _planned(run: Run, rows: pd.DataFrame, source: str) -> ModelPlan:
     return ModelPlan(run.title(), n, opening, stages, error, source, run.lanes, _memory(run.target))
 
 
-def _opening(run: Run, widths: Widths) -> tuple[float, float]:
+def _opening(run: Run, widths: BatchWidths) -> tuple[float, float]:
     """Time what comes before the attacks on a few images, and what each further one adds to it.
 
     Returns:
@@ -260,16 +256,15 @@ def _opening(run: Run, widths: Widths) -> tuple[float, float]:
     return checks + short + each * (len(run.positions) - few), first.seconds
 
 
-def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widths, limit: float) -> _Pace:
+def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: BatchWidths, limit: float) -> _Pace:
     """Run a stage with all lanes full, and with few of them in use, for so many seconds each."""
-    crews = len(muster(run.target.module, widths, 8 * widths.lanes * max(1, torch.get_num_threads()), alone=False)[0])
     narrow = widths.fit(max(16, widths.lanes // 8))
     if isinstance(stage.attack, Transfer | Peer):  # most of their work is not asking this model: time it as a whole
         begin = clock()
         _attack(run, run.target, stage, np.resize(at, widths.lanes), widths)
         each = clock() - begin
-        return _Pace(1, widths.lanes, widths.lanes, each, each)
-    cases = ((widths.lanes, 4 * crews * widths.lanes), (narrow, crews * narrow))
+        return _Pace(widths.lanes, widths.lanes, each, each)
+    cases = ((widths.lanes, 4 * widths.lanes), (narrow, narrow))
     seconds = []
     # A question takes a search on by several steps, so a short one is timed.
     if isinstance(stage.attack, Searching) and "steps" in parameters(type(stage.attack)):
@@ -277,18 +272,18 @@ def _calibrated(run: Run, stage: ReadyStage, at: NDArray[np.int64], widths: Widt
         for width, count in cases:
             begin = clock()
             forwards = _attack(run, run.target, short, np.resize(at, count), widths)
-            seconds.append((clock() - begin) / forwards * crews * width)
-        return _Pace(crews, widths.lanes, narrow, *seconds)
+            seconds.append((clock() - begin) / forwards * width)
+        return _Pace(widths.lanes, narrow, *seconds)
     for width, count in cases:
         timed = _Timed(run.target.module, limit).eval()
         with contextlib.suppress(_Enough):
             while True:
                 _attack(run, replace(run.target, module=timed), stage, np.resize(at, count), widths)
-        seconds.append(crews * timed.round(width))
-    return _Pace(crews, widths.lanes, narrow, *seconds)
+        seconds.append(timed.round(width))
+    return _Pace(widths.lanes, narrow, *seconds)
 
 
-def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: Widths) -> int:
+def _attack(run: Run, target: Target, stage: ReadyStage, at: NDArray[np.int64], widths: BatchWidths) -> int:
     """Attack these images; returns how many forward passes that took."""
     forwards: list[int] = []
     run_stage(
@@ -325,32 +320,29 @@ def _tried(rows: pd.DataFrame, n: int) -> _Tried:
     return _Tried(*(np.resize(column, n if len(rows) else 0) for column in (trials, rounds, broken)))
 
 
-def _laid(tried: _Tried, trials: int, widths: Widths, pace: _Pace) -> float:
-    """Lay images onto the lanes as the engine does (`ledger`, `lanes`); returns the seconds that it takes."""
-    ledger = Ledger(range(len(tried.trials)), len(tried.trials), trials)
-    lanes, seconds, now = pace.lanes * pace.crews, 0.0, 0.0
+def _laid(tried: _Tried, trials: int, widths: BatchWidths, pace: _Pace) -> float:
+    """Lay images onto the lanes as the engine does (`trials`, `lanes`); returns the seconds that it takes."""
+    queue = TrialQueue(range(len(tried.trials)), len(tried.trials), trials)
+    seconds, now = 0.0, 0.0
     ends: list[tuple[float, int, int]] = []  # when a lane will be done, with which sample and trial
     over = Trial(False, 0, 0, 0, 0, 0.0, 0, 0, None)
     while True:
-        taken = ledger.take(min(ledger.wanted(), lanes) - len(ends))
+        taken = queue.take(pace.lanes - len(ends))
         for position, trial in taken:
             heapq.heappush(ends, (now + tried.rounds[position], position, trial))
         if not ends:
             return seconds
-        busy = -(-len(ends) // pace.crews)
-        width = widths.fit(busy)
+        width = widths.fit(len(ends))
         seconds += (ends[0][0] - now) * pace.seconds(width)
         now = ends[0][0]
         while ends and ends[0][0] == now:
             _, position, trial = heapq.heappop(ends)
             broken = bool(tried.broken[position]) and trial + 1 == tried.trials[position]
-            ledger.file(position, trial, over._replace(broken=broken))
-            if broken and trial:  # lanes let go of trials that no longer count
-                still = [end for end in ends if end[1] != position]
-                ledger.drop(len(ends) - len(still))
-                ends = still
+            queue.record_end(position, trial, over._replace(broken=broken))
+            if broken and trial:  # lanes stop trials that no longer count
+                ends = [end for end in ends if end[1] != position]
                 heapq.heapify(ends)
-            elif (following := ledger.go_on(position)) is not None:
+            elif (following := queue.next_trial_of(position)) is not None:
                 heapq.heappush(ends, (now + tried.rounds[position], position, following))
 
 

@@ -182,7 +182,7 @@ class Run:
         self.lanes = options.lanes or default_lanes(images.x(np.arange(1)).shape[1:], device or target.device)
         self.points: Callable[[bool], list[Points]] = lambda exact: []
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        self.place = Place.of(target.device)
+        self.place = Place.of(target)
         self._flags: dict[str, str] = {}
         self._context = contextlib.ExitStack()
         self._overrides = {
