@@ -72,28 +72,27 @@ class AnyWidth:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "trials", "broken", "crews", "seconds"),
+    ("rounds", "trials", "broken", "seconds"),
     [
-        ([5], 1, False, 1, 5 * 1.25),  # a narrow batch of one
-        ([5, 5, 5, 5], 1, False, 1, 5 * 2.0),  # all lanes full to the end
-        ([4, 4, 4, 4, 4], 1, False, 1, 4 * 2.0 + 4 * 1.25),  # the fifth takes a free lane
-        ([1, 3, 3, 3], 1, False, 1, 1 * 2.0 + 2 * 1.75),  # one is done: a width of 3
-        ([5, 5, 5, 5], 1, False, 2, 5 * 1.5),  # two batches of two
-        ([5], 3, False, 1, 5 * 1.25 + 5 * 1.5),  # after the first trial, two beside each other
-        ([5], 7, False, 1, 5 * 1.25 + 5 * 1.75 + 5 * 1.75),  # after the first trial of seven, three, and three
-        ([5], 3, True, 1, 5 * 1.25 + 5 * 1.5),  # the third breaks it
-        ([5, 5, 5, 5], 2, False, 1, 5 * 2.0 + 5 * 2.0),
+        ([5], 1, False, 5 * 1.25),  # a narrow batch of one
+        ([5, 5, 5, 5], 1, False, 5 * 2.0),  # all lanes full to the end
+        ([4, 4, 4, 4, 4], 1, False, 4 * 2.0 + 4 * 1.25),  # the fifth takes a free lane
+        ([1, 3, 3, 3], 1, False, 1 * 2.0 + 2 * 1.75),  # one is done: a width of 3
+        ([5], 3, False, 5 * 1.25 + 5 * 1.5),  # after the first trial, two beside each other
+        ([5], 7, False, 5 * 1.25 + 5 * 1.75 + 5 * 1.75),  # after the first trial of seven, three, and three
+        ([5], 3, True, 5 * 1.25 + 5 * 1.5),  # the third breaks it
+        ([5, 5, 5, 5], 2, False, 5 * 2.0 + 5 * 2.0),
     ],
 )
-def test_images_are_laid_onto_lanes(rounds, trials, broken, crews, seconds):
-    pace = _Pace(crews, lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
+def test_images_are_laid_onto_lanes(rounds, trials, broken, seconds):
+    pace = _Pace(lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
     n = len(rounds)
     tried = _Tried(np.full(n, trials), np.array(rounds, float), np.full(n, broken))
     assert _laid(tried, trials, AnyWidth(), pace) == pytest.approx(seconds)
 
 
 def test_lanes_let_go_when_an_earlier_trial_breaks():
-    pace = _Pace(1, lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
+    pace = _Pace(lanes=4, narrow=2, full_seconds=2.0, narrow_seconds=1.5)
     tried = _Tried(np.array([2, 1]), np.array([5.0, 20.0]), np.array([True, False]))
     # The second image is alone from round 10 on: trials 2 and 3 of the first are let go of when trial 1 breaks it.
     assert _laid(tried, 9, AnyWidth(), pace) == pytest.approx(5 * 1.5 + 5 * 2.0 + 10 * 1.25 + _further(pace))
