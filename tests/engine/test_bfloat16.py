@@ -320,7 +320,9 @@ def test_the_commands(tmp_path):
 @pytest.mark.parametrize(("coarse", "said"), [(0.5, False), (3.0, True)])
 def test_hardware_without_it_is_told_of(problem, monkeypatch, coarse, said):
     model, x, y = problem
-    monkeypatch.setattr(worker, "measure_pass_seconds", lambda *args, **options: 2.0 * (coarse if options.get("bfloat16") else 1))
+    monkeypatch.setattr(
+        worker, "measure_pass_seconds", lambda *args, **options: 2.0 * (coarse if options.get("bfloat16") else 1)
+    )
     notes, seconds = [], []
 
     class Listening(Silent):
