@@ -73,8 +73,8 @@ class Square(Climbing):
     """Random search on square windows, scored by the loss alone (Andriushchenko et al. 2020).
 
     Each step queries one proposal: the best point so far, changed within a random square that shrinks as the budget
-    is spent. The search keeps the proposal if the loss rose. Linf follows Algorithm 2, from vertical stripes at ±eps. L2
-    follows Algorithm 3: it starts from a tiling, and mass moves from one window to another. L1 follows AutoAttack's
+    is spent. The search keeps the proposal if the loss rose. Linf follows Algorithm 2, from vertical stripes at ±eps.
+    L2 follows Algorithm 3: it starts from a tiling, and mass moves from one window to another. L1 follows AutoAttack's
     version of Algorithm 3 (Croce & Hein 2021, "Mind the box"), with a steeper window and the exact projection. The last
     query is the best point again, so that a judge of final points sees it.
 
