@@ -20,7 +20,7 @@ from robbench.classifier.batch_width import compute_probe
 __all__ = ["FastConv2d", "install_fast_layers", "list_fast_layers"]
 
 _MAX_CHANNELS = 4
-_MIN_KERNEL = 5  # side of the kernel; with 3×3 weights the gain was 1.1 or less
+_MIN_KERNEL = 5  # side of the kernel; with 3×3 weights on colours nothing was gained
 _MIN_PIXELS = 2**8  # below, calls from Python (about 20 µs each) cost more than the kernel saves
 # Largest differences of logits and gradients, as a share of their length. Rounding in float32 is far below the first
 # two. It may switch a ReLU, hence 1e-2. Without instructions for bfloat16, torch rounds sums in between (0.6 to 0.9 %).

@@ -107,14 +107,8 @@ def eval_(
     import_own(imports or [])
     if resume:
         asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, gradients, models)
-        if (
-            any(v is not None for v in (*asked, data_dir))
-            or overwrite
-            or save_adversarials
-            or seed
-            or all_models
-            or not fast_layers
-        ):
+        switched = (overwrite, save_adversarials, seed, all_models, not fast_layers)
+        if any(v is not None for v in (*asked, data_dir)) or any(switched):
             raise RobbenchError(
                 "--resume goes on with what was begun, as it was begun; it takes only --results, --device, "
                 "--wait, --json and what says where the work runs."
