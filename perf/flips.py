@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from duels import autoattack
 from robbench.attacks import Attack
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.prepare import pick_device
 from robbench.core import rng
 from robbench.core.machine import describe_device, versions
@@ -33,7 +33,7 @@ Positions = NDArray[np.int64]
 def ours(g: Given, name: str, attack: Attack, dtype: torch.dtype, lanes: int, parts: list[Positions]) -> Positions:
     """Run one attack on parts of the images, in their order; returns the positions of those that stand."""
     model, x = g.prepared.to(dtype), g.x.to(dtype)
-    widths = Widths(model, x.shape[1:], lanes, dtype)
+    widths = BatchWidths(model, x.shape[1:], lanes, dtype)
     standing = []
     for part in parts:
         rows = engine.attack_samples(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.classifier.batch_width import Widths, default_lanes
+from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.classifier.prepare import pick_device, prepare
 from robbench.core.machine import keep_freed_memory
 from robbench.core.stats import mcnemar
@@ -82,7 +82,7 @@ class Given:
     index: NDArray[np.int64]
     ball: Ball
     dataset: str
-    widths: Widths  # checked in the uncounted run, as evaluation checks them once for all attacks
+    widths: BatchWidths  # checked in the uncounted run, as evaluation checks them once for all attacks
     n: int  # images before the misclassified ones were left out
     right: NDArray[np.int64]  # the positions among them of those that stayed
     weights: str  # SHA-256 of the model's
@@ -128,7 +128,9 @@ def given(model: str, setup: Setup) -> Given:
     n = min(setup.samples, len(data))
     x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
     ball, prepared = Ball.of(load_suite("autoattack").threat(entry.dataset)), prepare(plain, device, x[:2])
-    widths = Widths(prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype, setup.gradients is not None)
+    widths = BatchWidths(
+        prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype, setup.gradients is not None
+    )
     every, weights = np.arange(n), loaded.weights_sha256
     g = Given(
         plain, prepared, x, y, data.index[:n], ball, entry.dataset, widths, n, every, weights, setup.seed, device

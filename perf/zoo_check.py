@@ -22,7 +22,7 @@ from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
 from robbench.attacks import PGD
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import classify
 from robbench.core.errors import DataError
 from robbench.core.files import digest, write_atomically
@@ -52,7 +52,7 @@ def _gradient_exists(module: nn.Module, x: Tensor) -> bool:
 def attack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
     """Attack the first n images by the suite, and with the stand-in's adversarial examples: images left by each."""
     images, options = Images.of(load(entry.dataset)), Options(seed=seed, samples=n)
-    target, suite = own_target(module, entry.name, CPU, images), load_suite(str(SUITE))
+    target, suite = own_target(module, entry.name, CPU, images, Options()), load_suite(str(SUITE))
     threat = suite.threat(entry.dataset)
     index = images.index[:n]
     x, y = images.x(np.arange(n)), images.y[:n]
@@ -62,7 +62,7 @@ def attack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, A
     found["gradient"] = _gradient_exists(target.module, x)
     stages = ready_stages(suite, threat, target, images, options)
     stages += _by_stand_in(entry, stages, seed)
-    widths = Widths(target.module, x.shape[1:], LANES, x.dtype)
+    widths = BatchWidths(target.module, x.shape[1:], LANES, x.dtype)
     for stage in stages:
         usable = found["gradient"] or not getattr(stage.attack, "needs_grad", False)
         if usable and left.any():

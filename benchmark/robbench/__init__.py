@@ -8,11 +8,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from robbench.core.settings import may_change_process
 from robbench.core.version import __version__
 
-# Matrix products of Intel's library then sum in one order, whatever the width of a batch and the number of threads
-# (docs/design.md). It is read at the first product of a process, and costs about nothing.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+# With this setting, Intel's matrix products sum in one order, for any batch width and number of threads
+# (docs/design.md). The library reads it at the first product of a process. It costs about nothing.
+if may_change_process():
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 __all__ = [
     "Normalized",

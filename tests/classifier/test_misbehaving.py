@@ -123,9 +123,14 @@ def test_an_exception_names_the_samples_and_costs_what_was_in_flight(problem, ca
         assert rows.equals(call(honest, "whole")[1])
 
 
-def test_an_exception_that_does_not_repeat_says_so(call):
+def test_an_exception_that_does_not_repeat_says_so(problem, call):
+    _, x, _ = problem
+    raised = []
+
     def forward(net, z, self):
-        if self.calls == 25:
+        distance = (z.detach() - x[33]).abs().flatten(1).amax(1)
+        if not raised and ((distance > 0) & (distance < 0.06)).any():  # an attack is under way
+            raised.append(True)
             raise ValueError("once")
         return net(z)
 

@@ -1,5 +1,6 @@
-"""Freed memory stays in the process."""
+"""Settings of the whole process: freed memory stays in it, and the user may forbid all changes."""
 
+import os
 import subprocess
 import sys
 
@@ -34,3 +35,21 @@ def test_blocks_are_not_faulted_in_again():
     kept, left = run("keep"), run("leave")
     assert left >= 3 * 20
     assert kept < left / 2
+
+
+SETTINGS = """
+import os, robbench
+from robbench.core.machine import keep_freed_memory
+print(os.environ.get("MKL_CBWR"), keep_freed_memory())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+@pytest.mark.parametrize(
+    ("asked", "found"), [(None, "AUTO,STRICT True"), ("0", "AUTO,STRICT True"), ("1", "None False")]
+)
+def test_settings_of_the_process_can_be_kept(asked, found):
+    env = {k: v for k, v in os.environ.items() if k not in ("MKL_CBWR", "ROBBENCH_KEEP_SETTINGS")}
+    env |= {} if asked is None else {"ROBBENCH_KEEP_SETTINGS": asked}
+    done = subprocess.run([sys.executable, "-c", SETTINGS], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == found

@@ -28,12 +28,12 @@ def import_closure(path):
 
 def test_the_digests_cover_all_that_the_worker_imports():
     closure = import_closure(PACKAGE / "evaluation" / "worker.py")
-    assert {"engine/lanes.py", "classifier/guard.py", "core/threat.py", "attacks/pgd.py"} <= closure
+    assert {"engine/judge.py", "classifier/guard.py", "core/threat.py", "attacks/pgd.py"} <= closure
     assert closure - {"__init__.py"} <= set(digest_verdict_code())
 
 
 @pytest.mark.parametrize(
-    "judge", ["engine/lanes.py", "engine/trials.py", "engine/query.py", "classifier/guard.py", "core/types.py"]
+    "judge", ["engine/judge.py", "engine/trials.py", "engine/query.py", "classifier/guard.py", "core/types.py"]
 )
 def test_a_changed_judge_changes_the_digests(tmp_path, judge):
     package = tmp_path / "robbench"

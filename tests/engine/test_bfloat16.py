@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.guard import in_bfloat16
 from robbench.classifier.prepare import prepare
 from robbench.core.errors import DataError, ModelError, RobbenchError
@@ -66,7 +66,7 @@ class Told(Scripted):
 def scripted(model, points, **options):
     attack = Told(points=points, told=[], memoryless=options.pop("memoryless", False))
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    widths = Widths(model, (1, 2, 2), 1, torch.float32, coarse=True)
+    widths = BatchWidths(model, (1, 2, 2), 1, torch.float32, bfloat16=True)
     return run_attack(model, attack, x, y, BALL, widths=widths, **options), attack.told
 
 
@@ -111,7 +111,7 @@ def test_going_in_circles_ends_with_a_judged_point():
 def test_a_trial_that_ends_beside_others_is_judged_in_full_precision():
     """A batch in which some lanes step on and others are at their last point is asked in bfloat16."""
     model = TwoFaced(coarse=0.9)
-    widths = Widths(model, (1, 2, 2), 2, torch.float32, coarse=True)
+    widths = BatchWidths(model, (1, 2, 2), 2, torch.float32, bfloat16=True)
     x = torch.stack([torch.full((1, 2, 2), v) for v in (0.5, 0.59, 0.5, 0.5, 0.595)])
 
     @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def test_what_small_differences_lead_astray_keeps_to_full_precision(attack):
     net, x, y = digits_at(60)
     ball = Ball("Linf", 0.2) if "Linf" in attack.norms else Ball("L2", 1.5)
     full = run_attack(net, attack, x, y, ball, lanes=32)
-    coarse = run_attack(net, attack, x, y, ball, widths=Widths(net, x.shape[1:], 32, x.dtype, coarse=True))
+    coarse = run_attack(net, attack, x, y, ball, widths=BatchWidths(net, x.shape[1:], 32, x.dtype, bfloat16=True))
     for name in ("broken", "step", "forwards", "backwards", "distance"):
         assert np.array_equal(getattr(full, name), getattr(coarse, name), equal_nan=name == "distance"), name
 
@@ -170,7 +170,7 @@ def test_every_break_holds_in_full_precision_and_few_are_missed(attack):
     net, x, y = digits_at(120)
     ball = Ball("Linf", 0.2)
     full = run_attack(net, attack, x, y, ball, lanes=32)
-    widths = Widths(net, x.shape[1:], 32, x.dtype, coarse=True)
+    widths = BatchWidths(net, x.shape[1:], 32, x.dtype, bfloat16=True)
     rows = run_attack(net, attack, x, y, ball, widths=widths, keep_adversarials=True)
     logits = torch.cat([net(part) for part in rows.x_adv.split(32)])
     wrong = (logits.argmax(1) != y).numpy()
@@ -185,7 +185,7 @@ def test_every_break_holds_in_full_precision_and_few_are_missed(attack):
 def test_records_do_not_depend_on_order_or_on_widths_that_give_the_same_bits():
     net, x, y = digits_at(100)
     attack, ball = APGD(objective="ce", steps=20), Ball("Linf", 0.2)
-    widths = Widths(net, x.shape[1:], 16, x.dtype, coarse=True)
+    widths = BatchWidths(net, x.shape[1:], 16, x.dtype, bfloat16=True)
     first = run_attack(net, attack, x, y, ball, widths=widths)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
     other = run_attack(net, attack, x[order], y[order], ball, sample=order.numpy(), widths=widths)
@@ -241,8 +241,8 @@ class Wavering(nn.Module):
 
 def test_the_bits_of_bfloat16_count_when_a_width_is_chosen():
     model = Wavering({16, 20})
-    assert Widths(model, (1, 8, 8), 32, torch.float32).fit(16) == 16
-    assert Widths(model, (1, 8, 8), 32, torch.float32, coarse=True).fit(16) == 24
+    assert BatchWidths(model, (1, 8, 8), 32, torch.float32).fit(16) == 16
+    assert BatchWidths(model, (1, 8, 8), 32, torch.float32, bfloat16=True).fit(16) == 24
 
 
 def test_an_autocast_of_the_callers_own_is_flagged(problem):
@@ -329,7 +329,9 @@ def test_eval_and_plan_take_gradients_in_bfloat16(tmp_path):
 @pytest.mark.parametrize(("coarse", "said"), [(0.5, False), (3.0, True)])
 def test_hardware_without_it_is_told_of(problem, monkeypatch, coarse, said):
     model, x, y = problem
-    monkeypatch.setattr(worker, "time_round", lambda *args, **options: 2.0 * (coarse if options.get("coarse") else 1))
+    monkeypatch.setattr(
+        worker, "measure_pass_seconds", lambda *args, **options: 2.0 * (coarse if options.get("bfloat16") else 1)
+    )
     notes, seconds = [], []
 
     class Listening(Silent):

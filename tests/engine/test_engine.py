@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from robbench.attacks import APGD, FGSM, PGD, Hunt
-from robbench.classifier.batch_width import Widths, default_lanes
+from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.core import rng
 from robbench.core.errors import ModelError
 from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.data.sets import load
 from robbench.engine import engine
-from robbench.engine.trials import Ledger
+from robbench.engine.trials import TrialQueue
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import build_attack, load_suite
@@ -319,12 +319,12 @@ class OneByOne(Fickle):
 
 
 def test_only_widths_that_change_no_bit_are_used():
-    full = Widths(OneByOne({96, 48}), (1, 8, 8), 128, torch.float32)
+    full = BatchWidths(OneByOne({96, 48}), (1, 8, 8), 128, torch.float32)
     wanted = {128: 128, 121: 128, 97: 104, 96: 104, 57: 60, 48: 52, 33: 36, 20: 20, 16: 16, 9: 9, 1: 2}
     assert {left: full.fit(left) for left in wanted} == wanted
-    none = Widths(OneByOne(range(128)), (1, 8, 8), 128, torch.float32)
+    none = BatchWidths(OneByOne(range(128)), (1, 8, 8), 128, torch.float32)
     assert none.fit(1) == 128
-    odd = Widths(OneByOne(()), (1, 8, 8), 7, torch.float32)
+    odd = BatchWidths(OneByOne(()), (1, 8, 8), 7, torch.float32)
     assert odd.fit(6) == 7
 
 
@@ -333,15 +333,15 @@ def test_a_model_that_fails_on_images_that_are_none_is_asked_at_full_width():
         def forward(self, x):
             raise ValueError("no digit")
 
-    widths = Widths(Picky(), (1, 8, 8), 32, torch.float32)
+    widths = BatchWidths(Picky(), (1, 8, 8), 32, torch.float32)
     assert widths.fit(3) == 32
-    assert not widths.same_with(2)
+    assert not widths.has_same_bits(32, 2)
 
 
 def test_the_tail_shrinks_to_such_widths():
     net = Fickle({*range(128)} - {64, 16})
     x, y = labelled(net, 150)
-    widths = Widths(net, (1, 8, 8), 128, torch.float32)
+    widths = BatchWidths(net, (1, 8, 8), 128, torch.float32)
     ball, attack = Ball("Linf", 0.2), PGD(objective="margin", steps=30)
     run_attack(net, attack, x, y, ball, widths=widths)  # checks the widths
     net.seen.clear()
@@ -359,14 +359,14 @@ def test_trials_beside_each_other_change_no_record_and_take_fewer_rounds(attack,
     net.double()
     x, y = labelled(net, 40, torch.float64)
     ball = Ball("Linf", 0.2)
-    widths = Widths(net, (1, 8, 8), 256, torch.float64)
+    widths = BatchWidths(net, (1, 8, 8), 256, torch.float64)
     run_attack(net, attack, x, y, ball, widths=widths)  # checks the widths
     net.seen.clear()
     beside = run_attack(net, attack, x, y, ball, widths=widths, keep_adversarials=True)
     seen = list(net.seen)
     later = seen.index(min(seen))
     assert max(seen[later:]) > min(seen), "the batch grows again once samples have withstood a trial"
-    monkeypatch.setattr(engine, "Ledger", lambda *args, ahead: Ledger(*args, ahead=False))
+    monkeypatch.setattr(engine, "TrialQueue", lambda *args, ahead: TrialQueue(*args, ahead=False))
     net.seen.clear()
     in_turn = run_attack(net, attack, x, y, ball, widths=widths, keep_adversarials=True)
     assert not differing(beside, in_turn)

@@ -12,7 +12,7 @@ from robbench.core.errors import ModelError
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS
 from robbench.engine import lanes
-from robbench.engine.lookahead import MOST
+from robbench.engine.lookahead import MAX_QUERIES
 from support.attacks import differing, run_attack, walk
 
 EPS = {"Linf": 0.12, "L2": 0.8, "L1": 2.0}
@@ -29,9 +29,6 @@ class Asked(nn.Module):
             for p in net.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * (2 / p[0].numel()) ** 0.5)
         self.net, self.dark, self.widths = net.requires_grad_(False), dark, []
-
-    def __deepcopy__(self, memo):
-        return self
 
     def forward(self, x):
         self.widths.append(len(x))
@@ -93,8 +90,8 @@ def test_what_is_looked_at_is_what_comes_when_nothing_is_kept():
         states = walk(attack, x, ball, losses)
         p = lanes.Problem(x=x, y=lane, sample=lane, trial=0 * lane, key=(1, 2))
         for t in (1, 13, 14, 30):
-            points, known = attack.further(p, ball, states[t], torch.full_like(lane, t), MOST)
-            assert points.shape[1] >= MOST
+            points, known = attack.further(p, ball, states[t], torch.full_like(lane, t), MAX_QUERIES)
+            assert points.shape[1] >= MAX_QUERIES
             last = min(points.shape[1], 12 - t + 1 if t < 12 else steps + 1 - t)
             for k in range(last):
                 assert torch.equal(points[:, k], states[t + k]["x"])

@@ -1,12 +1,11 @@
-"""The ledger: every sample's trials count in their order, however many run beside each other and whoever runs them."""
+"""The queue of trials: a sample's trials count in their order, however many run at the same time."""
 
-import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from robbench.engine.trials import Ledger, Trial
+from robbench.engine.trials import Trial, TrialQueue
 
 
 def end(broken=False, step=0):
@@ -14,73 +13,67 @@ def end(broken=False, step=0):
 
 
 def test_samples_come_first_and_once():
-    ledger = Ledger(range(5), 5, 3)
-    assert ledger.wanted() == 5
-    assert ledger.take(3) == [(0, 0), (1, 0), (2, 0)]
-    assert ledger.file(0, 0, end()) == []
-    assert ledger.go_on(0) == 1
-    assert ledger.take(99) == [(3, 0), (4, 0), (0, 2)]
-    assert ledger.take(99) == []
-    assert ledger.wanted() == 6
+    queue = TrialQueue(range(5), 5, 3)
+    assert queue.take(3) == [(0, 0), (1, 0), (2, 0)]
+    assert queue.record_end(0, 0, end()) == []
+    assert queue.next_trial_of(0) == 1
+    assert queue.take(0) == []
+    assert queue.take(99) == [(3, 0), (4, 0), (0, 2)]
+    assert queue.take(99) == []
 
 
 def test_a_sample_with_one_trial_is_done_when_it_ends():
-    ledger = Ledger(range(2), 2, 1)
-    ledger.take(2)
-    assert ledger.file(1, 0, end(step=7)) == [end(step=7)]
-    assert ledger.go_on(1) is None
-    assert ledger.wanted() == 1
+    queue = TrialQueue(range(2), 2, 1)
+    queue.take(2)
+    assert queue.record_end(1, 0, end(step=7)) == [end(step=7)]
+    assert queue.next_trial_of(1) is None
 
 
 def test_the_lowest_trial_that_breaks_counts():
-    ledger = Ledger([0], 1, 9)
-    ledger.take(1)
-    ledger.file(0, 0, end())
-    assert ledger.go_on(0) == 1
-    assert ledger.take(9) == [(0, 2), (0, 3)]
-    assert ledger.file(0, 2, end(broken=True)) == [], "trial 1 may still break it"
-    assert ledger.winner[0] == 2
-    assert ledger.go_on(0) is None and ledger.take(9) == [], "what comes after trial 2 counts no more"
-    assert ledger.file(0, 1, end(broken=True)) == [end(), end(broken=True)]
-    assert ledger.winner[0] == 1
-    ledger.drop(1)
-    assert ledger.wanted() == 0
+    queue = TrialQueue([0], 1, 9)
+    queue.take(1)
+    queue.record_end(0, 0, end())
+    assert queue.next_trial_of(0) == 1
+    assert queue.take(9) == [(0, 2), (0, 3)]
+    assert queue.record_end(0, 2, end(broken=True)) == [], "trial 1 may still break it"
+    assert queue.winner[0] == 2
+    assert queue.next_trial_of(0) is None and queue.take(9) == [], "later trials no longer count"
+    assert queue.record_end(0, 1, end(broken=True)) == [end(), end(broken=True)]
+    assert queue.winner[0] == 1
 
 
-def test_what_ends_too_late_is_ignored():
-    ledger = Ledger([0], 1, 9)
-    ledger.take(1)
-    ledger.file(0, 0, end())
-    ledger.go_on(0)
-    ledger.take(9)
-    assert len(ledger.file(0, 1, end(broken=True))) == 2
-    assert ledger.file(0, 2, end(broken=True)) == ledger.file(0, 3, end()) == [], "another crew was faster"
-    assert ledger.wanted() == 0 and not ledger.rest()
+def test_a_trial_that_ends_after_an_earlier_one_broke_the_sample_is_ignored():
+    queue = TrialQueue([0], 1, 9)
+    queue.take(1)
+    queue.record_end(0, 0, end())
+    queue.next_trial_of(0)
+    queue.take(9)
+    assert len(queue.record_end(0, 1, end(broken=True))) == 2
+    assert queue.record_end(0, 2, end(broken=True)) == queue.record_end(0, 3, end()) == []
+    assert queue.next_trial_of(0) is None and queue.take(9) == []
 
 
 @pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize("seed", range(8))
-def test_any_interleaving_gives_the_same_and_begins_less_than_thrice_what_counts(seed, ahead):
+def test_any_order_of_ends_gives_the_same_and_begins_less_than_thrice_what_counts(seed, ahead):
     rng = np.random.default_rng(seed)
     n, trials = 12, 10
     breaks = rng.random((n, trials)) < rng.choice([0.02, 0.1, 0.4], size=(n, 1))
-    ledger, running, begun, found = Ledger(range(n), n, trials, ahead=ahead), [], Counter(), {}
+    queue, running, begun, found = TrialQueue(range(n), n, trials, ahead=ahead), [], Counter(), {}
     while True:
-        taken = ledger.take(int(rng.integers(0, 6)))
+        # With nothing running, at least one trial is asked for: none means that the queue is empty.
+        taken = queue.take(int(rng.integers(0, 6)) or not running)
         running += taken
         begun.update(position for position, _ in taken)
         if not running:
-            if not ledger.wanted():
-                break
-            continue
+            break
         position, trial = running.pop(int(rng.integers(len(running))))
-        if trial > ledger.winner[position]:
-            ledger.drop(1)
+        if trial > queue.winner[position]:
             continue
-        if done := ledger.file(position, trial, end(bool(breaks[position, trial]), trial)):
+        if done := queue.record_end(position, trial, end(bool(breaks[position, trial]), trial)):
             assert position not in found
             found[position] = done
-        if (following := ledger.go_on(position)) is not None:
+        if (following := queue.next_trial_of(position)) is not None:
             running.append((position, following))
             begun[position] += 1
     assert sorted(found) == list(range(n))
@@ -92,43 +85,9 @@ def test_any_interleaving_gives_the_same_and_begins_less_than_thrice_what_counts
         assert begun[position] < 3 * counts if ahead else begun[position] == counts
 
 
-def test_in_turn_hands_out_no_further_trial():
-    ledger = Ledger([0], 1, 9, ahead=False)
-    ledger.take(1)
-    ledger.file(0, 0, end())
-    assert ledger.go_on(0) == 1
-    assert ledger.take(9) == []
-    assert ledger.wanted() == 1
-
-
-def test_who_rests_is_woken_by_work_by_the_end_and_by_a_stop():
-    ledger, found = Ledger(range(2), 2, 4), []
-
-    def rests():
-        while ledger.rest():
-            found.extend(ledger.take(9))
-        found.append("over")
-
-    def started():
-        thread = threading.Thread(target=rests, daemon=True)
-        thread.start()
-        return thread
-
-    ledger.take(2)
-    other = started()
-    ledger.file(0, 0, end())  # its other trials may begin
-    ledger.file(1, 0, end(broken=True))
-    for trial in (1, 2, 3):
-        while (0, trial) not in found:
-            other.join(0.01)
-        ledger.file(0, trial, end())
-    other.join(60)
-    assert found == [(0, 1), (0, 2), (0, 3), "over"]
-
-    ledger = Ledger(range(2), 2, 4)
-    ledger.take(2)
-    found.clear()
-    other = started()
-    ledger.close()
-    other.join(60)
-    assert found == ["over"]
+def test_without_looking_ahead_no_lane_gets_a_further_trial():
+    queue = TrialQueue([0], 1, 9, ahead=False)
+    queue.take(1)
+    queue.record_end(0, 0, end())
+    assert queue.next_trial_of(0) == 1
+    assert queue.take(9) == []

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import PGD
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
 from robbench.evaluation.inputs import own_images, own_target
@@ -113,11 +113,11 @@ def subject(name):
     """A prepared model, its test images, and the radius."""
     module, x, y = MODELS[name]()
     images = own_images(x, y, "digits" if x is None else None, Options())
-    target = own_target(module.eval(), name, CPU, images)
+    target = own_target(module.eval(), name, CPU, images, Options())
     inputs = images.x(np.arange(2)).requires_grad_(True)
     connected = target.module(inputs).requires_grad
     if not connected:
-        target = own_target(Connected(module).eval(), name, CPU, images)
+        target = own_target(Connected(module).eval(), name, CPU, images, Options())
     return SimpleNamespace(target=target, images=images, eps="0.2", connected=connected)
 
 
@@ -128,7 +128,7 @@ def probe(name):
     with torch.no_grad():
         right = np.flatnonzero((s.target.module(x).argmax(1) == y).numpy())[:32]
     ball = Ball.of(parse_threat("Linf", s.eps))
-    widths = Widths(s.target.module, x.shape[1:], 64, x.dtype)
+    widths = BatchWidths(s.target.module, x.shape[1:], 64, x.dtype)
     return Probe(s.target, x[right], y[right], s.images.index[right], ball, 0, widths)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
-from robbench.classifier.batch_width import Widths, default_lanes
+from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.core import rng
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Problem
@@ -61,7 +61,7 @@ def run_attack(
 ) -> engine.Rows:
     """Call the engine with the usual defaults; rows come back ordered by sample."""
     ids = np.arange(len(y)) if sample is None else sample
-    widths = options.pop("widths", None) or Widths(model, x.shape[1:], lanes, x.dtype)
+    widths = options.pop("widths", None) or BatchWidths(model, x.shape[1:], lanes, x.dtype)
     key = rng.make_key(seed, "test")
     rows = engine.attack_samples(model, attack, x, y, ids, ball, key=key, widths=widths, **options)
     order = np.argsort(rows.sample)

@@ -33,16 +33,16 @@ def _windows(steps: int) -> dict[int, int]:
 
 @lru_cache(maxsize=64)
 def _window_ending(steps: int, device: torch.device) -> Tensor:
-    """Tabulate `_windows`: after how many steps a window of what length ends, 0 where none does; [steps + 1] int64."""
+    """Tabulate `_windows`: the length of the window that ends after each step, 0 if none ends, [steps + 1] int64."""
     windows = _windows(steps)
     return torch.tensor([windows.get(t, 0) for t in range(steps + 1)], device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Climbing):
-    """PGD with momentum whose step size halves at checkpoints where progress stalls, restarting from the best point.
+    """PGD with momentum. At checkpoints where progress stalls, it halves its step size and goes back to the best point.
 
-    The checkpoint schedule is made from `steps`.
+    The checkpoints follow from `steps`.
     """
 
     kind: ClassVar[str] = "apgd"

@@ -2,14 +2,14 @@
 
 An attack is a frozen dataclass of keyword-only hyperparameters. It has no loop, never sees the model, a device, a
 batch size or a global random generator. The engine queries `state["x"]`, hands back logits, loss and gradient, and
-asks for the next state, `steps` times per trial; after step number `steps` the point is queried once more without a
+asks for the next state, `steps` times per trial. After step number `steps` it queries the point once more without a
 gradient, and the trial is over. Restarts and target classes are trials.
 
-A trial that has nothing more to try says so: where the state holds a tensor `done` [L] (bool) that is true, the engine
-goes straight to the last query. From there on the state must stay as it is, since `perturb` takes all steps.
+A trial can end early: where the state holds a tensor `done` [L] (bool) that is true, the engine goes to the last query
+at once. From then on the state must not change, because `perturb` takes all steps.
 
-An attack whose steps hang on small differences of logits, or on small gradients, says so by an attribute
-`precise = True`: its gradients are computed in the precision of the images, whatever was asked for.
+Some attacks depend on small differences of logits or on small gradients. They have an attribute `precise = True`. Then
+the engine computes their gradients in the precision of the images, even if bfloat16 was asked for.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ class Attack(Protocol):
 
     @property
     def memoryless(self) -> bool:
-        """Whether the next point depends on the last one alone, so that coming back to a point is going in circles."""
+        """Whether the next point depends on the last point alone. Then coming back to a point starts a cycle."""
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """The geometries it is made for."""
+        """The norms that it is made for."""
 
     @property
     def needs_grad(self) -> bool:
-        """Whether it wants gradients."""
+        """Whether it uses gradients."""
 
     @property
     def needs_logits(self) -> bool:
-        """Whether `Problem.logits`, the model's answer to the clean image, is wanted; it costs one forward pass."""
+        """Whether it uses `Problem.logits`, the logits of the clean image, which cost one forward pass."""
 
     @property
     def trials(self) -> int:
-        """How many independent tries (restarts, targets) a sample gets."""
+        """Number of independent trials (restarts, targets) per sample."""
 
     @property
     def steps(self) -> int:
-        """How many steps a trial takes: it costs steps + 1 forward and, with gradients, steps backward passes."""
+        """Number of steps per trial. A trial costs steps + 1 forward and, with gradients, steps backward passes."""
 
     def init(self, p: Problem, ball: Ball) -> State:
         """Start the trials: tensors with the lane first; `x` [L, C, H, W] is the first point to query."""
@@ -80,27 +80,27 @@ class Attack(Protocol):
             grad: its gradient, [L, C, H, W] (zeros where the attack needs none).
 
         Returns:
-            The next state; tensors that do not change are passed on. What `init` did not make is left as it is when a
-            lane starts anew. A trial must not build on what another one left: several may run at once.
+            The next state, with the tensors that did not change. When a new trial begins in a lane, only the tensors
+            that `init` makes are set. A trial must not use what another trial left, because several may run at once.
         """
 
 
 @runtime_checkable
 class Searching(Attack, Protocol):
-    """An attack without gradients that proposes points by chance and keeps few, so the next ones are known before.
+    """A random search: it uses no gradients and keeps few of its proposals, so the next proposals are known in advance.
 
-    Its loss looks at nothing of the state but `x`.
+    Its loss uses only `x` of the state.
     """
 
     def further(self, p: Problem, ball: Ball, s: State, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """List the points of the next steps as they follow if none of them is kept.
+        """List the points of the next steps, as they follow if the search keeps none of them.
 
         Args:
             p: the problem, one row per lane.
             ball: where the points may lie.
             s: the state, whose `x` is the first of them.
             t: the step each lane is at, [L].
-            n: how many of them may be asked about.
+            n: how many of them may be queried.
 
         Returns:
             Points [L, m, C, H, W], with m at least n, and [L, m] bool: whether the answer is known, because the point
@@ -108,12 +108,12 @@ class Searching(Attack, Protocol):
         """
 
     def keeps(self, s: State, loss: Tensor) -> Tensor:
-        """Tell which points with these losses [L, m] would be kept, if none before is: [L, m] bool."""
+        """Tell which points with these losses [L, m] the search would keep if it keeps none before: [L, m] bool."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Climbing:
-    """What attacks share that climb a loss by its gradient, from `restarts` starts.
+    """The shared part of attacks that climb a loss by its gradient, from `restarts` starts.
 
     Attributes:
         objective: which loss is increased: `ce`, `ce_scaled`, `margin` (the papers' "CW"), `dlr`, or a targeted one:
@@ -133,7 +133,7 @@ class Climbing:
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse budgets that mean nothing."""
+        """Check the hyperparameters."""
         if self.objective not in LOSSES | TARGETED:
             raise SuiteError(unknown_name("objective", self.objective, LOSSES | TARGETED))
         if self.steps < 1 or self.restarts < 1 or self.targets < 1:
@@ -161,7 +161,7 @@ class Climbing:
 
 
 def clean_logits(p: Problem) -> Tensor:
-    """Return the model's answers to the clean images, [L, K]."""
+    """Return the logits of the clean images, [L, K]."""
     assert p.logits is not None, "an attack that looks at the clean logits says needs_logits"
     return p.logits
 

@@ -1,4 +1,4 @@
-"""What attacks share that look for the nearest point of another class: targets, planes, and the last stretch.
+"""Parts shared by attacks that look for the nearest point of another class: targets, planes, and the final search.
 
 `toward_plane` is the projection of FAB. `bracket`, `narrowed` and `between` find where the segment from the clean
 image to a misclassified point crosses the decision boundary, one query at a time.
@@ -32,7 +32,7 @@ SEARCHES = 3
 
 
 def gap_to(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Compute z_target − z_y, negative on y's side of their boundary: [L, K], [L], [L] -> [L]."""
+    """Compute z_target − z_y, which is negative on y's side of the boundary: [L, K], [L], [L] -> [L]."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
 
@@ -99,7 +99,7 @@ def _fill_evenly(norm: Norm, rate: Tensor, room: Tensor, need: Tensor) -> Tensor
 
 
 def bracket(p: Problem) -> State:
-    """Start the state of a search: `inner` is classified correctly, `outer` is not (once there is such a point).
+    """Start the state of a search. `inner` is classified correctly. `outer` is misclassified, once known.
 
     Their margins are f_inner and f_outer, [L].
     """
@@ -108,7 +108,7 @@ def bracket(p: Problem) -> State:
 
 
 def narrowed(s: State, inner: Tensor, outer: Tensor, value: Tensor) -> State:
-    """Let `s["x"]`, with its margin `value` [L], be the new end of the bracket in the lanes `inner` or `outer` [L]."""
+    """Let `s["x"]`, with margin `value` [L], replace the end `inner` or `outer` of the bracket in these lanes [L]."""
     return {
         "inner": torch.where(per_lane(inner, s["x"]), s["x"], s["inner"]),
         "outer": torch.where(per_lane(outer, s["x"]), s["x"], s["outer"]),
@@ -118,11 +118,11 @@ def narrowed(s: State, inner: Tensor, outer: Tensor, value: Tensor) -> State:
 
 
 def between(s: State) -> Tensor:
-    """Choose the point of the bracket to ask about next: where the straight line through both margins is zero.
+    """Choose the next point to query in the bracket: where the straight line through both margins is zero.
 
-    FAB's final search (Croce & Hein 2020), which asks `SEARCHES` times. A little beyond the zero: exactly there,
-    rounding would decide whether the point is misclassified, and where the boundary is curved, the inner end alone
-    might creep forward.
+    This is FAB's final search (Croce & Hein 2020), with `SEARCHES` queries. The point lies slightly beyond the zero:
+    exactly at the zero, rounding would decide whether it is misclassified, and at a curved boundary, only the inner end
+    might move.
     """
     share = s["f_inner"] / (s["f_inner"] - s["f_outer"])
     share = torch.where(share.isfinite(), share, 0.5)

@@ -26,17 +26,17 @@ _EDGE = 1e-3  # how far the angles start from those of pixel values 0 and 1, whe
 class CW:
     """Minimise ‖x' − x‖² + c · max(z_y − max_j z_j, −κ) by Adam, with a binary search over c.
 
-    The paper writes x' = (tanh w + 1) / 2, so that no w leaves the box. There w is infinite for pixels that are 0 or 1,
-    and even pulled back from infinity it takes hundreds of Adam's steps to become noticeable. Here x' = sin²(θ / 2):
-    it is just as free of constraints, has the same derivative in the middle of the box, and a pixel gets from any value
-    to any other with θ in [0, π]. Angles start at least 0.001 from the ends, which changes a pixel by at most 2.5e-7.
+    The paper sets x' = (tanh w + 1) / 2, so that no w leaves the box. A pixel of 0 or 1 has an infinite w. Even with w
+    moved back from infinity, such a pixel hardly changes for hundreds of Adam's steps. Here x' = sin²(θ / 2). No θ
+    leaves the box either. The derivative in the middle of the box is the same, and θ in [0, π] reaches every value.
+    Angles start at least 0.001 from the ends, which changes a pixel by at most 2.5e-7.
 
     Attributes:
-        search_steps: values of c that are tried.
+        search_steps: number of values of c to try.
         iterations: steps of Adam for each c (the paper's implementation: up to 10,000).
         lr: Adam's step size.
-        initial_c: the first c; it grows tenfold until an attack succeeds, then the interval is halved.
-        kappa: by how much the logit of another class should exceed that of y.
+        initial_c: the first c. It grows tenfold until an attack succeeds. Then the search halves the interval.
+        kappa: the lead that another class should have over y, in logits.
     """
 
     kind: ClassVar[str] = "cw"
@@ -55,7 +55,7 @@ class CW:
     kappa: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse budgets that mean nothing."""
+        """Check the hyperparameters."""
         if self.search_steps < 1 or self.iterations < 1:
             raise SuiteError(
                 f"search_steps {self.search_steps}, iterations {self.iterations} given; both must be at least 1"
@@ -88,11 +88,11 @@ class CW:
         }
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
-        """Compute max_j z_j − z_y; `step` cuts it off at κ, so that a zero gradient still means a flat model."""
+        """Compute max_j z_j − z_y. `step` applies the limit κ, so that a zero gradient here means a flat model."""
         return margin(logits, p.y)
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Take one step of Adam, or go on to the next c and start from x again."""
+        """Take one step of Adam, or start from x again with the next c."""
         succeeded = s["succeeded"] | (is_wrong(logits, p.y) & (loss >= self.kappa))
         pull = per_lane(torch.where(loss < self.kappa, s["c"], 0), grad)
         slope = (s["x"] - p.x).addcmul_(pull, grad, value=-0.5).mul_(s["theta"].sin())
@@ -125,7 +125,7 @@ class CW:
 
 
 def _angle(x: Tensor) -> Tensor:
-    """Invert `_pixels`, up to the distance kept from the ends."""
+    """Invert `_pixels`, except close to 0 and 1, where angles keep a distance from the ends."""
     return (2 * x.sqrt().asin()).clamp(_EDGE, math.pi - _EDGE)
 
 

@@ -28,23 +28,23 @@ __all__ = ["DeepFool"]
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool:
-    """Move to the nearest of the linearised boundaries to other classes, again and again (Algorithm 2, Sec. 3.3).
+    """Move repeatedly to the nearest linearised boundary to another class (Algorithm 2, Sec. 3.3).
 
-    An iteration needs one gradient per candidate class, so it queries its point once for each of them and then moves.
-    With fewer other classes than `candidates` an iteration takes fewer queries, and the budget holds more of them.
+    An iteration needs one gradient per candidate class. So it queries its point once for each class, and then moves.
+    With fewer other classes than `candidates`, an iteration takes fewer queries, and the budget has more iterations.
 
-    The paper knows no box: its moves are |f| / ‖w‖ in closed form. Cut off at the box they would get stuck where the
-    pixels with most influence are 0 or 1 already, so planes and moves here are the nearest inside the box. In its
-    interior both are the same.
+    The paper has no box. Its moves have length |f| / ‖w‖. Moves cut off at the box would stop where the most
+    influential pixels are 0 or 1 already. So this code takes the nearest planes and the shortest moves inside the box.
+    In the interior of the box both are the same.
 
-    The paper stops at the first misclassified point, which lies up to `overshoot` beyond the boundary. Where that is
-    outside the ball, three queries search the segment from the clean image to it: the overshoot should not decide what
-    lies within a fixed radius. The trial then stays where it is.
+    The paper stops at the first misclassified point, which lies up to `overshoot` beyond the boundary. The overshoot
+    should not decide what lies within a fixed radius. So if that point is outside the ball, three queries search the
+    segment between the clean image and that point. Then the point of the trial does not change any more.
 
     Attributes:
-        candidates: classes that are looked at, by the rank of the clean logits.
-        iterations: moves, if all candidates exist.
-        overshoot: by which share the sum of all moves is exceeded, 0.02 in the paper.
+        candidates: number of classes to try, by the rank of the clean logits.
+        iterations: number of moves, if there are that many candidates.
+        overshoot: how far to go beyond the boundary, as a share of the sum of all moves; 0.02 in the paper.
     """
 
     kind: ClassVar[str] = "deepfool"
@@ -61,7 +61,7 @@ class DeepFool:
     overshoot: float = 0.02
 
     def __post_init__(self) -> None:
-        """Refuse budgets that mean nothing."""
+        """Check the hyperparameters."""
         if self.candidates < 1 or self.iterations < 1:
             raise SuiteError(f"candidates {self.candidates}, iterations {self.iterations} given; at least 1 is needed")
         if not 0 <= self.overshoot < 1:
@@ -87,11 +87,11 @@ class DeepFool:
         }
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
-        """Compute z_k − z_y for the class k whose turn it is."""
+        """Compute z_k − z_y for the class k that this query is about."""
         return gap_to(logits, p.y, s["classes"].gather(1, s["turn"][:, None]).squeeze(1))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Remember the nearest plane; move when every class had its turn; search once a point is misclassified."""
+        """Remember the nearest plane. Move after the last class. Search after the first misclassified point."""
         wrong = is_wrong(logits, p.y)
         found = wrong | (s["searches"] > 0)
         s = s | narrowed(s, found & ~wrong, wrong, margin(logits, p.y))

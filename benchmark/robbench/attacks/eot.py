@@ -1,4 +1,4 @@
-"""Expectation over transformation (Athalye et al. 2018): gradients of models that answer at random, averaged."""
+"""Expectation over transformation (Athalye et al. 2018): averaged gradients of randomized models."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OWN = ("eot_logits", "eot_loss", "eot_grad")
 
 @dataclass(frozen=True, kw_only=True)
 class EOT:
-    """Another attack that sees the mean of `draws` answers and gradients at every point (Athalye et al. 2018, Sec. 3).
+    """Run another attack on the means of `draws` answers and gradients at each point (Athalye et al. 2018, Sec. 3).
 
-    It queries the same point `draws` times before it lets the other attack take its step, so its steps cost that many
-    times as much. A suite asks for it with `eot = N` on any attack.
+    It queries each point `draws` times before the inner attack takes its step. So a step costs `draws` times as much. A
+    suite asks for it with `eot = N` on any attack.
 
     Attributes:
         inner: the attack.
@@ -38,7 +38,7 @@ class EOT:
     draws: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse an average of nothing."""
+        """Check the hyperparameters."""
         if self.draws < 2:
             raise SuiteError(f"eot {self.draws} given; allowed: at least 2 answers to average")
 
@@ -73,7 +73,7 @@ class EOT:
         return self.inner.steps * self.draws
 
     def init(self, p: Problem, ball: Ball) -> State:
-        """Start the inner attack, with empty sums; those of logits and loss take their shape from the first answer."""
+        """Start the inner attack with empty sums. The sums of logits and loss get their shape from the first answer."""
         return self.inner.init(p, ball) | {"eot_grad": torch.zeros_like(p.x)}
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
@@ -81,7 +81,7 @@ class EOT:
         return self.inner.loss(logits, p, s)
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Add an answer to the sums; with the last one, let the inner attack step from their means."""
+        """Add an answer to the sums. After the last answer, let the inner attack step from the means."""
         answers = {"eot_logits": logits, "eot_loss": loss, "eot_grad": grad}
         first, last = t % self.draws == 0, t % self.draws == self.draws - 1
         sums = {}

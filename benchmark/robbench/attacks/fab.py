@@ -28,23 +28,23 @@ __all__ = ["FAB"]
 
 @dataclass(frozen=True, kw_only=True)
 class FAB:
-    """Targeted FAB: from plane to plane of the linearised boundary to a target class, drawn towards the clean image.
+    """Targeted FAB: steps onto the linearised boundary to a target class, biased towards the clean image.
 
-    Algorithm 1 of the paper with the plane z_t − z_y = 0 of one target class t at a time, as in AutoAttack. A trial is
-    a pair of target and restart; targets are counted by the rank of the clean logits. With fewer than `targets` other
-    classes the ranks wrap around, and the trials that are left over are further restarts.
+    This is Algorithm 1 of the paper for one target class t at a time, with the plane z_t − z_y = 0, as in AutoAttack. A
+    trial is a pair of target and restart. The rank of the clean logits gives the order of targets. With fewer than
+    `targets` other classes, the ranks start again from the first, and these trials are further restarts.
 
-    The paper linearises at the point after the backward step, so a misclassified point costs two queries, itself and
-    the one behind it, and `steps` counts queries. The last ones are the paper's final search (pyautoattack has none),
-    on the segment from the clean image to the closest misclassified point, if there is one. It may pass through a third
-    class on its way to the target.
+    The paper linearises at the point after the backward step. So a misclassified point costs two queries: one there,
+    and one after the backward step. `steps` counts queries. The last queries are the paper's final search (pyautoattack
+    has none), on the segment from the clean image to the closest misclassified point, if there is one. The segment may
+    pass through a third class.
 
     Attributes:
-        targets: target classes per restart.
-        restarts: the first starts at x, others at a random point at half of eps (the paper's min(u, eps) / 2: had an
-            earlier trial found some u < eps, there would be no further one).
+        targets: number of target classes per restart.
+        restarts: the first starts at x, others at a random point at half of eps. The paper takes min(u, eps) / 2 with
+            the smallest distance u found so far; here a u < eps is a break, after which no further trial counts.
         steps: queries per trial that are followed by a step.
-        searches: how many of the queries are left to the final search; 0 leaves it out.
+        searches: how many of the queries belong to the final search; 0 means no search.
         alpha_max: the largest share of the move that starts at the clean image.
         eta: how far beyond the plane to go, 1 being the plane.
         beta: a misclassified point is pulled back to this share of its distance from the clean image.
@@ -67,7 +67,7 @@ class FAB:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        """Refuse budgets and factors that mean nothing."""
+        """Check the hyperparameters."""
         if min(self.targets, self.restarts, self.steps) < 1:
             raise SuiteError(
                 f"targets {self.targets}, restarts {self.restarts}, steps {self.steps} given; all must be at least 1"
@@ -103,7 +103,7 @@ class FAB:
         return gap_to(logits, p.y, s["target"])
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Pull a misclassified point back, or go to the plane; search the segment in the end."""
+        """Pull a misclassified point back, or go to the plane. The last steps search the segment."""
         x, wrong = s["x"], is_wrong(logits, p.y)
         distance = ball.distance(p.x, x)
         closer = wrong & (distance < s["distance"])

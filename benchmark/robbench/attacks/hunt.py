@@ -1,4 +1,4 @@
-"""Margin attacks from different starts, towards different classes, that give up where there is little hope."""
+"""Margin attacks from different starts and towards different classes, which stop early on very robust images."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["Hunt"]
 class Hunt:
     """One trial of many runs, each from a start of its own with a step size that falls from 2ε to zero.
 
-    First `starts` runs climb the margin from output-diversified starts (Tashiro et al. 2020, Eq. 2). Then one run
-    climbs towards each of `targets` classes (Gowal et al. 2019), and a target that is far behind after `probe` queries
-    is given up: which one of nine is best hardly changes any more. Last, a run of `chase` steps goes after the target
-    that came closest.
+    First, `starts` runs climb the margin from output-diversified starts (Tashiro et al. 2020, Eq. 2). Then one run
+    climbs towards each of `targets` classes (Gowal et al. 2019). A run that is far behind after `probe` queries ends,
+    because the best of nine targets hardly changes after that. Last, a run of `chase` steps climbs towards the target
+    whose margin came closest to zero.
 
-    Where all margins so far stayed far from zero, the rest is spared: after the starts if more than `hopeless` of the
-    clean margin is left, after the targets if more than half of that share is. An image that withstands the last run
-    has seen `steps` + 1 queries, one that is given up after the starts `starts` · (`run` + 1) + 1.
+    If all margins so far stayed far from zero, the trial ends early: after the starts if more than `hopeless` of the
+    clean margin is left, and after the targets if more than half of `hopeless` is left. An image that withstands the
+    last run took `steps` + 1 queries. An image whose trial ends after the starts took `starts` · (`run` + 1) + 1.
 
     Attributes:
-        starts: runs from output-diversified starts.
-        targets: classes that are run towards, from the likeliest on the clean image.
-        run: steps of a run.
+        starts: number of runs from output-diversified starts.
+        targets: number of target classes, the likeliest on the clean image first.
+        run: steps of each run but the last.
         chase: steps of the last run.
-        odi_steps: how many steps of a start increase a random weighting of the logits.
-        probe: how many queries a target has before it is compared.
-        lag: by which factor its best margin may be further from zero then than that of an earlier target.
-        hopeless: the share of the clean margin above which an image is given up.
+        odi_steps: how many first steps of a run from a start increase a random weighting of the logits.
+        probe: number of queries for a target before it is compared with earlier ones.
+        lag: how many times as far from zero its best margin may then be as that of the best earlier target.
+        hopeless: if more than this share of the clean margin is left, the trial ends early.
     """
 
     kind: ClassVar[str] = "hunt"
@@ -61,7 +61,7 @@ class Hunt:
     hopeless: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse budgets and comparisons that mean nothing."""
+        """Check the hyperparameters."""
         for name in ("starts", "targets", "chase"):
             if getattr(self, name) < 1:
                 raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least 1")
@@ -75,7 +75,7 @@ class Hunt:
 
     @property
     def steps(self) -> int:
-        """All runs together; between two of them lies a step from the last point of one to the start of the next."""
+        """The steps of all runs, and one step between each run and the next."""
         return (self.starts + self.targets) * (self.run + 1) + self.chase
 
     def init(self, p: Problem, ball: Ball) -> State:
@@ -94,14 +94,14 @@ class Hunt:
         }
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
-        """Evaluate what the run climbs: a random weighting of the logits, the margin, or that of one class."""
+        """Evaluate what the run climbs: a random weighting of the logits, the margin, or the margin of one class."""
         at = s["at"]
         aimless = torch.where(s["taken"] < self.odi_steps, weighted(logits, p, at), margin(logits, p.y))
         rank = torch.where(self._chasing(at), s["prey"], (at - self.starts).clamp(min=0))
         return torch.where(at < self.starts, aimless, margin_targeted(logits, p.y, other_at(p, rank)))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Take a step of the run, or begin the next one, or give up."""
+        """Take a step of the run, begin the next run, or end the trial."""
         at, taken = s["at"], s["taken"]
         chasing, racing = self._chasing(at), (at >= self.starts) & ~self._chasing(at)
         best = torch.maximum(s["best"], margin(logits, p.y))
@@ -136,7 +136,7 @@ class Hunt:
         return at == self.starts + self.targets
 
     def _move(self, ball: Ball, s: State, grad: Tensor) -> Tensor:
-        """Follow the gradient: a whole ε while a start is made, then along half a cosine from 2ε down."""
+        """Follow the gradient. Steps of a start have size ε; later step sizes fall from 2ε along half a cosine."""
         at, taken = s["at"], s["taken"]
         share = taken.to(grad.dtype) / torch.where(self._chasing(at), self.chase, self.run)
         size = torch.where((at < self.starts) & (taken < self.odi_steps), 1.0, (share * math.pi).cos() + 1) * ball.eps

@@ -20,7 +20,7 @@ __all__ = ["MIFGSM"]
 class MIFGSM(PGD):
     """g ← μ g + ∇loss / ‖∇loss‖₁, x ← Π(x + step · steepest(g)) (Dong et al. 2018, Alg. 1), from x itself.
 
-    The norm is the mean over pixels, as in the authors' code: only the weight of a gradient against earlier ones
+    The norm is the mean over pixels, as in the authors' code. Only the weight of a gradient relative to earlier ones
     matters.
 
     Attributes:
@@ -37,7 +37,7 @@ class MIFGSM(PGD):
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a decay that means nothing."""
+        """Check the hyperparameters."""
         super().__post_init__()
         if self.decay < 0:
             raise SuiteError(f"decay {self.decay} given; it must be at least 0")

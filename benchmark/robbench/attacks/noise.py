@@ -1,4 +1,4 @@
-"""Random noise: what no attack may be weaker than (Athalye et al. 2018, Sec. 3.1: random search finds nothing new)."""
+"""Random noise. No attack should be weaker (Athalye et al. 2018, Sec. 3.1: random search finds nothing new)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Noise"]
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Climbing):
-    """Independent random points, by turns inside the ball and on its surface; no loss, no gradient.
+    """Independent random points, alternately inside the ball and on its surface. It uses no loss and no gradient.
 
     Attributes:
         steps: random points after the first.
@@ -35,7 +35,7 @@ class Noise(Climbing):
         return {"x": ball.random(p)}
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Draw another point, whatever the answer was."""
+        """Draw another point. The answer plays no part."""
         # The counter of a draw is one number for all lanes, so each step that some lane is at is drawn for all.
         x = s["x"]
         for step in set(t.tolist()):

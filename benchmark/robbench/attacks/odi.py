@@ -1,4 +1,4 @@
-"""Output-diversified starts (Tashiro et al. 2020): restarts that differ in the answers, not only in the pixels."""
+"""Output-diversified starts (Tashiro et al. 2020): restarts that differ in logits, not only in pixels."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ODI(PGD):
     """PGD whose first steps increase w·z(x) for random weights w on the logits (Tashiro et al. 2020, Eq. 2).
 
     Attributes:
-        odi_steps: how many of `steps` those are.
-        odi_step: their size, as a share of eps.
+        odi_steps: how many of `steps` increase w·z(x).
+        odi_step: the size of these steps, as a share of eps.
     """
 
     kind: ClassVar[str] = "odi"
@@ -43,7 +43,7 @@ class ODI(PGD):
     odi_step: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse starts that leave no step for the loss."""
+        """Check the hyperparameters: at least one step must be left for the loss."""
         super().__post_init__()
         if not 1 <= self.odi_steps < self.steps:
             raise SuiteError(f"odi_steps {self.odi_steps} given with steps {self.steps}; allowed: 1 to steps − 1")
@@ -51,11 +51,11 @@ class ODI(PGD):
             raise SuiteError(f"odi_step {self.odi_step} given; it must be above 0")
 
     def init(self, p: Problem, ball: Ball) -> State:
-        """Start like PGD, with all starting steps ahead."""
+        """Start like PGD."""
         return super().init(p, ball) | {"left": torch.full_like(p.y, self.odi_steps)}
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
-        """Evaluate the random direction in the output space at first, then the objective."""
+        """Evaluate w·z(x) in the first steps, then the objective."""
         return torch.where(s["left"] > 0, weighted(logits, p), super().loss(logits, p, s))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:

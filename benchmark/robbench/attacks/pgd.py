@@ -24,8 +24,8 @@ class PGD(Climbing):
         step_size: in pixel units [0, 1]; None takes `relative_step` of eps.
         relative_step: step size as a share of eps, where `step_size` is not given.
         random_start: start from a random point of the ball (Madry et al.) instead of from x.
-        anneal: let the step size fall to zero along half a cosine. Begun at eps or above it finds what no one constant
-            step does (docs/performance.md).
+        anneal: let the step size fall to zero along half a cosine. Annealing from eps or above breaks images that no
+            constant step size breaks (docs/performance.md).
     """
 
     kind: ClassVar[str] = "pgd"
@@ -38,11 +38,11 @@ class PGD(Climbing):
 
     @property
     def memoryless(self) -> bool:
-        """Not where the step size depends on the step."""
+        """True if the step size does not depend on the step."""
         return not self.anneal
 
     def __post_init__(self) -> None:
-        """Refuse budgets that mean nothing."""
+        """Check the hyperparameters."""
         super().__post_init__()
         if self.restarts > 1 and not self.random_start and self.kind != "odi":
             raise SuiteError(f"restarts {self.restarts} without random_start would repeat one computation")

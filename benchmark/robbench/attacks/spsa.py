@@ -29,7 +29,7 @@ def _directions(p: Problem, pair: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SPSA:
-    """Gradient ascent on an estimate from queries alone: simultaneous perturbation, Adam, projection (Algorithm 1).
+    """Gradient ascent on an estimate from queries: simultaneous perturbation, Adam, projection (Algorithm 1).
 
     An iteration asks for the loss at x ± delta · v for `samples` random directions v in {−1, 1}^n, one query after
     the other, takes the mean of (loss₊ − loss₋) / (2 delta) · v for the gradient, steps and queries the new x. It
@@ -41,10 +41,10 @@ class SPSA:
     Attributes:
         objective: which loss is increased: `margin` (the paper's), `ce` or `dlr`.
         iterations: updates of x.
-        samples: pairs of queries for each estimate.
-        delta: how far the probes lie from x in every pixel.
+        samples: number of pairs of queries for each estimate.
+        delta: distance of the probes from x in every pixel.
         relative_step: Adam's learning rate as a share of eps (Linf), of eps / √n (L2).
-        restarts: independent tries; all start from the image itself and differ in their directions.
+        restarts: number of independent trials. All start at the image, with other random directions.
     """
 
     kind: ClassVar[str] = "spsa"
@@ -62,7 +62,7 @@ class SPSA:
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse budgets and sizes that mean nothing."""
+        """Check the hyperparameters."""
         if self.objective not in LOSSES:
             raise SuiteError(unknown_name("objective", self.objective, LOSSES))
         for name in ("iterations", "samples", "restarts"):
@@ -100,9 +100,9 @@ class SPSA:
         return LOSSES[self.objective](logits, p.y)
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Take in the answer to a probe, move after the last one of an iteration, and propose the next query.
+        """Add the answer to the estimate, move after the last query of an iteration, and propose the next query.
 
-        Within an iteration, query 0 is at the centre, 1, 3, … at its pluses and 2, 4, … at its minuses.
+        In an iteration, query 0 is at the centre, queries 1, 3, … are at x + delta · v, and 2, 4, … at x − delta · v.
         """
         shape = (-1, 1, 1, 1)
         phase = t % (2 * self.samples + 1)

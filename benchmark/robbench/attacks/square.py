@@ -73,17 +73,17 @@ class Square(Climbing):
     """Random search on square windows, scored by the loss alone (Andriushchenko et al. 2020).
 
     Each step queries one proposal: the best point so far, changed within a random square that shrinks as the budget
-    is spent; it is kept where the loss rose. Linf follows Algorithm 2 (start: vertical stripes at ±eps), L2
-    Algorithm 3 (start: a tiling; mass moves from one window to another), L1 what AutoAttack made of Algorithm 3
-    (Croce & Hein 2021, "Mind the box"): a steeper window and the exact projection. The last query is the best point
-    again, so that a judge of final points sees what was found.
+    is spent. The search keeps the proposal if the loss rose. Linf follows Algorithm 2, from vertical stripes at ±eps.
+    L2 follows Algorithm 3: it starts from a tiling, and mass moves from one window to another. L1 follows AutoAttack's
+    version of Algorithm 3 (Croce & Hein 2021, "Mind the box"), with a steeper window and the exact projection. The last
+    query is the best point again, so that a judge of final points sees it.
 
     Squares lie anywhere in the image, as in the paper. AutoAttack's code never lets one touch the last row and column,
     which on small images makes it weaker.
 
     Attributes:
-        steps: queries after the first; the published schedule of p, for 10,000, is stretched to it.
-        p_init: share of the image that the first squares cover; 0.8 is AutoAttack's for every norm.
+        steps: queries after the first. The published schedule of p, made for 10,000, is scaled to this number.
+        p_init: share of the image that the first squares cover; AutoAttack takes 0.8 for every norm.
     """
 
     kind: ClassVar[str] = "square"
@@ -96,7 +96,7 @@ class Square(Climbing):
     p_init: float = 0.8
 
     def __post_init__(self) -> None:
-        """Refuse budgets and shares that mean nothing."""
+        """Check the hyperparameters."""
         super().__post_init__()
         if not 0 < self.p_init <= 1:
             raise SuiteError(f"p_init {self.p_init} given; allowed: above 0, at most 1")
@@ -116,7 +116,7 @@ class Square(Climbing):
         return _halvings(self.steps, t.device)[t.clamp(max=self.steps)]
 
     def ahead(self, p: Problem, ball: Ball, t: Tensor) -> State:
-        """Draw what chance decides in the next steps, from each lane's own on.
+        """Draw the random numbers of the next steps, from each lane's own step on.
 
         Returns:
             drawn: the first of these steps, [L].
@@ -156,7 +156,7 @@ class Square(Climbing):
         return {"x": x} | best | self.ahead(p, ball, torch.zeros_like(p.sample))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Keep the proposal where the loss rose, and propose a change in another square."""
+        """Keep the proposal if the loss rose, and propose a change in another square."""
         better = self.keeps(s, loss[:, None])[:, 0]
         best = torch.where(better[:, None, None, None], s["x"], s["x_best"])
         loss_best = torch.where(better, loss, s["loss_best"])
@@ -172,10 +172,10 @@ class Square(Climbing):
         return loss > s["loss_best"][:, None]
 
     def further(self, p: Problem, ball: Ball, s: State, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Propose changes of one point for some steps.
+        """Propose the points of the next steps, as they follow if the search keeps none of them.
 
-        A small square of a grayscale image is often as it is proposed already, and then needs no answer: more steps
-        are listed than may be asked about.
+        In a grayscale image, a small square often has the proposed values already. Such a point needs no query. So more
+        points are listed than may be queried.
         """
         changeless = ball.norm == "Linf" and p.x.shape[1] == 1
         more = min(2 * n + 2 if changeless else n, _FURTHEST)

@@ -1,4 +1,4 @@
-"""Squares and windows on images, for attacks that search at random: many lanes at once, each with its own side."""
+"""Squares and windows on images, for random searches: many lanes at once, each with its own side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["bands", "lay", "mass", "place", "windows"]
 
 
 def mass(v: Tensor, order: int) -> Tensor:
-    """Make what a norm of this order (1 or 2) adds up: absolute values or squares."""
+    """Compute the terms that a norm of this order (1 or 2) adds up: absolute values or squares."""
     return v.square() if order == 2 else v.abs()
 
 
@@ -72,7 +72,7 @@ def place(words: Tensor, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def lay(table: Tensor, level: Tensor, turned: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Lay one window a lane, `table[level, turned]`, where `place` put its square: [L, 1, H, W], zero outside."""
+    """Put one window per lane, `table[level, turned]`, where `place` put its square: [L, 1, H, W], zero outside."""
     beyond = table.shape[-1] - 1  # a row and a column of zeros
     row, col = (torch.where(at < 0, beyond, at).clamp(max=beyond) for at in (row, col))
     rows = table.flatten(0, 2)[((level * 2 + turned) * (beyond + 1))[:, None] + row]

@@ -1,4 +1,4 @@
-"""What is checked before a number is derived from a model: its images, its clean answers, and whether they change."""
+"""Checks of images, of a model's clean logits, and of whether these change during a run."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from robbench.core.types import some_ids
 
 __all__ = [
     "RANDOMIZED_DRAWS",
-    "answers",
-    "blunted",
     "check_images",
     "classify",
-    "drift",
-    "time_round",
+    "compute_logits",
+    "find_bfloat16_flag",
+    "find_state_change_flag",
+    "measure_pass_seconds",
 ]
 
 RANDOMIZED_DRAWS = 11
-"""Answers that decide over a break of a model that answers at random."""
+"""Number of answers that a randomized model gives to a claimed break; the majority decides."""
 
-# Different kernels may round differently; this share of the logits' length is far above that (AutoAttack's check).
+# Kernels may round differently. This share of the logits' length is far above rounding (AutoAttack's check).
 _NOISE = 1e-4
 
-_BLUNT = 0.02  # see `blunted`
+_MAX_LEAD_CHANGE = 0.02  # see `find_bfloat16_flag`
 
 
 def check_images(x: Tensor, y: Tensor) -> None:
@@ -65,21 +65,21 @@ def classify(
     lanes: int,
     sample: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], dict[str, str]]:
-    """Predict clean images and look for answers that no robust accuracy can be derived from.
+    """Predict clean images, and look for logits that allow no robust accuracy.
 
     Args:
         target: the model.
         x: [N, C, H, W] in [0, 1], on the CPU.
         y: [N] labels.
-        num_classes: how many logits there must be; None asks only for more than the largest label.
-        lanes: batch width, padded at the end so that kernels see one shape.
-        sample: [N] official indices, for flags and errors; by default the images are counted from 0.
+        num_classes: the required number of logits; with None, any number above the largest label will do.
+        lanes: batch width. The last batch is padded, so that all batches have one shape.
+        sample: [N] official indices, for flags and errors; by default 0, 1, 2, …
 
     Returns:
-        Predictions [N], -1 where the answer holds NaN or infinity, and flags: name of the problem -> sentence.
+        Predictions [N], -1 where the logits hold NaN or infinity, and flags: name of the problem -> sentence.
 
     Raises:
-        ModelError: the output is not [N, K], is finite for no image, or has the wrong number of classes.
+        ModelError: the output is not [N, K], has the wrong number of classes, or is finite for no image.
     """
     ids = np.arange(len(x)) if sample is None else sample
     predictions: list[NDArray[np.int64]] = []
@@ -88,7 +88,7 @@ def classify(
         try:
             logits = _logits(target, batch)[:real]
         except ModelError as error:
-            at = _failing(target, batch, real)
+            at = _find_failing(target, batch, real)
             alone = f"it fails on {some_ids(ids[start : start + real][at])}" if at else "none of them fails alone"
             raise ModelError(f"{error} (clean images, {some_ids(ids[start : start + real])}: {alone})") from error
         if first is None:
@@ -106,7 +106,7 @@ def classify(
             f"The model answers NaN or infinity to every clean image; to {some_ids(ids[:1])}: {bad}. A robust accuracy "
             "of it would mean nothing."
         )
-    flags = _flags(target, *first) | (target.module.flags if isinstance(target.module, Guarded) else {})
+    flags = _find_flags(target, *first) | (target.module.flags if isinstance(target.module, Guarded) else {})
     if lost.any():
         flags["nonfinite_clean"] = (
             f"The model answers NaN or infinity to {int(lost.sum())} clean images; they count as misclassified: "
@@ -115,8 +115,8 @@ def classify(
     return prediction, flags
 
 
-def _failing(target: Target, batch: Tensor, real: int) -> list[int]:
-    """Ask about each image of a batch that failed, alone at the same width; returns the positions that fail again."""
+def _find_failing(target: Target, batch: Tensor, real: int) -> list[int]:
+    """Query each image of a failed batch alone, at the same width. Returns the positions that fail again."""
     at = []
     for i in range(real if real > 1 else 0):
         try:
@@ -126,19 +126,19 @@ def _failing(target: Target, batch: Tensor, real: int) -> list[int]:
     return at
 
 
-def drift(target: Target, x: Tensor, before: Tensor, lanes: int) -> dict[str, str]:
-    """Ask the same again after a run: a model whose state changes between calls was not one model.
+def find_state_change_flag(target: Target, x: Tensor, before: Tensor, lanes: int) -> dict[str, str]:
+    """Compute the clean logits again after a run. If they differ, the state of the model changes between calls.
 
     Args:
         target: the model.
         x: [N, C, H, W] clean images.
-        before: [N, K] what it answered to them before the run.
+        before: [N, K] their logits before the run.
         lanes: batch width.
 
     Returns:
-        A flag if the answers differ by more than rounding: name of the problem -> sentence.
+        A flag if the logits differ by more than rounding: name of the problem -> sentence.
     """
-    now = answers(target, x, lanes)
+    now = compute_logits(target, x, lanes)
     scale = before.norm(dim=1).clamp(min=1e-12)
     change = float(((now - before).norm(dim=1) / scale).nan_to_num(0.0).max())
     flips = int((now.argmax(1) != before.argmax(1)).sum())
@@ -153,8 +153,11 @@ def drift(target: Target, x: Tensor, before: Tensor, lanes: int) -> dict[str, st
     }
 
 
-def blunted(target: Target, x: Tensor, lanes: int) -> dict[str, str]:
-    """Ask about clean images in bfloat16 too: what it does to the lead of the predicted class, it does to losses.
+def find_bfloat16_flag(target: Target, x: Tensor, lanes: int) -> dict[str, str]:
+    """Compare clean logits in bfloat16 with those in float32.
+
+    The lead of a class is its logit minus the next largest one. Attacks' losses are made of such differences. So a lead
+    that changes much in bfloat16 means losses that change much.
 
     Args:
         target: the model.
@@ -162,23 +165,23 @@ def blunted(target: Target, x: Tensor, lanes: int) -> dict[str, str]:
         lanes: batch width.
 
     Returns:
-        A flag if the lead changes by more than 2 % (median): name of the problem -> sentence. Of the registered models
-        with weights the largest has 0.9 %; 100 added to all logits of `digits/ls095_sigma03` make it 7 %, and the
-        suite `fast` leaves 52 of 200 images instead of 48.
+        A flag if the lead of the predicted class changes by more than 2 % (median): name of the problem -> sentence.
+        Of the registered models with weights, the largest change is 0.9 %. With 100 added to all logits of
+        `digits/ls095_sigma03` it is 7 %, and the suite `fast` leaves 52 of 200 images instead of 48.
 
     Raises:
         ModelError: the model fails in bfloat16.
     """
-    full = answers(target, x, lanes)
+    full = compute_logits(target, x, lanes)
     try:
         with in_bfloat16(target.device):
-            coarse = answers(target, x, lanes)
+            rounded = compute_logits(target, x, lanes)
     except ModelError as error:
         raise ModelError(f"{error} (in bfloat16; without --gradients it may well answer)") from error
     top = full.topk(2, dim=1).indices
-    lead, now = ((z.gather(1, top[:, :1]) - z.gather(1, top[:, 1:])).squeeze(1) for z in (full, coarse))
+    lead, now = ((z.gather(1, top[:, :1]) - z.gather(1, top[:, 1:])).squeeze(1) for z in (full, rounded))
     change = float(((now - lead).abs() / lead.clamp(min=1e-12)).nan_to_num(0.0).median())
-    if change <= _BLUNT:
+    if change <= _MAX_LEAD_CHANGE:
         return {}
     return {
         "bfloat16": (
@@ -189,8 +192,8 @@ def blunted(target: Target, x: Tensor, lanes: int) -> dict[str, str]:
     }
 
 
-def answers(target: Target, x: Tensor, lanes: int) -> Tensor:
-    """Ask the model about images [N, C, H, W] in batches of one width: logits [N, K] on the CPU."""
+def compute_logits(target: Target, x: Tensor, lanes: int) -> Tensor:
+    """Compute the logits of images [N, C, H, W] in batches of one width: [N, K] on the CPU."""
     return torch.cat([_logits(target, batch)[:real].cpu() for batch, real in _batches(x, lanes)])
 
 
@@ -222,8 +225,8 @@ def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
         raise ModelError(f"The model has {found} classes; the labels go up to {top}.")
 
 
-def _flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
-    """Look at the first batch again: chance in the answers, probabilities instead of logits."""
+def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Query the first batch again, and look for a randomized model and for probabilities instead of logits."""
     flags = {}
     again = torch.stack([_logits(target, batch)[:real] for _ in range(2)])
     scale = logits.norm(dim=1).clamp(min=1e-12)
@@ -245,21 +248,31 @@ def _flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str
     return flags
 
 
-def time_round(target: Target, shape: Sequence[int], lanes: int, dtype: torch.dtype, coarse: bool = False) -> float:
-    """Measure seconds for one forward and backward pass of a full batch, after one that warms up; NaN if it fails.
+def measure_pass_seconds(
+    target: Target, shape: Sequence[int], lanes: int, dtype: torch.dtype, bfloat16: bool = False
+) -> float:
+    """Measure the seconds of one forward and backward pass of a full batch, after one pass to warm up.
 
-    With `coarse`, in bfloat16.
+    Args:
+        target: the model.
+        shape: of an image, (C, H, W).
+        lanes: batch width.
+        dtype: of the images.
+        bfloat16: whether the pass runs in bfloat16.
+
+    Returns:
+        Seconds; NaN if the model fails.
     """
     x = torch.full((lanes, *shape), 0.5, dtype=dtype, device=target.device).requires_grad_(True)
     begin = math.nan
     for _ in range(2):
         begin = time.perf_counter()
         try:
-            with torch.enable_grad(), in_bfloat16(target.device, coarse):
+            with torch.enable_grad(), in_bfloat16(target.device, bfloat16):
                 out = target.module(x).sum()
             if out.requires_grad:
                 torch.autograd.grad(out, x, allow_unused=True)
-        except Exception:  # whatever the model raises; an attack that meets it says so, with its samples
+        except Exception:  # a user's module may raise anything; an attack that meets the error words it
             return math.nan
         if target.device.type == "cuda":
             torch.cuda.synchronize()

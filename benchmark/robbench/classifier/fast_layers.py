@@ -1,226 +1,160 @@
-"""Kernels for a frozen model on a CPU: layers that lay their weights out once, for passes that come by the thousand.
+"""A faster input gradient for a frozen model on a CPU.
 
-Three things cost small networks more than their arithmetic:
-
-- The gradient at an image of one to four channels: kernels work on 16 channels at once, most of which are padding.
-  Here a square of neighbouring pixels counts as so many channels of one convolution. The sums are the same ones in the
-  same order, with zeros added, and so, as far as was seen, are the bits.
-- Matrix products whose weights are brought into the order of the kernel at every pass.
-- In bfloat16, rounding the weights at every pass: autocast remembers only those of weights that are being trained.
+The input gradient of a convolution with one to four input channels costs more than its arithmetic. Kernels work on 16
+channels at once, so most of their output is padding. Here, a square of side² neighbouring pixels counts as side²
+channels of one convolution. The sums are the same ones, with zeros added. In channels-last layout and float32, the
+bits were the same as torch's in all comparisons (docs/performance.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from robbench.classifier.batch_width import probe
+from robbench.classifier.batch_width import compute_probe
 
-__all__ = ["quicken"]
+__all__ = ["FastConv2d", "install_fast_layers", "list_fast_layers"]
 
-_FEW = 4  # channels of an image
-_WIDE = 2**8  # pixels of an image from which on its gradient gains, and
-_LARGE = 2**18  # weights from which on a matrix product does: calls from Python cost some 20 µs each
-_ROWS = 64  # that these weights are laid out for
-_CLOSE = 1e-4  # share of the length by which answers may differ: far above rounding, as in `target`
-_NEAR = 1e-2  # the same for gradients, where rounding may send a ReLU the other way
+_MAX_CHANNELS = 4
+_MIN_KERNEL = 5  # side of the kernel; with 3×3 weights on colours nothing was gained
+_MIN_PIXELS = 2**8  # below, calls from Python (about 20 µs each) cost more than the kernel saves
+# Largest differences of logits and gradients, as a share of their length. Rounding in float32 is far below the first
+# two. It may switch a ReLU, hence 1e-2. Without instructions for bfloat16, torch rounds sums in between (0.6 to 0.9 %).
+_LOGITS_TOLERANCE, _GRADIENT_TOLERANCE, _BFLOAT16_TOLERANCE = 1e-4, 1e-2, 2**-5
 
 
-def quicken(module: nn.Module, x: Tensor) -> bool:
-    """Have the layers of a frozen model use these kernels, if it answers as before then.
+class FastConv2d(nn.Module):
+    """A convolution with few input channels, and a faster gradient at its input.
 
     Args:
-        module: in eval mode, on the CPU; changed in place. Layers of subclasses, and those whose weights are trained or
-            computed by a hook, stay as they are.
-        x: images [n, C, H, W] to compare answers and gradients on.
-
-    Returns:
-        Whether anything was changed.
+        layer: computes the output, and holds the weights.
     """
-    layers: list[Any] = [layer for layer in module.modules() if type(layer) in _QUICK and _gains(layer)]
-    if not layers:
-        return False
-    try:
-        before = probe(module, x)
-    except Exception:  # whatever a user's module raises about its input; whoever asks it next words it
-        return False
-    for layer in layers:
-        layer.__class__, layer.kept = _QUICK[type(layer)], _Kept()
-    try:
-        after = probe(module, x)
-        same = all(_close(*pair) for pair in zip(before, after, (_CLOSE, _NEAR), strict=True))
-    except Exception:  # as above, and whatever an operator of another version of torch raises
-        same = False
-    if not same:
-        for layer in layers:
-            layer.__class__ = type(layer).plain
-            del layer.kept
-    return same
 
-
-def _gains(layer: Any) -> bool:
-    weight = layer.weight
-    large = isinstance(layer, nn.Conv2d) or weight.numel() >= _LARGE
-    return large and isinstance(weight, nn.Parameter) and not weight.requires_grad
-
-
-def _close(before: Tensor, after: Tensor, share: float) -> bool:
-    if before.shape != after.shape:
-        return False
-    lengths = before.flatten(1).norm(dim=1)
-    return bool(((after - before).flatten(1).norm(dim=1) <= share * lengths).all())
-
-
-class _Kept:
-    """What was made of a layer's weights, for as long as they stay what they were; copies of the layer share it."""
-
-    def __init__(self) -> None:
-        self._made: dict[object, tuple[tuple[int, int], Tensor, Tensor]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        return type(self), ()  # another process makes its own
-
-    def get(self, weight: Tensor, what: object, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return `make(weight)`, made anew only if another weight is given or this one was written to."""
-        stamp = weight.data_ptr(), weight._version
-        found = self._made.get(what)
-        if found is None or found[0] != stamp:
-            with torch.no_grad():
-                source = weight.detach()  # held, so that no other weight comes to lie where it does
-                found = self._made[what] = stamp, make(source), source
-        return found[1]
-
-
-def _rounds(x: Tensor) -> bool:
-    """Tell whether autocast would round this input to bfloat16."""
-    return (
-        torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and x.dtype in (torch.float32, torch.bfloat16)
-    )
-
-
-def _rounded(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias as autocast would round them at every pass."""
-    bias = None if layer.bias is None else layer.kept.get(layer.bias, "bias", Tensor.bfloat16)
-    return layer.kept.get(layer.weight, "rounded", Tensor.bfloat16), bias
-
-
-class _Conv2d(nn.Conv2d):
-    plain = nn.Conv2d
-    kept: _Kept
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Answer as `nn.Conv2d` does."""
-        if self.weight.requires_grad:
-            return super().forward(x)
-        if (side := self.side(x)) == 1:
-            return self.answer(x)
-        answer: Tensor = _Convolution.apply(x, self, side)
+        """Compute what the layer computes."""
+        answer: Tensor
+        if not x.requires_grad or self.layer.weight.requires_grad or (side := _choose_side(self.layer, x)) == 1:
+            answer = self.layer(x)
+        else:
+            answer = _Convolution.apply(x, self.layer, side)
         return answer
 
-    def answer(self, x: Tensor) -> Tensor:
-        """Convolve, with weights that have been rounded already if autocast wants them so."""
-        if not _rounds(x):
-            return super().forward(x)
-        answer: Tensor = self._conv_forward(x, *_rounded(self))
-        return answer
 
-    def side(self, x: Tensor) -> int:
-        """Choose the side of the squares of pixels whose gradients are computed at once; 1 leaves it to torch."""
-        if self.in_channels > _FEW or not x.requires_grad or x.dim() != 4 or x.shape[2] * x.shape[3] < _WIDE:
-            return 1
-        if (self.stride, self.dilation, self.groups, self.padding_mode) != ((1, 1), (1, 1), 1, "zeros"):
-            return 1
-        if isinstance(self.padding, str) or any(p >= k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            return 1
-        sides = (4, 2) if self.in_channels == 1 else (2,)
-        return next((side for side in sides if x.shape[2] % side == x.shape[3] % side == 0), 1)
+def install_fast_layers(module: nn.Module, x: Tensor, bfloat16: bool = False) -> bool:
+    """Replace the convolutions that can have a faster input gradient, if the model then answers as before.
+
+    A layer stays as it is if it is of a subclass, if its weights are trained, or if a hook computes its weights.
+
+    Args:
+        module: in eval mode, on the CPU. It is changed in place.
+        x: images [n, C, H, W] to compare logits and gradients on. With float64 images nothing is replaced.
+        bfloat16: whether gradients will run in bfloat16. The comparison then covers bfloat16, too.
+
+    Returns:
+        Whether layers were replaced.
+    """
+    found = [
+        (parent, name, layer)
+        for parent in module.modules()
+        for name, layer in parent.named_children()
+        if type(layer) is nn.Conv2d and _can_be_faster(layer, x)
+    ]
+    if not found or x.dtype != torch.float32:
+        return False
+    precisions = (False, True)[: 1 + bfloat16]
+    try:
+        before = [compute_probe(module, x, precision) for precision in precisions]
+    except Exception:  # a user's module may raise anything about its input; the first real query words it
+        return False
+    for parent, name, layer in found:
+        setattr(parent, name, FastConv2d(layer))
+    try:
+        after = [compute_probe(module, x, precision) for precision in precisions]
+        tolerances = (_GRADIENT_TOLERANCE, _BFLOAT16_TOLERANCE)
+        is_same = all(_is_close(*both) for both in zip(before, after, tolerances[: len(after)], strict=True))
+    except Exception:  # the module, or this build of torch, does not work with the replaced layers
+        is_same = False
+    if not is_same:
+        for parent, name, layer in found:
+            setattr(parent, name, layer)
+    return is_same
+
+
+def list_fast_layers(module: nn.Module) -> list[str]:
+    """List the names of the layers that were replaced."""
+    return [name for name, part in module.named_modules() if isinstance(part, FastConv2d)]
+
+
+def _can_be_faster(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Tell whether a layer can have a faster gradient at images like x."""
+    weight = layer.weight
+    is_frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
+    return is_frozen and layer.in_channels == x.shape[1] and _choose_side(layer, x) > 1
+
+
+def _is_close(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], gradient_tolerance: float) -> bool:
+    """Compare logits and gradients, image by image."""
+    for old, new, tolerance in zip(before, after, (_LOGITS_TOLERANCE, gradient_tolerance), strict=True):
+        if old.shape != new.shape:
+            return False
+        lengths = old.flatten(1).norm(dim=1)
+        if not ((new - old).flatten(1).norm(dim=1) <= tolerance * lengths).all():
+            return False
+    return True
+
+
+def _choose_side(layer: nn.Conv2d, x: Tensor) -> int:
+    """Choose the side of the squares of pixels for inputs [n, C, H, W] like x. With 1, torch computes the gradient."""
+    if layer.in_channels > _MAX_CHANNELS or min(layer.kernel_size) < _MIN_KERNEL:
+        return 1
+    if x.dim() != 4 or x.shape[2] * x.shape[3] < _MIN_PIXELS:
+        return 1
+    if (layer.stride, layer.dilation, layer.groups, layer.padding_mode) != ((1, 1), (1, 1), 1, "zeros"):
+        return 1
+    if isinstance(layer.padding, str) or any(p >= k for p, k in zip(layer.padding, layer.kernel_size, strict=True)):
+        return 1
+    sides = (4, 2) if layer.in_channels == 1 else (2,)
+    return next((side for side in sides if x.shape[2] % side == x.shape[3] % side == 0), 1)
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution with few input channels."""
+    """A convolution whose input gradient is one convolution over squares of pixels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: _Conv2d, side: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, side: int) -> Tensor:
         ctx.layer, ctx.side, ctx.dtype = layer, side, x.dtype
-        return layer.answer(x)
+        answer: Tensor = layer(x)
+        return answer
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         layer, side = ctx.layer, ctx.side
-        weight = layer.kept.get(layer.weight, (side, grad.dtype), lambda w: _squares(w.to(grad.dtype), side))
         padding = [k - 1 - p for k, p in zip(layer.kernel_size, layer.padding, strict=True)]
+        weight = _arrange_squares(layer.weight.to(grad.dtype), side)
         squares = F.conv2d(grad, weight, stride=side, padding=padding)
         return F.pixel_shuffle(squares, side).to(ctx.dtype), None, None
 
 
-def _squares(weight: Tensor, side: int) -> Tensor:
-    """Turn the weights [O, C, h, w] of a convolution into those of the gradient at squares of side² pixels.
+def _arrange_squares(weight: Tensor, side: int) -> Tensor:
+    """Turn the weights of a convolution [O, C, h, w] into those of its gradient at squares of side² pixels.
 
-    A pixel at (i, j) of a square depends on the outputs that its square does, from (i, j) on.
+    All pixels of a square depend on the same outputs. Pixel (i, j) of the square uses those from (i, j) on, with the
+    weights rotated by 180°.
 
     Returns:
         [C · side², O, h + side − 1, w + side − 1].
     """
-    out, channels, height, width = weight.shape
-    made = weight.new_zeros(channels, side, side, out, height + side - 1, width + side - 1)
-    turned = weight.flip(2, 3).transpose(0, 1)
-    for i in range(side):
-        for j in range(side):
-            made[:, i, j, :, i : i + height, j : j + width] = turned
-    return made.flatten(0, 2).contiguous(memory_format=torch.channels_last)
-
-
-class _Linear(nn.Linear):
-    plain = nn.Linear
-    kept: _Kept
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Answer as `nn.Linear` does, up to rounding."""
-        if self.weight.requires_grad:
-            return super().forward(x)
-        if _rounds(x):
-            return F.linear(x, *_rounded(self))
-        if {x.dtype, self.weight.dtype} != {torch.float32} or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        answer: Tensor = _Product.apply(x, self)
-        return answer
-
-
-class _Product(torch.autograd.Function):
-    """A matrix product with frozen weights, in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: _Linear) -> Tensor:
-        ctx.layer = layer
-        return _product(x, layer.kept.get(layer.weight, "laid out", _laid_out), layer.bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        layer = ctx.layer
-        return _product(grad, layer.kept.get(layer.weight, "turned", lambda w: _laid_out(w.t())), None), None
-
-
-def _laid_out(weight: Tensor) -> Tensor:
-    # One number of rows, whatever comes: the order of the weights decides in which order sums are taken.
-    made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-    return made
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    return made
-
-
-_QUICK: dict[type[nn.Module], type] = {nn.Conv2d: _Conv2d, nn.Linear: _Linear}
+    height, width = (length + side - 1 for length in weight.shape[2:])
+    windows = F.pad(weight, [side - 1] * 4).unfold(2, height, 1).unfold(3, width, 1)  # [O, C, i, j, height, width]
+    turned = windows.flip(4, 5).permute(1, 2, 3, 0, 4, 5)
+    return turned.flatten(0, 2).contiguous(memory_format=torch.channels_last)

@@ -1,15 +1,13 @@
-"""A wrapper around the model under test: what it answers is brought into order or refused, and what it does is noted.
+"""A wrapper around the model under test: it corrects or refuses what the model answers, and notes what the model does.
 
-Every query of a run goes through it. What each kind of misbehaviour leads to is in docs/misbehaving.md.
+Every query of a run goes through it. docs/misbehaving.md lists the kinds of misbehaviour and their consequences.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from robbench.core.errors import ModelError
 
 __all__ = ["Guarded", "in_bfloat16", "out_of_memory"]
 
-_NOTED = {
+_SENTENCES = {
     "input_changed": (
         "The model changes its input in place. It was given copies, so points and verdicts are unharmed; whoever "
         "calls it directly is not so lucky."
@@ -32,19 +30,20 @@ _NOTED = {
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out; the CPU's allocator has no type of its own for that."""
+    """Tell whether an error means that memory ran out. The CPU's allocator has no error type for that."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(error)
     return isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
 
 
-_IN_BFLOAT16 = ContextVar("_IN_BFLOAT16", default=False)  # of this thread; an autocast of the caller's is not ours
+# Whether robbench asked for bfloat16 in this thread. The caller may have an autocast of its own.
+_IN_BFLOAT16 = ContextVar("_IN_BFLOAT16", default=False)
 
 
 @contextlib.contextmanager
 def in_bfloat16(device: torch.device, asked: bool = True) -> Iterator[None]:
-    """Have models compute what is costly in bfloat16, if asked to; their weights stay float32."""
+    """If asked, run the costly layers of models in bfloat16 (torch's autocast). Weights stay float32."""
     if not asked:
         yield
         return
@@ -57,14 +56,14 @@ def in_bfloat16(device: torch.device, asked: bool = True) -> Iterator[None]:
 
 
 class Guarded(nn.Module):
-    """A model as the engine wants it: [L, C, H, W] in [0, 1] -> logits [L, K], on the device of its input.
+    """A model as the engine needs it: [L, C, H, W] in [0, 1] -> logits [L, K], on the device of the input.
 
-    Logits come back in the dtype of the input or a finer one. Errors of the model become a `ModelError`, except that
-    memory ran out, which the engine can mend.
+    Logits have the dtype of the input. An error of the model becomes a `ModelError`. Only an error that means that
+    memory ran out is passed on, because the engine then halves the batch.
 
     Attributes:
         inner: the model.
-        flags: what was noticed so far: name of the problem -> sentence.
+        flags: problems noticed so far: name of the problem -> sentence.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -72,28 +71,22 @@ class Guarded(nn.Module):
         self.inner = inner
         self.flags: dict[str, str] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy the model; what a copy notices is noted here too."""
-        other = type(self)(copy.deepcopy(self.inner, memo))
-        other.flags = self.flags
-        return other.train(self.training)
-
     def try_out(self, x: Tensor) -> None:
-        """Find out on a few images whether the model leaves its input alone; from then on it is given copies if not."""
+        """Find out on a few images whether the model changes its input. If so, it is given copies from then on."""
         given = x.clone()
         try:
             with torch.no_grad():
                 self.inner(given)
-        except Exception:  # whatever a module raises about its input; `forward` words it
+        except Exception:  # a user's module may raise anything about its input; `forward` words it
             return
         if not torch.equal(given, x):
-            self.flags["input_changed"] = _NOTED["input_changed"]
+            self.flags["input_changed"] = _SENTENCES["input_changed"]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Ask the model.
+        """Query the model.
 
         Raises:
-            ModelError: it fails, changes its input only now and then, or answers with something that is no logits.
+            ModelError: the model fails, it changes its input only at times, or its output is no logits.
         """
         given = x.clone() if "input_changed" in self.flags else x
         version = given._version
@@ -111,10 +104,10 @@ class Guarded(nn.Module):
                 "The model changes its input in place, and did not when it was tried out, so no point of this batch "
                 "can be trusted. Let it work on a copy: x = x.clone()."
             )
-        return self._ordered(x, logits)
+        return self._check_logits(x, logits)
 
-    def _ordered(self, x: Tensor, logits: object) -> Tensor:
-        """Bring an answer to the device and at least the precision of the input."""
+    def _check_logits(self, x: Tensor, logits: object) -> Tensor:
+        """Check an output, and bring it to the device and the dtype of the input."""
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ModelError(f"The model answers with {given} to {len(x)} images; expected logits [N, classes].")
@@ -123,8 +116,8 @@ class Guarded(nn.Module):
         if logits.device != x.device:
             if logits.is_meta:
                 raise ModelError("The model answers on the device meta, which holds no values.")
-            self.flags["device"] = _NOTED["device"]
+            self.flags["device"] = _SENTENCES["device"]
             logits = logits.to(x.device)
         if torch.finfo(logits.dtype).eps > torch.finfo(x.dtype).eps and not _IN_BFLOAT16.get():
-            self.flags["dtype"] = _NOTED["dtype"].format(what=logits.dtype)
+            self.flags["dtype"] = _SENTENCES["dtype"].format(what=logits.dtype)
         return logits.to(x.dtype)

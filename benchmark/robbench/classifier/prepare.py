@@ -1,4 +1,4 @@
-"""The classifier under test: brought onto its device as a frozen, guarded copy."""
+"""The classifier under test: a frozen, guarded copy on its device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robbench.classifier.fast_layers import quicken
+from robbench.classifier.fast_layers import install_fast_layers
 from robbench.classifier.guard import Guarded
 from robbench.core.errors import ModelError
 
@@ -24,8 +24,8 @@ class Target:
         name: as it appears in results.
         device: where it runs.
         weights: SHA-256 of the weights.
-        identity: what else determines the function it computes.
-        paper: figures that its card quotes.
+        identity: what else determines the function that it computes.
+        paper: numbers that its card quotes from the paper.
     """
 
     module: nn.Module
@@ -40,7 +40,7 @@ def pick_device(name: str) -> torch.device:
     """Resolve `auto`, `cpu`, `cuda` or `cuda:i`.
 
     Raises:
-        ModelError: no such device here; the ones there are get named.
+        ModelError: there is no such device here. The message names the devices that there are.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -52,16 +52,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device(wanted)
 
 
-def prepare(module: nn.Module, device: torch.device, x: Tensor) -> Guarded:
-    """Return a frozen copy of a model on the device, guarded; the caller's own is left as it is.
+def prepare(
+    module: nn.Module, device: torch.device, x: Tensor, *, fast_layers: bool = True, bfloat16: bool = False
+) -> Guarded:
+    """Return a frozen, guarded copy of a model on the device. The caller's module stays as it is.
 
-    Convolutions run in channels-last layout where the model works that way (a `.view` inside it may not), and on a CPU
-    layers use the kernels of `kernels.py`.
+    Convolutions run in channels-last layout if the model works in that layout; a `.view` inside it may not.
 
     Args:
         module: in eval mode.
-        device: where to.
+        device: where the copy will run.
         x: a few images to try it on, [n, C, H, W].
+        fast_layers: whether layers may be replaced by faster ones on a CPU (`fast_layers`).
+        bfloat16: whether gradients will run in bfloat16, in which faster layers are then compared, too.
 
     Raises:
         ModelError: the model is in training mode.
@@ -74,20 +77,20 @@ def prepare(module: nn.Module, device: torch.device, x: Tensor) -> Guarded:
         )
     try:
         ours = copy.deepcopy(module)
-    except Exception:  # whatever a user's module raises: hooks, handles and generators do not copy
+    except Exception:  # a user's module may raise anything: hooks, handles and generators do not copy
         ours = module
     ours = ours.to(device)
     if ours is not module:
         ours.requires_grad_(False)
         if any(p.dim() == 4 for p in ours.parameters()):
             try:
-                ours.to(memory_format=torch.channels_last)  # refused if anything in it has five dimensions
+                ours.to(memory_format=torch.channels_last)  # fails if a parameter has five dimensions
                 with torch.no_grad():
                     ours(x.to(device, copy=True))
-            except Exception:  # whatever a module raises about its input; `classify` words it
+            except Exception:  # a user's module may raise anything about its input; `classify` words it
                 ours.to(memory_format=torch.contiguous_format)
-        if device.type == "cpu":
-            quicken(ours, x)
+        if fast_layers and device.type == "cpu":
+            install_fast_layers(ours, x, bfloat16)
     guarded = Guarded(ours).eval()
     guarded.try_out(x.to(device))
     return guarded

@@ -57,6 +57,7 @@ Radii = Annotated[
     str | None,
     typer.Option("--eps", help='Radius in [0, 1] pixel units, such as "8/255"; several with commas make a sweep.'),
 ]
+FastLayers = Annotated[bool, typer.Option(help="On a CPU, replace layers whose gradient torch computes slowly.")]
 Keep = Annotated[
     bool, typer.Option("--save-adversarials", help="Keep every adversarial example, for `robbench verify`.")
 ]
@@ -90,6 +91,7 @@ def eval_(
     seeds: Annotated[int, typer.Option(help="Run N seeds, from --seed on: mean, range, and worst over seeds.")] = 1,
     lanes: Lanes = None,
     gradients: Gradients = None,
+    fast_layers: FastLayers = True,
     device: Device = "auto",
     models: Models = None,
     imports: Imports = None,
@@ -125,6 +127,7 @@ def eval_(
         seed=seed,
         lanes=lanes,
         gradients=gradients,
+        fast_layers=fast_layers,
         models=models or (),
         data_dir=data_dir,
         overwrite=overwrite,

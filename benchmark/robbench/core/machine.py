@@ -1,7 +1,4 @@
-"""The machine: what a number was measured on, and the memory of this process.
-
-Freed memory stays in the process, since loops ask for the same buffers every round. A slow leak is reported.
-"""
+"""The machine: what a number was measured on, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ from typing import Any
 
 import torch
 
+from robbench.core.settings import may_change_process
 from robbench.core.version import PACKAGE, __version__
 
 __all__ = [
@@ -34,7 +32,7 @@ __all__ = [
 ]
 
 _PACKAGES = ("numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "torchvision", "pyautoattack", "torchattacks")
-_LEAK = 64 * 2**20  # bytes; less is noise of the allocator
+_LEAK = 64 * 2**20  # bytes; a smaller rise is noise of the allocator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -61,12 +59,12 @@ def versions() -> dict[str, str]:
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """Tell how much memory this process holds now, on the device that the model runs on."""
+    """Tell how many bytes this process holds now, on the device that the model runs on; None if unknown."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Record what a run was made with, beyond the versions that head the record; JSON values."""
+    """Record what a run was made with, besides the `versions`, as JSON values."""
     packages = {}
     for name in _PACKAGES:
         try:
@@ -90,7 +88,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @functools.cache
 def revision() -> dict[str, Any]:
-    """Name the code: commit and whether files of the package were changed; its version outside of a checkout."""
+    """Name the code: its commit, and whether files of the package were changed; outside of a checkout its version."""
     package = PACKAGE
     # A checkout only if it is ours: an installed package may lie inside some other repository.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
@@ -110,15 +108,19 @@ def _git(folder: Path, *args: str) -> str | None:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large freed blocks instead of returning them to the kernel; False where that is unknown.
+    """Tell glibc to reuse large freed blocks instead of returning them to the kernel.
 
-    A block that was returned is faulted in again page by page at the next round. On two cores that took a quarter of
-    the time of a small network's forward and backward pass (docs/performance.md). The process keeps its peak memory.
+    A returned block costs a page fault for each of its pages when the next round asks for it again. On two cores that
+    was a quarter of the time of a small network's forward and backward pass (docs/performance.md). The price: the
+    process keeps its peak memory. The setting holds for the whole process; ROBBENCH_KEEP_SETTINGS=1 forbids it.
+
+    Returns:
+        Whether the setting was made: not on other systems, and not if it is forbidden.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not may_change_process():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    # 32 MiB is the most that older versions accept for the first.
+    # Older versions accept at most 32 MiB for the first setting.
     return (
         mallopt is not None
         and any(mallopt(_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
@@ -127,7 +129,7 @@ def keep_freed_memory() -> bool:
 
 
 def resident_bytes() -> int | None:
-    """Tell how much memory of the machine this process holds now; None where the system does not say."""
+    """Tell how many bytes of the machine's memory this process holds now; None where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -137,9 +139,9 @@ def resident_bytes() -> int | None:
 
 @dataclass
 class Growth:
-    """Watches the memory of a process through a run, and tells a slow leak from what a run needs anyway.
+    """Watches the memory of a process during a run, and tells a slow leak from what a run needs anyway.
 
-    What the run itself keeps (its records, the adversarial examples) is told to it and does not count.
+    What the run itself keeps (records, adversarial examples) does not count as a leak.
     """
 
     seen: list[int] = field(default_factory=list)
@@ -150,7 +152,7 @@ class Growth:
 
         Args:
             held: bytes that the process holds now.
-            kept: bytes that the run itself has kept since the last time.
+            kept: bytes that the run itself has kept since the last measurement.
         """
         self.kept += kept
         if held is not None:
@@ -162,8 +164,8 @@ class Growth:
         third = len(self.seen) // 3
         if third < 2:
             return 0
-        # What leaked is there at all times, so the least of each quarter counts. Buffers that grow once are no leak:
-        # the rise must go on through all quarters.
+        # Leaked memory is never freed, so the least of each quarter counts. Buffers that grow once are no leak, so the
+        # rise must go on through all quarters.
         quarter = (len(self.seen) - third) / 4
         parts = [self.seen[third + round(k * quarter) : third + round((k + 1) * quarter)] for k in range(4)]
         least = [min(part) for part in parts]

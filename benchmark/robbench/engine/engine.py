@@ -1,18 +1,16 @@
-"""The lane scheduler: the only loop that queries a model for a result.
+"""The only loop that queries a model for a result.
 
-The engine holds a fixed number of lanes (the batch). Each lane is at its own sample, trial and step; lanes that
-finish are refilled with the next samples at once, and once none waits, with further trials of samples that withstand
-(`ledger`). Every answer is judged (`lanes`); attacks propose, and nothing they claim is believed.
+The engine holds a fixed number of lanes (the batch). Each lane is at its own sample, trial and step. A lane that is
+free gets the next sample at once. Once no sample waits, it gets a further trial of a sample that withstands (`trials`).
+The judge decides about every answer (`judge`). Attacks propose points, and the engine believes nothing that they claim.
 
-A sample's verdict does not depend on its neighbours: the batch is as wide as can be while samples wait. Once there is
-work for fewer lanes, the engine may go on with fewer, but only at widths at which this model, on this machine, was seen
-to return the same bits as at full width (`widths.Widths`). On a CPU several such batches run beside each other, one a
-core (`crews`); work goes to whichever has a lane free.
+A sample's verdict does not depend on its neighbours. While samples wait, the batch has its full width. When fewer lanes
+have work, the engine may use a narrower batch. It uses only widths at which this model, on this machine, was seen to
+give the same bits as at full width (`classifier.batch_width`). The same holds for the number of threads.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -23,22 +21,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.attacks.base import Attack
-from robbench.classifier.batch_width import Widths, device_of
+from robbench.classifier.batch_width import BatchWidths, device_of, using_threads
 from robbench.classifier.guard import out_of_memory
 from robbench.core.errors import ModelError
 from robbench.core.threat import Ball
 from robbench.core.types import Judge, Problem
-from robbench.engine.lanes import Lanes, Order
+from robbench.engine.job import AttackJob
+from robbench.engine.lanes import Finished, Lanes
 from robbench.engine.query import Classifier, query
-from robbench.engine.threads import muster, work
-from robbench.engine.trials import Ledger, Trial
+from robbench.engine.trials import TrialQueue
 
 __all__ = ["Rows", "attack_samples", "perturb", "query"]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What the engine recorded, one row per sample, in the order in which samples finished.
+    """What the engine recorded: one row per sample, in the order in which samples finished.
 
     Attributes:
         sample: official indices, [n] int64.
@@ -53,7 +51,7 @@ class Rows:
         backwards: backward passes of the same, [n] int64.
         distance: ‖x_adv − x‖ at the break (nan where robust), [n] float64.
         zero_gradients: unsuccessful queries whose loss gradient was exactly zero everywhere, [n] int64.
-        nonfinite: queries answered with NaN or infinity (never a break), [n] int64.
+        nonfinite: queries whose logits held NaN or infinity (never a break), [n] int64.
         seconds: this sample's share of the wall time, [n] float64.
         x_adv: adversarial examples [n, C, H, W] (the clean image where robust), if asked for.
     """
@@ -75,9 +73,18 @@ class Rows:
 
 
 def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor:
-    """Run one trial of an attack as the plain loop, with no judge and no early stop: the final point of each lane.
+    """Run one trial of an attack as a plain loop, without judge and early stop.
 
-    Adversarial training uses this; tests hold the scheduler against it.
+    Adversarial training uses it. Tests compare the lanes with it.
+
+    Args:
+        model: what to query.
+        attack: what to run.
+        p: one row per lane.
+        ball: where the points lie.
+
+    Returns:
+        The final point of each lane, [L, C, H, W].
     """
     if attack.needs_logits and p.logits is None:
         with torch.no_grad():
@@ -98,7 +105,7 @@ def attack_samples(
     ball: Ball,
     *,
     key: tuple[int, int],
-    widths: Widths,
+    widths: BatchWidths,
     judge: Judge = "any",
     detect_cycles: bool = True,
     draws: int = 1,
@@ -111,21 +118,20 @@ def attack_samples(
 
     Args:
         model: in eval mode, [L, C, H, W] in [0, 1] -> logits [L, K], on the device to use.
-        attack: what to propose.
-        x: clean images [N, C, H, W] on the CPU; they travel to the model's device lane by lane.
+        attack: what proposes the points.
+        x: clean images [N, C, H, W] on the CPU. Lanes copy them to the model's device.
         y: labels [N] int64 on the CPU.
         sample: official indices [N]; they select the random numbers.
         ball: where adversarial examples must lie.
         key: from `rng.make_key(seed, stage)`.
-        widths: the width of the batch; its halves are used when memory runs out, and later calls keep to that. It also
-            says whether gradients, and the logits that come with them, are computed in bfloat16. What these claim to
-            break is then asked about again in the precision of the images, and so is the last point of each trial:
-            the answers to that are what is judged.
+        widths: the width of the batch. When memory runs out, the width is halved, for later calls too. It also says
+            whether the model computes gradients, and the logits that come with them, in bfloat16. The judge asks about
+            these breaks, and about the last point of each trial, again in the precision of the images.
         judge: `any` queried point may break a sample, or the `final` point of a trial only.
-        detect_cycles: end a trial of a memoryless attack when it comes back to one of its last two points: with a
-            deterministic model and judge `any`, everything from there on has been judged before.
-        draws: for models that answer at random: a break counts if more than half of so many answers are wrong.
-        on_rows: called with the rows of samples as they finish, so that nothing is lost by an interrupt.
+        detect_cycles: end a trial of a memoryless attack when it comes back to one of its last two points. With a
+            deterministic model and judge `any`, all later points of the trial have been judged before.
+        draws: for randomized models: a break counts if more than half of so many answers are wrong.
+        on_rows: called with the rows of samples as they finish, so that an interrupt loses none of them.
         on_narrow: called with (new width, reason) when memory ran out and the lanes were halved.
         keep_adversarials: fill `Rows.x_adv`.
         claims: official index -> whether the attack says that it broke the sample, where points are another program's.
@@ -136,102 +142,108 @@ def attack_samples(
     Raises:
         ModelError: the output is not [L, K], or memory runs out at width 1.
     """
-    cycles = detect_cycles and attack.memoryless and judge == "any"
-    order = Order(
-        attack, x, y, sample, ball, key, judge, widths, draws, keep_adversarials, device_of(model), cycles
-    )  # fmt: skip
-    run = _Run(model, order, on_rows, claims)
+    job = AttackJob(
+        model=model,
+        attack=attack,
+        x=x,
+        y=y,
+        sample=sample,
+        ball=ball,
+        key=key,
+        judge=judge,
+        widths=widths,
+        draws=draws,
+        keep_adversarials=keep_adversarials,
+        device=device_of(model),
+        ends_cycles=detect_cycles and attack.memoryless and judge == "any",
+    )
+    run = AttackRun(job, on_rows, claims)
     waiting = list(range(len(y)))
     while waiting:
-        failure = run.go(waiting)
+        failure = run.work(waiting)
         if failure is None:
             break
         if widths.lanes == 1:
             raise ModelError(f"Out of memory with a single lane: {failure}")
         widths.halve()
-        waiting = [i for i in waiting if i not in run.finished]  # samples in flight start again, from their counters
+        waiting = [i for i in waiting if i not in run.finished]  # unfinished samples begin again, with new counters
         if on_narrow is not None:
             on_narrow(widths.lanes, failure)
     return run.collect()
 
 
 @dataclass(eq=False)
-class _Run:
-    """One call of `attack_samples`: what it was given, and the rows of finished samples."""
+class AttackRun:
+    """One call of `attack_samples`: the job, and the rows of finished samples."""
 
-    model: nn.Module
-    order: Order
+    job: AttackJob
     on_rows: Callable[[Rows], None] | None
     claims: Mapping[int, bool]
     done: list[Rows] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    ledger: Ledger = field(init=False)
 
-    def go(self, waiting: list[int]) -> str | None:
-        """Work through the waiting samples; returns what the allocator said if memory ran out."""
+    def work(self, waiting: list[int]) -> str | None:
+        """Attack the waiting samples. Returns None, or the allocator's message if memory ran out."""
         try:
-            if self.order.attack.needs_logits and self.order.logits is None:
-                self.order = replace(self.order, logits=self.clean_logits())
-            order = self.order
-            # What answers at random is asked in one order, by one crew and by one trial of a sample after another.
-            alone = order.draws > 1
-            self.ledger = Ledger(waiting, len(order.y), order.attack.trials, ahead=not alone)
-            crews, threads = muster(self.model, order.widths, len(waiting), alone=alone)
-            work([Lanes(order, crew, self.ledger, self.finish).loop for crew in crews], threads, self.ledger)
+            if self.job.attack.needs_logits and self.job.logits is None:
+                self.job = replace(self.job, logits=self.compute_clean_logits())
+            job = self.job
+            # A randomized model is asked in one order: one trial of a sample after another.
+            queue = TrialQueue(waiting, len(job.y), job.attack.trials, ahead=job.draws == 1)
+            with using_threads(_choose_threads(job.widths, job.device)):
+                Lanes(job, queue, self.finish).run()
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             failure = (str(error).splitlines() or ["MemoryError"])[0]
         else:
             return None
-        # Outside the except block, so that the traceback no longer holds the tensors.
-        if self.order.device.type == "cuda":
+        # Outside of the except block: there, the traceback still holds the tensors.
+        if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
         return failure
 
-    def clean_logits(self) -> Tensor:
-        """Ask the model about the clean images, in batches of the full width."""
-        answers, lanes = [], self.order.widths.lanes
+    def compute_clean_logits(self) -> Tensor:
+        """Compute the logits of the clean images [N, K], in batches of the full width."""
+        answers, lanes = [], self.job.widths.lanes
         with torch.no_grad():
-            for x in self.order.x.split(lanes):  # type: ignore[no-untyped-call]  # torch's annotation is missing
+            for x in self.job.x.split(lanes):  # type: ignore[no-untyped-call]  # torch's annotation is missing
                 padded = torch.zeros((lanes, *x.shape[1:]), dtype=x.dtype)
                 padded[: len(x)] = x
-                answers.append(self.model(padded.to(self.order.device))[: len(x)])
+                answers.append(self.job.model(padded.to(self.job.device))[: len(x)])
         return torch.cat(answers)
 
-    def finish(self, done: Sequence[tuple[int, list[Trial]]]) -> None:
-        """Keep what came of samples, by their positions, and hand it on, one crew at a time."""
-        positions = np.array([position for position, _ in done])
-        last = [trials[-1] for _, trials in done]
+    def finish(self, samples: Sequence[Finished]) -> None:
+        """Keep the rows of finished samples, and hand them on."""
+        positions = np.array([sample.position for sample in samples])
+        last = [sample.trials[-1] for sample in samples]
         spent = {
-            name: np.array([sum(getattr(trial, name) for trial in trials) for _, trials in done])
+            name: np.array([sum(getattr(trial, name) for trial in sample.trials) for sample in samples])
             for name in ("forwards", "backwards", "zero_gradients", "nonfinite")
         }
         x_adv = None
-        if self.order.keep:
+        if self.job.keep_adversarials:
             pairs = zip(positions.tolist(), last, strict=True)
-            x_adv = torch.stack([self.order.x[at] if end.x_adv is None else end.x_adv for at, end in pairs])
-        sample, broken = self.order.sample[positions], np.array([end.broken for end in last])
+            x_adv = torch.stack([self.job.x[at] if end.x_adv is None else end.x_adv for at, end in pairs])
+        sample, broken = self.job.sample[positions], np.array([end.broken for end in last])
         judgements = zip(sample.tolist(), broken.tolist(), strict=True)
         rows = Rows(
             sample=sample,
-            label=self.order.y[torch.from_numpy(positions)].numpy(),
+            label=self.job.y[torch.from_numpy(positions)].numpy(),
             claimed=np.array([self.claims.get(i, judged) for i, judged in judgements]),
             broken=broken,
             prediction=np.array([end.prediction for end in last]),
-            trial=np.array([len(trials) - 1 for _, trials in done]),
+            trial=np.array([len(sample.trials) - 1 for sample in samples]),
             step=np.array([end.step for end in last]),
             distance=np.array([end.distance for end in last]),
-            seconds=self.ledger.seconds[positions],
+            seconds=np.array([sample.seconds for sample in samples]),
             x_adv=x_adv,
             **spent,
         )
-        with self.lock:
-            self.done.append(rows)
-            self.finished.update(positions.tolist())
-            if self.on_rows is not None:
-                self.on_rows(rows)
+        self.done.append(rows)
+        self.finished.update(positions.tolist())
+        if self.on_rows is not None:
+            self.on_rows(rows)
 
     def collect(self) -> Rows:
         """Join all rows."""
@@ -246,3 +258,14 @@ class _Run:
         }
         kept = [r.x_adv for r in self.done if r.x_adv is not None]
         return Rows(**columns, x_adv=torch.cat(kept) if kept else None)
+
+
+def _choose_threads(widths: BatchWidths, device: torch.device) -> int:
+    """Choose all threads of torch on a CPU if the model gives the same bits with them as on one, else one.
+
+    So verdicts do not depend on the number of cores.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or widths.has_same_bits(widths.lanes, threads):
+        return threads
+    return 1

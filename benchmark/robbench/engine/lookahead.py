@@ -1,14 +1,15 @@
-"""Several steps of a random search with one question: most proposals are not kept, so the next ones are known before.
+"""Looking ahead in a random search: one batch holds the next proposals of each search.
 
-The batch holds the next proposals of each search, as they follow if none of them is kept. Each search then goes to the
-first that is, or that ends it; what was asked beyond that is dropped. Proposals that change nothing are not asked at
-all: their answer is known. Step by step the same comes out.
+A random search keeps few of its proposals. So the next proposals are known in advance: they follow from the point that
+the search holds now, as long as it keeps none of them. The batch holds several of them for each search. Each search
+then moves to the first proposal that it keeps or that ends it. Answers to later proposals are dropped. A proposal that
+does not change the point is not queried, because its answer is known. The records are the same as step by step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,22 +17,25 @@ from torch import Tensor
 from robbench.attacks.base import Searching
 from robbench.core.threat import Ball
 from robbench.core.types import Judge, Problem, State
+from robbench.engine.judge import read_logits
+from robbench.engine.query import take_lanes
 
-__all__ = ["MOST", "Leap", "leap", "rows"]
+__all__ = ["MAX_QUERIES", "Lookahead", "look_ahead"]
 
-MOST = 8  # questions for one search at once: with one proposal in 20 kept, 5 of 6 answers are of use
+MAX_QUERIES = 8
+"""Queries for one search in one batch. If a search keeps one proposal in 20, it uses 5 of 6 answers."""
 
 
 @dataclass(frozen=True, eq=False)
-class Leap:
-    """Where each search went, [L] and more.
+class Lookahead:
+    """Where each of L searches went.
 
     Attributes:
-        x: the point it is at now, [L, C, H, W].
-        logits: the answer there, [L, K].
-        loss: the attack's there, [L].
-        steps: how many it passed on the way, none of which it kept, [L] int64.
-        nonfinite: how many of the answers to those were NaN or infinite, [L] int64.
+        x: the point that the search is at now, [L, C, H, W].
+        logits: at x, [L, K].
+        loss: at x, [L].
+        steps: number of proposals that the search passed without keeping them, [L] int64.
+        nonfinite: number of these whose logits held NaN or infinity, [L] int64.
     """
 
     x: Tensor
@@ -41,14 +45,7 @@ class Leap:
     nonfinite: Tensor
 
 
-def rows(p: Problem, s: State, at: Tensor) -> tuple[Problem, State]:
-    """Take some lanes of a problem and of its state."""
-    taken = {name: getattr(p, name)[at] for name in ("x", "y", "sample", "trial")}
-    p = replace(p, **taken, logits=None if p.logits is None else p.logits[at])
-    return p, {name: value[at] for name, value in s.items()}
-
-
-def leap(
+def look_ahead(
     ask: Callable[[Problem, State], tuple[Tensor, Tensor]],
     attack: Searching,
     p: Problem,
@@ -58,24 +55,24 @@ def leap(
     *,
     width: int,
     judge: Judge,
-) -> Leap:
-    """Follow each search to the next point that it keeps, that breaks it, or that is its last.
+) -> Lookahead:
+    """Follow each search to the next point that it keeps, that breaks its sample, or that is the last of its trial.
 
     Args:
-        ask: (problem, state) -> logits and loss at `state["x"]`, all that the state holds, for exactly `width` lanes.
-        attack: what proposes.
-        p: one row per search, L of them, at most `width`.
-        s: the state of each, about to be asked about.
+        ask: (problem, state) -> logits and loss at `state["x"]`, for exactly `width` lanes. The state holds `x` only.
+        attack: proposes the points.
+        p: one row per search: L of them, at most `width`.
+        s: the state of each search, before the query.
         ball: where the points lie.
-        t: the step each is at, [L].
-        width: questions in all; each search has `width // L` of them, or `MOST`.
-        judge: whether any point may break a sample.
+        t: the step that each search is at, [L].
+        width: queries in the batch. Each search gets `width // L` of them, at most `MAX_QUERIES`.
+        judge: whether any point may break a sample, or the final one only.
     """
-    each = min(width // len(t), MOST)
+    each = min(width // len(t), MAX_QUERIES)
     points, known = attack.further(p, ball, s, t, each)
     ahead = torch.arange(points.shape[1], device=t.device)
     step = t[:, None] + ahead
-    # The last point is asked about again, because it may be judged; a search that would ask nothing asks one.
+    # A last point is always queried, because the judge needs its logits. A search queries at least one point.
     asked = (~known | (step == attack.steps) | ((ahead == len(ahead) - 1) & known.all(1, keepdim=True))) & (
         step <= attack.steps
     )
@@ -84,16 +81,16 @@ def leap(
     n = len(lane)
     padding = lane.new_zeros(width - n)
     at = torch.cat([lane, padding])
-    logits, loss = ask(rows(p, {}, at)[0], {"x": points[at, torch.cat([number, padding])]})
-    answer = torch.zeros_like(step)  # which of them belongs to which point
+    logits, loss = ask(take_lanes(p, {}, at)[0], {"x": points[at, torch.cat([number, padding])]})
+    answer = torch.zeros_like(step)  # the row of the batch that holds the answer to each point
     answer[lane, number] = torch.arange(n, device=t.device)
-    finite = logits.isfinite().all(1)[answer]
     stop = attack.keeps(s, loss[answer]) | (step == attack.steps)
+    _, is_wrong, is_finite = (row[answer] for row in read_logits(logits, p.y[at]))
     if judge == "any":
-        stop |= finite & (logits.argmax(1)[answer] != p.y[:, None])
+        stop |= is_wrong
     stop &= asked
     last = torch.where(asked, ahead, 0).amax(1)
     first = torch.where(stop.any(1), stop.int().argmax(1), last)
     every = torch.arange(len(t), device=t.device)
     chosen, passed = answer[every, first], asked & (ahead < first[:, None])
-    return Leap(points[every, first], logits[chosen], loss[chosen], first, (passed & ~finite).sum(1))
+    return Lookahead(points[every, first], logits[chosen], loss[chosen], first, (passed & ~is_finite).sum(1))

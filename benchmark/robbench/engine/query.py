@@ -1,8 +1,9 @@
-"""Questions to a model: logits, the attack's loss and its gradient, and on which samples it fails."""
+"""Queries to a model: logits, the attack's loss and its gradient, and the samples that the model fails on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,18 +15,31 @@ from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core.errors import ModelError
 from robbench.core.types import Problem, State, some_ids
 
-__all__ = ["Classifier", "blame", "query"]
+__all__ = ["Classifier", "name_failing_samples", "query", "take_lanes"]
 
 Classifier = Callable[[Tensor], Tensor]
-"""Images [L, C, H, W] in [0, 1] -> logits [L, K]: a module, or what wraps one."""
+"""Images [L, C, H, W] in [0, 1] -> logits [L, K]: a module, or a function around one."""
 
 
 def query(
-    model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bool, coarse: bool = False
+    model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bool, bfloat16: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ask the model at `s["x"]`: logits [L, K], the attack's loss [L] and its gradient (zeros without `with_grad`).
+    """Query the model at `s["x"]`.
 
-    With `coarse`, the model computes in bfloat16; the loss and its gradient at x stay in the precision of x.
+    Args:
+        model: what to query.
+        attack: whose loss.
+        p: one row per lane.
+        s: the state, whose `x` is [L, C, H, W].
+        with_grad: whether to compute the gradient.
+        bfloat16: whether the model computes the logits of a query with a gradient in bfloat16. The loss and the
+            gradient at x keep the dtype of x.
+
+    Returns:
+        Logits [L, K], loss [L], and the gradient of the loss at x [L, C, H, W], zeros without `with_grad`.
+
+    Raises:
+        ModelError: the logits have no gradient, or the backward pass fails.
     """
     x = s["x"]
     if not with_grad:
@@ -34,7 +48,7 @@ def query(
             return logits, attack.loss(logits, p, s), torch.zeros_like(x)
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        with in_bfloat16(x.device, coarse):
+        with in_bfloat16(x.device, bfloat16):
             logits = model(x)
         loss = attack.loss(logits, p, s)
         if not loss.requires_grad:
@@ -52,31 +66,43 @@ def query(
     return logits.detach(), loss.detach(), torch.zeros_like(x) if grad is None else grad
 
 
-def blame(model: Classifier, p: Problem, x: Tensor, live: NDArray[np.int64], with_grad: bool, coarse: bool) -> str:
-    """Name the samples that a batch failed on, by asking about each point alone at the same width.
+def take_lanes(p: Problem, s: State, at: Tensor) -> tuple[Problem, State]:
+    """Take the lanes `at` [n] of a problem and of its state."""
+    taken = {name: getattr(p, name)[at] for name in ("x", "y", "sample", "trial")}
+    p = replace(p, **taken, logits=None if p.logits is None else p.logits[at])
+    return p, {name: value[at] for name, value in s.items()}
+
+
+def name_failing_samples(
+    model: Classifier, p: Problem, x: Tensor, live: NDArray[np.int64], with_grad: bool, bfloat16: bool
+) -> str:
+    """Query each point of a failed batch alone, at the same width, and word which samples fail.
 
     Args:
         model: what failed.
         p: one row per lane.
         x: the points, [L, C, H, W].
         live: the lanes that hold a sample.
-        with_grad: whether gradients were asked for.
-        coarse: whether in bfloat16.
+        with_grad: whether the failed query computed a gradient.
+        bfloat16: whether it ran in bfloat16.
+
+    Returns:
+        The end of an error message.
     """
     samples, failing = p.sample[torch.from_numpy(live).to(x.device)].tolist(), set()
     for lane, sample in zip(live, samples, strict=True):
         alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
         try:
             with torch.set_grad_enabled(with_grad):
-                with in_bfloat16(x.device, coarse):
+                with in_bfloat16(x.device, bfloat16):
                     answer = model(alone).sum()
                 if with_grad:
                     torch.autograd.grad(answer, alone, allow_unused=True)
-        except (ModelError, RuntimeError):  # the latter from autograd
+        except (ModelError, RuntimeError):  # autograd raises the latter
             failing.add(sample)
-    alone_too = f"it fails on {some_ids(sorted(failing))}" if failing else "none of them fails alone"
-    how = " in bfloat16; without --gradients it may well answer" if coarse else ""
+    which = f"it fails on {some_ids(sorted(failing))}" if failing else "none of them fails alone"
+    how = " in bfloat16; without --gradients it may well answer" if bfloat16 else ""
     return (
-        f"(while attacking {some_ids(sorted(set(samples)))}{how}: {alone_too}). Everything that was finished before is "
+        f"(while attacking {some_ids(sorted(set(samples)))}{how}: {which}). Everything that was finished before is "
         "kept; mend the model, and the same command goes on if it still computes the same function."
     )

@@ -1,12 +1,12 @@
-"""Which trials of which samples wait, run and have ended: what the batches of one attack share.
+"""The queue of trials of one attack: which trials wait, which have begun, and which have ended.
 
-A sample's trials count in their order: it is broken by the lowest trial that breaks it, and has cost what the trials
-up to that one cost. So trials may run beside each other, and the record is the same as if they had run in turn.
+A sample's trials count in their order. The lowest trial that breaks a sample is the one that counts. The sample has
+cost what the trials up to that one cost. So several trials of a sample may run at the same time, and the record is the
+same as if they had run one after another.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-__all__ = ["Ledger", "Trial"]
+__all__ = ["Trial", "TrialQueue"]
 
 
 class Trial(NamedTuple):
-    """How one trial of a sample ended; what each field means, `engine.Rows` says."""
+    """How one trial of a sample ended. `engine.Rows` explains the fields."""
 
     broken: bool
     prediction: int
@@ -34,124 +34,95 @@ class Trial(NamedTuple):
 
 @dataclass(slots=True)
 class _Case:
-    """A sample that is being attacked."""
+    """A sample under attack.
+
+    Attributes:
+        begun: number of trials that have begun.
+        ended: the trials that have ended, by number.
+        over: the trials 0 to over − 1 have all ended.
+    """
 
     begun: int = 1
     ended: dict[int, Trial] = field(default_factory=dict)
-    over: int = 0  # how many of the first trials have all ended
+    over: int = 0
 
 
-class Ledger:
-    """What is to be done for each sample, by its position, and what was done.
+class TrialQueue:
+    """Hands out the trials of all samples, and collects how they ended. Samples are named by their position.
 
-    Of a sample that has withstood its first k trials, 2k + 1 more may run wherever lanes are free. So fewer than three
-    times the trials that count are ever begun, and a hundred restarts of the few samples that withstand everything fill
-    a batch instead of a few lanes.
+    Once a sample has withstood its first k trials, 2k + 1 more may begin in free lanes. So fewer than three times the
+    trials that count ever begin, and a hundred restarts of a few robust samples fill a batch.
+
+    Args:
+        waiting: positions of the samples to attack, in the order in which they begin.
+        n: number of positions.
+        trials: number of trials of each sample.
+        ahead: whether further trials of a sample may begin in free lanes. Without it, a sample's trials run one after
+            another.
 
     Attributes:
-        trials: of each sample.
-        winner: the lowest trial that has broken the sample at this position so far, `trials` where none has, [N].
-        seconds: each sample's share of the wall time, [N].
+        trials: number of trials of each sample.
+        winner: the lowest trial that has broken each sample so far, `trials` where none has, [N].
     """
 
     def __init__(self, waiting: Iterable[int], n: int, trials: int, *, ahead: bool = True) -> None:
         self.trials, self._ahead = trials, ahead
         self.winner = np.full(n, trials)
-        self.seconds = np.zeros(n)
         self._waiting = deque(waiting)
         self._cases: dict[int, _Case] = {}
-        self._running = self._spare = 0
-        self._closed = False
-        self._change = threading.Condition()
-
-    @property
-    def closed(self) -> bool:
-        """Whether all are to stop."""
-        return self._closed
-
-    def wanted(self) -> int:
-        """Count the lanes, of all crews together, that there is work for."""
-        return len(self._waiting) + self._running + self._spare
+        self._spare = 0  # number of further trials that any lane may begin
 
     def take(self, most: int) -> list[tuple[int, int]]:
-        """Hand out so many trials at most, as (position, trial): those of waiting samples before further ones."""
+        """Hand out at most so many trials as (position, trial). Waiting samples come before further trials."""
         if most <= 0 or not (self._waiting or self._spare):
-            return []  # asked in every round, and mostly for none
-        with self._change:
-            taken = [(self._waiting.popleft(), 0) for _ in range(min(most, len(self._waiting)))]
-            self._cases |= {position: _Case() for position, _ in taken}
-            if len(taken) < most and self._spare:
-                for position, case in self._cases.items():
-                    more = min(self._free(position, case), most - len(taken))
-                    taken += ((position, case.begun + k) for k in range(more))
-                    case.begun += more
-                    self._spare -= more
-            self._running += len(taken)
-            return taken
+            return []  # the usual answer: every round asks
+        taken = [(self._waiting.popleft(), 0) for _ in range(min(most, len(self._waiting)))]
+        self._cases |= {position: _Case() for position, _ in taken}
+        if len(taken) < most and self._spare:
+            for position, case in self._cases.items():
+                more = min(self._count_spare(position, case), most - len(taken))
+                taken += ((position, case.begun + k) for k in range(more))
+                case.begun += more
+                self._spare -= more
+        return taken
 
-    def go_on(self, position: int) -> int | None:
-        """Say which trial of this sample a lane goes on with that has just ended one; None if there is none."""
-        with self._change:
-            case = self._cases.get(position)
-            if case is None or not self._allowed(position, case):
-                return None
-            self._spare -= self._free(position, case)
-            case.begun += 1
-            self._running += 1
-            self._spare += self._free(position, case)
-            return case.begun - 1
+    def next_trial_of(self, position: int) -> int | None:
+        """Begin the next trial of a sample in the lane that has just ended one. None if the sample has no next."""
+        case = self._cases.get(position)
+        if case is None or not self._count_allowed(position, case):
+            return None
+        self._spare -= self._count_spare(position, case)
+        case.begun += 1
+        self._spare += self._count_spare(position, case)
+        return case.begun - 1
 
-    def file(self, position: int, trial: int, end: Trial) -> list[Trial]:
-        """Note how a trial ended; returns the sample's trials up to the one that counts, once all of those have."""
-        with self._change:
-            self._running -= 1
-            if trial > self.winner[position]:  # another crew was faster
-                self._tell()
-                return []
-            case = self._cases[position]
-            self._spare -= self._free(position, case)
-            case.ended[trial] = end
-            while case.over in case.ended:
-                case.over += 1
-            if end.broken:
-                self.winner[position] = min(self.winner[position], trial)
-            last = min(int(self.winner[position]), self.trials - 1)
-            found = []
-            if case.over > last:
-                del self._cases[position]
-                found = [case.ended[k] for k in range(last + 1)]
-            else:
-                self._spare += self._free(position, case)
-            self._tell()
-            return found
+    def record_end(self, position: int, trial: int, end: Trial) -> list[Trial]:
+        """Record how a trial ended.
 
-    def drop(self, lanes: int) -> None:
-        """Note that so many lanes have let go of trials that no longer count."""
-        with self._change:
-            self._running -= lanes
-            self._tell()
+        Returns:
+            The sample's trials up to the one that counts, once all of these have ended; until then an empty list.
+        """
+        if trial > self.winner[position]:  # an earlier trial has broken the sample in the same round
+            return []
+        case = self._cases[position]
+        self._spare -= self._count_spare(position, case)
+        case.ended[trial] = end
+        while case.over in case.ended:
+            case.over += 1
+        if end.broken:
+            self.winner[position] = min(self.winner[position], trial)
+        last = min(int(self.winner[position]), self.trials - 1)
+        if case.over > last:
+            del self._cases[position]
+            return [case.ended[k] for k in range(last + 1)]
+        self._spare += self._count_spare(position, case)
+        return []
 
-    def rest(self) -> bool:
-        """Wait until there is a trial to take; returns whether there is, rather than nothing more to come."""
-        with self._change:
-            self._change.wait_for(lambda: self._closed or self._waiting or self._spare or not self._running)
-            return not self._closed and bool(self._waiting or self._spare)
-
-    def close(self) -> None:
-        """Have all stop."""
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-
-    def _allowed(self, position: int, case: _Case) -> int:
+    def _count_allowed(self, position: int, case: _Case) -> int:
         """Count the further trials of a sample that may begin now."""
-        lost = self.winner[position] < self.trials
-        return 0 if lost else max(min(3 * case.over + 1, self.trials) - case.begun, 0)
+        broken = self.winner[position] < self.trials
+        return 0 if broken else max(min(3 * case.over + 1, self.trials) - case.begun, 0)
 
-    def _free(self, position: int, case: _Case) -> int:
-        """Count those among them that any lane may begin."""
-        return self._allowed(position, case) if self._ahead else 0
-
-    def _tell(self) -> None:
-        if self._spare or not self._running:
-            self._change.notify_all()
+    def _count_spare(self, position: int, case: _Case) -> int:
+        """Count the further trials of a sample that any lane may begin."""
+        return self._count_allowed(position, case) if self._ahead else 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import classify
 from robbench.core.errors import RobbenchError
 from robbench.core.machine import keep_freed_memory
@@ -34,6 +34,7 @@ class AttackFields(TypedDict, total=False):
     seed: int
     lanes: int | None
     gradients: str | None
+    fast_layers: bool
     device: str | torch.device
 
 
@@ -105,7 +106,7 @@ def attack_images(
         y: labels [N], integers.
         eps: radius in [0, 1] pixel units, "8/255" or 0.3.
         judge: "any" point that is queried may break an image, or only the "final" one of each restart.
-        **fields: norm (Linf, L2 or L1), seed, lanes, gradients and device, as for `evaluate`.
+        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers and device, as for `evaluate`.
 
     Raises:
         RobbenchError: the model, the images or an option do not allow an honest number; the sentence says why.
@@ -148,7 +149,7 @@ def attack_images(
             labels[right],
             images.index[right],
             ball,
-            widths=Widths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse),
+            widths=BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse),
             judge=judge,
             deterministic="randomized" not in flags,
             on_rows=take,

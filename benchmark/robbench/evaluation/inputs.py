@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.classifier.checks import check_images
+from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target, pick_device, prepare
 from robbench.core import rng
 from robbench.core.errors import DataError
@@ -60,12 +61,16 @@ def resolve(spec: ModelSpec, options: Options) -> tuple[Target, Images]:
     device, source = pick_device(options.device), spec.source
     if source is not None:
         images = own_images(spec.x, spec.y, source.test_set(spec.dataset), options)
-        return sourced(spec, device, images), images
+        return sourced(spec, device, images, options), images
     if isinstance(spec.model, str):
         target, data = registered(spec.model, device, options)
         return target, Images.of(data)
     images = own_images(spec.x, spec.y, spec.dataset, options)
-    return own_target(spec.model, spec.name, device, images), images
+    return own_target(spec.model, spec.name, device, images, options), images
+
+
+def _prepare(module: nn.Module, device: torch.device, x: Tensor, options: Options) -> Guarded:
+    return prepare(module, device, x, fast_layers=options.fast_layers, bfloat16=options.gradients is not None)
 
 
 def registered(name: str, device: torch.device, options: Options) -> tuple[Target, Dataset]:
@@ -75,7 +80,7 @@ def registered(name: str, device: torch.device, options: Options) -> tuple[Targe
     data = load(entry.dataset, "test", options.data_dir)
     first = torch.from_numpy(data.x[:2]).float() / data.scale
     target = Target(
-        module=prepare(loaded.module, device, first),
+        module=_prepare(loaded.module, device, first, options),
         name=entry.name,
         device=device,
         weights=loaded.weights_sha256,
@@ -109,10 +114,10 @@ def _bytes_digest(t: Tensor) -> str:
     return hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest()
 
 
-def own_target(model: nn.Module, name: str | None, device: torch.device, images: Images) -> Target:
+def own_target(model: nn.Module, name: str | None, device: torch.device, images: Images, options: Options) -> Target:
     """Take a user's module; its identity is its class, its structure and its tensors."""
     return Target(
-        module=prepare(model, device, images.x(np.arange(min(2, len(images.y))))),
+        module=_prepare(model, device, images.x(np.arange(min(2, len(images.y)))), options),
         name=name or type(model).__name__,
         device=device,
         weights=module_digest(model),
@@ -120,7 +125,7 @@ def own_target(model: nn.Module, name: str | None, device: torch.device, images:
     )
 
 
-def sourced(spec: ModelSpec, device: torch.device, images: Images) -> Target:
+def sourced(spec: ModelSpec, device: torch.device, images: Images, options: Options) -> Target:
     """Load a model that has no card; its identity names the source."""
     source = spec.source
     assert source is not None
@@ -128,7 +133,7 @@ def sourced(spec: ModelSpec, device: torch.device, images: Images) -> Target:
     _, channels, rows, columns = first.shape
     found = load_source(spec, (channels, rows, columns), images.num_classes)
     return Target(
-        module=prepare(found.module, device, first),
+        module=_prepare(found.module, device, first, options),
         name=spec.name or source.name,
         device=device,
         weights=found.weights,

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.classifier.batch_width import Widths
-from robbench.classifier.checks import answers
+from robbench.classifier.batch_width import BatchWidths
+from robbench.classifier.checks import compute_logits
 from robbench.classifier.prepare import Target
 from robbench.core.threat import Ball
 from robbench.engine.engine import Rows
@@ -50,7 +50,7 @@ class Keeper:
     target: Target
     images: Images
     ball: Ball
-    widths: Widths
+    widths: BatchWidths
     exact: bool = False
     fresh: list[tuple[str, Rows]] = field(default_factory=list)
 
@@ -85,7 +85,7 @@ class Keeper:
     def _holds(self, x0: Tensor, x: Tensor, prediction: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which points are in the ball and the box, and predicted as recorded."""
         inside = self.ball.contains(x0, x).numpy()
-        logits = answers(self.target, x, self.widths.lanes)
+        logits = compute_logits(self.target, x, self.widths.lanes)
         same = logits.isfinite().all(1).numpy() & (logits.argmax(1).numpy() == prediction)
         held: NDArray[np.bool_] = inside & same
         return held

@@ -28,6 +28,7 @@ class OtherFields(TypedDict, total=False):
     seed: int
     lanes: int | None
     gradients: str | None
+    fast_layers: bool
     device: str | torch.device
     data_dir: str | Path | None
     models: Sequence[str | Path]
@@ -56,6 +57,8 @@ class Options:
         lanes: batch width; None chooses by image size and device.
         gradients: "bfloat16" computes gradients, and the logits that come with them, in bfloat16, which is faster where
             the hardware has it. What is judged stays in the precision of the images.
+        fast_layers: on a CPU, replace layers whose gradient torch computes slowly (`classifier.fast_layers`). The
+            environment of the result lists the replaced layers. They are no part of the run's identity.
         device: auto, cpu, cuda or cuda:i; a torch.device becomes its name.
         data_dir: where the data sets are; None means ROBBENCH_DATA.
         models: further model registries.
@@ -76,6 +79,7 @@ class Options:
     seed: int = 0
     lanes: int | None = None
     gradients: str | None = None
+    fast_layers: bool = True
     device: str = "auto"
     data_dir: str | Path | None = None
     models: Sequence[str | Path] = ()
@@ -191,6 +195,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "seed": _read_integer(0, optional=False),
     "lanes": _read_integer(1),
     "gradients": _read_choice(RobbenchError, "bfloat16"),
+    "fast_layers": _read_flag,
     "device": _read_device,
     "data_dir": _read_path,
     "models": _read_paths,

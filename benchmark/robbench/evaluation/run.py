@@ -123,7 +123,7 @@ class EvaluationRun(Setup):
         super().__init__(target, images, suite, request.options, device)
         self.request, self.reporter = request, reporter or Silent()
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        self.place = Place.of(target.device)
+        self.place = Place.of(target)
         self._flags: dict[str, str] = {}
         self._context = contextlib.ExitStack()
         self.store = None

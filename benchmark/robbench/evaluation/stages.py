@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robbench.attacks import Attack, describe
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import RANDOMIZED_DRAWS, classify
 from robbench.classifier.prepare import Target
 from robbench.core import rng
@@ -84,7 +84,9 @@ def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Tra
     params = dict(s.params)
     optional = params.pop("optional", False)
     try:
-        return build_transfer(replace(s, params=params), images.dataset, target.device, first, registry)
+        return build_transfer(
+            replace(s, params=params), images.dataset, target.device, first, registry, options.fast_layers
+        )
     except (CardError, ModelError):
         if optional is True:
             return None
@@ -100,7 +102,7 @@ def run_stage(
     index: NDArray[np.int64],
     ball: Ball,
     *,
-    widths: Widths,
+    widths: BatchWidths,
     judge: Judge,
     deterministic: bool,
     on_rows: Callable[[engine.Rows], None],
@@ -158,7 +160,7 @@ def _points(
     y: Tensor,
     index: NDArray[np.int64],
     ball: Ball,
-    widths: Widths,
+    widths: BatchWidths,
 ) -> Iterator[tuple[Attack, NDArray[np.int64], dict[int, bool]]]:
     """Yield what the engine runs, on which of the images, and what is claimed beforehand."""
     attack = stage.attack

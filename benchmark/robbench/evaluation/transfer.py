@@ -137,8 +137,12 @@ def _padded(p: Problem, lanes: int) -> Problem:
     return replace(p, x=fill(p.x), y=fill(p.y), sample=fill(p.sample), trial=fill(p.trial))
 
 
-def build_transfer(stage: Stage, dataset: str, device: torch.device, first: Tensor, registry: Registry) -> Transfer:
+def build_transfer(
+    stage: Stage, dataset: str, device: torch.device, first: Tensor, registry: Registry, fast_layers: bool = True
+) -> Transfer:
     """Make the transfer attack of a stage; `first` are a few images [n, C, H, W] to try the surrogate on.
+
+    `fast_layers`: see `classifier.prepare`.
 
     Raises:
         SuiteError: a parameter is missing or unknown.
@@ -159,4 +163,5 @@ def build_transfer(stage: Stage, dataset: str, device: torch.device, first: Tens
         )
     loaded = load_model(entry)
     inner = build_attack(Stage(stage.name, kind, given))
-    return Transfer(prepare(loaded.module, device, first), entry.full_name, loaded.weights_sha256, inner)
+    surrogate = prepare(loaded.module, device, first, fast_layers=fast_layers)
+    return Transfer(surrogate, entry.full_name, loaded.weights_sha256, inner)

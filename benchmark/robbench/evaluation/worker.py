@@ -10,8 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from robbench.classifier.batch_width import Widths
-from robbench.classifier.checks import answers, blunted, classify, drift, time_round
+from robbench.classifier.batch_width import BatchWidths
+from robbench.classifier.checks import (
+    classify,
+    compute_logits,
+    find_bfloat16_flag,
+    find_state_change_flag,
+    measure_pass_seconds,
+)  # fmt: skip
+from robbench.classifier.fast_layers import list_fast_layers
 from robbench.classifier.prepare import Target
 from robbench.core.machine import Growth, describe_device, environment, held_bytes, versions
 from robbench.core.threat import Ball
@@ -38,16 +45,17 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """What a number was measured on; see `core.machine`."""
+    """What a number was measured on, and with what; see `core.machine`."""
 
     hardware: str
     versions: dict[str, str]
     environment: dict[str, Any]
 
     @classmethod
-    def of(cls, device: torch.device) -> Place:
-        """Describe this process, with the device that its model is on."""
-        return cls(describe_device(device), versions(), environment(device))
+    def of(cls, target: Target) -> Place:
+        """Describe this process, and how the model runs in it."""
+        fast_layers = {"fast_layers": list_fast_layers(target.module)}
+        return cls(describe_device(target.device), versions(), environment(target.device) | fast_layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +131,7 @@ class Worker:
     def __post_init__(self) -> None:
         job, images = self.job, self.job.images
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
-        self.widths = Widths(job.target.module, self.shape, job.lanes, images.dtype, job.coarse)
+        self.widths = BatchWidths(job.target.module, self.shape, job.lanes, images.dtype, job.coarse)
         self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths)
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -140,14 +148,14 @@ class Worker:
         x, y, sample = images.x(positions), images.y[positions], images.index[positions]
         prediction, flags = classify(target, x, y, images.num_classes, lanes, sample)
         notes: tuple[str, ...] = ()
-        seconds = full = time_round(target, self.shape, lanes, images.dtype)
+        seconds = full = measure_pass_seconds(target, self.shape, lanes, images.dtype)
         if self.job.coarse:
-            flags |= blunted(target, x[:lanes], lanes)
-            seconds = time_round(target, self.shape, lanes, images.dtype, coarse=True)
+            flags |= find_bfloat16_flag(target, x[:lanes], lanes)
+            seconds = measure_pass_seconds(target, self.shape, lanes, images.dtype, bfloat16=True)
             if seconds > 1.1 * full:
                 times = f"{1e3 * seconds:.1f} ms in bfloat16 and {1e3 * full:.1f} ms in {images.dtype}"
                 notes = (f"Gradients in bfloat16 cost time here: a pass of {lanes} images takes {times}.",)
-        found = First(prediction, flags, seconds, Place.of(target.device), notes)
+        found = First(prediction, flags, seconds, Place.of(target), notes)
         self.deterministic = found.deterministic
         return found
 
@@ -166,7 +174,7 @@ class Worker:
         x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
         if self.before is None:
             first = x[: job.lanes]
-            self.before = first, answers(job.target, first, job.lanes)
+            self.before = first, compute_logits(job.target, first, job.lanes)
 
         def finish(rows: engine.Rows) -> None:
             if self.keeper:  # before the rows, so that a shard has both
@@ -199,7 +207,7 @@ class Worker:
         """Look at the model and the memory again when the attacks are over; returns flags."""
         flags: dict[str, str] = {}
         if self.deterministic and self.before is not None:
-            flags = drift(self.job.target, *self.before, self.job.lanes)
+            flags = find_state_change_flag(self.job.target, *self.before, self.job.lanes)
         if leaked := self.growth.leaked:
             flags["memory"] = (
                 f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
-from robbench.classifier.batch_width import Widths
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.prepare import Target
 from robbench.core import rng
 from robbench.core.losses import cross_entropy, margin
@@ -74,7 +74,7 @@ class Probe:
     sample: NDArray[np.int64]
     ball: Ball
     seed: int
-    widths: Widths
+    widths: BatchWidths
     draws: int = 1
     costs: dict[str, Cost] = field(default_factory=dict)
     _counts: list[int] = field(default_factory=lambda: [0, 0])  # forward passes alone, with a backward pass

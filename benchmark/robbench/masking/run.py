@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import PGD
-from robbench.classifier.batch_width import Widths, default_lanes
+from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.classifier.checks import RANDOMIZED_DRAWS
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError, RobbenchError
@@ -194,7 +194,7 @@ class _Examination:
             sample=self.images.index[at],
             ball=Ball.of(parse_threat(result.threat.norm, result.threat.eps)),
             seed=self.options.seed,
-            widths=Widths(self.target.module, shape, lanes, self.images.dtype),
+            widths=BatchWidths(self.target.module, shape, lanes, self.images.dtype),
             draws=draws,
         )
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.classifier.checks import RANDOMIZED_DRAWS, answers, classify
+from robbench.classifier.checks import RANDOMIZED_DRAWS, classify, compute_logits
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
@@ -154,7 +154,7 @@ class _Check:
         for sample, attack, now, expected in (
             wrong[["sample", "attack", "now", "expected"]].drop_duplicates().itertuples(index=False)
         ):
-            logits = answers(self.target, self.images.x(self.position([sample])), self.lanes)
+            logits = compute_logits(self.target, self.images.x(self.position([sample])), self.lanes)
             what = f"the clean image is predicted as {now}; {expected} is recorded"
             where = attack if isinstance(attack, str) else None
             yield Finding(what, int(sample), where), _close(logits[0], now, expected)
@@ -202,7 +202,7 @@ class _Check:
         slack = torch.zeros(len(x))
         if group.x.dtype == np.float16:  # each pixel was moved by less than one step of float16
             slack = self.ball.distance(x, x + (x * 2**-10 + 2**-24))
-        logits = answers(self.target, x, self.lanes)
+        logits = compute_logits(self.target, x, self.lanes)
         votes: list[int | None] = [None] * len(x)
         if self.randomized:
             votes = self.votes(x, logits, torch.tensor(found["true"].to_numpy(np.int64)))
@@ -217,7 +217,7 @@ class _Check:
         count = torch.zeros(len(x), dtype=torch.int64)
         for draw in range(RANDOMIZED_DRAWS):
             if draw:
-                logits = answers(self.target, x, self.lanes)
+                logits = compute_logits(self.target, x, self.lanes)
             count += logits.isfinite().all(1) & (logits.argmax(1) != y)
         counted: list[int | None] = count.tolist()
         return counted

@@ -1,0 +1,179 @@
+"""The judge: the only code that decides whether a point counts as a break.
+
+A point breaks its sample if all of this holds:
+
+1. The suite's rule lets the point count: `any` queried point, or only the `final` point of a trial (`judge_points`).
+2. The logits are finite, and the predicted class is not y (`read_logits`).
+3. The point is finite, lies in the box [0, 1], and lies in the ball (`check_inside`).
+4. If the logits were computed in bfloat16, 2. also holds for logits in the precision of the images
+   (`ask_in_full_precision`).
+5. If the model is randomized, more than half of `draws` answers are wrong (`confirm_by_majority`).
+
+An attack only proposes points. The judge believes nothing that an attack claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robbench.core.threat import Ball
+from robbench.core.types import Problem, State
+from robbench.engine.job import AttackJob
+from robbench.engine.query import take_lanes
+
+__all__ = ["Answers", "Verdict", "judge_points", "read_answers", "read_logits"]
+
+Ask = Callable[[Problem, State, int], tuple[Tensor, Tensor]]
+"""(problem, state, n) -> logits [W, K] and loss [W] in the precision of the images, without a gradient.
+
+Problem and state have W rows. The rows from n on are padding.
+"""
+
+
+@dataclass(eq=False)
+class Answers:
+    """What the logits say, on the CPU, one entry per lane.
+
+    Attributes:
+        prediction: predicted class, [L] int64.
+        is_wrong: whether the logits are finite and the prediction is not y, [L] bool.
+        is_finite: whether all logits are finite, [L] bool.
+    """
+
+    prediction: NDArray[np.int64]
+    is_wrong: NDArray[np.bool_]
+    is_finite: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What the judge found, one entry per lane.
+
+    Attributes:
+        is_break: whether the point counts as a break, [L] bool.
+        distance: ‖x − x0‖ where the judge measured it, NaN elsewhere, [L] float64.
+        forwards: further forward passes that the judge needed, [L] int64.
+        corrected: lanes [n], with their logits [n, K] and losses [n] in the precision of the images; None if the judge
+            did not ask again.
+    """
+
+    is_break: NDArray[np.bool_]
+    distance: NDArray[np.float64]
+    forwards: NDArray[np.int64]
+    corrected: tuple[Tensor, Tensor, Tensor] | None
+
+
+def judge_points(
+    job: AttackJob,
+    p: Problem,
+    s: State,
+    answers: Answers,
+    live: NDArray[np.bool_],
+    last: NDArray[np.bool_],
+    bfloat16: bool,
+    ask: Ask,
+) -> Verdict:
+    """Decide for every lane whether its point `s["x"]` counts as a break.
+
+    Args:
+        job: ball, rule and number of draws.
+        p: one row per lane.
+        s: the state that was queried.
+        answers: what the logits say. Where the judge asks again, the new answers replace these.
+        live: which lanes hold a sample, [L].
+        last: which lanes are at the last point of their trial, [L].
+        bfloat16: whether the logits were computed in bfloat16.
+        ask: asks the model again.
+    """
+    may_count = live & (last | (job.judge == "any"))
+    # At the last point bfloat16 may have hidden a break, so the judge asks again wherever a trial ends.
+    candidate = may_count & (answers.is_wrong | (last & bfloat16))
+    is_inside, distance = check_inside(job.ball, p.x, s["x"], candidate)
+    forwards, corrected = np.zeros(len(live), np.int64), None
+    if bfloat16 and (doubtful := candidate & (is_inside | last)).any():
+        corrected = ask_in_full_precision(job, p, s, answers, doubtful, ask)
+        forwards += doubtful & ~last  # the query of a last point is charged once: it needs no bfloat16
+    is_break = is_inside & answers.is_wrong
+    if job.draws > 1 and is_break.any():
+        forwards += is_break * (job.draws - 1)
+        is_break = confirm_by_majority(job, p, s["x"], answers.is_wrong, is_break)
+    return Verdict(is_break, distance, forwards, corrected)
+
+
+def read_logits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Read logits [L, K]: predicted class, whether it is wrong, whether all logits are finite, [L] each.
+
+    A lane with a NaN or an infinity is never wrong, so it never breaks its sample.
+    """
+    is_finite, prediction = logits.isfinite().all(1), logits.argmax(1)
+    return prediction, is_finite & (prediction != y), is_finite
+
+
+def read_answers(logits: Tensor, y: Tensor, more: Sequence[Tensor] = ()) -> tuple[Answers, NDArray[np.bool_]]:
+    """Read logits [L, K], and copy the answers and m boolean rows [L] to the CPU in one transfer.
+
+    Each transfer synchronizes a GPU.
+
+    Returns:
+        The answers, and the further rows, [m, L].
+    """
+    prediction, is_wrong, is_finite = read_logits(logits, y)
+    values = torch.stack([prediction, *(row.long() for row in (is_wrong, is_finite, *more))]).cpu().numpy()
+    rows: NDArray[np.bool_] = values[1:] == 1
+    return Answers(values[0], rows[0], rows[1]), rows[2:]
+
+
+def check_inside(
+    ball: Ball, x0: Tensor, x: Tensor, candidate: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Check where the candidates lie.
+
+    Returns:
+        Whether the point is finite, in the box and in the ball (false for other lanes), and ‖x − x0‖ (NaN for other
+        lanes), [L] each.
+    """
+    is_inside, distance = candidate.copy(), np.full(len(x), np.nan)
+    if candidate.any():
+        at = torch.from_numpy(np.flatnonzero(candidate)).to(x.device)
+        is_inside[candidate] = ball.contains(x0[at], x[at]).cpu().numpy()
+        distance[candidate] = ball.distance(x0[at], x[at]).cpu().numpy()
+    return is_inside, distance
+
+
+def ask_in_full_precision(
+    job: AttackJob, p: Problem, s: State, answers: Answers, doubtful: NDArray[np.bool_], ask: Ask
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask again, in the precision of the images, where a verdict depends on logits from bfloat16.
+
+    The new answers replace the old ones in `answers`.
+
+    Returns:
+        The lanes [n], their logits [n, K], and the attack's losses [n].
+    """
+    lanes = np.flatnonzero(doubtful)
+    n = len(lanes)
+    at = torch.from_numpy(np.resize(lanes, job.widths.fit(n))).to(job.device)
+    asked, state = take_lanes(p, s, at)
+    logits, loss = (answer[:n] for answer in ask(asked, state, n))
+    found, _ = read_answers(logits, asked.y[:n])
+    answers.prediction[lanes] = found.prediction
+    answers.is_wrong[lanes], answers.is_finite[lanes] = found.is_wrong, found.is_finite
+    return at[:n], logits, loss
+
+
+def confirm_by_majority(
+    job: AttackJob, p: Problem, x: Tensor, is_wrong: NDArray[np.bool_], claims: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Tell which claimed breaks hold in more than half of `draws` answers. The first answer is `is_wrong`."""
+    votes = torch.from_numpy(is_wrong).to(x.device).long()
+    for _ in range(job.draws - 1):
+        with torch.no_grad():
+            votes = votes + read_logits(job.model(x), p.y)[1]
+    held: NDArray[np.bool_] = claims & (2 * votes > job.draws).cpu().numpy()
+    return held
