@@ -7,7 +7,7 @@ import pytest
 
 from robbench.attacks import describe
 from robbench.core.errors import RobbenchError, SuiteError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 from robbench.suite import Stage, build_attack, load_suite, suite_names
 
 
@@ -116,7 +116,7 @@ def test_an_attack_of_ones_own(tmp_path, monkeypatch):
     with pytest.raises(SuiteError, match=r"A file alone never imports code: .* --import own_attack_of_a_test"):
         build_attack(stage)
     assert "own_attack_of_a_test" not in sys.modules
-    import_own(["own_attack_of_a_test"])
+    import_user_modules(["own_attack_of_a_test"])
     attack = build_attack(stage)
     assert (attack.kind, attack.steps, attack.boost) == ("mine", 3, 0.5)
     assert describe(attack)["boost"] == 0.5
@@ -136,7 +136,7 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
     (tmp_path / "broken_module_of_a_test.py").write_text("1 / 0")
     for name, message in (("nowhere_to_be_seen", "ModuleNotFoundError"), ("broken_module_of_a_test", "ZeroDivision")):
         with pytest.raises(RobbenchError, match=f"--import {name}: {message}.*Expected a module"):
-            import_own([name])
+            import_user_modules([name])
 
 
 def test_unknown_names():

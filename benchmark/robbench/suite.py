@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from robbench.core.errors import SuiteError, unknown_name
-from robbench.core.files import component, load_toml, read_bounded
+from robbench.core.files import check_path_component, load_toml, read_bounded
 from robbench.core.numbers import parse_fraction, parse_threat
 from robbench.core.types import JUDGES, Judge, Threat
-from robbench.core.user_code import imported
+from robbench.core.user_code import require_imported
 
 if TYPE_CHECKING:
     from robbench.attacks import Attack
@@ -106,7 +106,7 @@ def load_suite(name: str) -> Suite:
             raise SuiteError(f"No suite file at {name}.")
         try:
             text = read_bounded(path, _MOST_BYTES).decode()
-            component(path.stem, "the file's name")
+            check_path_component(path.stem, "the file's name")
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise SuiteError(f"{name}: cannot be read: {error}") from None
         return _parse(path.stem, text, name)
@@ -156,7 +156,7 @@ def _own(kind: str, stage: str) -> type[Attack]:
         "dataclass with init, loss and step (docs/tutorial.md)"
     )
     try:
-        cls: Any = getattr(imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
+        cls: Any = getattr(require_imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
     except SuiteError as error:
         raise SuiteError(f"{error} Otherwise, {expected}.") from None
     if not (isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in _CONTRACT)):

@@ -340,7 +340,7 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     message = "2 files are missing: train-00002-of-00005.parquet, train-00004-of-00005.parquet"
     with pytest.raises(DataError, match=message):
         data.load("cifar10", "train", tmp_path)
-    info = {row.name: row for row in data.describe(tmp_path)}["cifar10"]
+    info = {row.name: row for row in data.describe_datasets(tmp_path)}["cifar10"]
     assert not info.available and "train-00002-of-00005.parquet" in info.where
 
 
@@ -479,10 +479,10 @@ def test_unknown_names(tmp_path: Path) -> None:
 def test_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("ROBBENCH_DATA", "~/data")
-    assert data.data_dir("here") == Path("here")
-    assert data.data_dir() == Path("/home/someone/data")
+    assert data.resolve_data_dir("here") == Path("here")
+    assert data.resolve_data_dir() == Path("/home/someone/data")
     monkeypatch.delenv("ROBBENCH_DATA")
-    assert data.data_dir() == Path("/home/someone/.cache/robbench/data")
+    assert data.resolve_data_dir() == Path("/home/someone/.cache/robbench/data")
 
 
 def test_data_dir_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,7 +493,7 @@ def test_data_dir_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_describe(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist", pixels(2, 28, 28), labels(2))
-    infos = data.describe(tmp_path)
+    infos = data.describe_datasets(tmp_path)
     assert tuple(info.name for info in infos) == data.NAMES
     assert [info.available for info in infos] == [True, True, False, False, False]
     assert infos[0].where == "comes with scikit-learn"
@@ -635,7 +635,7 @@ def test_torchvision_still_has_the_tables_that_fetch_reads() -> None:
 def test_importing_and_describing_does_not_import_torch() -> None:
     import subprocess
 
-    code = "import sys; from robbench import data; data.describe(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from robbench import data; data.describe_datasets(); sys.exit('torch' in sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )

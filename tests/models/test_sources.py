@@ -412,7 +412,8 @@ def hub_env(folder, server=None):
 SOURCES = """
 import json, sys
 from robbench.core.errors import ModelError
-from robbench.models.sources import Build, load_source, parse_source
+from robbench.models.load_source import load_source
+from robbench.models.sources import Build, parse_source
 for text in sys.argv[2:]:
     try:
         found = load_source(parse_source(text), (1, 8, 8), 10, Build(sys.argv[1] or None))
@@ -453,7 +454,8 @@ TIMM = """
 import sys
 import safetensors.torch, timm, torch
 from robbench.core.errors import ModelError
-from robbench.models.sources import Build, load_source, parse_source
+from robbench.models.load_source import load_source
+from robbench.models.sources import Build, parse_source
 reference = timm.create_model("test_vit", pretrained=False).eval()
 reference.load_state_dict(safetensors.torch.load_file(sys.argv[1]))
 found = load_source(parse_source("timm:test_vit"), (3, 160, 160), None, Build())

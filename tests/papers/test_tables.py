@@ -19,7 +19,7 @@ from robbench.papers.layout import FORMATS, Commands, render
 from robbench.papers.published import TABLES, find_table, paper_rows
 from robbench.papers.tables import fill
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult, dump_result
-from robbench.results.store import COLUMNS, result_folder
+from robbench.results.store import COLUMNS, locate_result
 from robbench.suite import load_suite
 
 SHA = {
@@ -58,7 +58,7 @@ PAPER_MNIST = {"WB-PGD-40-xent": 740, "WB-PGD-40-CW": 760, "BB-FGSM-CW": 900, "B
 
 
 def put(root, r):
-    path = result_folder(root, r) / "result.json"
+    path = locate_result(root, r) / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(dump_result(r), encoding="utf-8")
     return path

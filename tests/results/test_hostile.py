@@ -22,7 +22,7 @@ from test_data import idx, pixels
 import robbench
 from robbench.commands.printing import print_table
 from robbench.core.errors import CardError, DataError, ModelError, ResultError, SuiteError
-from robbench.core.files import component, read_bounded
+from robbench.core.files import check_path_component, read_bounded
 from robbench.core.numbers import parse_fraction
 from robbench.data import formats
 from robbench.data import sets as data
@@ -333,7 +333,7 @@ def test_escaped_text_has_no_tag_and_no_cell(text):
 def test_a_component_never_leaves_its_folder(text):
     root = Path("/a/b").resolve()
     try:
-        name = component(text, "name")
+        name = check_path_component(text, "name")
     except ValueError:
         return
     assert Path(os.path.normpath(root / name)).parent == root

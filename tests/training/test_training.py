@@ -24,7 +24,7 @@ from robbench.models.load import load_model
 from robbench.report.curve import draw_curve
 from robbench.training import recipe as terms
 from robbench.training import targets
-from robbench.training.missing import missing, train_missing
+from robbench.training.missing import list_missing, train_missing
 from robbench.training.train import train
 
 CARD = """version = 1
@@ -112,10 +112,10 @@ def test_divergence_and_pairs_by_hand():
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.8, 0.2]])
     expected = 0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2)
     assert float(terms.divergence(q.log() + 3, p.log() - 1)) == pytest.approx(expected, rel=1e-5), "KL(p, q)"
-    assert float(terms.pair("trades", p.log(), q.log())) == pytest.approx(expected, rel=1e-5)
+    assert float(terms.pairing_penalty("trades", p.log(), q.log())) == pytest.approx(expected, rel=1e-5)
     z, other = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])
-    assert float(terms.pair("alp", z, other)) == pytest.approx((4 + 9) / 4)
-    assert float(terms.pair("clp", torch.cat([z, other, z[:1]]), None)) == pytest.approx((4 + 9) / 4)
+    assert float(terms.pairing_penalty("alp", z, other)) == pytest.approx((4 + 9) / 4)
+    assert float(terms.pairing_penalty("clp", torch.cat([z, other, z[:1]]), None)) == pytest.approx((4 + 9) / 4)
 
 
 def test_fix_k_by_hand():
@@ -442,17 +442,17 @@ def test_all_missing_goes_by_priority_and_picks_up_where_it_stopped(tmp_path):
     first = text.replace("dataset", "priority = 2\ndataset")
     put(tmp_path, text, "a"), put(tmp_path, first, "z"), put(tmp_path, text + BUDGET, "c")
     put(tmp_path, CARD[: CARD.index("[recipe]")], "without_recipe")
-    names = [entry.name for entry in missing(Registry([tmp_path]))]
+    names = [entry.name for entry in list_missing(Registry([tmp_path]))]
     assert names == ["z", "a", "c"]
     began = []
     for _ in range(30):
         train_missing(
             Registry([tmp_path]), runs=tmp_path / "runs", time_limit=1e-9, begin=lambda e: began.append(e.name)
         )
-        if not missing(Registry([tmp_path])):
+        if not list_missing(Registry([tmp_path])):
             break
     assert began == ["z"] * 6 + ["a"] * 6 + ["c"] * 5
-    assert [entry.name for entry in missing(Registry([tmp_path]), budget="full")] == ["c"], "partly trained"
+    assert [entry.name for entry in list_missing(Registry([tmp_path]), budget="full")] == ["c"], "partly trained"
 
 
 def test_a_student_learns_its_teachers_logits(tmp_path):

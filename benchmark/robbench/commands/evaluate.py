@@ -27,7 +27,7 @@ from robbench.commands.printing import print_objects
 from robbench.commands.runs import run_all
 from robbench.commands.sanity import examined
 from robbench.core.errors import RobbenchError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.models.card import Registry
@@ -101,7 +101,7 @@ def eval_(
     if executor == "process" and (address is not None or workers is not None or threads != 1):
         raise RobbenchError("--address, --workers and --threads-per-worker go with --executor ray.")
     ray = {"address": address, "workers": workers, "threads": threads} if executor == "ray" else None
-    import_own(imports or [])
+    import_user_modules(imports or [])
     if resume:
         asked = (model, samples, sample_seed, eps, norm, dataset, architecture, mean, std, lanes, gradients, models)
         if any(v is not None for v in (*asked, data_dir)) or overwrite or save_adversarials or seed or all_models:

@@ -12,7 +12,7 @@ import typer
 
 from robbench.commands.options import SOURCES, DataDir, Imports, Json, Models, check_about, per_channel, resumable
 from robbench.core.errors import RobbenchError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.gate.baseline import Run
@@ -65,7 +65,7 @@ def baseline(
     from robbench.gate.baseline import Given, write_baseline
     from robbench.gate.measure import stored_run
 
-    import_own(imports or [])
+    import_user_modules(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
     runs = [stored_run(path) for path in result or []]
@@ -128,7 +128,7 @@ def check(
     from robbench.report.gate import as_json as dump
     from robbench.report.gate import as_junit, as_markdown, print_decision
 
-    import_own(imports or [])
+    import_user_modules(imports or [])
     policy = Policy(max_drop=max_drop, alpha=alpha)
     stored = read_baseline(baseline)
     if result:

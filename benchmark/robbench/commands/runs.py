@@ -13,7 +13,7 @@ import typer
 from robbench.commands.options import DataDir, Imports, Json, Models, Results, per_channel, resumable
 from robbench.commands.printing import print_objects, print_table, tree
 from robbench.core.errors import RobbenchError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.results.schema import ResultFile
@@ -87,7 +87,9 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict
         return
     place = {"device": device, "results": results, "wait": wait}
     # One that cannot go on holds up no other.
-    ended = run_all([{**about.asked(), "expected": about.identity, **place} for about in waiting], ray, alone=False)
+    ended = run_all(
+        [{**about.as_arguments(), "expected": about.identity, **place} for about in waiting], ray, alone=False
+    )
     done = [result for result in ended if result is not None]
     if as_json:
         print_objects([r.model_dump(mode="json") for r in done])
@@ -120,7 +122,7 @@ def reproduce(
     from robbench.recheck.reproduce import reproduce as again
     from robbench.report.terminal import TerminalReporter
 
-    import_own(imports or [])
+    import_user_modules(imports or [])
     reporter = TerminalReporter(hint_samples=False)
     options: dict[str, Any] = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
     with resumable("Nothing of it is stored."), contextlib.closing(reporter):

@@ -11,7 +11,7 @@ from typing import Any
 
 from robbench.core.errors import StorageError
 
-__all__ = ["component", "digest", "load_toml", "read_bounded", "set_aside", "write_atomically"]
+__all__ = ["check_path_component", "digest", "load_toml", "read_bounded", "set_aside", "write_atomically"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -26,7 +26,7 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def component(name: str, what: str) -> str:
+def check_path_component(name: str, what: str) -> str:
     """Accept text that is one component of a path, and so cannot lead out of the folder that it is put under.
 
     Raises:

@@ -32,7 +32,7 @@ State = dict[str, "Tensor"]
 """What an attack remembers: tensors with the lane first; `state["x"]` is the next point to query."""
 
 
-def some_ids(ids: Iterable[int], most: int = 20) -> str:
+def format_ids(ids: Iterable[int], most: int = 20) -> str:
     """Name samples by their official indices, the first ones where there are many."""
     listed = [int(i) for i in ids]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""

@@ -9,23 +9,23 @@ from types import ModuleType
 
 from robbench.core.errors import RobbenchError
 
-__all__ = ["import_own", "importable", "imported"]
+__all__ = ["import_user_modules", "make_cwd_importable", "require_imported"]
 
 
-def importable() -> None:
+def make_cwd_importable() -> None:
     """Make the current directory importable, as under `python -m`."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
 
 
-def import_own(names: list[str]) -> None:
+def import_user_modules(names: list[str]) -> None:
     """Import modules that were named on the command line, so that files may speak of what is in them.
 
     Raises:
         RobbenchError: there is no such module, or importing it fails.
     """
-    importable()
+    make_cwd_importable()
     for name in names:
         try:
             importlib.import_module(name)
@@ -35,7 +35,7 @@ def import_own(names: list[str]) -> None:
             ) from None
 
 
-def imported(name: str, what: str, error: type[RobbenchError]) -> ModuleType:
+def require_imported(name: str, what: str, error: type[RobbenchError]) -> ModuleType:
     """Return a module that a file speaks of, if a person has imported it.
 
     Args:

@@ -25,14 +25,14 @@ from robbench.core.errors import DataError
 if TYPE_CHECKING:
     from robbench.core.types import UInt8Array
 
-__all__ = ["Part", "Reader", "Spec", "blaming", "read_batches", "read_digits", "read_idx", "read_parquet"]
+__all__ = ["DatasetSpec", "Part", "Reader", "convert_errors", "read_batches", "read_digits", "read_idx", "read_parquet"]
 
 
 _MOST_BYTES = 2**28  # of one file of a data set, unpacked; the largest has 154 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
+class DatasetSpec:
     """What is official about a data set, and what its files are called."""
 
     title: str
@@ -52,11 +52,11 @@ class Spec:
 
 # The file (for messages), x, labels, and the official indices or None where they just count on.
 Part = tuple[str, "UInt8Array", Sequence[Any], Sequence[Any] | None]
-Reader = Callable[[Spec, str, list[Path]], Iterator[Part]]
+Reader = Callable[[DatasetSpec, str, list[Path]], Iterator[Part]]
 
 
 @contextmanager
-def blaming(where: str) -> Iterator[None]:
+def convert_errors(where: str) -> Iterator[None]:
     """Turn any failure into a `DataError`: a damaged or hostile file can make its reader raise anything."""
     try:
         yield
@@ -64,7 +64,7 @@ def blaming(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {str(error) or type(error).__name__}") from error
 
 
-def read_digits(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
+def read_digits(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
     """Read scikit-learn's digits; its two splits share one numbering."""
     from sklearn.datasets import load_digits
 
@@ -75,14 +75,14 @@ def read_digits(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
     yield "digits", x[rows], target.tolist()[rows], range(len(x))[rows]
 
 
-def read_idx(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
+def read_idx(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
     """Read images and labels of the MNIST family, gzipped or raw."""
     yield str(files[1]), _idx(files[0], spec.shape[1:])[:, None], _idx(files[1], ()).tolist(), None
 
 
 def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
     """Parse idx: 0, 0, type (8: unsigned byte), number of sizes; the sizes, big-endian uint32; the values."""
-    with blaming(f"{path}: cannot be read"):
+    with convert_errors(f"{path}: cannot be read"):
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
         if len(raw) > _MOST_BYTES:
@@ -99,13 +99,13 @@ def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
     return np.frombuffer(raw, np.uint8, offset=start).reshape(sizes)
 
 
-def read_parquet(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
+def read_parquet(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
     """Read Parquet shards with losslessly encoded images, with or without official indices."""
     import pyarrow.parquet as pq
     from PIL import Image
 
     for path in files:
-        with blaming(f"{path}: not a Parquet file with img{{bytes}} and {spec.label}"):
+        with convert_errors(f"{path}: not a Parquet file with img{{bytes}} and {spec.label}"):
             table = pq.read_table(path)
             images = table["img"].combine_chunks().field("bytes").to_pylist()
             labels = table[spec.label].to_pylist()
@@ -114,7 +114,7 @@ def read_parquet(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
         for row, encoded in enumerate(images):
             # Lossless formats only. Mode and size are known before decoding: a huge image costs nothing.
             with (
-                blaming(f"{path}: image in row {row}"),
+                convert_errors(f"{path}: image in row {row}"),
                 Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image,
             ):
                 if (image.mode, image.size) != ("RGB", spec.shape[:0:-1]):
@@ -123,12 +123,12 @@ def read_parquet(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
         yield str(path), x, labels, index
 
 
-def read_batches(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
+def read_batches(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
     """Read the official python batches, from the archive or its folder, without running what a pickle asks for."""
     names = (spec.batches or {})[split]
     raw = _members(files[0], spec.unpacked, names)
     for name in names:
-        with blaming(f"{files[0]}: {name}"):
+        with convert_errors(f"{files[0]}: {name}"):
             _check_memo(raw[name])
             batch = _BytesOnly(io.BytesIO(raw[name]), encoding="bytes").load()
             x, labels = batch[b"data"], list(batch[f"{spec.label}s".encode()])
@@ -140,7 +140,7 @@ def read_batches(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
 def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes]:
     """Read the named files of a directory or a tar archive; nothing is ever unpacked to disk."""
     found = {}
-    with blaming(f"{source}: cannot be read"):
+    with convert_errors(f"{source}: cannot be read"):
         if source.is_dir():
             found = {name: (source / name).read_bytes() for name in names}
         else:

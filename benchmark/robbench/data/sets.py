@@ -1,6 +1,6 @@
 """The data sets: where their files are looked for, how they are read, checked and downloaded.
 
-`load` returns a `Dataset` in official order with a content digest, `describe` says what is at hand, `fetch`
+`load` returns a `Dataset` in official order with a content digest, `describe_datasets` says what is at hand, `fetch`
 downloads. Files may be damaged or hostile: whatever is wrong with one ends in a `DataError` that names it.
 Only numpy is imported up front, so that listing the data sets stays quick.
 """
@@ -21,12 +21,12 @@ import numpy as np
 
 from robbench.core.errors import DataError, unknown_name
 from robbench.core.types import Dataset
-from robbench.data.formats import Reader, Spec, blaming, read_batches, read_digits, read_idx, read_parquet
+from robbench.data.formats import DatasetSpec, Reader, convert_errors, read_batches, read_digits, read_idx, read_parquet
 
 if TYPE_CHECKING:
     from robbench.core.types import Int64Array
 
-__all__ = ["NAMES", "DataInfo", "data_dir", "describe", "fetch", "load"]
+__all__ = ["NAMES", "DataInfo", "describe_datasets", "fetch", "load", "resolve_data_dir"]
 
 _MOST_BYTES = 2**29  # of a download; the largest archive has 170 MB
 _DIGITS = tuple("0123456789")
@@ -38,26 +38,26 @@ _KRIZHEVSKY = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny I
 
 
 _SPECS = {
-    "digits": Spec(
+    "digits": DatasetSpec(
         "Handwritten digits, 8×8", (1, 8, 8), 10, {"train": 898, "test": 899},
         "Alpaydin, Kaynak 1998 (UCI), as shipped with scikit-learn", _DIGITS, scale=16,
     ),
-    "mnist": Spec(
+    "mnist": DatasetSpec(
         "MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, "LeCun, Cortes, Burges 1998", _DIGITS,
         torchvision="MNIST", folders=("mnist", "MNIST/raw", "."),
     ),
     # The files are named like MNIST's, so they are never taken from the data directory itself.
-    "fashion_mnist": Spec(
+    "fashion_mnist": DatasetSpec(
         "Fashion-MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000},
         "Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747", _FASHION,
         torchvision="FashionMNIST", folders=("fashion_mnist", "FashionMNIST/raw"),
     ),
-    "cifar10": Spec(
+    "cifar10": DatasetSpec(
         "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY, _CIFAR10,
         torchvision="CIFAR10", archive="cifar-10-python.tar.gz", unpacked="cifar-10-batches-py",
         batches={"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
     ),
-    "cifar100": Spec(
+    "cifar100": DatasetSpec(
         "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY,
         torchvision="CIFAR100", archive="cifar-100-python.tar.gz", unpacked="cifar-100-python",
         batches={"train": ["train"], "test": ["test"]}, label="fine_label",
@@ -83,12 +83,9 @@ class DataInfo:
     source: str  # whom to cite
 
 
-def data_dir(path: str | Path | None = None) -> Path:
+def resolve_data_dir(path: str | Path | None = None) -> Path:
     """Resolve the data directory: `path`, else the variable ROBBENCH_DATA, else `~/.cache/robbench/data`."""
     return Path(path or os.environ.get("ROBBENCH_DATA") or "~/.cache/robbench/data").expanduser()
-
-
-_resolve = data_dir  # the functions below have a parameter of that name
 
 
 def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Path | None = None) -> Dataset:
@@ -105,7 +102,7 @@ def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Pa
     spec = _spec(name)
     if split not in spec.sizes:
         raise DataError(unknown_name(f"split of {name}", split, spec.sizes))
-    root = _resolve(data_dir)
+    root = resolve_data_dir(data_dir)
     found = _find(name, split, root)
     if found is None:
         raise DataError(
@@ -136,9 +133,9 @@ def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Pa
     return Dataset(name, split, x, y, index, spec.num_classes, spec.scale, digest.hexdigest(), spec.labels)
 
 
-def describe(data_dir: str | Path | None = None) -> list[DataInfo]:
+def describe_datasets(data_dir: str | Path | None = None) -> list[DataInfo]:
     """List all data sets and whether they are at hand; looks at file names only."""
-    root, rows = _resolve(data_dir), []
+    root, rows = resolve_data_dir(data_dir), []
     for name, spec in _SPECS.items():
         try:
             test, train = _find(name, "test", root), _find(name, "train", root)
@@ -174,10 +171,10 @@ def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None])
 
     table = getattr(datasets, spec.torchvision)
     wanted = [(table.filename, table.tgz_md5)] if spec.archive else table.resources
-    folder = _resolve(data_dir) / name
+    folder = resolve_data_dir(data_dir) / name
     for file, md5 in wanted:
         target = folder / file
-        with blaming(f"{target}: cannot be stored"):
+        with convert_errors(f"{target}: cannot be stored"):
             folder.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 with target.open("rb") as stream:
@@ -207,7 +204,7 @@ def _download(url: str, target: Path, md5: str) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with blaming(url):
+        with convert_errors(url):
             with _opened(url) as response, part.open("wb") as out:
                 while block := response.read(1 << 20):
                     if out.tell() + len(block) > _MOST_BYTES:
@@ -252,7 +249,7 @@ def _addresses(table: Any, file: str, packed: bool) -> list[str]:
     return [re.sub(r"^http://([^/]+)\.s3-website\.([^/]+)/", r"https://\1.s3.\2/", url) for url in urls]
 
 
-def _spec(name: str) -> Spec:
+def _spec(name: str) -> DatasetSpec:
     if name not in _SPECS:
         raise DataError(unknown_name("data set", name, NAMES))
     return _SPECS[name]

@@ -12,7 +12,7 @@ from torch import Tensor
 from robbench.attacks.base import Attack
 from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core.errors import ModelError
-from robbench.core.types import Problem, State, some_ids
+from robbench.core.types import Problem, State, format_ids
 
 __all__ = ["Classifier", "blame", "query"]
 
@@ -74,9 +74,9 @@ def blame(model: Classifier, p: Problem, x: Tensor, live: NDArray[np.int64], wit
                     torch.autograd.grad(answer, alone, allow_unused=True)
         except (ModelError, RuntimeError):  # the latter from autograd
             failing.add(sample)
-    alone_too = f"it fails on {some_ids(sorted(failing))}" if failing else "none of them fails alone"
+    alone_too = f"it fails on {format_ids(sorted(failing))}" if failing else "none of them fails alone"
     how = " in bfloat16; without --gradients it may well answer" if coarse else ""
     return (
-        f"(while attacking {some_ids(sorted(set(samples)))}{how}: {alone_too}). Everything that was finished before is "
-        "kept; mend the model, and the same command goes on if it still computes the same function."
+        f"(while attacking {format_ids(sorted(set(samples)))}{how}: {alone_too}). Everything that was finished before "
+        "is kept; mend the model, and the same command goes on if it still computes the same function."
     )

@@ -42,11 +42,11 @@ class Flow:
             self._enter(k, np.flatnonzero(correct))
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether nothing waits and nothing is out."""
         return not any(map(len, self.waiting)) and not any(self.out)
 
-    def closed(self, k: int) -> bool:
+    def is_closed(self, k: int) -> bool:
         """Tell whether no more samples can come to a stage than wait for it now."""
         before = {"full": 0, "challenge": min(k, 1), "cascade": k}[self.mode]
         return not any(len(self.waiting[i]) or self.out[i] for i in range(before))
@@ -57,7 +57,7 @@ class Flow:
         self.out[k] += len(taken)
         return taken
 
-    def done(self, k: int, positions: Positions) -> None:
+    def finish(self, k: int, positions: Positions) -> None:
         """Hear that a stage has records of samples that were taken; breaks were told by `broke` before."""
         self.out[k] -= len(positions)
         self._leave(k, positions)

@@ -20,10 +20,10 @@ from robbench.core.errors import DataError, RobbenchError
 from robbench.core.files import digest
 from robbench.core.types import Dataset
 from robbench.data.sets import NAMES, load
-from robbench.models.card import Registry, identity
-from robbench.models.load import load_model, module_digest, module_identity
+from robbench.models.card import Registry, extract_identity
+from robbench.models.load import describe_module, digest_module, load_model
 from robbench.models.load_source import load_source
-from robbench.models.sources import Build, Source, parse_source
+from robbench.models.sources import Build, ModelSource, parse_source
 
 __all__ = ["Images", "Options", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
 
@@ -158,7 +158,7 @@ def registered(name: str, device: torch.device, options: Options) -> tuple[Targe
         name=entry.name,
         device=device,
         weights=loaded.weights_sha256,
-        identity=identity(loaded.card),
+        identity=extract_identity(loaded.card),
         paper=loaded.card.paper.model_dump(mode="json") if loaded.card.paper else {},
     )
     return target, data
@@ -194,12 +194,12 @@ def own_target(model: nn.Module, name: str | None, device: torch.device, images:
         module=prepare(model, device, images.x(np.arange(min(2, len(images.y))))),
         name=name or type(model).__name__,
         device=device,
-        weights=module_digest(model),
-        identity=module_identity(model),
+        weights=digest_module(model),
+        identity=describe_module(model),
     )
 
 
-def sourced(source: Source, name: str | None, device: torch.device, images: Images, build: Build) -> Target:
+def sourced(source: ModelSource, name: str | None, device: torch.device, images: Images, build: Build) -> Target:
     """Load a model that has no card; its identity names the source."""
     first = images.x(np.arange(min(2, len(images.y))))
     _, channels, rows, columns = first.shape

@@ -17,10 +17,10 @@ from robbench.engine.engine import Rows
 from robbench.evaluation.inputs import Images
 from robbench.results.adversarials import Points
 
-__all__ = ["Keeper", "rounded"]
+__all__ = ["Keeper", "round_to_float16"]
 
 
-def rounded(x0: Tensor, x: Tensor) -> Tensor:
+def round_to_float16(x0: Tensor, x: Tensor) -> Tensor:
     """Round points to float16: to the nearest, or toward x0 where the nearest lies further from x0 than x does.
 
     Most breaks lie on the surface of the ball, and the nearest float16 of every second pixel lies outside.
@@ -72,7 +72,7 @@ class Keeper:
         half = x.half()
         if not (exact or self.exact):
             x0 = self.images.x(np.searchsorted(self.images.index, sample))
-            half = rounded(x0, x)
+            half = round_to_float16(x0, x)
             small = self._holds(x0, half.to(x.dtype), prediction)
         # What has fewer bits than float32, as bfloat16, fits into it.
         full = x if x.dtype == torch.float64 else x.float()

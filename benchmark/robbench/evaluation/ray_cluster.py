@@ -18,7 +18,7 @@ import torch
 
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.core.machine import keep_freed_memory, versions
-from robbench.core.user_code import importable
+from robbench.core.user_code import make_cwd_importable
 from robbench.evaluation.inputs import Images, Options
 from robbench.evaluation.progress import Silent
 from robbench.evaluation.run import Run, ready
@@ -309,7 +309,7 @@ def cluster(
 
 def _connect(ray: Any, address: str, workers: int | None, threads: int) -> None:
     """Start Ray here, or join a cluster."""
-    importable()  # workers look for a user's modules where this process does
+    make_cwd_importable()  # workers look for a user's modules where this process does
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}

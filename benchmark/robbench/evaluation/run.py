@@ -36,7 +36,7 @@ from robbench.models.sources import Build
 from robbench.results.adversarials import Points
 from robbench.results.locking import lock_result
 from robbench.results.schema import SCHEMA_VERSION, ResultFile, read_result
-from robbench.results.store import RunStore, empty_rows
+from robbench.results.store import RunStore, make_empty_rows
 from robbench.results.summary import MEASURED_FLAGS, summarize
 from robbench.suite import Suite, load_suite
 
@@ -137,7 +137,7 @@ def run_here(run: Run) -> ResultFile:
             run.reporter.stage(stage.name, len(at), int((~run.lacking[k]).sum()))
             if len(at):
                 worker.attack(k, run.positions[at], functools.partial(run.take, k), functools.partial(run.narrowed, k))
-                run.flow.done(k, at)
+                run.flow.finish(k, at)
             run.shards.flush()
         return run.finish(worker.end())
 
@@ -210,10 +210,10 @@ class Run:
         options, store = self.options, self.store
         if store is not None:
             if self.expected is not None:
-                store.expect(self.expected, self.title())
+                store.require_identity(self.expected, self.title())
             lock = lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note)
             self._context.enter_context(lock)
-        known = store.open(options.overwrite, self.reporter.note) if store else empty_rows()
+        known = store.open(options.overwrite, self.reporter.note) if store else make_empty_rows()
         self.before = read_result(store.result_path) if store and store.result_path.exists() else None
         self.keep = bool(store and (options.save_adversarials or store.keeps_adversarials))
         if store and self.keep:
@@ -314,7 +314,7 @@ class Run:
         Only among the samples that were asked for. In a cascade, what later stages skipped is decided again with them.
         """
         asked = known["sample"].isin(self.index)
-        lacking = asked & store.without_adversarials(known)
+        lacking = asked & store.find_unstored_breaks(known)
         if not lacking.any():
             return known
         self.reporter.note(

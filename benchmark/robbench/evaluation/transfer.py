@@ -34,11 +34,11 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import Stage, build_attack
 
-__all__ = ["Given", "Transfer", "build_transfer"]
+__all__ = ["FixedPoints", "Transfer", "build_transfer"]
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class FixedPoints:
     """An attack whose only point is given beforehand: one query, then it is over.
 
     Attributes:
@@ -110,7 +110,7 @@ class Transfer:
 
     def propose(
         self, x: Tensor, y: Tensor, sample: NDArray[np.int64], ball: Ball, key: tuple[int, int], lanes: int
-    ) -> Iterator[tuple[NDArray[np.int64], Given]]:
+    ) -> Iterator[tuple[NDArray[np.int64], FixedPoints]]:
         """Perturb images in batches of one width; yields positions among `sample` and what to try there."""
         device = next(self.surrogate.parameters()).device
         for begin in range(0, len(y), lanes):
@@ -124,7 +124,7 @@ class Transfer:
             )
             points = engine.perturb(self.surrogate, self.inner, _padded(p, lanes), ball)[: len(at)].cpu()
             order = np.argsort(sample[at])
-            yield at, Given(points[order], torch.from_numpy(sample[at][order]))
+            yield at, FixedPoints(points[order], torch.from_numpy(sample[at][order]))
 
 
 def _padded(p: Problem, lanes: int) -> Problem:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robbench.core.errors import ResultError, unknown_name
-from robbench.core.user_code import imported
+from robbench.core.user_code import require_imported
 from robbench.core.version import digest_verdict_code
 from robbench.gate.baseline import Baseline, Given, Run, record
 from robbench.models.sources import parse_source
 from robbench.results.schema import ResultFile, read_result
-from robbench.results.store import read_rows, result_folder
+from robbench.results.store import locate_result, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,7 +113,7 @@ def measure(
         eps=eps,
         **machine.options(),
     )
-    return _run(result, result_folder(machine.results, result), given, suite, digest_verdict_code())
+    return _run(result, locate_result(machine.results, result), given, suite, digest_verdict_code())
 
 
 def measure_again(
@@ -188,7 +188,7 @@ def wanted_runs(baseline: Baseline, models: list[str]) -> list[tuple[Run, Given]
         for run in baseline.runs if not models else ():
             source = parse_source(run.given.model)
             if source is not None and source.kind == "function":
-                imported(source.parts[0], f"Model {run.given.model!r} of the baseline", ResultError)
+                require_imported(source.parts[0], f"Model {run.given.model!r} of the baseline", ResultError)
         return [(run, run.given) for run in ([known[m] for m in models] or baseline.runs)]
     if len(models) > 1 or len(baseline.runs) > 1:
         strange = next(m for m in models if m not in known)

@@ -31,7 +31,7 @@ from robbench.linear.record import (
 )
 from robbench.linear.theory import Linearization
 from robbench.models.sources import Build
-from robbench.results.store import mismatch
+from robbench.results.store import describe_other_run
 
 __all__ = ["linearize", "measure_linear"]
 
@@ -102,7 +102,7 @@ def measure_linear(
     if folder is not None and (folder / "linear.json").exists():
         stored = read_linear(folder)
         if stored.run_id != digest(identity) and not overwrite:
-            raise ResultError(mismatch(folder, stored.identity, identity))
+            raise ResultError(describe_other_run(folder, stored.identity, identity))
         if stored.run_id == digest(identity) and stored.n >= len(at):
             note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
             return stored

@@ -40,7 +40,7 @@ from robbench.masking.record import FILE, LANDSCAPE, PROBE_VERSION, Acted, Sanit
 from robbench.masking.verdict import advise, decide
 from robbench.models.sources import Build
 from robbench.results.schema import ResultFile
-from robbench.results.store import read_rows, result_folder
+from robbench.results.store import locate_result, read_rows
 from robbench.suite import load_suite
 
 __all__ = ["SAMPLES", "SUITE", "examine"]
@@ -129,7 +129,7 @@ class _Examination:
         begin = time.perf_counter()
         description = self.describe(SUITE, self.options)
         result = run_suite(self.target, self.images, self.suite, self.options, self.reporter, description)
-        folder = result_folder(root, result)
+        folder = locate_result(root, result)
         known = self._known(folder / FILE, result)
         if known is None:
             rows = read_rows(folder / "outcomes.parquet")
@@ -204,7 +204,7 @@ class _Examination:
         described = {
             "identity": identity,
             "run_id": digest(identity),
-            "folder": result_folder(Path(), result).name,
+            "folder": locate_result(Path(), result).name,
             "measured": subject(result.identity),
             "model": result.model,
             "dataset": result.dataset,

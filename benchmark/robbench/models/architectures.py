@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robbench.core.errors import ModelError, unknown_name
 
-__all__ = ["ARCHITECTURES", "Normalized", "Shape", "arguments", "build"]
+__all__ = ["ARCHITECTURES", "Normalized", "Shape", "build", "list_arguments"]
 
 Shape = tuple[int, int, int]
 Builder = Callable[..., nn.Module]
@@ -207,7 +207,7 @@ ARCHITECTURES: dict[str, Builder] = {
 }
 
 
-def arguments(name: str) -> dict[str, int | float | str | bool]:
+def list_arguments(name: str) -> dict[str, int | float | str | bool]:
     """Return the arguments that a builder takes beyond classes and shape, with their defaults.
 
     Raises:
@@ -231,7 +231,7 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
     Raises:
         ModelError: an unknown name or argument, or a value that is not allowed.
     """
-    defaults = arguments(name)
+    defaults = list_arguments(name)
     for key, given in args.items():
         if key not in defaults:
             raise ModelError(unknown_name(f"argument of architecture {name}", key, defaults))

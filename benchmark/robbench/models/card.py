@@ -13,7 +13,7 @@ from typing import Any
 
 from robbench.core.errors import CardError, unknown_name
 from robbench.core.files import read_bounded, write_atomically
-from robbench.models.recipes import Adversary, Budget, Distillation, Pairing, Recipe
+from robbench.models.recipes import Adversary, CpuOverrides, Distillation, Pairing, Recipe
 from robbench.models.schema import (
     DATASETS,
     Architecture,
@@ -22,7 +22,7 @@ from robbench.models.schema import (
     Paper,
     Preprocess,
     ThreatClaim,
-    Trained,
+    TrainingRecord,
     Weights,
     parse_card,
 )
@@ -32,7 +32,7 @@ __all__ = [
     "WEIGHTS_FOLDER",
     "Adversary",
     "Architecture",
-    "Budget",
+    "CpuOverrides",
     "DatasetFacts",
     "Distillation",
     "Entry",
@@ -43,11 +43,11 @@ __all__ = [
     "Recipe",
     "Registry",
     "ThreatClaim",
-    "Trained",
+    "TrainingRecord",
     "Weights",
-    "builtin_root",
-    "identity",
+    "extract_identity",
     "load_card",
+    "locate_builtin_cards",
     "parse_card",
     "write_training",
 ]
@@ -110,7 +110,7 @@ class Entry:
         return card
 
 
-def builtin_root() -> Path:
+def locate_builtin_cards() -> Path:
     """Return the folder of the built-in cards: inside the package in a wheel, `models/` in a checkout."""
     package = Path(__file__).resolve().parents[1]
     packaged = package / "registry"
@@ -146,7 +146,7 @@ class Registry:
             CardError: see the class.
         """
         named = [Path(part) for part in os.environ.get("ROBBENCH_MODELS", "").split(os.pathsep) if part]
-        return cls([builtin_root(), *named, *extra])
+        return cls([locate_builtin_cards(), *named, *extra])
 
     def entries(self) -> list[Entry]:
         """List all cards by data set, then name; none is read, and none is left out for being broken."""
@@ -186,7 +186,7 @@ def write_training(path: Path, *, weights_path: str, sha256: str, trained: Mappi
         path: the card file.
         weights_path: the weights file, relative to the registry's `weights/`.
         sha256: digest of the weights file.
-        trained: the `trained` table (see `Trained`).
+        trained: the `trained` table (see `TrainingRecord`).
 
     Raises:
         CardError: the card is invalid before or would be after; the file is then left as it was.
@@ -209,6 +209,6 @@ def write_training(path: Path, *, weights_path: str, sha256: str, trained: Mappi
     write_atomically(path, updated.encode())
 
 
-def identity(card: ModelCard) -> dict[str, Any]:
+def extract_identity(card: ModelCard) -> dict[str, Any]:
     """Return the part of a card that, with the weights, determines the function computed, as JSON values."""
     return card.model_dump(mode="json", include={"dataset", "architecture", "preprocess"})

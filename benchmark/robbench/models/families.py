@@ -23,7 +23,7 @@ from robbench.core.errors import CardError, unknown_name
 from robbench.core.files import write_atomically
 from robbench.models.schema import parse_card
 
-__all__ = ["FAMILIES", "family_cards", "read_table", "stale_cards", "write_cards"]
+__all__ = ["FAMILIES", "expand_families", "list_stale_cards", "read_table", "write_cards"]
 
 FAMILIES = "families.toml"
 _KEPT = ("weights", "trained")
@@ -31,7 +31,7 @@ _ORDER = ("version", "title", "dataset", "description", "licence", "priority")
 _THOUSANDS = re.compile(r"^(\d+)([kM])$")
 
 
-def family_cards(root: Path) -> dict[str, dict[str, Any]]:
+def expand_families(root: Path) -> dict[str, dict[str, Any]]:
     """Expand a registry's `families.toml`: full name to the content of the card, without weights.
 
     Raises:
@@ -201,7 +201,7 @@ def _table(value: Mapping[str, Any]) -> Any:
 
 
 def _wanted(root: Path) -> Iterator[tuple[Path, str]]:
-    for name, content in family_cards(root).items():
+    for name, content in expand_families(root).items():
         path = root / f"{name}.toml"
         if path.exists():
             now = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -211,20 +211,20 @@ def _wanted(root: Path) -> Iterator[tuple[Path, str]]:
         yield path, text
 
 
-def stale_cards(root: Path) -> list[Path]:
+def list_stale_cards(root: Path) -> list[Path]:
     """List the cards that are not as `families.toml` makes them, or are missing.
 
     Raises:
-        CardError: see `family_cards`; or a card that is made would be invalid.
+        CardError: see `expand_families`; or a card that is made would be invalid.
     """
     return [path for path, text in _wanted(root) if not path.exists() or path.read_text(encoding="utf-8") != text]
 
 
 def write_cards(root: Path) -> list[Path]:
-    """Write the cards that `stale_cards` would list, and return their paths.
+    """Write the cards that `list_stale_cards` would list, and return their paths.
 
     Raises:
-        CardError: see `stale_cards`; nothing is written then.
+        CardError: see `list_stale_cards`; nothing is written then.
     """
     wanted = dict(_wanted(root))
     written = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]

@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from robbench.core.numbers import parse_fraction
 
-__all__ = ["Exact", "Numbers", "Scalar", "Table", "Text", "hex64", "relative", "top_level"]
+__all__ = [
+    "CardTable",
+    "Exact",
+    "Numbers",
+    "Scalar",
+    "Text",
+    "check_package_name",
+    "check_relative_path",
+    "check_sha256",
+]
 
 
 def _exact(given: object) -> Fraction:
@@ -28,7 +37,7 @@ def _scalar(given: object) -> int | float | str | bool:
     return given
 
 
-def relative(text: str) -> str:
+def check_relative_path(text: str) -> str:
     """Accept a relative path that cannot leave its folder."""
     parts = PurePosixPath(text).parts
     if not parts or parts[0] == "/" or ".." in parts or set(text) & set("\\:\0"):
@@ -36,14 +45,14 @@ def relative(text: str) -> str:
     return text
 
 
-def hex64(text: str) -> str:
+def check_sha256(text: str) -> str:
     """Accept the hexadecimal digits of a SHA-256."""
     if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
         raise ValueError(f"{text!r} given; expected: 64 lower-case hexadecimal digits")
     return text
 
 
-def top_level(text: str) -> str:
+def check_package_name(text: str) -> str:
     """Accept the name of a package that can be found without importing another."""
     # A dotted name would have to be imported to be found, and reading a card must not run code.
     if not text.isidentifier():
@@ -57,7 +66,7 @@ Numbers = Annotated[tuple[float, ...], Field(strict=False)]  # a TOML list, kept
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Table(BaseModel):
+class CardTable(BaseModel):
     """A table of a card: unknown keys, wrong types and numbers that are not finite are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)

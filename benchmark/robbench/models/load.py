@@ -23,13 +23,13 @@ from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Wei
 
 __all__ = [
     "LoadedModel",
-    "fitted",
+    "describe_module",
+    "digest_module",
+    "fit_state",
     "load_model",
-    "module_digest",
-    "module_identity",
+    "locate_weights",
     "parse_state",
     "save_weights",
-    "weights_file",
 ]
 
 # How training scripts wrap a state dict, and what wrappers of modules put before its keys.
@@ -75,7 +75,7 @@ def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
     except ModelError as error:
         raise ModelError(f"{entry.path}: architecture: {error}") from error
     try:
-        state = fitted(parse_state(data, path.suffix), module)
+        state = fit_state(parse_state(data, path.suffix), module)
     except ModelError as error:
         raise ModelError(f"{entry.full_name}: {path}: {error}") from error
     module.load_state_dict(state)
@@ -85,7 +85,7 @@ def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
     return LoadedModel(module, card, weights.sha256, facts.num_classes, facts.in_shape)
 
 
-def weights_file(entry: Entry) -> Path:
+def locate_weights(entry: Entry) -> Path:
     """Return where the weights of a card are, or should be; nothing is imported or read.
 
     Raises:
@@ -196,7 +196,7 @@ def _refuse_bombs(data: bytes) -> None:
         )
 
 
-def fitted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def fit_state(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Convert a state dict to the dtypes of a module.
 
     Raises:
@@ -262,7 +262,7 @@ def save_weights(module: nn.Module, path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def module_digest(module: nn.Module) -> str:
+def digest_module(module: nn.Module) -> str:
     """Return a SHA-256 over name, dtype, shape and bytes of all parameters and buffers, sorted by name.
 
     It stands for the weights of a user's own module, which has no file. Buffers outside the state dict count
@@ -278,6 +278,6 @@ def module_digest(module: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-def module_identity(module: nn.Module) -> dict[str, object]:
+def describe_module(module: nn.Module) -> dict[str, object]:
     """Return what is known, besides its tensors, of the function that a module without a card computes."""
     return {"class": f"{type(module).__module__}.{type(module).__qualname__}", "structure": repr(module)}

@@ -15,16 +15,16 @@ from torch import nn
 
 from robbench.core.errors import ModelError
 from robbench.models import outside
-from robbench.models.architectures import ARCHITECTURES, Normalized, arguments
+from robbench.models.architectures import ARCHITECTURES, Normalized, list_arguments
 from robbench.models.architectures import build as build_architecture
-from robbench.models.load import fitted, module_digest, module_identity, parse_state
-from robbench.models.sources import Build, Source
+from robbench.models.load import describe_module, digest_module, fit_state, parse_state
+from robbench.models.sources import Build, ModelSource
 
-__all__ = ["Found", "load_source"]
+__all__ = ["LoadedSource", "load_source"]
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class LoadedSource:
     """A loaded model: images [N, C, H, W] in [0, 1] -> logits [N, K].
 
     Attributes:
@@ -38,7 +38,9 @@ class Found:
     identity: dict[str, object]
 
 
-def load_source(source: Source, in_shape: tuple[int, int, int], num_classes: int | None, build: Build) -> Found:
+def load_source(
+    source: ModelSource, in_shape: tuple[int, int, int], num_classes: int | None, build: Build
+) -> LoadedSource:
     """Load a model that has no card. Nothing is downloaded but what the source names.
 
     Args:
@@ -58,21 +60,21 @@ def load_source(source: Source, in_shape: tuple[int, int, int], num_classes: int
         )
     origin = source.text
     if source.kind == "timm":
-        inner, mean, std = outside.timm_module(source.text, source.parts[0], in_shape)
+        inner, mean, std = outside.load_timm_model(source.text, source.parts[0], in_shape)
         module = _normalized(inner, mean, std, in_shape[0], source).eval()
     elif source.kind == "robustbench":
-        module = outside.robustbench_module(source.text, *source.parts)
+        module = outside.load_robustbench_model(source.text, *source.parts)
         origin = "robustbench:" + "/".join(source.parts)  # the short form is the same model
     else:
-        module = outside.function_module(source.text, *source.parts)
-    return Found(module, module_digest(module), {"source": origin, **module_identity(module)})
+        module = outside.call_model_function(source.text, *source.parts)
+    return LoadedSource(module, digest_module(module), {"source": origin, **describe_module(module)})
 
 
-def _read(source: Source) -> tuple[bytes, str]:
+def _read(source: ModelSource) -> tuple[bytes, str]:
     """Return the bytes of a weights file, and where they are from as it goes into results."""
     if source.kind == "hf":
         repo, revision, file = source.parts
-        path = outside.hub_file(source.text, repo, revision, file)
+        path = outside.download_hub_file(source.text, repo, revision, file)
         # The cache is laid out as snapshots/<commit>/<file>: the commit is what a branch or a tag stood for.
         return path.read_bytes(), f"hf:{repo}@{path.parts[-1 - len(PurePosixPath(file).parts)]}:{file}"
     path = Path(source.parts[0]).expanduser()
@@ -85,7 +87,7 @@ def _read(source: Source) -> tuple[bytes, str]:
         ) from None
 
 
-def _built(source: Source, in_shape: tuple[int, int, int], num_classes: int | None, build: Build) -> Found:
+def _built(source: ModelSource, in_shape: tuple[int, int, int], num_classes: int | None, build: Build) -> LoadedSource:
     """Put a weights file into one of our architectures."""
     if build.architecture is None:
         raise ModelError(
@@ -106,7 +108,7 @@ def _built(source: Source, in_shape: tuple[int, int, int], num_classes: int | No
             module = build_architecture(name, args, classes, in_shape)
     data, origin = _read(source)
     with _named(f"{source.text} as {build.architecture}"):
-        module.load_state_dict(fitted(parse_state(data, Path(origin).suffix), module))
+        module.load_state_dict(fit_state(parse_state(data, Path(origin).suffix), module))
     identity: dict[str, object] = {
         "source": origin, "architecture": {"name": name, "args": args, "num_classes": classes}
     }  # fmt: skip
@@ -114,7 +116,7 @@ def _built(source: Source, in_shape: tuple[int, int, int], num_classes: int | No
         mean, std = [float(v) for v in build.mean or ()], [float(v) for v in build.std or ()]
         module = _normalized(module, mean, std, in_shape[0], source)
         identity["preprocess"] = {"mean": mean, "std": std}
-    return Found(module.eval(), hashlib.sha256(data).hexdigest(), identity)
+    return LoadedSource(module.eval(), hashlib.sha256(data).hexdigest(), identity)
 
 
 @contextlib.contextmanager
@@ -128,7 +130,7 @@ def _named(what: str) -> Iterator[None]:
 def _architecture(text: str) -> tuple[str, dict[str, Any]]:
     """Read `name:key=value,key=value`; `build` words what is wrong with a key or a value."""
     name, _, rest = text.partition(":")
-    kinds: dict[str, type] = {key: type(value) for key, value in arguments(name).items()} | {"num_classes": int}
+    kinds: dict[str, type] = {key: type(value) for key, value in list_arguments(name).items()} | {"num_classes": int}
     args: dict[str, Any] = {}
     for item in rest.split(",") if rest else []:
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -148,7 +150,7 @@ def _typed(value: str, kind: type) -> object:
 
 
 def _normalized(
-    module: nn.Module, mean: Sequence[float], std: Sequence[float], channels: int, source: Source
+    module: nn.Module, mean: Sequence[float], std: Sequence[float], channels: int, source: ModelSource
 ) -> nn.Module:
     """Put normalization inside. Broadcasting would make three channels of one, so the counts are checked."""
     numbers = [*mean, *std]

@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from robbench.core.errors import ModelError, RobbenchError, unknown_name
-from robbench.core.user_code import importable
+from robbench.core.user_code import make_cwd_importable
 from robbench.models.sources import ALLOWED
 
-__all__ = ["function_module", "hub_file", "robustbench_module", "timm_module"]
+__all__ = ["call_model_function", "download_hub_file", "load_robustbench_model", "load_timm_model"]
 
 _EXPECTED = "a function without arguments that returns a torch.nn.Module"
 # By name, because they come from four libraries that may not be here; TransportError is httpx's for all of them.
@@ -45,7 +45,7 @@ _HUB_ERRORS = {
 }
 
 
-def hub_file(what: str, repo: str, revision: str, file: str) -> Path:
+def download_hub_file(what: str, repo: str, revision: str, file: str) -> Path:
     """Download one file with huggingface_hub, or take it from its cache.
 
     Args:
@@ -65,7 +65,7 @@ def hub_file(what: str, repo: str, revision: str, file: str) -> Path:
         return Path(hub.hf_hub_download(repo, file, revision=revision or None))
 
 
-def timm_module(
+def load_timm_model(
     what: str, name: str, in_shape: tuple[int, int, int]
 ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     """Load a pretrained model of timm.
@@ -90,7 +90,7 @@ def timm_module(
         return module, facts["mean"], facts["std"]
 
 
-def robustbench_module(what: str, dataset: str, threat: str, name: str) -> nn.Module:
+def load_robustbench_model(what: str, dataset: str, threat: str, name: str) -> nn.Module:
     """Load a model of robustbench's zoo (Croce et al. 2021, https://arxiv.org/abs/2010.09670).
 
     Raises:
@@ -132,7 +132,7 @@ def _refuse_other_robustbench() -> None:
                 )
 
 
-def function_module(what: str, where: str, name: str) -> nn.Module:
+def call_model_function(what: str, where: str, name: str) -> nn.Module:
     """Call a function of the user's and return the module that it returns.
 
     The current directory is importable, as under `python -m`.
@@ -140,7 +140,7 @@ def function_module(what: str, where: str, name: str) -> nn.Module:
     Raises:
         ModelError: no such module or function, it raises, it takes arguments, or it returns something else.
     """
-    importable()
+    make_cwd_importable()
     with _others_code(what, quiet=False):
         try:
             owner = importlib.import_module(where)

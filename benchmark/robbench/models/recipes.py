@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from robbench.core.types import Norm
-from robbench.models.fields import Exact, Numbers, Scalar, Table, Text
+from robbench.models.fields import CardTable, Exact, Numbers, Scalar, Text
 
-__all__ = ["Adversary", "Budget", "Distillation", "Pairing", "Recipe"]
+__all__ = ["Adversary", "CpuOverrides", "Distillation", "Pairing", "Recipe"]
 
 
-class Adversary(Table):
+class Adversary(CardTable):
     """The attack inside adversarial training; `eps` and `step_size` are exact, in [0, 1] pixel units.
 
     `attack` is any that `robbench list attacks` names, and `args` are further parameters of it; its final point is
@@ -46,7 +46,7 @@ class Adversary(Table):
         return self
 
 
-class Pairing(Table):
+class Pairing(CardTable):
     """A penalty of `weight` on how much the logits of two batches differ.
 
     Kinds: `trades` is KL(softmax z(x) ‖ softmax z(x')) (Zhang et al. 2019, Eq. 5, with weight = 1/λ); `alp` the mean
@@ -58,7 +58,7 @@ class Pairing(Table):
     weight: Annotated[float, Field(gt=0)]
 
 
-class Distillation(Table):
+class Distillation(CardTable):
     """Fit the logits of `teacher` (a registered model) on clean images by their mean absolute difference.
 
     Seguin et al. 2021: one target per image, the mean over `views` augmented views. Then `fix` = k keeps the k largest
@@ -74,7 +74,7 @@ class Distillation(Table):
     ranks_from: Text | None = None
 
 
-class Recipe(Table):
+class Recipe(CardTable):
     """How to train the model.
 
     `alpha` is the strength of label smoothing and `smoothing` where the withdrawn mass goes: to all classes alike
@@ -138,7 +138,7 @@ class Recipe(Table):
         return self
 
 
-class Budget(Table):
+class CpuOverrides(CardTable):
     """What is trained in place of the recipe where there is only a CPU: the recipe with some values replaced.
 
     `steps` and `step_size` are the adversary's. A model trained so says it in its card, and counts as partly trained.

@@ -9,8 +9,17 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from robbench.core.errors import CardError
 from robbench.core.files import load_toml
 from robbench.core.types import Norm, Threat
-from robbench.models.fields import Exact, Numbers, Scalar, Table, Text, hex64, relative, top_level
-from robbench.models.recipes import Budget, Recipe
+from robbench.models.fields import (
+    CardTable,
+    Exact,
+    Numbers,
+    Scalar,
+    Text,
+    check_package_name,
+    check_relative_path,
+    check_sha256,
+)
+from robbench.models.recipes import CpuOverrides, Recipe
 
 
 class DatasetFacts(NamedTuple):
@@ -30,14 +39,14 @@ DATASETS: dict[str, DatasetFacts] = {
 }
 
 
-class Architecture(Table):
+class Architecture(CardTable):
     """A name from `architectures.ARCHITECTURES` and the arguments of its builder."""
 
     name: Text
     args: dict[str, Scalar] = Field(default_factory=dict)
 
 
-class Preprocess(Table):
+class Preprocess(CardTable):
     """Normalization `(x - mean) / std` per channel, for x in [0, 1]; it lives inside the loaded module."""
 
     mean: Numbers
@@ -52,7 +61,7 @@ class Preprocess(Table):
         return self
 
 
-class ThreatClaim(Table):
+class ThreatClaim(CardTable):
     """What the model claims to resist; `eps` is exact, in [0, 1] pixel units."""
 
     norm: Norm
@@ -63,13 +72,13 @@ class ThreatClaim(Table):
         return Threat(norm=self.norm, eps=self.eps)
 
 
-class Weights(Table):
+class Weights(CardTable):
     """Where the weights are: `path` under the registry's `weights/`, or `resource` in a Python `package`."""
 
-    path: Annotated[str, AfterValidator(relative)] | None = None
-    package: Annotated[str, AfterValidator(top_level)] | None = None
-    resource: Annotated[str, AfterValidator(relative)] | None = None
-    sha256: Annotated[str, AfterValidator(hex64)]
+    path: Annotated[str, AfterValidator(check_relative_path)] | None = None
+    package: Annotated[str, AfterValidator(check_package_name)] | None = None
+    resource: Annotated[str, AfterValidator(check_relative_path)] | None = None
+    sha256: Annotated[str, AfterValidator(check_sha256)]
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -80,7 +89,7 @@ class Weights(Table):
         return self
 
 
-class Paper(Table):
+class Paper(CardTable):
     """The published figures that this model is to be compared with (`figures`: column name to value)."""
 
     source: Text
@@ -89,7 +98,7 @@ class Paper(Table):
     figures: dict[str, float] = Field(default_factory=dict)
 
 
-class Trained(Table):
+class TrainingRecord(CardTable):
     """What training really happened, written by the trainer (`seconds` of wall time, `date` as text).
 
     `instead` says in which way the card's CPU budget changed the recipe; it is empty where the recipe itself was used.
@@ -106,7 +115,7 @@ class Trained(Table):
     instead: str = ""
 
 
-class ModelCard(Table):
+class ModelCard(CardTable):
     """One model: the content of `<dataset>/<name>.toml`.
 
     `priority` orders `robbench train --all-missing`: higher first.
@@ -122,10 +131,10 @@ class ModelCard(Table):
     preprocess: Preprocess | None = None
     threat: ThreatClaim | None = None
     recipe: Recipe | None = None
-    cpu_budget: Budget | None = None
+    cpu_budget: CpuOverrides | None = None
     weights: Weights | None = None
     paper: Paper | None = None
-    trained: Trained | None = None
+    trained: TrainingRecord | None = None
 
     @model_validator(mode="after")
     def _budgeted(self) -> Self:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from robbench.core.errors import ModelError
 
-__all__ = ["ALLOWED", "FORMS", "Build", "Source", "parse_source"]
+__all__ = ["ALLOWED", "FORMS", "Build", "ModelSource", "parse_source"]
 
 FORMS = {
     "robustbench": "robustbench:NAME or robustbench:DATASET/THREAT/NAME",
@@ -25,7 +25,7 @@ _ZOO = {"dataset": ("cifar10", "cifar100"), "threat": ("Linf", "L2", "corruption
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model without a card comes from.
 
     Attributes:
@@ -77,7 +77,7 @@ class Build:
         return any(v is not None for v in (self.architecture, self.mean, self.std))
 
 
-def parse_source(text: str) -> Source | None:
+def parse_source(text: str) -> ModelSource | None:
     """Read what `--model` was given; None means the name of a registered card, which has no colon.
 
     Raises:
@@ -93,7 +93,7 @@ def parse_source(text: str) -> Source | None:
             if value not in _ZOO[what] or not name:
                 allowed = ", ".join(_ZOO[what])
                 raise ModelError(f"{text!r}: expected {FORMS[kind]}; {what}s allowed: {allowed}.")
-        return Source(text, kind, (dataset, threat, name), _folder(kind, threat if threat != "Linf" else "", name))
+        return ModelSource(text, kind, (dataset, threat, name), _folder(kind, threat if threat != "Linf" else "", name))
     if kind == "hf":
         match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^:\s]+))?(?::([^:]+))?", rest)
         if match is None:
@@ -105,13 +105,13 @@ def parse_source(text: str) -> Source | None:
                 "by its path in the repository."
             )
         own = file.removesuffix(".safetensors").removesuffix("model")
-        return Source(text, kind, (repo, revision, file), _folder(kind, *repo.split("/"), revision, own))
+        return ModelSource(text, kind, (repo, revision, file), _folder(kind, *repo.split("/"), revision, own))
     if kind in FORMS:
         if not rest:
             raise ModelError(f"{text!r}: expected {FORMS[kind]}.")
-        return Source(text, kind, (rest,), _folder(kind, Path(rest).stem if kind == "file" else rest))
+        return ModelSource(text, kind, (rest,), _folder(kind, Path(rest).stem if kind == "file" else rest))
     if all(part.isidentifier() for part in [*kind.split("."), rest]):
-        return Source(text, "function", (kind, rest), _folder(kind, rest))
+        return ModelSource(text, "function", (kind, rest), _folder(kind, rest))
     raise ModelError(f"Unknown source {text!r}. Allowed: {ALLOWED}; or the name of a card (`robbench list models`).")
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from robbench.core.errors import ResultError
 
-__all__ = ["FILE", "Adversarials", "Points", "held", "merge", "pack", "read", "row_digest"]
+__all__ = ["FILE", "Adversarials", "Points", "list_entries", "merge", "pack", "read", "row_digest"]
 
 FILE = "adversarials.safetensors"
 _VERSION = 1
@@ -127,7 +127,7 @@ def read(path: Path) -> Adversarials:
     return Adversarials(about["run_id"], [_group(g, tensors, about["attacks"], path) for g in groups], altered)
 
 
-def held(path: Path) -> pd.DataFrame:
+def list_entries(path: Path) -> pd.DataFrame:
     """List which points a file holds, without reading them: columns sample and attack.
 
     Raises:

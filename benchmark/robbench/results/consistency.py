@@ -13,15 +13,15 @@ import pandas as pd
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
 from robbench.results.schema import ResultFile
-from robbench.results.store import differences
+from robbench.results.store import list_differences
 from robbench.results.summary import MEASURED_FLAGS, summarize
 from robbench.suite import Suite
 
-__all__ = ["Finding", "Verification", "record_findings", "summary_findings"]
+__all__ = ["Mismatch", "Verification", "find_record_mismatches", "find_summary_mismatches"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Mismatch:
     """Something that does not hold: about one record, about one sample, or about the files as a whole."""
 
     what: str
@@ -50,8 +50,8 @@ class Verification:
     result: ResultFile
     breaks: int
     confirmed: int
-    refuted: list[Finding]
-    borderline: list[Finding]
+    refuted: list[Mismatch]
+    borderline: list[Mismatch]
 
     def as_json(self) -> dict[str, Any]:
         """Say it for machines."""
@@ -70,7 +70,7 @@ class Verification:
         )
 
 
-def summary_findings(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Finding]:
+def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
     """Make result.json again from its identity and the records, and name every field that differs."""
     identity = stored.identity
     try:
@@ -86,10 +86,10 @@ def summary_findings(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Finding
             **{name: getattr(stored, name) for name in _TAKEN},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        yield Finding(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
+        yield Mismatch(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
         return
     for field, given, expected in _differences(stored.model_dump(mode="json"), made.model_dump(mode="json")):
-        yield Finding(f"result.json: {field} is {given}; {expected} follows from outcomes.parquet and the identity")
+        yield Mismatch(f"result.json: {field} is {given}; {expected} follows from outcomes.parquet and the identity")
 
 
 _TAKEN = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper")
@@ -97,14 +97,14 @@ _TAKEN = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "ve
 
 
 def _differences(given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
-    for field, a, b in differences("", given, expected):
+    for field, a, b in list_differences("", given, expected):
         # Sums are rounded, and another version may add up in another order.
         slack = 2e-3 if field.endswith("seconds") else 1e-9
         if not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-9, abs_tol=slack)):
             yield field, a, b
 
 
-def record_findings(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterator[Finding]:
+def find_record_mismatches(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterator[Mismatch]:
     """Tell which records cannot stand beside each other.
 
     Args:
@@ -114,18 +114,18 @@ def record_findings(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterat
     """
     known = rows["attack"].isin(attacks) & rows["status"].isin(list(Status))
     for sample, attack, status in rows.loc[~known, ["sample", "attack", "status"]].itertuples(index=False):
-        yield Finding(
+        yield Mismatch(
             f"status {status!r}, of an attack of this run or not; allowed: {', '.join(Status)}", sample, attack
         )
     rows = rows[known]
     double = rows.duplicated(["sample", "attack"])
     for sample, attack in rows.loc[double, ["sample", "attack"]].itertuples(index=False):
-        yield Finding("is recorded more than once", sample, attack)
+        yield Mismatch("is recorded more than once", sample, attack)
     wide = rows[~double].pivot(index="sample", columns="attack", values="status").reindex(columns=attacks)
     wrong = wide == Status.MISCLASSIFIED
     partly = wrong.any(axis=1) & ~wrong.all(axis=1)
     for sample in wide.index[partly]:
-        yield Finding("is recorded as misclassified under some attacks and not under others", sample)
+        yield Mismatch("is recorded as misclassified under some attacks and not under others", sample)
     broken = wide == Status.BROKEN
     if mode == "challenge":  # only what the first attack broke is spared from the others
         broken.iloc[:, 1:] = False
@@ -139,4 +139,4 @@ def record_findings(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterat
     )
     for cells, what in cases:
         for i, j in np.argwhere(cells.to_numpy()):
-            yield Finding(what, int(wide.index[i]), attacks[j])
+            yield Mismatch(what, int(wide.index[i]), attacks[j])

@@ -17,7 +17,7 @@ import filelock
 from robbench.core.errors import BusyError, StorageError
 from robbench.core.files import digest
 
-__all__ = ["holder_of", "lock_result"]
+__all__ = ["lock_result", "read_holder"]
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -61,7 +61,7 @@ def _acquired(place: Path, root: Path, folder: Path, wait: bool, note: Callable[
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        told = f"{folder}: {_described(holder_of(root, folder))} works on it"
+        told = f"{folder}: {_described(read_holder(root, folder))} works on it"
         if not wait:
             raise BusyError(
                 f"{told}. Nothing was computed. Wait for it (--wait), or give another tree (--results DIR)."
@@ -76,7 +76,7 @@ def _self(folder: Path) -> dict[str, object]:
     return {"pid": os.getpid(), "host": platform.node(), "since": now, "folder": str(folder)}
 
 
-def holder_of(root: Path, folder: Path) -> dict[str, Any] | None:
+def read_holder(root: Path, folder: Path) -> dict[str, Any] | None:
     """Read which process said last that it works on a result: pid, host, since, folder; None if none did."""
     try:
         about = json.loads(_paths(root, folder)[1].read_text(encoding="utf-8"))

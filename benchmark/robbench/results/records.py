@@ -24,11 +24,11 @@ __all__ = [
     "OUTCOMES",
     "TIMINGS",
     "TIMING_COLUMNS",
-    "empty_rows",
+    "make_empty_rows",
     "pack_rows",
     "read_rows",
-    "read_vouched",
-    "written_by",
+    "read_run_id",
+    "read_run_rows",
 ]
 
 OUTCOMES = "outcomes.parquet"
@@ -60,7 +60,7 @@ _OUTCOME_COLUMNS = [c for c in COLUMNS if c != "seconds"]
 _KINDS = {"int64": pa.types.is_integer, "bool": pa.types.is_boolean, "float64": pa.types.is_floating}
 
 
-def empty_rows() -> pd.DataFrame:
+def make_empty_rows() -> pd.DataFrame:
     """Make a frame with the columns of the records and no rows."""
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
 
@@ -83,7 +83,7 @@ def pack_rows(rows: pd.DataFrame, run_id: str, columns: list[str] | None = None)
     return out.getvalue()
 
 
-def written_by(path: Path) -> str | None:
+def read_run_id(path: Path) -> str | None:
     """Tell of which run a file of records says that it is; None where it is missing, unreadable or does not say."""
     try:
         about = json.loads((pq.read_schema(path).metadata or {})[b"robbench"])
@@ -92,7 +92,7 @@ def written_by(path: Path) -> str | None:
         return None
 
 
-def read_vouched(path: Path, run_id: str, columns: list[str] | None = None) -> pd.DataFrame:
+def read_run_rows(path: Path, run_id: str, columns: list[str] | None = None) -> pd.DataFrame:
     """Read records that must be of one run and unchanged; `columns` as for `pack_rows`.
 
     Raises:

@@ -16,9 +16,9 @@ from robbench.core.errors import ResultError
 from robbench.core.files import set_aside
 from robbench.core.types import Status
 from robbench.results.adversarials import read
-from robbench.results.records import COLUMNS, OUTCOMES, TIMING_COLUMNS, TIMINGS, read_rows, read_vouched, written_by
+from robbench.results.records import COLUMNS, OUTCOMES, TIMING_COLUMNS, TIMINGS, read_rows, read_run_id, read_run_rows
 
-__all__ = ["Note", "shard_name", "sound_merged", "sound_points", "sound_shards"]
+__all__ = ["Note", "read_sound_records", "read_sound_shards", "set_aside_unsound_points", "shard_name"]
 
 Note = Callable[[str], None]
 
@@ -28,7 +28,7 @@ def shard_name(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def sound_shards(partial: Path, run_id: str, attacks: Collection[str], note: Note) -> dict[Path, pd.DataFrame]:
+def read_sound_shards(partial: Path, run_id: str, attacks: Collection[str], note: Note) -> dict[Path, pd.DataFrame]:
     """Read the shards of a run, in the order of their names; damaged ones are moved to the folder of the result.
 
     Args:
@@ -42,7 +42,7 @@ def sound_shards(partial: Path, run_id: str, attacks: Collection[str], note: Not
         try:
             if shard_name(path.read_bytes()) != path.stem:
                 raise ResultError(f"{path}: not as it was written (SHA-256)")
-            rows = read_vouched(path, run_id, list(COLUMNS))
+            rows = read_run_rows(path, run_id, list(COLUMNS))
             _check(rows, attacks, path)
         except (OSError, ResultError) as error:
             _aside(path, folder, error, "its images are computed again", note)
@@ -51,7 +51,7 @@ def sound_shards(partial: Path, run_id: str, attacks: Collection[str], note: Not
     return sound
 
 
-def sound_points(path: Path, run_id: str, folder: Path, note: Note) -> bool:
+def set_aside_unsound_points(path: Path, run_id: str, folder: Path, note: Note) -> bool:
     """Tell whether a file of adversarial examples is this run's and unchanged; one that is damaged is moved away."""
     try:
         kept = read(path)
@@ -65,7 +65,9 @@ def sound_points(path: Path, run_id: str, folder: Path, note: Note) -> bool:
     return True
 
 
-def sound_merged(folder: Path, run_id: str, attacks: Collection[str], vouched: bool, note: Note) -> pd.DataFrame | None:
+def read_sound_records(
+    folder: Path, run_id: str, attacks: Collection[str], vouched: bool, note: Note
+) -> pd.DataFrame | None:
     """Read the merged records of a run with their wall times; None where there are none that are fit for use.
 
     Args:
@@ -82,7 +84,7 @@ def sound_merged(folder: Path, run_id: str, attacks: Collection[str], vouched: b
             note(f"{path} is missing; its images are computed again.")
         return None
     try:
-        rows = read_rows(path) if vouched and written_by(path) is None else read_vouched(path, run_id)
+        rows = read_rows(path) if vouched and read_run_id(path) is None else read_run_rows(path, run_id)
         _check(rows, attacks, path)
     except ResultError as error:
         _aside(path, folder, error, "its images are computed again", note)
@@ -90,7 +92,7 @@ def sound_merged(folder: Path, run_id: str, attacks: Collection[str], vouched: b
     times = folder / TIMINGS
     if times.exists():
         try:
-            read_vouched(times, run_id, TIMING_COLUMNS)
+            read_run_rows(times, run_id, TIMING_COLUMNS)
         except ResultError as error:
             _aside(times, folder, error, "wall times are counted as 0", note)
     return read_rows(path)

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
-from robbench.results.locking import holder_of
-from robbench.results.records import COLUMNS, read_vouched
+from robbench.results.locking import read_holder
+from robbench.results.records import COLUMNS, read_run_rows
 from robbench.results.schema import ResultFile, read_result, read_validated
-from robbench.results.store import DESCRIPTION, result_paths
+from robbench.results.store import DESCRIPTION, list_result_paths
 
 __all__ = ["Description", "Run", "find_runs", "read_description"]
 
@@ -62,7 +62,7 @@ class Description(BaseModel):
     """When it was last begun, UTC, ISO 8601."""
     identity: dict[str, Any]
 
-    def asked(self) -> dict[str, Any]:
+    def as_arguments(self) -> dict[str, Any]:
         """Return what `evaluate` was given."""
         return self.model_dump(exclude={"version", "own_images", "n", "stages", "date", "identity"})
 
@@ -123,7 +123,7 @@ def find_runs(root: Path) -> list[Run]:
 
 
 def _finished(root: Path) -> Iterator[Run]:
-    for path in result_paths(root):
+    for path in list_result_paths(root):
         aside = len(list(path.parent.glob("*.damaged*")))
         note = f"{aside} damaged files set aside" if aside else ""
         try:
@@ -150,10 +150,10 @@ def _unfinished(root: Path) -> Iterator[Run]:
         rows = 0
         for shard in partial.glob("*.parquet"):
             try:
-                rows += len(read_vouched(shard, partial.name, list(COLUMNS)))
+                rows += len(read_run_rows(shard, partial.name, list(COLUMNS)))
             except ResultError:  # the run that goes on sets it aside, and says so
                 continue
-        holder = holder_of(root, folder)
+        holder = read_holder(root, folder)
         state = "running" if holder and _alive(holder) else "unfinished"
         yield Run(folder, partial.name, state, min(1.0, rows / (about.n * about.stages)), about, _hindrance(about))
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import component, read_bounded
+from robbench.core.files import check_path_component, read_bounded
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -106,7 +106,9 @@ class ResultFile(_Strict):
     @field_validator("model", "dataset", "suite")
     @classmethod
     def _in_the_tree(cls, name: str) -> str:
-        return component(name, "name")  # they make a path, and a file from elsewhere must not lead out of the tree
+        return check_path_component(
+            name, "name"
+        )  # they make a path, and a file from elsewhere must not lead out of the tree
 
 
 def read_result(path: Path) -> ResultFile:

@@ -26,23 +26,31 @@ from typing import Any
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import component, digest, set_aside, write_atomically
+from robbench.core.files import check_path_component, digest, set_aside, write_atomically
 from robbench.core.types import Status
-from robbench.results.adversarials import FILE, Points, held, merge, pack, read
-from robbench.results.records import COLUMNS, TIMING_COLUMNS, TIMINGS, empty_rows, pack_rows, read_rows, written_by
-from robbench.results.recovery import Note, shard_name, sound_merged, sound_points, sound_shards
+from robbench.results.adversarials import FILE, Points, list_entries, merge, pack, read
+from robbench.results.records import (
+    COLUMNS,
+    TIMING_COLUMNS,
+    TIMINGS,
+    make_empty_rows,
+    pack_rows,
+    read_rows,
+    read_run_id,
+)
+from robbench.results.recovery import Note, read_sound_records, read_sound_shards, set_aside_unsound_points, shard_name
 from robbench.results.schema import ResultFile, dump_result, read_result
 
 __all__ = [
     "COLUMNS",
     "DESCRIPTION",
     "RunStore",
-    "differences",
-    "empty_rows",
+    "describe_other_run",
+    "list_differences",
     "load_results",
-    "mismatch",
+    "locate_result",
+    "make_empty_rows",
     "read_rows",
-    "result_folder",
 ]
 
 DESCRIPTION = "run.json"
@@ -57,7 +65,10 @@ class RunStore:
         self.identity = identity
         self.run_id = digest(identity)
         try:
-            names = [component(name, what) for name, what in ((dataset, "dataset"), (model, "name"), (suite, "suite"))]
+            names = [
+                check_path_component(name, what)
+                for name, what in ((dataset, "dataset"), (model, "name"), (suite, "suite"))
+            ]
         except ValueError as error:
             raise ResultError(f"{error}: it names a folder of the results.") from None
         self.folder = root / names[0] / names[1] / (names[2] if standard else f"{names[2]}@{self.run_id[:8]}")
@@ -109,26 +120,26 @@ class RunStore:
         stored = self._stored(note)
         if stored is not None and stored.run_id != self.run_id:
             if not overwrite:
-                raise ResultError(mismatch(self.folder, stored.identity, self.identity))
+                raise ResultError(describe_other_run(self.folder, stored.identity, self.identity))
             shutil.rmtree(self.folder)
             stored = None
         for other in self._other_runs():
             note(other)
         merged = None
-        if stored is not None or written_by(self.outcomes_path) == self.run_id:  # killed before its end
-            merged = sound_merged(self.folder, self.run_id, self._attacks, stored is not None, note)
+        if stored is not None or read_run_id(self.outcomes_path) == self.run_id:  # killed before its end
+            merged = read_sound_records(self.folder, self.run_id, self._attacks, stored is not None, note)
         if stored is not None and merged is None:
             set_aside(self.result_path, self.folder)  # a summary of records that are gone
-        shards = sound_shards(self.partial, self.run_id, self._attacks, note)
+        shards = read_sound_shards(self.partial, self.run_id, self._attacks, note)
         for path in self._adversarial_files():
-            sound_points(path, self.run_id, self.folder, note)
+            set_aside_unsound_points(path, self.run_id, self.folder, note)
         # A break that was stored without its adversarial example and computed again is there twice, and its row must be
         # the one that the point belongs to: shards with points come first.
         first = [rows for path, rows in shards.items() if path.with_suffix(".safetensors").exists()]
         last = [rows for path, rows in shards.items() if not path.with_suffix(".safetensors").exists()]
         frames = [*first, *([] if merged is None else [merged]), *last]
         if not frames:
-            return empty_rows()
+            return make_empty_rows()
         # A kill between writing the result and removing its shards leaves rows twice; they are equal.
         return pd.concat(frames, ignore_index=True).drop_duplicates(["sample", "attack"], ignore_index=True)
 
@@ -159,9 +170,9 @@ class RunStore:
         text = json.dumps({**description, "identity": self.identity}, indent=2, ensure_ascii=False)
         write_atomically(self.partial / DESCRIPTION, f"{text}\n".encode())
 
-    def without_adversarials(self, rows: pd.DataFrame) -> pd.Series[bool]:
+    def find_unstored_breaks(self, rows: pd.DataFrame) -> pd.Series[bool]:
         """Tell which of these rows are breaks whose adversarial example is not stored."""
-        stored = pd.concat([rows.loc[[], ["sample", "attack"]], *map(held, self._adversarial_files())])
+        stored = pd.concat([rows.loc[[], ["sample", "attack"]], *map(list_entries, self._adversarial_files())])
         keys = pd.MultiIndex.from_frame(rows[["sample", "attack"]])
         return (rows["status"] == Status.BROKEN) & ~keys.isin(pd.MultiIndex.from_frame(stored))
 
@@ -205,7 +216,7 @@ class RunStore:
     def _pack(self, points: Sequence[Points]) -> bytes:
         return pack(points, self.run_id, self._attacks)
 
-    def expect(self, identity: dict[str, Any], what: str) -> None:
+    def require_identity(self, identity: dict[str, Any], what: str) -> None:
         """Refuse to go on unless what is to be measured is what was recorded.
 
         Raises:
@@ -216,7 +227,7 @@ class RunStore:
             raise ResultError(f"{what} cannot be made with what is here. What differs:\n{lines}\nNothing was computed.")
 
 
-def mismatch(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:
+def describe_other_run(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:
     """Say how what a folder holds differs from what is to be measured, and what to do."""
     return (
         f"{folder} holds the result of a different run. What differs:\n"
@@ -226,17 +237,19 @@ def mismatch(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _listed(stored: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    return [f"  {field}: stored {_short(a)}, this run {_short(b)}" for field, a, b in differences("", stored, here)]
+    return [
+        f"  {field}: stored {_short(a)}, this run {_short(b)}" for field, a, b in list_differences("", stored, here)
+    ]
 
 
-def differences(field: str, given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
+def list_differences(field: str, given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
     """Walk through two JSON values; yields the path of every field that differs, and both of its values."""
     if isinstance(given, dict) and isinstance(expected, dict):
         for key in dict.fromkeys([*given, *expected]):
-            yield from differences(f"{field}.{key}".lstrip("."), given.get(key), expected.get(key))
+            yield from list_differences(f"{field}.{key}".lstrip("."), given.get(key), expected.get(key))
     elif isinstance(given, list) and isinstance(expected, list) and len(given) == len(expected):
         for i, pair in enumerate(zip(given, expected, strict=True)):
-            yield from differences(f"{field}[{i}]", *pair)
+            yield from list_differences(f"{field}[{i}]", *pair)
     elif given != expected:
         yield field, given, expected
 
@@ -246,7 +259,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def result_folder(root: Path, result: ResultFile) -> Path:
+def locate_result(root: Path, result: ResultFile) -> Path:
     """Name the folder of a results tree that holds a result."""
     suite = result.suite if not result.overrides else f"{result.suite}@{result.run_id[:8]}"
     return root / result.dataset / result.model / suite
@@ -254,9 +267,9 @@ def result_folder(root: Path, result: ResultFile) -> Path:
 
 def load_results(root: Path) -> list[ResultFile]:
     """Read every result below a results tree, ordered by path."""
-    return [read_result(path) for path in result_paths(root)]
+    return [read_result(path) for path in list_result_paths(root)]
 
 
-def result_paths(root: Path) -> Iterable[Path]:
+def list_result_paths(root: Path) -> Iterable[Path]:
     """List every result.json of a results tree, ordered."""
     return sorted(root.glob("*/*/*/result.json"))

@@ -8,11 +8,11 @@ import pandas as pd
 
 from robbench.core.files import digest
 from robbench.core.stats import wilson
-from robbench.core.types import Status, Threat, some_ids
+from robbench.core.types import Status, Threat, format_ids
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult
 from robbench.suite import Suite
 
-__all__ = ["MEASURED_FLAGS", "accuracy", "robust_samples", "summarize"]
+__all__ = ["MEASURED_FLAGS", "find_robust_samples", "make_accuracy", "summarize"]
 
 MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
 """Flags that follow from the records; the others are noticed before the attacks."""
@@ -20,13 +20,13 @@ MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
 _DEAD = 0.01  # share of exactly zero gradients from which on a reader is warned
 
 
-def accuracy(successes: int, n: int) -> Accuracy:
+def make_accuracy(successes: int, n: int) -> Accuracy:
     """Make an accuracy of counts, with its interval."""
     low, high = wilson(successes, n)
     return Accuracy(value=successes / n if n else 0.0, low=low, high=high)
 
 
-def robust_samples(rows: pd.DataFrame) -> pd.Series[bool]:
+def find_robust_samples(rows: pd.DataFrame) -> pd.Series[bool]:
     """Tell per sample whether it is correctly classified and broken by no attack in `rows`; indexed by sample."""
     lost = rows["status"].isin([Status.MISCLASSIFIED, Status.BROKEN])
     return ~lost.groupby(rows["sample"]).any()
@@ -69,7 +69,7 @@ def summarize(
         results.append(
             AttackResult(
                 name=name,
-                robust_accuracy=accuracy(int(robust_samples(earlier).sum()), n),
+                robust_accuracy=make_accuracy(int(find_robust_samples(earlier).sum()), n),
                 forwards=int(mine["forwards"].sum()),
                 backwards=backwards,
                 seconds=round(float(mine["seconds"].sum()), 3),
@@ -87,8 +87,8 @@ def summarize(
         judge=suite.judge,
         mode=suite.mode,
         n=n,
-        clean_accuracy=accuracy(clean, n),
-        robust_accuracy=accuracy(int(robust_samples(rows).sum()), n),
+        clean_accuracy=make_accuracy(clean, n),
+        robust_accuracy=make_accuracy(int(find_robust_samples(rows).sum()), n),
         attacks=results,
         flags={**flags, **_measured_flags(rows, results)},
         forwards=sum(r.forwards for r in results),
@@ -115,10 +115,10 @@ def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str
     if answers := int(rows["nonfinite"].sum()):
         flags["nonfinite"] = f"{answers} queries were answered with NaN or infinity; none of them counts as a break."
         asked = rows.loc[rows["nonfinite"] > 0, "sample"].unique()
-        robust = robust_samples(rows)
+        robust = find_robust_samples(rows)
         if standing := sorted(s for s in asked if robust[s]):
             flags["nonfinite"] += (
                 f" {len(standing)} images that got such answers count as robust, though the attack could not see there "
-                f"what it did: {some_ids(standing)}."
+                f"what it did: {format_ids(standing)}."
             )
     return flags

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from robbench.classifier.prepare import pick_device
 from robbench.models.card import Entry, Registry
-from robbench.training.train import BudgetName, Precision, Progress, Trained, recipe_for, train
+from robbench.training.train import BudgetName, Precision, Progress, TrainingResult, choose_recipe, train
 
-__all__ = ["missing", "train_missing"]
+__all__ = ["list_missing", "train_missing"]
 
 
-def missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
+def list_missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
     """List the cards that training on this device would bring further: by priority, then name.
 
     On a GPU that includes models which were trained by their card's CPU budget; on a CPU it does not.
@@ -25,7 +25,7 @@ def missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "a
         if card.recipe is None or (card.weights is not None and card.weights.path is None):
             continue
         chosen: BudgetName = "auto" if budget == "cpu" and card.cpu_budget is None else budget
-        recipe, instead = recipe_for(entry, where, chosen)
+        recipe, instead = choose_recipe(entry, where, chosen)
         done = card.trained if card.weights is not None else None
         finished = done is not None and done.iterations >= recipe.iterations and (bool(instead) or not done.instead)
         if not finished:
@@ -45,9 +45,9 @@ def train_missing(
     time_limit: float | None = None,
     begin: Callable[[Entry], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
-    done: Callable[[Entry, Trained], None] = lambda _entry, _trained: None,
+    done: Callable[[Entry, TrainingResult], None] = lambda _entry, _trained: None,
 ) -> None:
-    """Train the cards that `missing` lists, one after the other, until all are done or the time is up.
+    """Train the cards that `list_missing` lists, one after the other, until all are done or the time is up.
 
     Called again it goes on where it stopped: with the same card, from its checkpoint.
 
@@ -68,7 +68,7 @@ def train_missing(
         CardError, ModelError, DataError: see `train`; models trained before it are kept.
     """
     end = None if time_limit is None else time.monotonic() + time_limit
-    for i, entry in enumerate(missing(registry, device=device, budget=budget)):
+    for i, entry in enumerate(list_missing(registry, device=device, budget=budget)):
         left = None if end is None else end - time.monotonic()
         if i and left is not None and left <= 0:
             return

@@ -19,12 +19,12 @@ from robbench.engine import engine
 from robbench.models.card import Entry
 from robbench.suite import load_suite
 
-__all__ = ["Probe"]
+__all__ = ["TrainingProbe"]
 
 _IMAGES = 128
 
 
-class Probe:
+class TrainingProbe:
     """Measures on the first test images: PGD on the margin, 10 steps, at the radius of the quick suite."""
 
     def __init__(self, entry: Entry, data_dir: str | Path | None, device: torch.device, seed: int) -> None:

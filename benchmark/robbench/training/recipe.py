@@ -18,14 +18,14 @@ from robbench.models.card import Adversary, Recipe
 from robbench.training.targets import smooth_labels, wrong_mass
 
 __all__ = [
-    "Diverging",
+    "DivergencePGD",
     "add_noise",
     "augment",
     "divergence",
     "inner_attack",
     "learning_rate",
     "objective",
-    "pair",
+    "pairing_penalty",
     "squeeze",
 ]
 
@@ -66,7 +66,7 @@ def divergence(z: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(z.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
-def pair(kind: str, z: Tensor, z_adv: Tensor | None) -> Tensor:
+def pairing_penalty(kind: str, z: Tensor, z_adv: Tensor | None) -> Tensor:
     """How much the logits of two batches differ: a scalar.
 
     `trades`: the mean divergence of z' from z. `alp`: the mean square of z − z' over images and classes. `clp`: that of
@@ -108,7 +108,7 @@ def augment(x: Tensor, kind: str, sample: Tensor, trial: Tensor, key: tuple[int,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diverging(PGD):
+class DivergencePGD(PGD):
     """PGD that increases the divergence from a reference prediction [L, K]: the inner maximum of TRADES."""
 
     reference: Tensor = field(compare=False)
@@ -139,7 +139,7 @@ def inner_attack(adversary: Adversary, reference: Tensor | None = None) -> Attac
             raise CardError(f"recipe.adversary: {unknown_name(f'parameter of {adversary.attack}', key, allowed)}")
     if adversary.loss == "kl":
         assert reference is not None, "the trainer predicts before it attacks"
-        return Diverging(reference=reference, **given)
+        return DivergencePGD(reference=reference, **given)
     return cls(**given)
 
 

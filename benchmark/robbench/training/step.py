@@ -19,7 +19,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Dataset, Problem
 from robbench.engine import engine
 from robbench.models.card import Adversary, Recipe
-from robbench.training.recipe import add_noise, augment, inner_attack, learning_rate, objective, pair
+from robbench.training.recipe import add_noise, augment, inner_attack, learning_rate, objective, pairing_penalty
 
 __all__ = ["Step"]
 
@@ -96,7 +96,7 @@ class Step:
             if mix < 1:
                 loss = loss + (1 - mix) * objective(z, y, recipe, target)
         if recipe.pairing and z is not None:
-            loss = loss + recipe.pairing.weight * pair(recipe.pairing.kind, z, z_adv)
+            loss = loss + recipe.pairing.weight * pairing_penalty(recipe.pairing.kind, z, z_adv)
         # A graph writes to the gradients it was captured with.
         self.optimizer.zero_grad(set_to_none=self.graph is None)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing

@@ -18,7 +18,7 @@ from robbench.models.load import load_model
 from robbench.training.recipe import augment
 from robbench.training.targets import correct, fix, hybrid
 
-__all__ = ["teacher_digests", "teacher_targets"]
+__all__ = ["compute_targets", "list_teacher_digests"]
 
 _CHUNK = 250
 
@@ -35,7 +35,7 @@ def _teachers(entry: Entry, recipe: Recipe) -> list[Entry]:
     return found
 
 
-def teacher_digests(entry: Entry, recipe: Recipe) -> list[str]:
+def list_teacher_digests(entry: Entry, recipe: Recipe) -> list[str]:
     """List the digests of the weights of a recipe's teachers, without loading them.
 
     Raises:
@@ -52,7 +52,7 @@ def teacher_digests(entry: Entry, recipe: Recipe) -> list[str]:
     return digests
 
 
-def teacher_targets(entry: Entry, recipe: Recipe, data: Dataset, device: torch.device, folder: Path) -> Tensor | None:
+def compute_targets(entry: Entry, recipe: Recipe, data: Dataset, device: torch.device, folder: Path) -> Tensor | None:
     """Compute the target logits of all training images [n, K], or read those that an earlier call left in `folder`.
 
     A target is the mean of the teacher's logits over `views` views augmented as the recipe says (Seguin et al. 2021,
@@ -66,7 +66,7 @@ def teacher_targets(entry: Entry, recipe: Recipe, data: Dataset, device: torch.d
     if distillation is None:
         return None
     wanted = digest(
-        [distillation.model_dump(), recipe.augment, recipe.seed, data.digest, teacher_digests(entry, recipe)]
+        [distillation.model_dump(), recipe.augment, recipe.seed, data.digest, list_teacher_digests(entry, recipe)]
     )
     path = folder / "targets.safetensors"
     if path.exists():

@@ -36,14 +36,14 @@ from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.types import Dataset
 from robbench.data.sets import load
 from robbench.models.architectures import Normalized, build
-from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, Recipe, identity, write_training
+from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, Recipe, extract_identity, write_training
 from robbench.models.load import save_weights
-from robbench.training.probe import Probe
+from robbench.training.probe import TrainingProbe
 from robbench.training.recipe import learning_rate
 from robbench.training.step import Step
-from robbench.training.teacher import teacher_digests, teacher_targets
+from robbench.training.teacher import compute_targets, list_teacher_digests
 
-__all__ = ["BudgetName", "Precision", "Progress", "Trained", "recipe_for", "train"]
+__all__ = ["BudgetName", "Precision", "Progress", "TrainingResult", "choose_recipe", "train"]
 
 _CHECKPOINT_SECONDS = 20.0
 _REPORTS = 100  # log lines a run writes
@@ -72,7 +72,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a call of `train` did.
 
     Attributes:
@@ -88,7 +88,7 @@ class Trained:
     log: Path
 
 
-def recipe_for(entry: Entry, device: torch.device, budget: BudgetName) -> tuple[Recipe, str]:
+def choose_recipe(entry: Entry, device: torch.device, budget: BudgetName) -> tuple[Recipe, str]:
     """Choose what to train on a device, and say how it differs from the card's recipe (empty if it does not).
 
     Raises:
@@ -117,7 +117,7 @@ def train(
     restart: bool = False,
     command: str = "",
     report: Callable[[Progress], None] = lambda _: None,
-) -> Trained:
+) -> TrainingResult:
     """Train a card's model, or go on where an earlier call stopped, and write its weights and card.
 
     A card whose weights have seen more iterations than this call reached keeps them (unless `restart` is given); the
@@ -143,13 +143,13 @@ def train(
     """
     keep_freed_memory()
     where = pick_device(device)
-    recipe, instead = recipe_for(entry, where, budget)
+    recipe, instead = choose_recipe(entry, where, budget)
     data = load(entry.dataset, "train", data_dir)
     if precision == "auto":
         precision = "bfloat16" if where.type == "cuda" and data.x.shape[-1] >= 32 else "float32"
     folder = runs / entry.dataset / (f"{entry.name}.cpu" if instead else entry.name)
     run = _Training(entry, recipe, data, where, folder, precision, compiled, restart)
-    run.go(time_limit, report, Probe(entry, data_dir, where, recipe.seed))
+    run.go(time_limit, report, TrainingProbe(entry, data_dir, where, recipe.seed))
     table = {
         "iterations": run.iteration,
         "seconds": round(run.seconds, 1),
@@ -162,12 +162,12 @@ def train(
     } | ({"instead": instead} if instead else {})
     earlier = entry.card.trained
     if earlier is not None and entry.card.weights is not None and earlier.iterations > run.iteration and not restart:
-        return Trained(table, recipe.iterations, kept=False, log=run.log)
+        return TrainingResult(table, recipe.iterations, kept=False, log=run.log)
     relative = f"{entry.dataset}/{entry.name}.safetensors"
     with run.step.averaged(run.iteration):
         sha256 = save_weights(run.module, entry.root / WEIGHTS_FOLDER / relative)
     write_training(entry.path, weights_path=relative, sha256=sha256, trained=table)
-    return Trained(table, recipe.iterations, kept=True, log=run.log)
+    return TrainingResult(table, recipe.iterations, kept=True, log=run.log)
 
 
 class _Training:
@@ -186,7 +186,12 @@ class _Training:
     ) -> None:
         self.recipe, self.device, self.folder = recipe, device, folder
         self.log = folder / "log.jsonl"
-        content = [identity(entry.card), recipe.model_dump(mode="json"), data.digest, teacher_digests(entry, recipe)]
+        content = [
+            extract_identity(entry.card),
+            recipe.model_dump(mode="json"),
+            data.digest,
+            list_teacher_digests(entry, recipe),
+        ]
         self.identity = digest(content)
         self.name = entry.full_name
         if recipe.batch_size > len(data):
@@ -200,7 +205,7 @@ class _Training:
         pre = card.preprocess
         module = Normalized(bare, pre.mean, pre.std) if pre else bare
         self.module: nn.Module = module.to(device).to(memory_format=torch.channels_last).train()
-        target = teacher_targets(entry, recipe, data, device, folder)
+        target = compute_targets(entry, recipe, data, device, folder)
         self.step = Step(self.module, recipe, data, precision=precision, target=target, compiled=compiled)
         self.iteration, self.seconds = 0, 0.0
         self.order_key = rng.make_key(recipe.seed, "train-order")
@@ -208,7 +213,7 @@ class _Training:
         if not restart:
             self.resume()
 
-    def go(self, time_limit: float | None, report: Callable[[Progress], None], probe: Probe) -> None:
+    def go(self, time_limit: float | None, report: Callable[[Progress], None], probe: TrainingProbe) -> None:
         """Train until the recipe's iterations are done or the time is up."""
         recipe, begin, saved = self.recipe, time.monotonic(), time.monotonic()
         earlier, first = self.seconds, self.iteration
