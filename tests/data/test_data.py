@@ -297,8 +297,8 @@ def test_the_official_archive_comes_before_parquet(tmp_path: Path) -> None:
         ([0, 1, -1], None, "label in row 2 is -1"),
         ([0, None, 1], None, "label in row 1 is None"),
         ([0.0, 1.0, 2.5], None, "label in row 0 is 0.0"),
-        ([0, 1, 2], [0, 2, 2], "index in row 2 is not above the one before"),
-        ([0, 1, 2], [4, 3, 5], "index in row 1 is not above the one before"),
+        ([0, 1, 2], [0, 2, 2], "index in row 2 is not above the index before it"),
+        ([0, 1, 2], [4, 3, 5], "index in row 1 is not above the index before it"),
         ([0, 1, 2], [0, 1, 10_000], "index in row 2 is 10000, expected an integer from 0 to 9999"),
         ([0, 1, 2], [0, 1, None], "index in row 2 is None"),
     ],
@@ -635,7 +635,7 @@ def test_torchvision_still_has_the_tables_that_fetch_reads() -> None:
 def test_importing_and_describing_does_not_import_torch() -> None:
     import subprocess
 
-    code = "import sys; from robbench import data; data.describe_datasets(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from robbench.data import sets; sets.describe_datasets(); sys.exit('torch' in sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )

@@ -16,6 +16,7 @@ from robbench.models.card import (
     Entry,
     ModelCard,
     Registry,
+    extract_identity,
     load_card,
     locate_builtin_cards,
     parse_card,

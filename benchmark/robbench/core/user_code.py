@@ -1,4 +1,4 @@
-"""Modules of the user's own: imported because a person named them, never because a file did."""
+"""The user's own modules. They are imported only when a person names them, never because a file does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def make_cwd_importable() -> None:
 
 
 def import_user_modules(names: list[str]) -> None:
-    """Import modules that were named on the command line, so that files may speak of what is in them.
+    """Import the modules of `--import`. Files may then name the code in them.
 
     Raises:
-        RobbenchError: there is no such module, or importing it fails.
+        RobbenchError: a module does not exist, or importing it fails.
     """
     make_cwd_importable()
     for name in names:
@@ -36,15 +36,15 @@ def import_user_modules(names: list[str]) -> None:
 
 
 def require_imported(name: str, what: str, error: type[RobbenchError]) -> ModuleType:
-    """Return a module that a file speaks of, if a person has imported it.
+    """Return a module that a file names. The module must be imported already.
 
     Args:
-        name: of the module.
-        what: what the file says, such as "Attack 'Mine': kind 'mine:Attack'".
-        error: what is raised otherwise.
+        name: name of the module.
+        what: the entry of the file, such as "Attack 'Mine': kind 'mine:Attack'".
+        error: the type of the error.
 
     Raises:
-        RobbenchError: of the type `error`, with what to do.
+        RobbenchError: the module is not imported. The error has the type `error` and says what to do.
     """
     if (module := sys.modules.get(name)) is None:
         raise error(
