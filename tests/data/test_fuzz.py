@@ -29,7 +29,7 @@ from robbench.data import sets as data
 from robbench.models.architectures import build
 from robbench.models.card import extract_identity, parse_card
 from robbench.models.load import fit_state, parse_state
-from robbench.models.load_source import _architecture
+from robbench.models.load_source import _parse_architecture
 from robbench.models.sources import parse_source
 from robbench.results.adversarials import Points, list_entries, pack, read
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_rows
@@ -101,7 +101,7 @@ def weights(suffix: str) -> Callable[[bytes, Path], None]:
 
 def arguments(text: str, path: Path) -> None:
     for part in text.split("\n"):
-        for parse in (parse_source, _architecture):
+        for parse in (parse_source, _parse_architecture):
             try:
                 parse(part)
             except RobbenchError:

@@ -134,7 +134,7 @@ def test_what_training_wrote_stays(tmp_path):
         ("[[card]]", "[[cards]]", "cards"),
         ("version = 1", "version = ", "not valid TOML"),
         ("lr = 0.2", "lr = -1", "recipe.lr: -1 given"),
-        ("[change", '[[card]]\nname = "digits/one"\nbase = "a"\n\n[change', "digits/one is made twice"),
+        ("[change", '[[card]]\nname = "digits/one"\nbase = "a"\n\n[change', "digits/one is defined twice"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(tmp_path, before, after, message):

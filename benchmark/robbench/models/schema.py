@@ -1,4 +1,4 @@
-"""What a model card may say: the tables of its TOML, checked strictly, with every problem worded at once."""
+"""The schema of a model card: the tables of its TOML file. Checks are strict, and all problems are reported at once."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from robbench.models.recipes import CpuOverrides, Recipe
 
 
 class DatasetFacts(NamedTuple):
-    """What a card may take for granted about a data set; `in_shape` is (C, H, W)."""
+    """The facts about a data set that cards need. `in_shape` is (C, H, W)."""
 
     num_classes: int
     in_shape: tuple[int, int, int]
@@ -40,14 +40,14 @@ DATASETS: dict[str, DatasetFacts] = {
 
 
 class Architecture(CardTable):
-    """A name from `architectures.ARCHITECTURES` and the arguments of its builder."""
+    """A name from `architectures.ARCHITECTURES`, and the arguments of its builder."""
 
     name: Text
     args: dict[str, Scalar] = Field(default_factory=dict)
 
 
 class Preprocess(CardTable):
-    """Normalization `(x - mean) / std` per channel, for x in [0, 1]; it lives inside the loaded module."""
+    """Normalization `(x - mean) / std` per channel, for x in [0, 1]. The loaded module contains it."""
 
     mean: Numbers
     std: Numbers
@@ -55,25 +55,25 @@ class Preprocess(CardTable):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.mean) != len(self.std):
-            raise ValueError(f"{len(self.mean)} means, {len(self.std)} stds given; expected: as many of each")
+            raise ValueError(f"{len(self.mean)} means, {len(self.std)} stds given; expected: as many means as stds")
         if not all(s > 0 for s in self.std):
             raise ValueError(f"std {list(self.std)} given; every std must be > 0")
         return self
 
 
 class ThreatClaim(CardTable):
-    """What the model claims to resist; `eps` is exact, in [0, 1] pixel units."""
+    """The threat model against which the model claims to be robust. `eps` is exact, in [0, 1] pixel units."""
 
     norm: Norm
     eps: Annotated[Exact, Field(gt=0)]
 
     def threat(self) -> Threat:
-        """Return the claim as the rest of the package speaks it."""
+        """Convert the claim to a `Threat`."""
         return Threat(norm=self.norm, eps=self.eps)
 
 
 class Weights(CardTable):
-    """Where the weights are: `path` under the registry's `weights/`, or `resource` in a Python `package`."""
+    """The place of the weights: `path` under the registry's `weights/`, or `resource` in a Python `package`."""
 
     path: Annotated[str, AfterValidator(check_relative_path)] | None = None
     package: Annotated[str, AfterValidator(check_package_name)] | None = None
@@ -90,7 +90,7 @@ class Weights(CardTable):
 
 
 class Paper(CardTable):
-    """The published figures that this model is to be compared with (`figures`: column name to value)."""
+    """The published figures to compare this model with. `figures`: column name -> value."""
 
     source: Text
     table: Text
@@ -99,9 +99,9 @@ class Paper(CardTable):
 
 
 class TrainingRecord(CardTable):
-    """What training really happened, written by the trainer (`seconds` of wall time, `date` as text).
+    """The record of the training that produced the weights. `robbench train` writes it. `seconds` is wall time.
 
-    `instead` says in which way the card's CPU budget changed the recipe; it is empty where the recipe itself was used.
+    `instead` describes how the card's CPU budget changed the recipe. It is empty if the recipe itself was used.
     """
 
     iterations: Annotated[int, Field(ge=0)]
@@ -118,7 +118,7 @@ class TrainingRecord(CardTable):
 class ModelCard(CardTable):
     """One model: the content of `<dataset>/<name>.toml`.
 
-    `priority` orders `robbench train --all-missing`: higher first.
+    `priority` is the order of `robbench train --all-missing`: higher numbers first.
     """
 
     version: Literal[1]
@@ -137,7 +137,7 @@ class ModelCard(CardTable):
     trained: TrainingRecord | None = None
 
     @model_validator(mode="after")
-    def _budgeted(self) -> Self:
+    def _check_budget(self) -> Self:
         if self.cpu_budget:
             if self.recipe is None:
                 raise ValueError("cpu_budget: given without a recipe; expected: a recipe that it changes")
@@ -148,7 +148,7 @@ class ModelCard(CardTable):
         return self
 
     @model_validator(mode="after")
-    def _channels(self) -> Self:
+    def _check_channels(self) -> Self:
         channels = DATASETS[self.dataset].in_shape[0]
         if self.preprocess and len(self.preprocess.mean) != channels:
             raise ValueError(
@@ -176,7 +176,7 @@ _EXPECTED: dict[str, str] = {
 
 
 def _table_at(loc: Sequence[int | str]) -> type[BaseModel]:
-    """Find the table class that a pydantic location leads to."""
+    """Return the table class at a pydantic location."""
     table: type[BaseModel] = ModelCard
     for key in loc:
         annotation = table.model_fields[str(key)].annotation
@@ -185,7 +185,7 @@ def _table_at(loc: Sequence[int | str]) -> type[BaseModel]:
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
-    """Word one pydantic error: key, what was given, what is allowed."""
+    """Format one pydantic error: the key, what was given and what is allowed."""
     loc, kind, context = error["loc"], error["type"], error.get("ctx", {})
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
     given = f"{error['input']!r} given"
@@ -208,11 +208,11 @@ def _sentence(error: Mapping[str, Any]) -> str:
 
 
 def parse_card(text: str, where: str) -> ModelCard:
-    """Parse the text of a card; `where` names the file in the errors.
+    """Parse the text of a card. `where` is the name of the file in error messages.
 
     Raises:
-        CardError: not TOML (with the line), or invalid: one line per problem, with file, key, what was given
-            and what is allowed.
+        CardError: the text is not TOML (with the line), or is invalid. The message has one line per problem, with file,
+            key, what was given and what is allowed.
     """
     try:
         table = load_toml(text)
