@@ -410,7 +410,7 @@ def test_a_tree_that_cannot_be_written_can_still_be_looked_at(problem, tmp_path,
     def refused(*args, **kwargs):
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr(locking, "_acquired", refused)
+    monkeypatch.setattr(locking, "_acquire", refused)
     assert one(problem, tmp_path) == first
 
 
@@ -431,7 +431,7 @@ def test_what_changed_is_named_and_never_mixed(problem, tmp_path, monkeypatch, f
     reporter = Notes()
     one(changed, tmp_path, **call, reporter=reporter)
     (note,) = reporter.notes
-    assert "unfinished run of something else" in note and f"{field}: stored" in note
+    assert "a different unfinished run" in note and f"{field}: stored" in note
     one(changed, tmp_path, "alone", **call)
     outcomes = "digits/small/quick/outcomes.parquet"
     assert (tmp_path / "r" / outcomes).read_bytes() == (tmp_path / "alone" / outcomes).read_bytes()
@@ -498,7 +498,7 @@ def test_a_description_from_elsewhere_runs_no_code(problem, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (partial / "run.json").write_text(json.dumps({**about, "model": "evil:make", "own_images": False}))
     resume_runs(tmp_path / "r", "cpu", wait=False, as_json=False)
-    assert "not loaded on a file's word" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    assert "which a file alone must not start" in capsys.readouterr().err and not (tmp_path / "ran").exists()
     for broken in ("{", '"text"', json.dumps({**about, "samples": -1}), json.dumps({**about, "identity": {}})):
         (partial / "run.json").write_text(broken)
         (row,) = find_runs(tmp_path / "r")

@@ -1,4 +1,4 @@
-"""Per-sample records → the numbers of a result. A pure function, apart from running; imports no torch."""
+"""Compute the numbers of a result from per-sample records. Pure functions; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from robbench.suite import Suite
 __all__ = ["MEASURED_FLAGS", "find_robust_samples", "make_accuracy", "summarize"]
 
 MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
-"""Flags that follow from the records; the others are noticed before the attacks."""
+"""Flags that follow from the records. Other flags are found before the attacks."""
 
-_DEAD = 0.01  # share of exactly zero gradients from which on a reader is warned
+_ZERO_SHARE = 0.01  # above this share of exactly zero gradients, a flag warns the reader
 
 
 def make_accuracy(successes: int, n: int) -> Accuracy:
-    """Make an accuracy of counts, with its interval."""
+    """Make an accuracy with its interval from counts."""
     low, high = wilson(successes, n)
     return Accuracy(value=successes / n if n else 0.0, low=low, high=high)
 
 
 def find_robust_samples(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Tell per sample whether it is correctly classified and broken by no attack in `rows`; indexed by sample."""
+    """Return per sample whether it is classified correctly and no attack in `rows` breaks it; indexed by sample."""
     lost = rows["status"].isin([Status.MISCLASSIFIED, Status.BROKEN])
     return ~lost.groupby(rows["sample"]).any()
 
@@ -44,16 +44,16 @@ def summarize(
 ) -> ResultFile:
     """Make a result from the records of its samples.
 
-    In a cascade, an attack's robust accuracy counts what it and the stages before it left standing; in a challenge,
-    what it and the first stage did.
+    An attack's robust accuracy counts the samples that the attack does not break. In a cascade, earlier stages must not
+    break them either; in a challenge, the first stage must not break them either.
 
     Args:
-        rows: one row per sample and attack, complete.
+        rows: one row per sample and attack, for all samples and attacks.
         attacks: name -> configuration, in the order of the suite.
-        flags: what was noticed before the attacks.
-        identity: what was measured.
+        flags: the flags found before the attacks.
+        identity: the identity of the run.
         threat: the threat model.
-        suite: for its name, judge and mode.
+        suite: gives name, judge and mode.
         **described: the remaining fields of `ResultFile`.
     """
     n = rows["sample"].nunique()
@@ -99,13 +99,14 @@ def summarize(
 
 
 def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str, str]:
+    # Stored results hold these sentences, and `robbench verify` compares them: another wording would be a mismatch.
     flags = {}
-    dead = [r for r in results if r.zero_gradient_share > _DEAD]
-    if dead:
-        worst = max(dead, key=lambda r: r.zero_gradient_share)
+    flagged = [r for r in results if r.zero_gradient_share > _ZERO_SHARE]
+    if flagged:
+        worst = max(flagged, key=lambda r: r.zero_gradient_share)
         flags["zero_gradients"] = (
             f"{worst.zero_gradient_share:.2%} of the gradients of {worst.name} were exactly zero (seen under "
-            f"{len(dead)} of {len(results)} attacks): where the gradient is dead, the attack stood still."
+            f"{len(flagged)} of {len(results)} attacks): where the gradient is dead, the attack stood still."
         )
     if refuted := [f"{r.refuted} of {r.name}" for r in results if r.refuted]:
         flags["refuted"] = (
