@@ -121,10 +121,10 @@ def test_an_attack_of_ones_own(tmp_path, monkeypatch):
     assert (attack.kind, attack.steps, attack.boost) == ("mine", 3, 0.5)
     assert describe(attack)["boost"] == 0.5
     for wrong, message in (
-        ("own_attack_of_a_test:Yours", "is no attack"),
+        ("own_attack_of_a_test:Yours", "is not an attack"),
         ("no_such_module_here:Mine", "not imported"),
-        ("pathlib:Path", "is no attack"),
-        ("own_attack_of_a_test:dataclass", "is no attack"),
+        ("pathlib:Path", "is not an attack"),
+        ("own_attack_of_a_test:dataclass", "is not an attack"),
     ):
         suite = load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', f'kind = "{wrong}"')))
         with pytest.raises(SuiteError, match=message):

@@ -144,7 +144,7 @@ def test_corrected_and_hybrid_targets_by_hand():
 def test_trades_attacks_the_divergence():
     reference = torch.tensor([[2.0, 0.0]])
     adversary = Adversary(eps=Fraction(1, 10), steps=3, step_size=Fraction(1, 20), loss="kl")
-    attack = terms.inner_attack(adversary, reference)
+    attack = terms.build_inner_attack(adversary, reference)
     assert (attack.steps, attack.step_size, attack.random_start) == (3, 0.05, True)
     loss = attack.loss(torch.tensor([[0.0, 1.0]]), None, {})
     assert float(loss) == pytest.approx(float(terms.divergence(torch.tensor([[0.0, 1.0]]), reference)))
@@ -152,12 +152,12 @@ def test_trades_attacks_the_divergence():
 
 def test_any_attack_can_be_the_adversary():
     adversary = Adversary(attack="apgd", eps=Fraction(1, 10), steps=7, loss="dlr")
-    attack = terms.inner_attack(adversary)
+    attack = terms.build_inner_attack(adversary)
     assert (attack.kind, attack.steps, attack.objective) == ("apgd", 7, "dlr")
     with pytest.raises(CardError, match=r"parameter of apgd.*step_size"):
-        terms.inner_attack(Adversary(attack="apgd", eps=Fraction(1, 10), steps=7, step_size=Fraction(1, 10)))
+        terms.build_inner_attack(Adversary(attack="apgd", eps=Fraction(1, 10), steps=7, step_size=Fraction(1, 10)))
     with pytest.raises(CardError, match="pgdd"):
-        terms.inner_attack(Adversary(attack="pgdd", eps=Fraction(1, 10), steps=7))
+        terms.build_inner_attack(Adversary(attack="pgdd", eps=Fraction(1, 10), steps=7))
 
 
 def test_noise_has_its_sigma_and_depends_on_sample_and_iteration_alone():
@@ -200,7 +200,7 @@ def test_schedules_by_hand():
 
 
 def test_the_inner_attack_is_the_cards():
-    attack = terms.inner_attack(
+    attack = terms.build_inner_attack(
         Adversary(eps=Fraction(3, 10), step_size=Fraction(1, 100), steps=40, random_start=False, loss="margin")
     )
     assert (attack.steps, attack.step_size, attack.random_start, attack.objective) == (40, 0.01, False, "margin")
@@ -431,10 +431,10 @@ def test_weights_that_have_seen_more_are_not_replaced(tmp_path):
     train(put(tmp_path), runs=tmp_path / "runs")
     before = Registry([tmp_path]).find("m").card
     short = train(Registry([tmp_path]).find("m"), runs=tmp_path / "elsewhere", time_limit=1e-9)
-    assert not short.kept and short.table["iterations"] == 1
+    assert not short.written and short.table["iterations"] == 1
     assert Registry([tmp_path]).find("m").card == before
     replaced = train(Registry([tmp_path]).find("m"), runs=tmp_path / "elsewhere", time_limit=1e-9, restart=True)
-    assert replaced.kept and Registry([tmp_path]).find("m").card.trained.iterations == 1
+    assert replaced.written and Registry([tmp_path]).find("m").card.trained.iterations == 1
 
 
 def test_all_missing_goes_by_priority_and_picks_up_where_it_stopped(tmp_path):

@@ -63,7 +63,7 @@ def train(
         draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
         table = trained.table
         print(f"{entry.full_name}: {table['iterations']} of {trained.wanted} iterations in {table['seconds']} s.")
-        if not trained.kept:
+        if not trained.written:
             print("The card keeps its weights: they have seen more iterations. The same command goes on with these.")
         print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
 

@@ -1,4 +1,4 @@
-"""Train whatever lacks weights or is only partly trained, the most important models first."""
+"""Train all models that have no weights or are partly trained, by priority."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["list_missing", "train_missing"]
 
 
 def list_missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
-    """List the cards that training on this device would bring further: by priority, then name.
+    """List the cards whose models are not fully trained for this device, by priority, then name.
 
-    On a GPU that includes models which were trained by their card's CPU budget; on a CPU it does not.
+    On a GPU, models that were trained with the card's CPU budget are included. On a CPU they are not.
     """
     where = pick_device(device)
     found = []
@@ -45,27 +45,27 @@ def train_missing(
     time_limit: float | None = None,
     begin: Callable[[Entry], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
-    done: Callable[[Entry, TrainingResult], None] = lambda _entry, _trained: None,
+    done: Callable[[Entry, TrainingResult], None] = lambda _entry, _result: None,
 ) -> None:
-    """Train the cards that `list_missing` lists, one after the other, until all are done or the time is up.
+    """Train the cards of `list_missing`, one after the other, until all are done or the time is up.
 
-    Called again it goes on where it stopped: with the same card, from its checkpoint.
+    The next call continues with the same card, from its checkpoint.
 
     Args:
-        registry: where the cards are.
-        data_dir: as for `train`, like the next five.
-        runs: checkpoints and logs.
-        device: where to train.
-        budget: what to train.
-        precision: of the network.
-        compiled: whether to compile it.
+        registry: the cards.
+        data_dir: see `train`, also for `runs`, `device`, `budget`, `precision`, `compiled` and `report`.
+        runs: folder of checkpoints and logs.
+        device: device to train on.
+        budget: which recipe to train.
+        precision: precision of the network.
+        compiled: whether to compile the network.
         report: called while a model is trained.
-        time_limit: for all of them together, in seconds.
+        time_limit: limit for all models together, in seconds.
         begin: called with each card before its training.
-        done: called with each card and what `train` returned.
+        done: called with each card and the result of `train`.
 
     Raises:
-        CardError, ModelError, DataError: see `train`; models trained before it are kept.
+        CardError, ModelError, DataError: see `train`. The weights of models trained before the error are kept.
     """
     end = None if time_limit is None else time.monotonic() + time_limit
     for i, entry in enumerate(list_missing(registry, device=device, budget=budget)):
@@ -73,7 +73,7 @@ def train_missing(
         if i and left is not None and left <= 0:
             return
         begin(entry)
-        trained = train(
+        result = train(
             entry,
             data_dir=data_dir,
             runs=runs,
@@ -84,4 +84,4 @@ def train_missing(
             time_limit=left,
             report=report,
         )
-        done(entry, trained)
+        done(entry, result)
