@@ -246,7 +246,7 @@ def _list_problems(table: dict[str, Any]) -> Iterator[str]:
 
 def _parse_threat_table(table: Any, where: str) -> Threat:
     if not isinstance(table, dict) or set(table) != {"norm", "eps"}:
-        raise SuiteError(f"{where}: {table} given; expected the keys norm and eps only")
+        raise SuiteError(f"{where}: {table} given; expected norm and eps, and nothing else")
     try:
         return parse_threat(table["norm"], table["eps"])
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Attacks of other libraries as stages of a suite. Robbench's judge judges the points that they return.
 
 `kind = "torchattacks:PGD"` runs a class of torchattacks (extra `peers`). `kind = "autoattack:standard"` runs the
-authors' code of AutoAttack in the package pyautoattack. Instead of `standard`, it may be `plus`, `rand` or one attack: APGD-CE,
-APGD-DLR, APGD-T, FAB, FAB-T, SQUARE. Every other key of the stage is a parameter of that class.
+authors' code of AutoAttack in the package pyautoattack. Instead of `standard`, it may be `plus`, `rand` or one attack:
+APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T, SQUARE. Every other key of the stage is a parameter of that class.
 
 These libraries draw random numbers from one global generator, and some take step sizes from the batch. The outcome of
 an image therefore depends on its neighbours. So the batches are fixed: all correctly classified images among `batch`

@@ -111,7 +111,7 @@ class Transfer:
     def propose(
         self, x: Tensor, y: Tensor, sample: NDArray[np.int64], ball: Ball, key: tuple[int, int], lanes: int
     ) -> Iterator[tuple[NDArray[np.int64], FixedPoints]]:
-        """Perturb images in batches of one width. Yield positions in `sample` and the attack that tries their points."""
+        """Perturb images in batches of one width. Yield positions in `sample` and the attack that tries the points."""
         device = next(self.surrogate.parameters()).device
         for begin in range(0, len(y), lanes):
             at = np.arange(begin, min(begin + lanes, len(y)))

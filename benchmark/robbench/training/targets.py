@@ -61,7 +61,7 @@ def fix(z: Tensor, k: int, rest: str, sample: Tensor, key: tuple[int, int]) -> T
 
 
 def correct(z: Tensor, y: Tensor) -> Tensor:
-    """Exchange the largest logit with that of the true class, so that every prediction is right (Seguin et al. 2021)."""
+    """Exchange the largest logit with that of the true class: all predictions become right (Seguin et al. 2021)."""
     predicted, true = z.argmax(1, keepdim=True), y[:, None]
     return z.scatter(1, predicted, z.gather(1, true)).scatter(1, true, z.gather(1, predicted))
 
