@@ -236,7 +236,7 @@ def test_every_epoch_sees_every_image_once(tmp_path):
     run = _Training(entry, entry.card.recipe, data, cpu, tmp_path / "runs", "float32", False, False)
     seen = []
     for _ in range(2 * (898 // 32)):
-        seen.append(run.batch())
+        seen.append(run.next_batch())
         run.iteration += 1
     first, second = torch.cat(seen[:28]), torch.cat(seen[28:])
     assert len(first.unique()) == len(second.unique()) == 28 * 32

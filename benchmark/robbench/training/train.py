@@ -77,7 +77,7 @@ class TrainingResult:
 
     Attributes:
         table: the `trained` table of these weights. It is written to the card only if the weights are.
-        wanted: number of iterations of the whole recipe.
+        wanted: number of iterations of the recipe that was trained.
         written: whether the weights were written to the registry and the card.
         log: the log of the run. The checkpoint is in the same folder.
     """
