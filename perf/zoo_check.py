@@ -34,7 +34,7 @@ from robbench.evaluation.inputs import Images, own_target
 from robbench.evaluation.options import Options
 from robbench.evaluation.stages import ReadyStage, ready_stages, run_stage
 from robbench.evaluation.transfer import Transfer
-from robbench.models.load import module_digest, module_identity
+from robbench.models.load import describe_module, digest_module
 from robbench.suite import load_suite
 from zoo import ZOO, ZooEntry
 from zoo_page import page, summary
@@ -91,7 +91,7 @@ def _by_stand_in(entry: ZooEntry, stages: list[ReadyStage], seed: int) -> list[R
     if stand_in is None:
         return []
     return [
-        ReadyStage(name, Transfer(stand_in, entry.name, module_digest(stand_in), s.attack), make_key(seed, name))
+        ReadyStage(name, Transfer(stand_in, entry.name, digest_module(stand_in), s.attack), make_key(seed, name))
         for s in stages
         if isinstance(s.attack, PGD)
         for name in [f"{s.name} on the stand-in"]
@@ -176,7 +176,7 @@ ALL = [*PARTS, "verdict"]
 def kept_at(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> Path:
     """Name the file for what is measured; label and half are no part of that."""
     modules = [m for m in (entry.model(), entry.differentiable()) if m is not None]
-    about = [part, n, seed, [[module_digest(m), module_identity(m)] for m in modules], versions()]
+    about = [part, n, seed, [[digest_module(m), describe_module(m)] for m in modules], versions()]
     return cache / f"{entry.name}-{part}-{digest([*about, SUITE.read_text(encoding='utf-8')])[:12]}.json"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from robbench.attacks import describe
 from robbench.core.errors import RobbenchError, SuiteError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 from robbench.suite import Stage, build_attack, load_suite, suite_names
 
 
@@ -122,15 +122,15 @@ def test_an_attack_of_ones_own(tmp_path, monkeypatch):
     with pytest.raises(SuiteError, match=r"A file alone never imports code: .* --import own_attack_of_a_test"):
         build_attack(stage)
     assert "own_attack_of_a_test" not in sys.modules
-    import_own(["own_attack_of_a_test"])
+    import_user_modules(["own_attack_of_a_test"])
     attack = build_attack(stage)
     assert (attack.kind, attack.steps, attack.boost) == ("mine", 3, 0.5)
     assert describe(attack)["boost"] == 0.5
     for wrong, message in (
-        ("own_attack_of_a_test:Yours", "is no attack"),
+        ("own_attack_of_a_test:Yours", "is not an attack"),
         ("no_such_module_here:Mine", "not imported"),
-        ("pathlib:Path", "is no attack"),
-        ("own_attack_of_a_test:dataclass", "is no attack"),
+        ("pathlib:Path", "is not an attack"),
+        ("own_attack_of_a_test:dataclass", "is not an attack"),
     ):
         suite = load_suite(write(tmp_path, GOOD.replace('kind = "pgd"', f'kind = "{wrong}"')))
         with pytest.raises(SuiteError, match=message):
@@ -142,7 +142,7 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
     (tmp_path / "broken_module_of_a_test.py").write_text("1 / 0")
     for name, message in (("nowhere_to_be_seen", "ModuleNotFoundError"), ("broken_module_of_a_test", "ZeroDivision")):
         with pytest.raises(RobbenchError, match=f"--import {name}: {message}.*Expected a module"):
-            import_own([name])
+            import_user_modules([name])
 
 
 def test_unknown_suites_and_data_sets_are_named():

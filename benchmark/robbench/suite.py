@@ -1,25 +1,25 @@
-"""Suites: named lists of attacks with their budgets, read from TOML without torch.
+"""Suites: named lists of attacks with their budgets. They are read from TOML, without torch.
 
 ```toml
 version = 1
 title = "White-box gradient attacks"
 judge = "any"            # or "final": only the last point of a trial counts
-mode = "full"            # every attack on every correctly classified sample; "cascade": survivors only;
-                         # "challenge": every further attack on what the first one left
+mode = "full"            # every attack gets all correctly classified samples; "cascade": an attack gets the samples
+                         # that no earlier attack broke; "challenge": that the first attack did not break
 
-[threat.mnist]           # the threat model per data set
+[threat.mnist]           # one threat model per data set
 norm = "Linf"
 eps = "0.3"
 
 [[attack]]
-name = "PGD-20-xent"     # also the name of its random numbers
-kind = "pgd"             # from `robbench list attacks`, or "module:Class" for one of your own, in a module that is
-                         # imported already (--import); every other key is a parameter of that attack, and
-                         # `eot = N` averages N answers per step, for models that answer at random;
-                         # a transfer with `optional = true` is left out where its surrogate is not there
+name = "PGD-20-xent"     # the random numbers depend on this name
+kind = "pgd"             # from `robbench list attacks`, or "module:Class" for your own attack, in a module that is
+                         # imported already (--import). Every other key is a parameter of the attack. `eot = N`
+                         # averages N answers per step, for models with random answers. A transfer with
+                         # `optional = true` is left out if its surrogate is missing.
 objective = "ce"
 steps = 20
-on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # what differs on one data set
+on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # changes for one data set
 ```
 """
 
@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, get_args
 
 from robbench.core.errors import SuiteError, unknown_name
-from robbench.core.files import component, load_toml, read_bounded
+from robbench.core.files import check_path_component, load_toml, read_bounded
 from robbench.core.numbers import parse_fraction, parse_threat
 from robbench.core.types import JUDGES, Judge, Threat
-from robbench.core.user_code import imported
+from robbench.core.user_code import require_imported
 
 if TYPE_CHECKING:
     from robbench.attacks import Attack
@@ -48,7 +48,7 @@ CUSTOM = "custom"
 SuiteSource: TypeAlias = "str | Path | Suite | Sequence[Attack]"
 """What `load_suite` takes."""
 Mode = Literal["full", "cascade", "challenge"]
-_CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # what tells an attack from another class
+_CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # the attributes that every attack class has
 _MOST_BYTES = 2**20
 _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 
@@ -108,13 +108,13 @@ class Suite:
 
     def stages(self, dataset: str) -> list[Stage]:
         """List the attacks with their budgets for a data set; one without its own takes the general ones."""
-        return [*self.made, *(_stage(table, dataset, self.name) for table in self.attacks)]
+        return [*self.made, *(_make_stage(table, dataset, self.name) for table in self.attacks)]
 
     def threat(self, dataset: str) -> Threat:
-        """Look up the threat model for a data set.
+        """Return the threat model for a data set.
 
         Raises:
-            SuiteError: the suite has none.
+            SuiteError: the suite has no threat model for it.
         """
         if dataset not in self.threats:
             raise SuiteError(
@@ -138,7 +138,7 @@ def load_suite(suite: SuiteSource) -> Suite:
             returned as it is.
 
     Raises:
-        SuiteError: unknown name, or an invalid file (which key, what was given, what is allowed).
+        SuiteError: the name is unknown, or the file is invalid (with the key, what was given and what is allowed).
     """
     if isinstance(suite, Suite):
         return suite
@@ -153,7 +153,7 @@ def load_suite(suite: SuiteSource) -> Suite:
             raise SuiteError(f"No suite file at {name}.")
         try:
             text = read_bounded(path, _MOST_BYTES).decode()
-            component(path.stem, "the file's name")
+            check_path_component(path.stem, "the file's name")
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise SuiteError(f"{name}: cannot be read: {error}") from None
         return _parse(path.stem, text, name)
@@ -177,7 +177,7 @@ def build_attack(stage: Stage) -> Attack:
     """Make the attack of a stage.
 
     Raises:
-        SuiteError: unknown kind, or a parameter that the attack does not have or does not accept.
+        SuiteError: the kind is unknown, or the attack does not have or accept a parameter.
     """
     if stage.attack is not None:
         return stage.attack
@@ -186,8 +186,8 @@ def build_attack(stage: Stage) -> Attack:
     if ":" not in stage.kind and stage.kind not in ATTACKS:
         known = [*ATTACKS, "transfer", "torchattacks:NAME", "autoattack:NAME", "module:Class"]
         raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, known))
-    cls = _own(stage.kind, stage.name) if ":" in stage.kind else ATTACKS[stage.kind]
-    # A type is text where a module postpones annotations, as robbench's own do.
+    cls = _find_user_attack(stage.kind, stage.name) if ":" in stage.kind else ATTACKS[stage.kind]
+    # A type is text if its module postpones annotations, as robbench's modules do.
     types = {name: f.type for name, f in parameters(cls).items()}
     allowed = {name: t.__name__ if isinstance(t, type) else str(t) for name, t in types.items()}
     values: dict[str, Any] = {}
@@ -197,25 +197,25 @@ def build_attack(stage: Stage) -> Attack:
             continue
         if key not in allowed:
             raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): " + unknown_name("parameter", key, allowed))
-        values[key] = _typed(given, allowed[key], f"Attack {stage.name!r}: {key}")
+        values[key] = _convert(given, allowed[key], f"Attack {stage.name!r}: {key}")
     try:
         attack: Attack = cls(**values)
         if draws is None:
             return attack
-        return EOT(inner=attack, draws=_typed(draws, "int", f"Attack {stage.name!r}: eot"))
+        return EOT(inner=attack, draws=_convert(draws, "int", f"Attack {stage.name!r}: eot"))
     except SuiteError as error:
         raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): {error}") from None
 
 
-def _own(kind: str, stage: str) -> type[Attack]:
-    """Find an attack of the user's in a module that is imported already: a suite file imports no code."""
+def _find_user_attack(kind: str, stage: str) -> type[Attack]:
+    """Return a user's attack class from an imported module. A suite file never imports code."""
     module, _, name = kind.partition(":")
     expected = (
         "expected one of `robbench list attacks`, torchattacks:NAME, autoattack:NAME, or module:Class, a frozen "
         "dataclass with init, loss and step (docs/tutorial.md)"
     )
     try:
-        cls: Any = getattr(imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
+        cls: Any = getattr(require_imported(module, f"Attack {stage!r}: kind {kind!r}", SuiteError), name, None)
     except SuiteError as error:
         raise SuiteError(f"{error} Otherwise, {expected}.") from None
     if not _is_attack(cls):
@@ -227,7 +227,7 @@ def _is_attack(cls: Any) -> bool:
     return isinstance(cls, type) and is_dataclass(cls) and all(hasattr(cls, part) for part in _CONTRACT)
 
 
-def _typed(given: Any, kind: str, where: str) -> Any:
+def _convert(given: Any, kind: str, where: str) -> Any:
     """Bring a TOML value to the type of a dataclass field; radii and steps may be written as exact fractions."""
     if kind.startswith("float") and not isinstance(given, bool):
         try:
@@ -240,7 +240,7 @@ def _typed(given: Any, kind: str, where: str) -> Any:
     return given
 
 
-def _stage(table: dict[str, Any], dataset: str, suite: str) -> Stage:
+def _make_stage(table: dict[str, Any], dataset: str, suite: str) -> Stage:
     general = {k: v for k, v in table.items() if k != "on"}
     merged = {**general, **table.get("on", {}).get(dataset, {})}
     try:
@@ -254,7 +254,7 @@ def _parse(name: str, text: str, where: str) -> Suite:
         table = load_toml(text)
     except ValueError as error:
         raise SuiteError(f"{where}: not valid TOML: {error}") from None
-    for problem in _problems(table):
+    for problem in _list_problems(table):
         raise SuiteError(f"{where}: {problem}")
     suite = Suite(
         name=name,
@@ -263,17 +263,17 @@ def _parse(name: str, text: str, where: str) -> Suite:
         description=table.get("description", ""),
         judge=table.get("judge", "any"),
         mode=table.get("mode", "full"),
-        threats={k: _threat(v, f"{where}: threat.{k}") for k, v in table.get("threat", {}).items()},
+        threats={k: _parse_threat_table(v, f"{where}: threat.{k}") for k, v in table.get("threat", {}).items()},
         attacks=tuple(table["attack"]),
     )
     for dataset in ("", *suite.threats, *{d for a in suite.attacks for d in a.get("on", {})}):
         names = [s.name for s in suite.stages(dataset)]
         for again in {n for n in names if names.count(n) > 1}:
-            raise SuiteError(f"{where}: two attacks are named {again!r}; a name is a column and must be unique")
+            raise SuiteError(f"{where}: two attacks are named {again!r}; expected: unique names")
     return suite
 
 
-def _problems(table: dict[str, Any]) -> Iterator[str]:
+def _list_problems(table: dict[str, Any]) -> Iterator[str]:
     for key in table:
         if key not in _KEYS:
             yield unknown_name("key", key, _KEYS)
@@ -307,7 +307,7 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
                     yield f"{key}: {value!r} given; allowed: up to 100 printable characters"
 
 
-def _threat(table: Any, where: str) -> Threat:
+def _parse_threat_table(table: Any, where: str) -> Threat:
     if not isinstance(table, dict) or set(table) != {"norm", "eps"}:
         raise SuiteError(f"{where}: {table} given; expected norm and eps, and nothing else")
     try:

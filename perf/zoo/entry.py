@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from robbench.models.card import Registry, builtin_root
+from robbench.models.card import Registry, locate_builtin_cards
 from robbench.models.load import load_model
 from robbench.models.schema import DatasetName
 
@@ -72,7 +72,7 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 def zoo_registry() -> Registry:
     """Index the built-in cards and those of the zoo's own networks."""
-    return Registry([builtin_root(), Path(__file__).resolve().parent / "registry"])
+    return Registry([locate_builtin_cards(), Path(__file__).resolve().parent / "registry"])
 
 
 def network(name: str) -> nn.Module:

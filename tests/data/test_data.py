@@ -257,8 +257,8 @@ def test_the_official_archive_comes_before_parquet(tmp_path: Path) -> None:
         ([0, 1, -1], None, "label in row 2 is -1"),
         ([0, None, 1], None, "label in row 1 is None"),
         ([0.0, 1.0, 2.5], None, "label in row 0 is 0.0"),
-        ([0, 1, 2], [0, 2, 2], "index in row 2 is not above the one before"),
-        ([0, 1, 2], [4, 3, 5], "index in row 1 is not above the one before"),
+        ([0, 1, 2], [0, 2, 2], "index in row 2 is not above the index before it"),
+        ([0, 1, 2], [4, 3, 5], "index in row 1 is not above the index before it"),
         ([0, 1, 2], [0, 1, 10_000], "index in row 2 is 10000, expected an integer from 0 to 9999"),
         ([0, 1, 2], [0, 1, None], "index in row 2 is None"),
     ],
@@ -302,7 +302,7 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     message = "2 files are missing: train-00002-of-00005.parquet, train-00004-of-00005.parquet"
     with pytest.raises(DataError, match=message):
         data.load("cifar10", "train", tmp_path)
-    info = {row.name: row for row in data.describe(tmp_path)}["cifar10"]
+    info = {row.name: row for row in data.describe_datasets(tmp_path)}["cifar10"]
     assert not info.available and "train-00002-of-00005.parquet" in info.where
 
 
@@ -441,10 +441,10 @@ def test_unknown_data_sets_and_splits_are_refused(tmp_path: Path) -> None:
 def test_the_data_folder_is_the_given_one_or_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("ROBBENCH_DATA", "~/data")
-    assert data.data_dir("here") == Path("here")
-    assert data.data_dir() == Path("/home/someone/data")
+    assert data.resolve_data_dir("here") == Path("here")
+    assert data.resolve_data_dir() == Path("/home/someone/data")
     monkeypatch.delenv("ROBBENCH_DATA")
-    assert data.data_dir() == Path("/home/someone/.cache/robbench/data")
+    assert data.resolve_data_dir() == Path("/home/someone/.cache/robbench/data")
 
 
 def test_data_dir_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +455,7 @@ def test_data_dir_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_every_data_set_is_described_with_its_place(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist", pixels(2, 28, 28), labels(2))
-    infos = data.describe(tmp_path)
+    infos = data.describe_datasets(tmp_path)
     assert tuple(info.name for info in infos) == data.NAMES
     assert [info.available for info in infos] == [True, True, False, False, False]
     assert infos[0].where == "comes with scikit-learn"
@@ -598,7 +598,7 @@ def test_torchvision_still_has_the_tables_that_fetch_reads() -> None:
 def test_importing_and_describing_does_not_import_torch() -> None:
     import subprocess
 
-    code = "import sys; from robbench import data; data.describe(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from robbench.data import sets; sets.describe_datasets(); sys.exit('torch' in sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )

@@ -24,12 +24,12 @@ from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.numbers import parse_radii, parse_threat
 from robbench.data import sets as data
 from robbench.models.architectures import build
-from robbench.models.card import identity, parse_card
-from robbench.models.load import fitted, parse_state
-from robbench.models.load_source import _architecture
+from robbench.models.card import extract_identity, parse_card
+from robbench.models.load import fit_state, parse_state
+from robbench.models.load_source import _parse_architecture
 from robbench.models.sources import parse_source
-from robbench.results.adversarials import Points, held, pack, read
-from robbench.results.records import COLUMNS, pack_rows, read_rows, read_vouched
+from robbench.results.adversarials import Points, list_entries, pack, read
+from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_rows
 from robbench.results.run_files import read_description
 from robbench.results.schema import read_result
 from robbench.suite import build_attack, load_suite
@@ -54,7 +54,7 @@ def rows() -> pd.DataFrame:
 
 def card(text: str, path: Path) -> None:
     made = parse_card(text, "card.toml")
-    identity(made)
+    extract_identity(made)
     made.model_dump(mode="json")
     if made.architecture.args.get("width", 0) in range(64):  # a wide network takes longer to build than to refuse
         build(made.architecture.name, made.architecture.args, 10, (1, 8, 8))
@@ -81,12 +81,12 @@ def description(text: str, path: Path) -> None:
 def records(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     read_rows(path)
-    read_vouched(path, RUN)
+    read_run_rows(path, RUN)
 
 
 def points(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    held(path)
+    list_entries(path)
     read(path)
 
 
@@ -94,14 +94,14 @@ def weights(suffix: str) -> Callable[[bytes, Path], None]:
     module = build("linear", {}, 10, (1, 8, 8))
 
     def parse(content: bytes, path: Path) -> None:
-        fitted(parse_state(content, suffix), module)
+        fit_state(parse_state(content, suffix), module)
 
     return parse
 
 
 def arguments(text: str, path: Path) -> None:
     for part in text.split("\n"):
-        for parse in (parse_source, _architecture):
+        for parse in (parse_source, _parse_architecture):
             try:
                 parse(part)
             except RobbenchError:
@@ -218,4 +218,4 @@ def test_a_header_that_claims_more_than_there_is() -> None:
     with pytest.raises(RobbenchError, match="not a readable state dict"):
         parse_state(struct.pack("<Q", 2**60) + b"{}", ".safetensors")
     with pytest.raises(ResultError):
-        read_vouched(Path("/nowhere"), RUN)
+        read_run_rows(Path("/nowhere"), RUN)

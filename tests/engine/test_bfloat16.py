@@ -287,7 +287,7 @@ def test_it_is_a_run_of_its_own_and_says_so(made):
 def test_its_breaks_are_verified_and_it_reproduces(made):
     root, _, coarse = made
     place = root / f"digits/at/quick@{coarse.run_id[:8]}"
-    assert "0 findings against it" in run("verify", place).stdout
+    assert "0 mismatches" in run("verify", place).stdout
     found = reproduce(place)
     assert (found.verdicts, found.details) == ([], [])
 

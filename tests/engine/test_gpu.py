@@ -110,7 +110,7 @@ def test_a_captured_iteration_trains_as_a_plain_one(optimizer):
     assert losses == pytest.approx(plain_losses, rel=1e-3)
     for name, value in weights.items():
         assert torch.allclose(value, plain[name], atol=1e-3), name
-    with step.averaged(60):
+    with step.use_average(60):
         average = {k: v.clone() for k, v in step.module.state_dict().items()}
     assert any(not torch.equal(average[k], weights[k]) for k in weights)
 

@@ -93,12 +93,12 @@ def test_a_stage_sees_what_earlier_ones_left_in_whatever_portions(mode):
         known = broke & ~lacking
         flow = Flow(mode, lacking, known, correct, lambda k, at: skipped.update((k, i) for i in at))  # noqa: B023
         out = []
-        while not flow.over:
+        while not flow.is_over:
             k = int(rng.integers(stages))
             if rng.random() < 0.5 and out:
                 k, at = out.pop(int(rng.integers(len(out))))
                 flow.broke[k, at] = broke[k, at]
-                flow.done(k, at)
+                flow.finish(k, at)
             elif len(at := flow.take(k, int(rng.integers(1, 4)))):
                 attacked.update((k, i) for i in at)
                 out.append((k, at))

@@ -14,7 +14,7 @@ from robbench.gate.baseline import Given, Run, read_baseline, record, write_base
 from robbench.gate.decision import Outcome, Policy, certain_to_pass, check, decide
 from robbench.gate.paired import Comparison, Question, compare
 from robbench.results.store import COLUMNS
-from robbench.results.summary import accuracy
+from robbench.results.summary import make_accuracy
 
 
 def made(verdicts, *, weights="w", steps=20, samples=None, **changed):
@@ -40,8 +40,8 @@ def made(verdicts, *, weights="w", steps=20, samples=None, **changed):
         "seed": 0,
         "sample_seed": 0,
         "selection": f"{n} drawn",
-        "clean_accuracy": accuracy(clean, n),
-        "robust_accuracy": accuracy(n - sum(lost), n),
+        "clean_accuracy": make_accuracy(clean, n),
+        "robust_accuracy": make_accuracy(n - sum(lost), n),
         "run_id": "r",
         "identity": {**identity, **changed.pop("identity", {})},
         "versions": {"torch": "2"},

@@ -28,7 +28,7 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.report.leaderboard import leaderboard
 from robbench.report.sheet import draw_sheet
-from robbench.results.consistency import record_findings
+from robbench.results.consistency import find_record_mismatches
 from robbench.results.schema import read_result
 from robbench.results.store import load_results, read_rows
 from support.masks import NoGradient, Noisy, Temperature
@@ -345,11 +345,11 @@ def test_more_samples_of_a_challenge_continue_it(tmp_path):
     pd.testing.assert_frame_equal(*rows)
     assert both.robust_accuracy == whole.robust_accuracy
     names = [a.name for a in whole.attacks]
-    assert not list(record_findings(rows[0], names, "challenge"))
+    assert not list(find_record_mismatches(rows[0], names, "challenge"))
     second = rows[0]["attack"] == names[1]
     stands = second & (rows[0]["status"] != "skipped") & (rows[0]["status"] != "misclassified")
     forged = rows[0].assign(status=rows[0]["status"].mask(stands, "skipped"))
-    assert "no earlier attack broke" in str(next(record_findings(forged, names, "challenge")))
+    assert "no earlier attack broke" in str(next(find_record_mismatches(forged, names, "challenge")))
 
 
 def test_a_surrogate_that_is_not_there_is_left_out_only_where_the_suite_says_so(tmp_path):

@@ -26,7 +26,7 @@ from robbench.masking.probe import Connected, Probe
 from robbench.masking.run import examine
 from robbench.models.card import Registry
 from robbench.models.load import load_model
-from robbench.results.store import read_rows, result_folder
+from robbench.results.store import locate_result, read_rows
 from robbench.suite import load_suite
 from support.masks import (
     KWTA,
@@ -142,7 +142,7 @@ def suite(name, eps="0.2"):
     with tempfile.TemporaryDirectory() as folder:
         request = RunRequest.of(s.target.module, "sanity", samples=48, results=folder, norm="Linf", eps=eps)
         result = run_here(EvaluationRun(request, s.target, s.images, load_suite("sanity")))
-        rows = read_rows(result_folder(Path(folder), result) / "outcomes.parquet")
+        rows = read_rows(locate_result(Path(folder), result) / "outcomes.parquet")
     return {
         "n": result.n,
         "pgd": result.attacks[0].robust_accuracy,

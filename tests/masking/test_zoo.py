@@ -14,8 +14,8 @@ from robbench.core.errors import ModelError, RobbenchError
 from robbench.core.threat import Ball
 from robbench.data.sets import load
 from robbench.models.card import Registry
-from robbench.models.families import stale_cards
-from robbench.models.load import module_digest, module_identity
+from robbench.models.families import list_stale_cards
+from robbench.models.load import describe_module, digest_module
 from support.attacks import run_attack
 from zoo import HONEST_UP_TO, ZOO, find_entry, network, zoo_registry
 from zoo.images import (
@@ -107,7 +107,7 @@ def test_a_stand_in_answers_like_the_model_and_has_a_gradient(name):
 def test_no_two_models_share_an_identity():
     """Results are told apart by tensors and structure, so the numbers of a wrapper must show in its structure."""
     models = [entry.model() for entry in ZOO]
-    assert len({(module_digest(m), str(module_identity(m))) for m in models}) == len(ZOO)
+    assert len({(digest_module(m), str(describe_module(m))) for m in models}) == len(ZOO)
     assert str(Scale(10.0)) != str(Scale(100.0)) and "levels=8" in str(Quantize(8))
 
 
@@ -118,7 +118,7 @@ def test_an_unknown_entry_is_told_with_the_closest_name():
 
 def test_the_registry_is_current_small_and_not_among_the_users_models():
     builtin, ours = zoo_registry().roots
-    assert stale_cards(ours) == []
+    assert list_stale_cards(ours) == []
     own = Registry([ours]).entries()
     assert not {e.full_name for e in own} & {e.full_name for e in Registry([builtin]).entries()}
     assert sum(file.stat().st_size for file in ours.rglob("*.safetensors")) < 3e6

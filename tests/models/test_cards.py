@@ -16,9 +16,9 @@ from robbench.models.card import (
     Entry,
     ModelCard,
     Registry,
-    builtin_root,
-    identity,
+    extract_identity,
     load_card,
+    locate_builtin_cards,
     parse_card,
     write_training,
 )
@@ -155,7 +155,7 @@ def test_builtin_cards_are_all_valid() -> None:
     assert "cifar10/natural_resnet18" in [entry.full_name for entry in entries]
     for entry in entries:
         assert entry.card.title
-        assert entry.root == builtin_root().resolve()
+        assert entry.root == locate_builtin_cards().resolve()
 
 
 def test_registry_finds_by_full_or_unique_bare_name(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_user_registries_from_environment_and_argument(tmp_path: Path, monkeypat
     registry = Registry.default([tmp_path / "three", tmp_path / "one"])  # naming a root twice is harmless
     for folder in ("one", "two", "three"):
         assert registry.find(f"of_{folder}").root == tmp_path / folder
-    assert registry.find("natural_resnet18").root == builtin_root().resolve()
+    assert registry.find("natural_resnet18").root == locate_builtin_cards().resolve()
 
 
 def test_same_name_in_two_registries_is_refused(tmp_path: Path) -> None:
@@ -260,15 +260,15 @@ def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path: Path, monke
 
 def test_identity_is_the_function_and_nothing_else() -> None:
     full = parse_card(FULL, "a.toml")
-    assert identity(full) == {
+    assert extract_identity(full) == {
         "dataset": "digits",
         "architecture": {"name": "digits_convnet", "args": {"width": 16, "note": "x", "rate": 0.5, "flag": True}},
         "preprocess": {"mean": [0.5], "std": [0.25]},
     }
     retitled = parse_card(FULL.replace("Smoothed", "Smooth").replace("lr = 0.1", "lr = 0.2"), "a.toml")
-    assert digest(identity(retitled)) == digest(identity(full))
+    assert digest(extract_identity(retitled)) == digest(extract_identity(full))
     wider = parse_card(FULL.replace("width = 16", "width = 17"), "a.toml")
-    assert digest(identity(wider)) != digest(identity(full))
+    assert digest(extract_identity(wider)) != digest(extract_identity(full))
 
 
 def test_digest_is_canonical() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 import robbench
 from robbench.core.errors import CardError
-from robbench.models.card import Registry, builtin_root, load_card
-from robbench.models.families import FAMILIES, family_cards, stale_cards, write_cards
+from robbench.models.card import Registry, load_card, locate_builtin_cards
+from robbench.models.families import FAMILIES, expand_families, list_stale_cards, write_cards
 
 PAPERS = Path(robbench.__file__).parent / "papers"
 DEFINITION = """
@@ -108,7 +108,7 @@ def test_the_students_have_their_teachers():
 
 
 def test_the_committed_cards_are_up_to_date():
-    assert not stale_cards(builtin_root())
+    assert not list_stale_cards(locate_builtin_cards())
 
 
 def test_what_training_wrote_stays(tmp_path):
@@ -119,7 +119,7 @@ def test_what_training_wrote_stays(tmp_path):
     assert (str(card.recipe.adversary.eps), card.recipe.adversary.steps) == ("1/10", 4)
     trained = '\n[weights]\npath = "x.safetensors"\nsha256 = "' + "a" * 64 + '"\n'
     path.write_text(path.read_text() + trained)
-    assert not stale_cards(tmp_path)
+    assert not list_stale_cards(tmp_path)
     (tmp_path / FAMILIES).write_text(DEFINITION.replace("Changed", "Again"))
     assert write_cards(tmp_path) == [path]
     assert (load_card(path).title, load_card(path).weights.path) == ("Again", "x.safetensors")
@@ -134,7 +134,7 @@ def test_what_training_wrote_stays(tmp_path):
         ("[[card]]", "[[cards]]", "cards"),
         ("version = 1", "version = ", "not valid TOML"),
         ("lr = 0.2", "lr = -1", "recipe.lr: -1 given"),
-        ("[change", '[[card]]\nname = "digits/one"\nbase = "a"\n\n[change', "digits/one is made twice"),
+        ("[change", '[[card]]\nname = "digits/one"\nbase = "a"\n\n[change', "digits/one is defined twice"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(tmp_path, before, after, message):
@@ -146,11 +146,11 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, before, after, mess
 
 def test_without_a_definition_the_error_names_the_file(tmp_path):
     with pytest.raises(CardError, match=r"families\.toml: cannot be read"):
-        family_cards(tmp_path)
+        expand_families(tmp_path)
 
 
 def test_the_definition_alone_makes_all_cards_again(tmp_path):
-    shutil.copy(builtin_root() / FAMILIES, tmp_path)
+    shutil.copy(locate_builtin_cards() / FAMILIES, tmp_path)
     written = write_cards(tmp_path)
-    assert len(written) == len(family_cards(builtin_root())) > 80
+    assert len(written) == len(expand_families(locate_builtin_cards())) > 80
     assert len(Registry([tmp_path]).entries()) == len(written)

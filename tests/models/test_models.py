@@ -15,7 +15,7 @@ from torch import nn
 from robbench.core.errors import ModelError
 from robbench.models.architectures import Normalized, build
 from robbench.models.card import DATASETS, Entry, Registry
-from robbench.models.load import load_model, module_digest, save_weights, weights_file
+from robbench.models.load import digest_module, load_model, locate_weights, save_weights
 
 CARD = """\
 version = 1
@@ -218,13 +218,13 @@ def test_save_refuses_what_float16_cannot_hold(tmp_path: Path) -> None:
 
 def test_module_digest_sees_every_tensor() -> None:
     module = Normalized(build("linear", {}, 10, (1, 8, 8)), [0.5], [0.5])
-    digest = module_digest(module)
-    assert module_digest(module) == digest
-    assert module_digest(Normalized(module.inner, [0.5], [0.25])) != digest
+    digest = digest_module(module)
+    assert digest_module(module) == digest
+    assert digest_module(Normalized(module.inner, [0.5], [0.25])) != digest
     with torch.no_grad():
         next(module.parameters()).view(-1)[0] += 1
-    assert module_digest(module) != digest
-    assert module_digest(nn.BatchNorm2d(2)) != module_digest(nn.BatchNorm2d(3))  # scalars and integers included
+    assert digest_module(module) != digest
+    assert digest_module(nn.BatchNorm2d(2)) != digest_module(nn.BatchNorm2d(3))  # scalars and integers included
 
 
 class Bomb:
@@ -244,7 +244,7 @@ def test_malicious_pickle_is_not_executed(tmp_path: Path, dump: Callable[[object
     data = dump({"1.weight": Bomb(target)})
     entry = entry_with(tmp_path, data, "a.pt")
     if not vouched:
-        weights_file(entry).write_bytes(data + b"\0")
+        locate_weights(entry).write_bytes(data + b"\0")
     with pytest.raises(ModelError, match="not a readable state dict" if vouched else "not the ones on the card"):
         load_model(entry)
     assert not target.exists()
@@ -266,10 +266,10 @@ def test_damaged_files_are_refused_by_their_digest(tmp_path: Path, name: str, mo
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     for damaged in (bytes(flipped), data[:-1], data[: len(data) // 2], b""):
-        weights_file(entry).write_bytes(damaged)
+        locate_weights(entry).write_bytes(damaged)
         with pytest.raises(ModelError) as caught:
             load_model(entry)
-        for fact in (hashlib.sha256(damaged).hexdigest(), hashlib.sha256(data).hexdigest(), str(weights_file(entry))):
+        for fact in (hashlib.sha256(damaged).hexdigest(), hashlib.sha256(data).hexdigest(), str(locate_weights(entry))):
             assert fact in str(caught.value)
 
 
@@ -318,7 +318,7 @@ def test_other_file_types_and_architectures_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("recipe", "remedy"), [(RECIPE, "robbench train digits/a"), ("", "put the file back")])
 def test_missing_weights_say_what_to_do(tmp_path: Path, recipe: str, remedy: str) -> None:
     entry = entry_with(tmp_path, b"x", tables=recipe)
-    path = weights_file(entry)
+    path = locate_weights(entry)
     path.unlink()
     with pytest.raises(ModelError) as caught:
         load_model(entry)

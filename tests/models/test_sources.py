@@ -111,8 +111,8 @@ def test_sources_are_recognized_and_named_safely(text, kind, parts, name):
         ("robustbench:cifar10/L1/A", "threats allowed: Linf, L2, corruptions"),
         ("robustbench:cifar10/A", "expected robustbench:NAME or"),
         ("hf:repo", "expected hf:OWNER/REPO or"),
-        ("hf:o/r:model.bin", "'model.bin' given; allowed from a hub: a .safetensors file"),
-        ("hf:o/r:../x.safetensors", "by its path in the repository"),
+        ("hf:o/r:model.bin", "'model.bin' given; allowed from a hub: the path of a .safetensors file"),
+        ("hf:o/r:../x.safetensors", "in the repository. Such a file cannot run code"),
         ("timm:", "expected timm:NAME"),
         ("file:", "expected file:PATH"),
     ],
@@ -197,7 +197,7 @@ def test_arguments_take_the_type_of_the_builder(weights, monkeypatch):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({}, "weights alone are no model. Give --architecture NAME"),
+        ({}, "weights without an architecture are no model. Give --architecture NAME"),
         ({"architecture": "linaer"}, "Unknown architecture 'linaer'. Did you mean linear"),
         ({"architecture": "linear:depth=3"}, "Unknown argument of architecture linear 'depth'"),
         ({"architecture": "digits_convnet:width=wide"}, "width: 'wide' given; expected: int"),
@@ -326,8 +326,8 @@ def test_a_function_of_ones_own(tmp_path):
         ("asserting", r"cannot be run on images of shape .* 224 only"),
         ("training", r"training mode .* Call model\.eval\(\) first"),
         ("text", "mine:text returned a str; expected: a function without arguments that returns"),
-        ("wants", "wants cannot be called so .*depth.*; expected: a function without arguments"),
-        ("NUMBER", "NUMBER cannot be called so .*; expected: a function without arguments"),
+        ("wants", "wants cannot be called without arguments .*depth.*; expected: a function without arguments"),
+        ("NUMBER", "NUMBER cannot be called without arguments .*; expected: a function without arguments"),
         ("fails", r"loading failed: ValueError: out of ideas \(mine\.py, line \d+\)"),
         ("nett", "Unknown function of mine 'nett'. Did you mean net"),
     ],
@@ -543,7 +543,7 @@ def test_a_model_of_robustbench(tmp_path):
         "robustbench:cifar10/L2/Good2020": "cifar10 robustbench-L2-Good2020 Linf robustbench:cifar10/L2/Good2020",
         "robustbench:Godo2020": "Unknown robustbench model for cifar10, Linf 'Godo2020'. Did you mean Good2020",
         "robustbench:cifar10/corruptions/Good2020": "0 are known",
-        "robustbench:Offline2021": "no network, or the server does not answer. Try again with one. [RuntimeError",
+        "robustbench:Offline2021": "no network, or the server does not answer. Try again later. [RuntimeError",
     }
     done = python(ROBUSTBENCH, *cases, path=[stub], ROBBENCH_ZOO=str(tmp_path / "zoo"))
     for line, expected in zip(done.stdout.splitlines(), cases.values(), strict=True):

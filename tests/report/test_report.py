@@ -11,7 +11,7 @@ from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run
 from robbench.report.leaderboard import leaderboard, overestimation, ranked, table
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult, dump_result, read_result
-from robbench.results.store import COLUMNS, result_folder
+from robbench.results.store import COLUMNS, locate_result
 
 
 def accuracy(k, n=1000):
@@ -57,7 +57,7 @@ def records(root: Path, r: ResultFile, robust: list[bool], first=0):
         | {"sample": first + i, "attack": "PGD", "status": "robust" if ok else "broken", "claimed": not ok}
         for i, ok in enumerate(robust)
     ]
-    path = result_folder(root, r) / "outcomes.parquet"
+    path = locate_result(root, r) / "outcomes.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows)[list(COLUMNS)].astype(COLUMNS).to_parquet(path, index=False)
 
@@ -77,7 +77,7 @@ def test_ties_are_what_the_same_images_do_not_tell_apart(tmp_path):
     assert [(rank, r.model) for rank, r in ranked(group, tmp_path)] == [("1=", "good"), ("1=", "mixed"), ("3", "worse")]
     assert [rank for rank, _ in ranked(group)] == ["1=", "1=", "1="]  # intervals cannot tell
     # Order of the records does not matter, the images do.
-    path = result_folder(tmp_path, group[1]) / "outcomes.parquet"
+    path = locate_result(tmp_path, group[1]) / "outcomes.parquet"
     shuffled = pd.read_parquet(path).sample(frac=1, random_state=0)
     shuffled.to_parquet(path, index=False)
     assert [rank for rank, _ in ranked(group, tmp_path)] == ["1=", "1=", "3"]

@@ -9,7 +9,7 @@ import pytest
 from robbench.core.errors import ResultError
 from robbench.evaluation.run import evaluate
 from robbench.report.spread import spread, write_spread
-from robbench.results.store import result_folder
+from robbench.results.store import locate_result
 from support.commands import run
 
 pytestmark = pytest.mark.whole
@@ -22,7 +22,7 @@ def seeded(tmp_path_factory):
 
 
 def standing(root, result):
-    rows = pd.read_parquet(result_folder(root, result) / "outcomes.parquet")
+    rows = pd.read_parquet(locate_result(root, result) / "outcomes.parquet")
     return ~rows["status"].isin(["broken", "misclassified"]).groupby(rows["sample"]).any()
 
 

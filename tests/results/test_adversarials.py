@@ -14,7 +14,7 @@ from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.threat import Ball
 from robbench.engine import engine
 from robbench.evaluation import run as evaluation
-from robbench.evaluation.keep_adversarials import rounded
+from robbench.evaluation.keep_adversarials import round_to_float16
 from robbench.evaluation.run import evaluate
 from robbench.results.adversarials import FILE, Points, merge, pack, read
 from support import TESTS
@@ -92,13 +92,13 @@ def test_rounding_never_moves_away_from_the_image():
     for eps in (0.3, 8 / 255, 1e-3):
         x0 = torch.rand(50, 3, 8, 8, generator=generator)
         x = (x0 + eps * (2 * torch.rand(x0.shape, generator=generator) - 1).sign()).clamp(0, 1)
-        half = rounded(x0, x)
+        half = round_to_float16(x0, x)
         assert half.dtype == torch.float16
         assert ((half.float() - x).abs() <= 2**-11).all()
         assert ((half.float() - x0).abs() <= (x - x0).abs()).all()
         assert ((half >= 0) & (half <= 1)).all()
     edges = torch.tensor([0.0, 1.0, 1e-9, 6e-8, 1 - 1e-7]).view(5, 1, 1, 1)
-    assert ((rounded(edges, edges).float() - edges).abs() < 2e-7).all()
+    assert ((round_to_float16(edges, edges).float() - edges).abs() < 2e-7).all()
 
 
 @pytest.mark.whole

@@ -23,7 +23,7 @@ from torchvision import datasets
 import robbench
 from robbench.commands.printing import print_table
 from robbench.core.errors import CardError, DataError, ModelError, ResultError, SuiteError
-from robbench.core.files import component, read_bounded
+from robbench.core.files import check_path_component, read_bounded
 from robbench.core.numbers import parse_fraction
 from robbench.data import formats
 from robbench.data import sets as data
@@ -301,7 +301,7 @@ def test_a_pickle_that_asks_for_a_huge_table_is_refused_before_it_is_made(tmp_pa
     folder.mkdir(parents=True)
     for number in (2**28).to_bytes(4, "little"), b"\xff\xff\xff\xff":
         (folder / "test_batch").write_bytes(b"\x80\x02}r" + number + b".")
-        with pytest.raises(DataError, match="remembers something as number"):
+        with pytest.raises(DataError, match="memo number"):
             data.load("cifar10", "test", tmp_path)
 
 
@@ -345,7 +345,7 @@ def test_escaped_text_has_no_tag_and_no_cell(text):
 def test_a_component_never_leaves_its_folder(text):
     root = Path("/a/b").resolve()
     try:
-        name = component(text, "name")
+        name = check_path_component(text, "name")
     except ValueError:
         return
     assert Path(os.path.normpath(root / name)).parent == root

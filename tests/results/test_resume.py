@@ -371,7 +371,7 @@ def test_what_changed_is_named_and_never_mixed(problem, tmp_path, monkeypatch, f
     reporter = Notes()
     one(changed, tmp_path, **call, reporter=reporter)
     (note,) = reporter.notes
-    assert "unfinished run of something else" in note and f"{field}: stored" in note
+    assert "a different unfinished run" in note and f"{field}: stored" in note
     one(changed, tmp_path, "alone", **call)
     outcomes = "digits/small/quick/outcomes.parquet"
     assert (tmp_path / "r" / outcomes).read_bytes() == (tmp_path / "alone" / outcomes).read_bytes()
@@ -438,7 +438,7 @@ def test_a_description_from_elsewhere_runs_no_code(problem, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (partial / "run.json").write_text(json.dumps({**about, "model": "evil:make", "own_images": False}))
     resume_runs(tmp_path / "r", "cpu", wait=False, as_json=False)
-    assert "not loaded on a file's word" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    assert "which a file alone must not start" in capsys.readouterr().err and not (tmp_path / "ran").exists()
     for broken in ("{", '"text"', json.dumps({**about, "samples": -1}), json.dumps({**about, "identity": {}})):
         (partial / "run.json").write_text(broken)
         (row,) = find_runs(tmp_path / "r")

@@ -4,7 +4,7 @@ import re
 
 from robbench.models.card import Registry
 from robbench.results.schema import AttackResult, ResultFile, ThreatResult, dump_result
-from robbench.results.store import result_folder
+from robbench.results.store import locate_result
 from robbench.results.summary import accuracy
 
 SHA = {
@@ -48,7 +48,7 @@ def result(model, suite, robust, attacks, n=1000, dataset="mnist", eps="0.3", **
 
 
 def put(root, r):
-    path = result_folder(root, r) / "result.json"
+    path = locate_result(root, r) / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(dump_result(r), encoding="utf-8")
     return path

@@ -24,7 +24,7 @@ from robbench.models.load import load_model
 from robbench.report.curve import draw_curve
 from robbench.training import recipe as terms
 from robbench.training import targets
-from robbench.training.missing import missing, train_missing
+from robbench.training.missing import list_missing, train_missing
 from robbench.training.train import train
 
 CARD = """version = 1
@@ -112,10 +112,10 @@ def test_divergence_and_pairs_by_hand():
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.8, 0.2]])
     expected = 0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2)
     assert float(terms.divergence(q.log() + 3, p.log() - 1)) == pytest.approx(expected, rel=1e-5), "KL(p, q)"
-    assert float(terms.pair("trades", p.log(), q.log())) == pytest.approx(expected, rel=1e-5)
+    assert float(terms.pairing_penalty("trades", p.log(), q.log())) == pytest.approx(expected, rel=1e-5)
     z, other = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])
-    assert float(terms.pair("alp", z, other)) == pytest.approx((4 + 9) / 4)
-    assert float(terms.pair("clp", torch.cat([z, other, z[:1]]), None)) == pytest.approx((4 + 9) / 4)
+    assert float(terms.pairing_penalty("alp", z, other)) == pytest.approx((4 + 9) / 4)
+    assert float(terms.pairing_penalty("clp", torch.cat([z, other, z[:1]]), None)) == pytest.approx((4 + 9) / 4)
 
 
 def test_fix_k_by_hand():
@@ -144,7 +144,7 @@ def test_corrected_and_hybrid_targets_by_hand():
 def test_trades_attacks_the_divergence():
     reference = torch.tensor([[2.0, 0.0]])
     adversary = Adversary(eps=Fraction(1, 10), steps=3, step_size=Fraction(1, 20), loss="kl")
-    attack = terms.inner_attack(adversary, reference)
+    attack = terms.build_inner_attack(adversary, reference)
     assert (attack.steps, attack.step_size, attack.random_start) == (3, 0.05, True)
     loss = attack.loss(torch.tensor([[0.0, 1.0]]), None, {})
     assert float(loss) == pytest.approx(float(terms.divergence(torch.tensor([[0.0, 1.0]]), reference)))
@@ -152,12 +152,12 @@ def test_trades_attacks_the_divergence():
 
 def test_any_attack_can_be_the_adversary():
     adversary = Adversary(attack="apgd", eps=Fraction(1, 10), steps=7, loss="dlr")
-    attack = terms.inner_attack(adversary)
+    attack = terms.build_inner_attack(adversary)
     assert (attack.kind, attack.steps, attack.objective) == ("apgd", 7, "dlr")
     with pytest.raises(CardError, match=r"parameter of apgd.*step_size"):
-        terms.inner_attack(Adversary(attack="apgd", eps=Fraction(1, 10), steps=7, step_size=Fraction(1, 10)))
+        terms.build_inner_attack(Adversary(attack="apgd", eps=Fraction(1, 10), steps=7, step_size=Fraction(1, 10)))
     with pytest.raises(CardError, match="pgdd"):
-        terms.inner_attack(Adversary(attack="pgdd", eps=Fraction(1, 10), steps=7))
+        terms.build_inner_attack(Adversary(attack="pgdd", eps=Fraction(1, 10), steps=7))
 
 
 def test_noise_has_its_sigma_and_depends_on_sample_and_iteration_alone():
@@ -200,7 +200,7 @@ def test_learning_rates_follow_their_schedules():
 
 
 def test_the_inner_attack_is_the_cards():
-    attack = terms.inner_attack(
+    attack = terms.build_inner_attack(
         Adversary(eps=Fraction(3, 10), step_size=Fraction(1, 100), steps=40, random_start=False, loss="margin")
     )
     assert (attack.steps, attack.step_size, attack.random_start, attack.objective) == (40, 0.01, False, "margin")
@@ -237,7 +237,7 @@ def test_every_epoch_sees_every_image_once(tmp_path):
     run = _Training(entry, entry.card.recipe, data, cpu, tmp_path / "runs", "float32", False, False)
     seen = []
     for _ in range(2 * (898 // 32)):
-        seen.append(run.batch())
+        seen.append(run.next_batch())
         run.iteration += 1
     first, second = torch.cat(seen[:28]), torch.cat(seen[28:])
     assert len(first.unique()) == len(second.unique()) == 28 * 32
@@ -440,10 +440,10 @@ def test_weights_that_have_seen_more_are_not_replaced(tmp_path):
     train(put(tmp_path), runs=tmp_path / "runs")
     before = Registry([tmp_path]).find("m").card
     short = train(Registry([tmp_path]).find("m"), runs=tmp_path / "elsewhere", time_limit=1e-9)
-    assert not short.kept and short.table["iterations"] == 1
+    assert not short.written and short.table["iterations"] == 1
     assert Registry([tmp_path]).find("m").card == before
     replaced = train(Registry([tmp_path]).find("m"), runs=tmp_path / "elsewhere", time_limit=1e-9, restart=True)
-    assert replaced.kept and Registry([tmp_path]).find("m").card.trained.iterations == 1
+    assert replaced.written and Registry([tmp_path]).find("m").card.trained.iterations == 1
 
 
 @pytest.mark.whole
@@ -452,17 +452,17 @@ def test_all_missing_goes_by_priority_and_picks_up_where_it_stopped(tmp_path):
     first = text.replace("dataset", "priority = 2\ndataset")
     put(tmp_path, text, "a"), put(tmp_path, first, "z"), put(tmp_path, text + BUDGET, "c")
     put(tmp_path, CARD[: CARD.index("[recipe]")], "without_recipe")
-    names = [entry.name for entry in missing(Registry([tmp_path]))]
+    names = [entry.name for entry in list_missing(Registry([tmp_path]))]
     assert names == ["z", "a", "c"]
     began = []
     for _ in range(30):
         train_missing(
             Registry([tmp_path]), runs=tmp_path / "runs", time_limit=1e-9, begin=lambda e: began.append(e.name)
         )
-        if not missing(Registry([tmp_path])):
+        if not list_missing(Registry([tmp_path])):
             break
     assert began == ["z"] * 6 + ["a"] * 6 + ["c"] * 5
-    assert [entry.name for entry in missing(Registry([tmp_path]), budget="full")] == ["c"], "partly trained"
+    assert [entry.name for entry in list_missing(Registry([tmp_path]), budget="full")] == ["c"], "partly trained"
 
 
 @pytest.mark.whole

@@ -14,7 +14,7 @@ from torch import Tensor
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
 from robbench.classifier.prepare import Target
 from robbench.core.errors import DataError, ModelError
-from robbench.core.types import some_ids
+from robbench.core.types import format_ids
 
 __all__ = [
     "RANDOMIZED_DRAWS",
@@ -89,8 +89,8 @@ def classify(
             logits = _logits(target, batch)[:real]
         except ModelError as error:
             at = _find_failing(target, batch, real)
-            alone = f"it fails on {some_ids(ids[start : start + real][at])}" if at else "none of them fails alone"
-            raise ModelError(f"{error} (clean images, {some_ids(ids[start : start + real])}: {alone})") from error
+            alone = f"it fails on {format_ids(ids[start : start + real][at])}" if at else "none of them fails alone"
+            raise ModelError(f"{error} (clean images, {format_ids(ids[start : start + real])}: {alone})") from error
         if first is None:
             first = (batch, real, logits)
             _check_logits(logits, y, num_classes)
@@ -103,14 +103,14 @@ def classify(
     lost = prediction < 0
     if lost.all():
         raise ModelError(
-            f"The model answers NaN or infinity to every clean image; to {some_ids(ids[:1])}: {bad}. A robust accuracy "
-            "of it would mean nothing."
+            f"The model answers NaN or infinity to every clean image; to {format_ids(ids[:1])}: {bad}. A robust "
+            "accuracy of it would mean nothing."
         )
     flags = _find_flags(target, *first) | (target.module.flags if isinstance(target.module, Guarded) else {})
     if lost.any():
         flags["nonfinite_clean"] = (
             f"The model answers NaN or infinity to {int(lost.sum())} clean images; they count as misclassified: "
-            f"{some_ids(ids[lost])}."
+            f"{format_ids(ids[lost])}."
         )
     return prediction, flags
 

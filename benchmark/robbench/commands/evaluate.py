@@ -37,7 +37,7 @@ from robbench.commands.runs import resume_runs, run_all
 from robbench.commands.sanity import examine_model
 from robbench.commands.show import as_object
 from robbench.core.errors import RobbenchError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.evaluation.options import Options
@@ -116,7 +116,7 @@ def eval_(
     from robbench.evaluation.options import Options
 
     ray = _parse_executor(executor, address, workers, threads)
-    import_own(imports or [])
+    import_user_modules(imports or [])
     about: SpecFields = {"dataset": dataset, "architecture": architecture}
     about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
     place = Options(device=device, results=results, wait=wait)

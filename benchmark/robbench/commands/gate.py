@@ -32,7 +32,7 @@ from robbench.commands.options import (
     per_channel,
 )
 from robbench.core.errors import RobbenchError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.evaluation.options import Options
@@ -82,7 +82,7 @@ def make_baseline(
     from robbench.gate.baseline import write_baseline
     from robbench.gate.measure import stored_run
 
-    import_own(imports or [])
+    import_user_modules(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
     runs = [stored_run(path) for path in result or []]
@@ -144,7 +144,7 @@ def check_baseline(
     from robbench.gate.paired import compare
     from robbench.report import gate
 
-    import_own(imports or [])
+    import_user_modules(imports or [])
     policy = Policy(max_drop=max_drop, alpha=alpha)
     stored = read_baseline(baseline)
     if result:

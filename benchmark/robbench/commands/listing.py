@@ -87,7 +87,7 @@ def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
 
 
 def _data(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
-    from robbench.data.sets import describe
+    from robbench.data.sets import describe_datasets
 
     return [
         {
@@ -99,7 +99,7 @@ def _data(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
             "available": "yes" if d.available else "no",
             "where": d.where,
         }
-        for d in describe(data_dir)
+        for d in describe_datasets(data_dir)
     ]
 
 

@@ -37,10 +37,10 @@ def trained(
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
     """Write docs/trained.md: the models trained here beside the papers' figures."""
-    from robbench.models.card import Registry, builtin_root
+    from robbench.models.card import Registry, locate_builtin_cards
     from robbench.papers.trained import trained_models
 
-    _page(trained_models(Registry([builtin_root()]).entries(), tree(results)), output, check, "trained")
+    _page(trained_models(Registry([locate_builtin_cards()]).entries(), tree(results)), output, check, "trained")
 
 
 def table_(

@@ -22,7 +22,7 @@ from robbench.commands.options import (
 )
 from robbench.commands.printing import print_table
 from robbench.core.errors import RobbenchError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 
 __all__ = ["plan_runs"]
 
@@ -65,7 +65,7 @@ def plan_runs(
     count = gpus or workers or 1
     if count < 1:
         raise RobbenchError(f"{count} workers given; there must be at least 1.")
-    import_own(imports or [])
+    import_user_modules(imports or [])
     from robbench.models.sources import parse_source
 
     sources = {name for name in model if parse_source(name)}

@@ -26,7 +26,7 @@ from robbench.commands.options import (
 )
 from robbench.commands.printing import print_objects, print_table, tree
 from robbench.core.errors import RobbenchError
-from robbench.core.user_code import import_own
+from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.evaluation.request import RunRequest
@@ -140,7 +140,7 @@ def reproduce_result(
     from robbench.recheck.reproduce import reproduce
     from robbench.report.terminal import TerminalReporter
 
-    import_own(imports or [])
+    import_user_modules(imports or [])
     reporter = TerminalReporter(hint_samples=False)
     with explain_interrupt("Nothing of it is stored."), contextlib.closing(reporter):
         found = reproduce(

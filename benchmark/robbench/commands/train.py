@@ -51,19 +51,19 @@ def train(
     entry = None if card is None else registry.find(card)
     limit = None if time_limit is None else _seconds(time_limit)
     from robbench.report.curve import draw_curve
-    from robbench.training.missing import missing, train_missing
-    from robbench.training.train import Progress, Trained, train
+    from robbench.training.missing import list_missing, train_missing
+    from robbench.training.train import Progress, TrainingResult, train
 
     def report(p: Progress) -> None:
         left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
         seen = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
         print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{seen}", file=sys.stderr)
 
-    def done(entry: Entry, trained: Trained) -> None:
+    def done(entry: Entry, trained: TrainingResult) -> None:
         draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
         table = trained.table
         print(f"{entry.full_name}: {table['iterations']} of {trained.wanted} iterations in {table['seconds']} s.")
-        if not trained.kept:
+        if not trained.written:
             print("The card keeps its weights: they have seen more iterations. The same command goes on with these.")
         print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
 
@@ -82,9 +82,9 @@ def train(
             command = f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else "")
             done(entry, train(entry, restart=restart, command=command, **options))
             return
-        before = missing(registry, device=device, budget=options["budget"])
+        before = list_missing(registry, device=device, budget=options["budget"])
         train_missing(registry, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=done, **options)
-        left = missing(Registry.default(models or []), device=device, budget=options["budget"])
+        left = list_missing(Registry.default(models or []), device=device, budget=options["budget"])
         print(
             f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else "")
         )
@@ -95,11 +95,11 @@ def cards(
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a card is stale.")] = False,
 ) -> None:
     """Write the cards that a registry's families.toml describes; trained weights stay."""
-    from robbench.models.card import builtin_root
-    from robbench.models.families import stale_cards, write_cards
+    from robbench.models.card import locate_builtin_cards
+    from robbench.models.families import list_stale_cards, write_cards
 
-    root = models or builtin_root()
-    paths = stale_cards(root) if check else write_cards(root)
+    root = models or locate_builtin_cards()
+    paths = list_stale_cards(root) if check else write_cards(root)
     for path in paths:
         print(f"{path} is stale: run `robbench cards`." if check else f"{path} written.", file=sys.stderr)
     if check and paths:

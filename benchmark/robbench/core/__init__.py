@@ -1,1 +1,1 @@
-"""The vocabulary of every room: types, errors, exact numbers, files, random numbers, threat geometry, losses."""
+"""Code that every other folder uses: types, errors, exact numbers, files, random numbers, threat geometry, losses."""

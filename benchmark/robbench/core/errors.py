@@ -1,4 +1,4 @@
-"""Errors a user can cause, and how they are worded: what was given, what is allowed, what to do."""
+"""The errors that a user can cause. A message says what was given, what is allowed and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ __all__ = [
 
 
 class RobbenchError(Exception):
-    """Base of every error that the command line prints without a traceback and answers with exit code 2."""
+    """Base of all errors that the command line prints without a traceback. The exit code is 2."""
 
 
 class CardError(RobbenchError):
-    """A model card, or a name that should lead to one, is invalid."""
+    """A model card is invalid, or no card has the given name."""
 
 
 class SuiteError(RobbenchError):
@@ -33,15 +33,15 @@ class DataError(RobbenchError):
 
 
 class ModelError(RobbenchError):
-    """A model cannot be loaded, or answers in a way that no robust accuracy can be derived from."""
+    """A model cannot be loaded, or a robust accuracy cannot be computed from its answers."""
 
 
 class ResultError(RobbenchError):
-    """A stored result does not belong to the run that asks for it, or is damaged."""
+    """A stored result is damaged, or it belongs to another run."""
 
 
 class BusyError(ResultError):
-    """Another process works on the same result."""
+    """Another process is working on the same result."""
 
 
 class StorageError(RobbenchError):
@@ -49,7 +49,7 @@ class StorageError(RobbenchError):
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
-    """Word the answer to an unknown name: the closest known names first, then all of them."""
+    """Return the message for an unknown name. It lists the closest known names, then all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""What everything on disk needs: canonical digests, files that are either old or new, and a place for damaged ones."""
+"""Files: canonical digests, bounded reads, atomic writes, and the removal of damaged files."""
 
 import errno
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from robbench.core.errors import StorageError
 
-__all__ = ["component", "digest", "load_toml", "read_bounded", "set_aside", "write_atomically"]
+__all__ = ["check_path_component", "digest", "load_toml", "read_bounded", "set_aside", "write_atomically"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -26,11 +26,11 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def component(name: str, what: str) -> str:
-    """Accept text that is one component of a path, and so cannot lead out of the folder that it is put under.
+def check_path_component(name: str, what: str) -> str:
+    """Return a name that is one component of a path. Such a name cannot leave the folder that it is joined to.
 
     Raises:
-        ValueError: it is not; the sentence names `what`.
+        ValueError: the name is not one component. The message begins with `what`.
     """
     if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:") or len(name.encode()) > 200:
         raise ValueError(f"{what}: {name[:80]!r} given; allowed: up to 200 bytes of printable text without / \\ or :")
@@ -38,10 +38,10 @@ def component(name: str, what: str) -> str:
 
 
 def load_toml(text: str) -> dict[str, Any]:
-    """Parse TOML that may be hostile.
+    """Parse TOML text that may be hostile.
 
     Raises:
-        ValueError: it is not TOML, nested beyond reason, or holds a number of thousands of digits.
+        ValueError: the text is not TOML, is nested too deeply, or holds a number with thousands of digits.
     """
     try:
         return tomllib.loads(text)
@@ -53,9 +53,9 @@ def read_bounded(path: Path, most: int) -> bytes:
     """Read a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger.
+        OSError: the file cannot be read, is not a regular file, or is larger.
     """
-    if path.exists() and not path.is_file():  # a pipe or a device may never end
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
         raise OSError(errno.EINVAL, "not a regular file")
     with path.open("rb") as file:
         data = file.read(most + 1)
@@ -65,10 +65,10 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: after a crash or a loss of power at any moment, the old or the new content is there.
+    """Replace a file in one step. After a crash or a power loss the file has either the old or the new content.
 
     Raises:
-        StorageError: it cannot be written (the disk is full, the folder is read-only); the old content is untouched.
+        StorageError: the file cannot be written (full disk, read-only folder). The old content is unchanged.
     """
     try:
         _replace(path, data)
@@ -76,7 +76,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         reason = error.strerror or str(error)
         remedy = "Free some space, and give the same command again" if error.errno in _FULL else "Give another place"
         raise StorageError(
-            f"{path} cannot be written: {reason}. {remedy}; what was written before is complete and stays."
+            f"{path} cannot be written: {reason}. {remedy}. Files that were written before are complete."
         ) from error
 
 
@@ -97,7 +97,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each entered safely into the one that holds it."""
+    """Make a folder and its parents. Sync each parent, so that the new entry survives a power loss."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -105,24 +105,24 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk: a rename that is not there yet is lost with the power."""
+    """Write a folder's entries to the disk. Without this, a power loss can undo a rename."""
     if os.name != "posix":
-        return  # elsewhere a folder cannot be opened
+        return  # other systems cannot open a folder
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not do this for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(handle)
 
 
 def set_aside(path: Path, folder: Path) -> Path:
-    """Move a damaged file to `<name>.damaged` in a folder, where nothing reads it, and return its new path.
+    """Move a damaged file to `<name>.damaged` in a folder and return its new path. Nothing reads such files.
 
     Raises:
-        StorageError: it cannot be moved.
+        StorageError: the file cannot be moved.
     """
     taken = [folder / f"{path.name}.damaged{n or ''}" for n in range(1000)]
     target = next((t for t in taken if not t.exists()), taken[0])

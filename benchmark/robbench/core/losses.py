@@ -1,6 +1,6 @@
-"""Attack losses: free functions (logits [L, K], y [L]) -> [L], to be increased by the attack.
+"""Attack losses: functions (logits [L, K], y [L]) -> [L]. An attack increases them.
 
-The prediction is wrong exactly when `margin` is positive. All of them work for any number of classes ≥ 2.
+The prediction is wrong exactly when `margin` is positive. All losses work for K ≥ 2 classes.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ __all__ = [
     "margin_targeted",
 ]
 
-_RANGE = 10.0  # between the largest and the smallest logit once they are rescaled
+_RANGE = 10.0  # largest minus smallest logit after rescaling
 
 
-def _true(logits: Tensor, y: Tensor) -> Tensor:
+def _true_logit(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None]).squeeze(1)
 
 
-def _best_other(logits: Tensor, y: Tensor) -> Tensor:
-    # The lowest finite value rather than −inf, so that a gradient through it stays finite.
+def _best_other_logit(logits: Tensor, y: Tensor) -> Tensor:
+    # The lowest finite value instead of −inf keeps the gradient finite.
     return logits.scatter(1, y[:, None], torch.finfo(logits.dtype).min).amax(1)
 
 
@@ -39,11 +39,10 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def cross_entropy_scaled(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of logits stretched or shrunk to a range of 10, the factor counting as constant.
+    """Cross-entropy of logits that are scaled to a range of 10. The scale factor has no gradient.
 
-    Where a model squeezes its logits towards each other, the plain cross-entropy is nearly linear in all of them and
-    pulls at every class alike; where it blows them up, its gradient underflows to zero. Neither happens at a fixed
-    range.
+    If a model's logits are very close together, the plain cross-entropy is nearly linear in them and pulls at every
+    class alike. If the logits are very large, its gradient underflows to zero. A fixed range avoids both.
     """
     spread = (logits.amax(1) - logits.amin(1)).detach().clamp(min=torch.finfo(logits.dtype).tiny)
     return cross_entropy(logits / spread[:, None] * _RANGE, y)
@@ -51,14 +50,14 @@ def cross_entropy_scaled(logits: Tensor, y: Tensor) -> Tensor:
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Carlini & Wagner margin max_{j≠y} z_j − z_y (Carlini & Wagner 2017, f6 without the confidence clamp)."""
-    return _best_other(logits, y) - _true(logits, y)
+    return _best_other_logit(logits, y) - _true_logit(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference-of-logits ratio (Croce & Hein 2020, Eq. 6): margin / (z_π1 − z_π3).
 
-    Three classes have a third-largest logit and are handled as they are. With two, the ratio is constant and has
-    no gradient, so the margin itself is returned.
+    The formula needs three classes. With two classes the ratio is constant and has no gradient, so the margin is
+    returned.
     """
     if logits.shape[1] < 3:
         return margin(logits, y)
@@ -68,18 +67,18 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted margin z_t − z_y (Gowal et al. 2019, the multi-targeted attack)."""
-    return _true(logits, target) - _true(logits, y)
+    return _true_logit(logits, target) - _true_logit(logits, y)
 
 
 def cross_entropy_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Targeted cross-entropy log softmax(z)_t: the target's probability is to rise."""
+    """Targeted cross-entropy log softmax(z)_t. It rises with the target's probability."""
     return -cross_entropy(logits, target)
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference-of-logits ratio (Croce & Hein 2020, Eq. 7): (z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2).
 
-    With three classes z_π4 is taken as z_π3, with two the numerator alone is returned.
+    With three classes z_π3 stands for z_π4. With two classes the numerator alone is returned.
     """
     gap = margin_targeted(logits, y, target)
     classes = logits.shape[1]
@@ -95,11 +94,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin,
     "dlr": dlr,
 }
-"""Untargeted losses by the name that suites use."""
+"""Untargeted losses, by the name in suites."""
 
 TARGETED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "ce_targeted": cross_entropy_targeted,
     "margin_targeted": margin_targeted,
     "dlr_targeted": dlr_targeted,
 }
-"""Targeted losses by the name that suites use."""
+"""Targeted losses, by the name in suites."""

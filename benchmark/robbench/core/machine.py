@@ -1,4 +1,7 @@
-"""The machine: what a number was measured on, and the memory of this process."""
+"""The machine: its description for results, and the memory of this process.
+
+Freed memory stays in the process, because loops need the same buffers every round. A slow leak is reported.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def describe_device(device: torch.device) -> str:
-    """Name a device: the GPU's name, or the CPU's with its threads in use."""
+    """Return the name of a GPU, or the name of the CPU with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_name()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
@@ -59,19 +62,19 @@ def versions() -> dict[str, str]:
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """Tell how many bytes this process holds now, on the device that the model runs on; None if unknown."""
+    """Return the bytes that this process holds now on the model's device."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Record what a run was made with, besides the `versions`, as JSON values."""
+    """Describe the software and hardware of a run, beyond `versions`, as JSON values."""
     packages = {}
     for name in _PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "revision": revision(),
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -80,17 +83,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": packages,
     }
     if device.type == "cuda":
-        told["cuda"] = str(torch.version.cuda)
-        told["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-        told["tf32"] = torch.backends.cuda.matmul.allow_tf32
-    return told
+        described["cuda"] = str(torch.version.cuda)
+        described["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        described["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return described
 
 
 @functools.cache
 def revision() -> dict[str, Any]:
-    """Name the code: its commit, and whether files of the package were changed; outside of a checkout its version."""
+    """Identify the code: commit and whether the package has changes. Outside a checkout: the package's version."""
     package = PACKAGE
-    # A checkout only if it is ours: an installed package may lie inside some other repository.
+    # Check that git tracks this file: an installed package may lie inside another repository.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return {"package": __version__}
     commit, changed = _git(package, "rev-parse", "HEAD"), _git(package, "status", "--porcelain", "--", ".")
@@ -129,7 +132,7 @@ def keep_freed_memory() -> bool:
 
 
 def resident_bytes() -> int | None:
-    """Tell how many bytes of the machine's memory this process holds now; None where the system does not say."""
+    """Return the resident bytes of this process, or None if the system does not report them."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -139,9 +142,9 @@ def resident_bytes() -> int | None:
 
 @dataclass
 class Growth:
-    """Watches the memory of a process during a run, and tells a slow leak from what a run needs anyway.
+    """Watches the memory of a process during a run and detects a slow leak.
 
-    What the run itself keeps (records, adversarial examples) does not count as a leak.
+    The caller reports the bytes that the run itself keeps (records, adversarial examples). They are no leak.
     """
 
     seen: list[int] = field(default_factory=list)
@@ -160,12 +163,12 @@ class Growth:
 
     @property
     def leaked(self) -> int:
-        """Bytes by which memory rose steadily after the first third of the run; 0 if it did not, or by little."""
+        """Bytes by which memory rose steadily after the first third of the run; 0 without a steady or large rise."""
         third = len(self.seen) // 3
         if third < 2:
             return 0
-        # Leaked memory is never freed, so the least of each quarter counts. Buffers that grow once are no leak, so the
-        # rise must go on through all quarters.
+        # Leaked memory is never freed, so the minimum of each quarter counts. A buffer that grows once is no leak: the
+        # minimum must rise from quarter to quarter.
         quarter = (len(self.seen) - third) / 4
         parts = [self.seen[third + round(k * quarter) : third + round((k + 1) * quarter)] for k in range(4)]
         least = [min(part) for part in parts]

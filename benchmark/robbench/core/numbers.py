@@ -1,4 +1,4 @@
-"""Exact numbers as people write them: `8/255`, `0.3`, `2`; and threats made of them."""
+"""Exact numbers in the forms that people write (`8/255`, `0.3`, `2`), and threats made of them."""
 
 import re
 from fractions import Fraction
@@ -11,19 +11,19 @@ __all__ = ["parse_eps", "parse_fraction", "parse_radii", "parse_threat"]
 
 
 def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> Fraction:
-    """Parse a non-negative number exactly: "8/255", "0.3", 0.3 (read as the decimal it prints as), 2.
+    """Parse a non-negative number exactly: "8/255", "0.3", 2, or the float 0.3, which is read as 3/10.
 
     Raises:
-        ValueError: not a number, not finite, or negative; the sentence names `what` and the allowed forms.
+        ValueError: not a number, not finite, or negative. The message names `what` and the allowed forms.
     """
     written = re.fullmatch(r"[^eE]*([eE][+-]?\d+)?", text) if isinstance(text, str) else None
-    # An exact 1e999999999 has a billion digits: a few characters of a file must not cost that.
+    # An exact 1e999999999 would have a billion digits. A few characters of a file must not cost that much.
     if isinstance(text, str) and (len(text) > _MOST_DIGITS or written is None or _exponent(written[1]) > _MOST_DIGITS):
         raise ValueError(f"{what}: {text[:40]!r} given; allowed: at most {_MOST_DIGITS} digits")
     if isinstance(text, int) and text.bit_length() > 4 * _MOST_DIGITS:
         raise ValueError(f"{what}: a number of {text.bit_length()} bits given; allowed: at most {_MOST_DIGITS} digits")
     try:
-        # repr() of a float is the shortest decimal that reads back as it: 0.3 means 3/10, not its binary neighbour.
+        # repr() of a float is the shortest decimal that gives the same float: 0.3 means 3/10, not its binary neighbour.
         value = Fraction(repr(text)) if isinstance(text, float) else Fraction(text)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise ValueError(
@@ -48,10 +48,10 @@ def parse_eps(text: str | int | float | Fraction) -> Fraction:
 
 
 def parse_radii(text: str) -> list[str]:
-    """Split radii with commas between them, "0,2/255,8/255", and order them; one that is given twice counts once.
+    """Split radii at commas ("0,2/255,8/255"), sort them and drop duplicates.
 
     Raises:
-        ValueError: one of them is not a radius.
+        ValueError: a part is not a radius.
     """
     radii = {parse_eps(part.strip()): part.strip() for part in text.split(",")}
     return [radii[value] for value in sorted(radii)]
@@ -61,7 +61,7 @@ def parse_threat(norm: str, eps: str | int | float | Fraction) -> Threat:
     """Build a threat from text.
 
     Raises:
-        ValueError: unknown norm, unreadable radius, or an Linf radius above 1 (most likely one counted in 0..255).
+        ValueError: unknown norm, invalid radius, or an Linf radius above 1 (most likely given in 0..255).
     """
     if norm not in NORMS:
         raise ValueError(f"norm: {norm!r} given; allowed: {', '.join(NORMS)}")

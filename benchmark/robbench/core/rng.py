@@ -1,11 +1,11 @@
 """Counter-based random numbers on tensors: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers").
 
-A number is a pure function of (key, sample, trial, step, element): the same on every device, whatever the batch
-width, the sharding or the order, and without any global generator. The arithmetic is integer arithmetic on int64
-tensors, where a 32 × 32 → 64 bit product wraps to exactly the bits that Philox asks for.
+A number is a pure function of (key, sample, trial, step, element). It does not depend on the device, the batch width,
+the sharding, the order or a global generator. The code uses int64 tensors. Their 32 × 32 bit product wraps modulo
+2**64 and so has exactly the bits that Philox needs.
 
-`bits` and `uniform` are bit-identical everywhere; `normal` goes through log, cos and sin, whose last bit may differ
-between devices.
+`bits` and `uniform` are bit-identical on all devices. `normal` uses log, cos and sin, whose last bit may differ between
+devices.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _MASK = 0xFFFFFFFF
 
 
 def make_key(seed: int, stage: str) -> tuple[int, int]:
-    """Derive the two 32-bit key words of a stage (an attack's name) from the run's seed."""
+    """Derive two 32-bit key words from the run's seed and the name of a stage (an attack's name)."""
     digest = hashlib.sha256(f"{seed}\x00{stage}".encode()).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
@@ -46,9 +46,9 @@ def philox4x32(
 
 
 def bits(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor, n: int) -> Tensor:
-    """Draw n 32-bit words a lane: [L], [L] int64 -> [L, n] int64 in [0, 2**32).
+    """Draw n random 32-bit words per lane: [L], [L] int64 -> [L, n] int64 in [0, 2**32).
 
-    `step` is one for all lanes, or each lane's own, [L] int64.
+    `step` is one number for all lanes, or one per lane, [L] int64.
     """
     block = torch.arange((n + 3) // 4, device=sample.device)
     words = philox4x32(
@@ -63,26 +63,27 @@ def bits(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor
 
 
 def below(bound: Tensor, words: Tensor) -> Tensor:
-    """Turn 32-bit words into integers in [0, bound), each as likely up to bound / 2**32; the two shapes broadcast.
+    """Map random 32-bit words to integers in [0, bound). The two shapes broadcast.
 
-    Multiply and shift (Lemire 2019, "Fast random integer generation in an interval"), without its rejection.
+    Multiply and shift of Lemire 2019, "Fast random integer generation in an interval", without its rejection step. The
+    probabilities of two integers therefore differ by a relative bound / 2**32 at most.
     """
     return (words * bound) >> 32
 
 
 def uniform(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor, n: int) -> Tensor:
-    """Draw n numbers a lane, uniform on the 2**24 multiples of 2**-24 in [0, 1): [L, n] float32.
+    """Draw n numbers per lane, uniform on the 2**24 multiples of 2**-24 in [0, 1): [L, n] float32.
 
-    24 bits are what float32 holds exactly, so float64 runs see the same numbers.
+    float32 holds 24 bits exactly, so float64 runs use the same numbers.
     """
     return (bits(key, sample, trial, step, n) >> 8).to(torch.float32) * 2.0**-24
 
 
 def normal(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor, n: int) -> Tensor:
-    """Draw n standard normal numbers a lane by Box-Muller: [L, n] float32."""
+    """Draw n standard normal numbers per lane by Box-Muller: [L, n] float32."""
     pairs = (n + 1) // 2
     u = uniform(key, sample, trial, step, 2 * pairs)
-    # 1 - u lies in (0, 1]: the logarithm is finite.
+    # 1 - u is in (0, 1], so the logarithm is finite.
     radius = torch.sqrt(-2.0 * torch.log1p(-u[:, :pairs]))
     angle = (2.0 * math.pi) * u[:, pairs:]
     return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :n]

@@ -1,7 +1,7 @@
 """Intervals and paired tests for robust accuracies. Imports no torch.
 
-Paired tests compare two runs image by image: of the pairs, only those that differ (the discordant ones) carry
-information. `lost` are images that only the first run left standing, `gained` those that only the second did.
+Paired tests compare two runs image by image. Only pairs that differ (discordant pairs) carry information. An image is
+"right" in a run if it is robust there.
 """
 
 import math
@@ -27,28 +27,28 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     scale = 1 + z * z / n
     centre = (p + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the formula gives 0 and 1 up to rounding; say them exactly.
+    # At the ends the formula gives 0 and 1 up to rounding. Return exact values there.
     return (0.0 if successes == 0 else max(centre - half, 0.0)), (1.0 if successes == n else min(centre + half, 1.0))
 
 
 def mcnemar(only_first: int, only_second: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
-    """Exact McNemar test: the p-value of "both are equally often right" from the discordant pairs.
+    """Exact McNemar test: the p-value of the hypothesis that both runs are right equally often.
 
     Args:
-        only_first: samples that only the first run left standing.
-        only_second: samples that only the second run left standing.
-        alternative: "greater" is one-sided: `only_first` is larger than chance explains.
+        only_first: number of samples that are right in the first run only.
+        only_second: number of samples that are right in the second run only.
+        alternative: "greater" tests on one side, whether `only_first` is larger than by chance.
     """
     n = only_first + only_second
     if n == 0:
         return 1.0
-    from scipy.stats import binomtest  # half a second to import, needed here only
+    from scipy.stats import binomtest  # importing it takes half a second
 
     return float(binomtest(only_first, n, 0.5, alternative=alternative).pvalue)
 
 
 def least_discordant(level: float) -> int:
-    """Return how many images must change, all in one direction, before a one-sided `mcnemar` reaches the level.
+    """Return the least number of changes, all in one direction, at which a one-sided `mcnemar` reaches the level.
 
     Raises:
         ValueError: the level is not in (0, 1).
@@ -59,14 +59,14 @@ def least_discordant(level: float) -> int:
 
 
 def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
-    """Adjust p-values of several tests: comparing each with alpha keeps the chance of any false alarm below alpha.
+    """Adjust the p-values of several tests. Comparing each with alpha keeps the chance of any false alarm below alpha.
 
-    Step-down method of Holm (1979), "A simple sequentially rejective multiple test procedure", there also with
-    weights: a test of twice the weight is given twice the part of alpha.
+    Step-down method of Holm (1979), "A simple sequentially rejective multiple test procedure". The paper also has
+    weights: a test with twice the weight gets twice the share of alpha.
 
     Args:
-        p_values: of the tests.
-        weights: above 0, one per test; None means that all are equal.
+        p_values: one per test.
+        weights: one per test, above 0; None gives all tests the same weight.
     """
     shares = [1.0] * len(p_values) if weights is None else list(weights)
     ratio = [p / w for p, w in zip(p_values, shares, strict=True)]
@@ -79,13 +79,13 @@ def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> l
 
 
 def paired_difference(only_first: int, only_second: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the difference of two paired proportions, first minus second: (low, high) in [-1, 1].
+    """Confidence interval of the difference of two paired proportions, first minus second: (low, high) in [-1, 1].
 
     Adjusted Wald interval of Bonett & Price (2012), "Adjusted Wald confidence interval for a difference of binomial
-    proportions based on paired data": one pair is added to either discordant count. (-1, 1) for n = 0.
+    proportions based on paired data". It adds one pair to each discordant count. (-1, 1) for n = 0.
 
     Raises:
-        ValueError: the counts are negative, or more than n together.
+        ValueError: a count is negative, or the counts add up to more than n.
     """
     if min(only_first, only_second) < 0 or only_first + only_second > n:
         raise ValueError(f"{only_first} and {only_second} discordant pairs of {n} given; expected at most n together")
@@ -98,16 +98,16 @@ def paired_difference(only_first: int, only_second: int, n: int, confidence: flo
 
 
 def hypergeometric_upper(found: int, drawn: int, population: int, error: float) -> int:
-    """Upper confidence bound of how many members of a finite population have a property, exact.
+    """Exact upper confidence bound of the number of members of a finite population that have a property.
 
-    The largest number K for which drawing `drawn` of them without replacement shows at most `found` with a probability
-    above `error`: whatever the true number is, the bound lies below it with a probability of at most `error`.
+    The bound is the largest number K of such members for which a draw without replacement finds at most `found` of them
+    with a probability above `error`. The bound is below the true number with a probability of at most `error`.
 
     Args:
-        found: members with the property among those drawn.
-        drawn: how many were drawn, in random order.
-        population: how many there are.
-        error: chance that the bound is too low.
+        found: number of drawn members with the property.
+        drawn: number of members drawn at random.
+        population: number of all members.
+        error: allowed probability that the bound is too low.
 
     Raises:
         ValueError: the counts do not fit each other.
@@ -116,7 +116,7 @@ def hypergeometric_upper(found: int, drawn: int, population: int, error: float) 
         raise ValueError(f"{found} of {drawn} drawn of {population} given; expected found <= drawn <= population")
     from scipy.stats import hypergeom
 
-    low, high = found, population - (drawn - found)  # the true number lies between them for certain
+    low, high = found, population - (drawn - found)  # the true number certainly lies in this range
     while low < high:
         middle = (low + high + 1) // 2
         if float(hypergeom.cdf(found, population, middle, drawn)) > error:

@@ -1,7 +1,7 @@
-"""The geometry of lp balls inside the box [0, 1]: everything that depends on the norm lives here.
+"""The geometry of lp balls inside the box [0, 1]. All code that depends on the norm is here.
 
-Attacks ask a `Ball` where they may go (`project`), where to start (`random`) and which way is steepest
-(`steepest`); the judge asks it whether a point is allowed (`contains`).
+Attacks use a `Ball` to project points (`project`), to draw a start (`random`) and to find the steepest direction
+(`steepest`). The judge uses it to check whether a point is allowed (`contains`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
 def per_lane(v: Tensor, like: Tensor) -> Tensor:
-    """Shape per-lane values [L] so that they broadcast against [L, C, H, W]."""
+    """Reshape per-lane values [L] so that they broadcast against [L, C, H, W]."""
     return v.view(-1, *([1] * (like.dim() - 1)))
 
 
@@ -55,26 +55,26 @@ class Ball:
         return length(self.norm, x.double() - x0.double())
 
     def contains(self, x0: Tensor, x: Tensor) -> Tensor:
-        """Tell per lane whether x is finite, inside [0, 1] exactly, and within eps of x0: [L] bool.
+        """Check per lane that x is finite, exactly inside [0, 1], and within eps of x0: [L] bool.
 
-        The distance may exceed eps by what storing x in float32 can cost: 1e-6, and 1e-5 of eps for norms that
-        add up over pixels.
+        The distance may exceed eps by the rounding error of a float32 x: 1e-6, plus 1e-5 of eps for norms that sum
+        over pixels.
         """
         slack = 1e-6 if self.norm == "Linf" else 1e-6 + 1e-5 * self.eps
-        inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)  # false for NaN as well
+        inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)  # also false for NaN
         return inside & (self.distance(x0, x) <= self.eps + slack)
 
     def project(self, x0: Tensor, x: Tensor) -> Tensor:
         """Project x onto the intersection of ball and box, exactly (Euclidean projection).
 
-        For L1 and L2 the intersection is met at x0 + clip(shrunk x − x0): the shrinkage is found by sorting the
-        points where a pixel reaches the box, as in Croce & Hein 2021 ("Mind the box", Prop. 2.1).
+        For L1 and L2 the projection is x0 + clip(shrunk x − x0). The shrinkage is found by sorting the values where a
+        pixel reaches the box, as in Croce & Hein 2021 ("Mind the box", Prop. 2.1).
         """
         if self.norm == "Linf":
             return torch.minimum(torch.maximum(x, x0 - self.eps), x0 + self.eps).clamp(0, 1)
-        # In float64: sums over thousands of pixels would otherwise leave the ball by more than the judge forgives.
+        # In float32, sums over thousands of pixels would leave the ball by more than `contains` allows.
         delta = (x - x0).flatten(1).double()
-        # How far each pixel may go in the direction it moved before it meets the box.
+        # The distance of each pixel to the box, in the direction of its move.
         room = torch.where(delta > 0, 1 - x0.flatten(1).double(), x0.flatten(1).double())
         size = delta.abs()
         clipped = torch.minimum(size, room)
@@ -88,9 +88,9 @@ class Ball:
         return (x0 + moved.to(x0.dtype).view_as(x0)).clamp(0, 1)
 
     def random(self, p: Problem, *, step: int | Tensor = 0, surface: bool = False) -> Tensor:
-        """Draw a random allowed point per lane: uniform in the ball, then brought into the box.
+        """Draw a random allowed point per lane: uniform in the ball, then projected into the box.
 
-        With `surface` the draw is scaled to norm eps before the box is applied: the start of APGD.
+        With `surface` the draw is scaled to norm eps before the projection. APGD starts there.
         """
         n = p.x[0].numel()
         draw = rng.uniform if self.norm == "Linf" else rng.normal
@@ -100,7 +100,7 @@ class Ball:
             scale = length(self.norm, delta)[:, None] if surface else torch.ones_like(delta[:, :1])
         else:
             if self.norm == "L1":
-                # |N(0,1)| is not exponential: turn the normals into Laplace numbers through their distribution.
+                # The L1 ball needs Laplace numbers. Convert the normal numbers with their distribution function.
                 tail = torch.special.ndtr(-u.abs().double()) * 2
                 u = u.sign() * -torch.log(tail.clamp(min=1e-300)).to(u.dtype)
             delta = u
@@ -112,10 +112,10 @@ class Ball:
         return self.project(p.x, p.x + delta.view_as(p.x))
 
     def steepest(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Give the unit-norm direction along which a linear loss with this gradient rises most.
+        """Return the unit-norm direction in which a linear loss with this gradient rises most.
 
-        Linf: sign. L2: the normalized gradient. L1: the one pixel with the largest gradient among those the box
-        lets move. A zero gradient gives a zero direction.
+        Linf: the sign. L2: the normalized gradient. L1: the pixel with the largest gradient among those that the box
+        does not block. A zero gradient gives a zero direction.
         """
         if self.norm == "Linf":
             return grad.sign()
@@ -132,14 +132,14 @@ class Ball:
 def _l1_threshold(size: Tensor, room: Tensor, eps: float) -> Tensor:
     """Solve Σ min(max(size − λ, 0), room) = eps for λ per lane, [L, n], [L, n] -> [L].
 
-    The sum is piecewise linear in λ: it starts to grow at λ = size and stops at λ = size − room. Lanes whose sum
-    at λ = 0 is at most eps get some λ that the caller ignores.
+    The sum is piecewise linear in λ. As λ falls, the term of a pixel grows from λ = size to λ = size − room. The caller
+    ignores the λ of lanes whose sum at λ = 0 is at most eps.
     """
     points = torch.cat([size, size - room], dim=1)
     slopes = torch.cat([torch.ones_like(size), -torch.ones_like(size)], dim=1)
     points, order = points.sort(dim=1, descending=True)
     slope = slopes.gather(1, order).cumsum(1)
-    # The sum at each point, walking down from λ = max(size).
+    # The sum at each point, for λ from max(size) downward.
     total = torch.zeros_like(points)
     total[:, 1:] = (slope[:, :-1] * (points[:, :-1] - points[:, 1:])).cumsum(1)
     # The last point at which the sum is still at most eps.
@@ -151,17 +151,17 @@ def _l1_threshold(size: Tensor, room: Tensor, eps: float) -> Tensor:
 def _l2_factor(size: Tensor, room: Tensor, eps: float) -> Tensor:
     """Solve Σ min(f · size, room)² = eps² for f in [0, 1] per lane, [L, n], [L, n] -> [L].
 
-    Pixels meet the box in the order of room / size. Lanes whose sum at f = 1 is at most eps² get some f that the
-    caller ignores.
+    Pixels reach the box in the order of room / size. The caller ignores the f of lanes whose sum at f = 1 is at most
+    eps².
     """
     tiny = torch.finfo(size.dtype).tiny
     reach, order = (room / size.clamp(min=tiny)).sort(dim=1)
     free = size.square().gather(1, order)
-    held = room.square().gather(1, order)
-    # With the first k pixels held at the box, f² = (eps² − Σ held) / Σ free.
-    held_sum = held.cumsum(1) - held
+    at_box = room.square().gather(1, order)
+    # With the first k pixels at the box, f² = (eps² − Σ at_box) / Σ free.
+    box_sum = at_box.cumsum(1) - at_box
     free_sum = free.flip(1).cumsum(1).flip(1)
-    f = ((eps**2 - held_sum).clamp(min=0) / free_sum.clamp(min=tiny)).sqrt()
-    # The right k is the first whose f does not push the next pixel past the box.
+    f = ((eps**2 - box_sum).clamp(min=0) / free_sum.clamp(min=tiny)).sqrt()
+    # The right k is the first one whose f leaves the next pixel inside the box.
     k = (f > reach).sum(1, keepdim=True).clamp(max=size.shape[1] - 1)
     return f.gather(1, k).squeeze(1).clamp(max=1)

@@ -1,6 +1,6 @@
-"""The vocabulary: small frozen dataclasses and aliases that every other module speaks, and nothing else.
+"""The shared vocabulary: small frozen dataclasses and type aliases that all other modules use.
 
-Imported without torch; tensors appear in annotations only.
+Nothing here imports torch. Tensors appear in annotations only.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
 Judge = Literal["any", "final"]
-"""Which iterates may count as a break: `any` queried point (worst case) or the `final` one only."""
+"""Which points may count as a break: `any` queried point (worst case), or the `final` point of a trial only."""
 
 JUDGES: tuple[Judge, ...] = ("any", "final")
 
 State = dict[str, "Tensor"]
-"""What an attack remembers: tensors with the lane first; `state["x"]` is the next point to query."""
+"""State of an attack: tensors whose first axis is the lane. `state["x"]` is the next point to query."""
 
 
-def some_ids(ids: Iterable[int], most: int = 20) -> str:
-    """Name samples by their official indices, the first ones where there are many."""
+def format_ids(ids: Iterable[int], most: int = 20) -> str:
+    """Format official indices as `samples 3, 7, 12`. At most `most` of them are listed."""
     listed = [int(i) for i in ids]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return f"sample{'s' if len(listed) != 1 else ''} {', '.join(map(str, listed[:most]))}{more}"
 
 
 class Status(StrEnum):
-    """What became of one sample under one attack."""
+    """The outcome of one sample under one attack."""
 
     MISCLASSIFIED = "misclassified"  # wrong before any attack; never attacked
     BROKEN = "broken"  # the judge confirmed an adversarial example
-    ROBUST = "robust"  # the attack spent its whole budget in vain
-    SKIPPED = "skipped"  # an earlier stage of the cascade had broken it
+    ROBUST = "robust"  # the attack used its whole budget without a break
+    SKIPPED = "skipped"  # an earlier stage of the suite broke it
 
 
 @dataclass(frozen=True, slots=True)
 class Threat:
-    """What the adversary may do: move x within an lp ball of radius eps, inside [0, 1].
+    """The threat model: the adversary may move x within an lp ball of radius eps, inside [0, 1].
 
-    `eps` is exact, in [0, 1] pixel units (`Fraction(8, 255)`), so that it prints and hashes as it was written.
+    `eps` is exact, in [0, 1] pixel units (`Fraction(8, 255)`). It therefore prints and hashes as the user wrote it.
     """
 
     norm: Norm
@@ -64,7 +64,7 @@ class Threat:
 
     @property
     def eps_text(self) -> str:
-        """The radius as people write it: `8/255` where it counts pixel levels, a decimal otherwise."""
+        """The radius as text: `8/255` if it is a number of pixel levels, otherwise a decimal."""
         eps = self.eps
         if 255 % eps.denominator == 0 and eps.denominator > 1 and float(eps) != round(float(eps), 3):
             return f"{eps * 255}/255"
@@ -73,15 +73,15 @@ class Threat:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is to be attacked, one row per lane.
+    """The images that an attack works on, one row per lane.
 
     Attributes:
         x: clean images, [L, C, H, W], in [0, 1].
         y: true labels, [L] int64.
-        sample: official index of each image, [L] int64; with `trial` it selects the random numbers.
-        trial: which restart (or target) this lane is at, [L] int64.
-        key: the two 32-bit words that key the random numbers of this attack, from the seed and its name.
-        logits: the model's answer to x, [L, K], where the attack asks for it (`needs_logits`).
+        sample: official index of each image, [L] int64. `sample` and `trial` select the random numbers.
+        trial: number of the lane's restart (or target), [L] int64.
+        key: two 32-bit words for the random numbers of this attack, made of the seed and the attack's name.
+        logits: the model's logits of x, [L, K], if the attack needs them (`needs_logits`).
     """
 
     x: Tensor
@@ -104,8 +104,8 @@ class Dataset:
         index: [N] int64 official indices, strictly increasing.
         num_classes: number of labels.
         scale: the value that stands for 1.0 (255; 16 for digits).
-        digest: SHA-256 over the content (pixels, labels, indices, scale), whatever the file format was.
-        labels: class names, or the digits as text.
+        digest: SHA-256 of the content (pixels, labels, indices, scale). It does not depend on the file format.
+        labels: class names; for digits, the digits as text.
     """
 
     name: str

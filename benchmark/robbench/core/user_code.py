@@ -1,4 +1,4 @@
-"""Modules of the user's own: imported because a person named them, never because a file did."""
+"""The user's own modules. They are imported only when a person names them, never because a file does."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from types import ModuleType
 
 from robbench.core.errors import RobbenchError
 
-__all__ = ["import_own", "importable", "imported"]
+__all__ = ["import_user_modules", "make_cwd_importable", "require_imported"]
 
 
-def importable() -> None:
+def make_cwd_importable() -> None:
     """Make the current directory importable, as under `python -m`."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
 
 
-def import_own(names: list[str]) -> None:
-    """Import modules that were named on the command line, so that files may speak of what is in them.
+def import_user_modules(names: list[str]) -> None:
+    """Import the modules of `--import`. Files may then name the code in them.
 
     Raises:
-        RobbenchError: there is no such module, or importing it fails.
+        RobbenchError: a module does not exist, or importing it fails.
     """
-    importable()
+    make_cwd_importable()
     for name in names:
         try:
             importlib.import_module(name)
@@ -35,16 +35,16 @@ def import_own(names: list[str]) -> None:
             ) from None
 
 
-def imported(name: str, what: str, error: type[RobbenchError]) -> ModuleType:
-    """Return a module that a file speaks of, if a person has imported it.
+def require_imported(name: str, what: str, error: type[RobbenchError]) -> ModuleType:
+    """Return a module that a file names. The module must be imported already.
 
     Args:
-        name: of the module.
-        what: what the file says, such as "Attack 'Mine': kind 'mine:Attack'".
-        error: what is raised otherwise.
+        name: name of the module.
+        what: the entry of the file, such as "Attack 'Mine': kind 'mine:Attack'".
+        error: the type of the error.
 
     Raises:
-        RobbenchError: of the type `error`, with what to do.
+        RobbenchError: the module is not imported. The error has the type `error` and says what to do.
     """
     if (module := sys.modules.get(name)) is None:
         raise error(

@@ -1,4 +1,4 @@
-"""Which code this is: the version of the package, where it lies, and digests of the files that verdicts come from."""
+"""The version of the package, its folder, and digests of the files that verdicts depend on."""
 
 import hashlib
 from pathlib import Path
@@ -8,11 +8,11 @@ __all__ = ["PACKAGE", "VERDICT_CODE", "__version__", "digest_verdict_code"]
 __version__ = "0.1.0"
 PACKAGE = Path(__file__).resolve().parents[1]
 VERDICT_CODE = ("attacks", "classifier", "core", "data", "engine", "evaluation", "models", "results", "suite.py")
-"""The folders and files of the package that hold everything a verdict depends on."""
+"""The folders and files of the package that hold all code that a verdict depends on."""
 
 
 def digest_verdict_code(package: Path = PACKAGE) -> dict[str, str]:
-    """Digest the modules that a verdict depends on: file of the package -> 16 hexadecimal digits of its SHA-256."""
+    """Digest the modules that a verdict depends on: path in the package -> first 16 digits of the SHA-256."""
     found = {path for name in VERDICT_CODE for path in [package / name, *(package / name).rglob("*.py")]}
     files = sorted(path for path in found if path.is_file())
     return {p.relative_to(package).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in files}

@@ -1,1 +1,1 @@
-"""Data sets: where their files lie, how they are read, checked and downloaded."""
+"""Data sets: find, read, check and download their files."""

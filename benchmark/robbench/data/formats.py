@@ -1,7 +1,7 @@
 """The file formats of the data sets: idx, Parquet with encoded images, and the official CIFAR pickles.
 
-A reader yields the parts of one split unchecked against each other; `data.load` joins and checks them. Files may be
-damaged or hostile: whatever is wrong with one ends in a `DataError` that names it.
+A reader yields the parts of one split. `sets.load` joins the parts and checks them against each other. Files may be
+damaged or hostile. Any problem with a file raises a `DataError` that names the file.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from robbench.core.errors import DataError
 if TYPE_CHECKING:
     from robbench.core.types import UInt8Array
 
-__all__ = ["Part", "Reader", "Spec", "blaming", "read_batches", "read_digits", "read_idx", "read_parquet"]
+__all__ = ["DatasetSpec", "Part", "Reader", "convert_errors", "read_batches", "read_digits", "read_idx", "read_parquet"]
 
 
-_MOST_BYTES = 2**28  # of one file of a data set, unpacked; the largest has 154 MB
+_MOST_BYTES = 2**28  # limit for one unpacked file; the largest file has 154 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """What is official about a data set, and what its files are called."""
+class DatasetSpec:
+    """The official facts about a data set, and the names of its files."""
 
     title: str
     shape: tuple[int, int, int]
@@ -42,30 +42,30 @@ class Spec:
     source: str
     labels: tuple[str, ...] = ()
     scale: int = 255
-    torchvision: str = ""  # the class that knows addresses and checksums
-    folders: tuple[str, ...] = ()  # where idx files are looked for
-    archive: str = ""  # official pickles, packed ...
-    unpacked: str = ""  # ... and the folder inside
-    batches: dict[str, list[str]] | None = None  # the pickles of each split
-    label: str = "label"  # in Parquet: this column; in a pickle: this and an s
+    torchvision: str = ""  # the class of torchvision with addresses and checksums
+    folders: tuple[str, ...] = ()  # folders that may hold the idx files
+    archive: str = ""  # name of the archive with the official pickles
+    unpacked: str = ""  # name of the folder in that archive
+    batches: dict[str, list[str]] | None = None  # names of the pickles of each split
+    label: str = "label"  # column in Parquet files; in pickles the key has an s at the end
 
 
-# The file (for messages), x, labels, and the official indices or None where they just count on.
+# The file's name for messages, x, labels, and the official indices (None: they continue the numbers of the last part).
 Part = tuple[str, "UInt8Array", Sequence[Any], Sequence[Any] | None]
-Reader = Callable[[Spec, str, list[Path]], Iterator[Part]]
+Reader = Callable[[DatasetSpec, str, list[Path]], Iterator[Part]]
 
 
 @contextmanager
-def blaming(where: str) -> Iterator[None]:
-    """Turn any failure into a `DataError`: a damaged or hostile file can make its reader raise anything."""
+def convert_errors(where: str) -> Iterator[None]:
+    """Convert any exception to a `DataError` that begins with `where`. A damaged or hostile file can raise anything."""
     try:
         yield
     except Exception as error:
         raise DataError(f"{where}: {str(error) or type(error).__name__}") from error
 
 
-def read_digits(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
-    """Read scikit-learn's digits; its two splits share one numbering."""
+def read_digits(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
+    """Read scikit-learn's digits. The official indices count through both splits."""
     from sklearn.datasets import load_digits
 
     images, target = load_digits(return_X_y=True)
@@ -75,18 +75,18 @@ def read_digits(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
     yield "digits", x[rows], target.tolist()[rows], range(len(x))[rows]
 
 
-def read_idx(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
-    """Read images and labels of the MNIST family, gzipped or raw."""
+def read_idx(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
+    """Read the images and labels of MNIST or Fashion-MNIST, gzipped or raw."""
     yield str(files[1]), _idx(files[0], spec.shape[1:])[:, None], _idx(files[1], ()).tolist(), None
 
 
 def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
-    """Parse idx: 0, 0, type (8: unsigned byte), number of sizes; the sizes, big-endian uint32; the values."""
-    with blaming(f"{path}: cannot be read"):
+    """Parse an idx file: bytes 0, 0, type (8: uint8), number of sizes; then sizes (big-endian uint32); then values."""
+    with convert_errors(f"{path}: cannot be read"):
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
         if len(raw) > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES:,} bytes, which no data set here has")
+            raise ValueError(f"more than {_MOST_BYTES:,} bytes; allowed: at most that many")
     magic, start = bytes((0, 0, 8, 1 + len(shape))), 8 + 4 * len(shape)
     if raw[:4] != magic or len(raw) < start:
         got = f"{len(raw)} bytes starting with {raw[:4].hex()}"
@@ -99,22 +99,22 @@ def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
     return np.frombuffer(raw, np.uint8, offset=start).reshape(sizes)
 
 
-def read_parquet(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
-    """Read Parquet shards with losslessly encoded images, with or without official indices."""
+def read_parquet(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
+    """Read Parquet shards with losslessly encoded images. A column `index` with official indices is optional."""
     import pyarrow.parquet as pq
     from PIL import Image
 
     for path in files:
-        with blaming(f"{path}: not a Parquet file with img{{bytes}} and {spec.label}"):
+        with convert_errors(f"{path}: not a Parquet file with img{{bytes}} and {spec.label}"):
             table = pq.read_table(path)
             images = table["img"].combine_chunks().field("bytes").to_pylist()
             labels = table[spec.label].to_pylist()
             index = table["index"].to_pylist() if "index" in table.column_names else None
         x = np.empty((len(images), *spec.shape), np.uint8)
         for row, encoded in enumerate(images):
-            # Lossless formats only. Mode and size are known before decoding: a huge image costs nothing.
+            # Lossless formats only. Mode and size are checked before decoding, so a huge image costs no memory.
             with (
-                blaming(f"{path}: image in row {row}"),
+                convert_errors(f"{path}: image in row {row}"),
                 Image.open(io.BytesIO(encoded), formats=("PNG", "WEBP")) as image,
             ):
                 if (image.mode, image.size) != ("RGB", spec.shape[:0:-1]):
@@ -123,12 +123,12 @@ def read_parquet(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
         yield str(path), x, labels, index
 
 
-def read_batches(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
-    """Read the official python batches, from the archive or its folder, without running what a pickle asks for."""
+def read_batches(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
+    """Read the official python batches, from the archive or its folder. No code from a pickle is run."""
     names = (spec.batches or {})[split]
     raw = _members(files[0], spec.unpacked, names)
     for name in names:
-        with blaming(f"{files[0]}: {name}"):
+        with convert_errors(f"{files[0]}: {name}"):
             _check_memo(raw[name])
             batch = _BytesOnly(io.BytesIO(raw[name]), encoding="bytes").load()
             x, labels = batch[b"data"], list(batch[f"{spec.label}s".encode()])
@@ -138,13 +138,13 @@ def read_batches(spec: Spec, split: str, files: list[Path]) -> Iterator[Part]:
 
 
 def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Read the named files of a directory or a tar archive; nothing is ever unpacked to disk."""
+    """Read the named files of a folder or a tar archive. Nothing is unpacked to disk."""
     found = {}
-    with blaming(f"{source}: cannot be read"):
+    with convert_errors(f"{source}: cannot be read"):
         if source.is_dir():
             found = {name: (source / name).read_bytes() for name in names}
         else:
-            with tarfile.open(source, "r|gz") as archive:  # a stream: one pass, whatever the order inside
+            with tarfile.open(source, "r|gz") as archive:  # a stream: one pass, in the order of the archive
                 for member in archive:
                     if member.size > _MOST_BYTES:
                         raise ValueError(f"{member.name} claims {member.size:,} bytes; allowed: {_MOST_BYTES:,}")
@@ -157,34 +157,34 @@ def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes
 
 
 def _byte_dtype(code: bytes | str, *_: int) -> np.dtype[Any]:
-    """Stand in for `numpy.dtype`: bytes only, and without the integer `align` (numpy 2.4.0–2.4.4 warn)."""
+    """Stand in for `numpy.dtype` in pickles: bytes only, and without the integer `align` (numpy 2.4.0–2.4.4 warn)."""
     if code not in (b"u1", "u1"):
         raise pickle.UnpicklingError(f"it holds an array of {code!r}, expected bytes")
     return np.dtype("u1", copy=True)
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # what numpy's pickles call
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function that numpy's pickles call
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # since numpy 2
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _byte_dtype,
-    ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes for Python 2
+    ("_codecs", "encode"): str.encode,  # Python 3 writes bytes for Python 2 with it
 }
 
 
 def _check_memo(content: bytes) -> None:
-    """Refuse a pickle that remembers something under a number beyond its length: a table up to there would be made."""
+    """Refuse a pickle with a memo number above its own length: the memo table would use that much memory."""
     for code, number, _ in pickletools.genops(content):
         if "PUT" in code.name and not 0 <= int(number or 0) <= len(content):
-            raise pickle.UnpicklingError(f"refused, it remembers something as number {number}")
+            raise pickle.UnpicklingError(f"refused, memo number {number} given; allowed: 0 to {len(content)}")
 
 
 class _BytesOnly(pickle.Unpickler):
-    """Unpickle containers, numbers, strings and byte arrays; refuse everything that could run code."""
+    """Unpickles containers, numbers, strings and byte arrays. Refuses everything that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look a global up among the admitted ones."""
+        """Return a global if it is in `_ADMITTED`."""
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(f"refused, it asks for {module}.{name}, which no data set needs")
         return _ADMITTED[module, name]

@@ -1,8 +1,8 @@
-"""The data sets: where their files are looked for, how they are read, checked and downloaded.
+"""The data sets: find, read, check and download their files.
 
-`load` returns a `Dataset` in official order with a content digest, `describe` says what is at hand, `fetch`
-downloads. Files may be damaged or hostile: whatever is wrong with one ends in a `DataError` that names it.
-Only numpy is imported up front, so that listing the data sets stays quick.
+`load` returns a `Dataset` in official order with a content digest. `describe_datasets` lists which data sets are on
+this machine. `fetch` downloads one. Files may be damaged or hostile. Any problem with a file raises a `DataError` that
+names the file. At import time only numpy is loaded, so that listing the data sets is fast.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 
 from robbench.core.errors import DataError, unknown_name
 from robbench.core.types import Dataset
-from robbench.data.formats import Reader, Spec, blaming, read_batches, read_digits, read_idx, read_parquet
+from robbench.data.formats import DatasetSpec, Reader, convert_errors, read_batches, read_digits, read_idx, read_parquet
 
 if TYPE_CHECKING:
     from robbench.core.types import Int64Array
 
-__all__ = ["NAMES", "DataInfo", "data_dir", "describe", "fetch", "load"]
+__all__ = ["NAMES", "DataInfo", "describe_datasets", "fetch", "load", "resolve_data_dir"]
 
-_MOST_BYTES = 2**29  # of a download; the largest archive has 170 MB
+_MOST_BYTES = 2**29  # limit for a download; the largest archive has 170 MB
 _DIGITS = tuple("0123456789")
 _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -38,26 +38,26 @@ _KRIZHEVSKY = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny I
 
 
 _SPECS = {
-    "digits": Spec(
+    "digits": DatasetSpec(
         "Handwritten digits, 8×8", (1, 8, 8), 10, {"train": 898, "test": 899},
         "Alpaydin, Kaynak 1998 (UCI), as shipped with scikit-learn", _DIGITS, scale=16,
     ),
-    "mnist": Spec(
+    "mnist": DatasetSpec(
         "MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000}, "LeCun, Cortes, Burges 1998", _DIGITS,
         torchvision="MNIST", folders=("mnist", "MNIST/raw", "."),
     ),
-    # The files are named like MNIST's, so they are never taken from the data directory itself.
-    "fashion_mnist": Spec(
+    # The files have the names of MNIST's files, so the data directory itself is not searched for them.
+    "fashion_mnist": DatasetSpec(
         "Fashion-MNIST", (1, 28, 28), 10, {"train": 60_000, "test": 10_000},
         "Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747", _FASHION,
         torchvision="FashionMNIST", folders=("fashion_mnist", "FashionMNIST/raw"),
     ),
-    "cifar10": Spec(
+    "cifar10": DatasetSpec(
         "CIFAR-10", (3, 32, 32), 10, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY, _CIFAR10,
         torchvision="CIFAR10", archive="cifar-10-python.tar.gz", unpacked="cifar-10-batches-py",
         batches={"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
     ),
-    "cifar100": Spec(
+    "cifar100": DatasetSpec(
         "CIFAR-100", (3, 32, 32), 100, {"train": 50_000, "test": 10_000}, _KRIZHEVSKY,
         torchvision="CIFAR100", archive="cifar-100-python.tar.gz", unpacked="cifar-100-python",
         batches={"train": ["train"], "test": ["test"]}, label="fine_label",
@@ -65,12 +65,12 @@ _SPECS = {
 }  # fmt: skip
 
 NAMES: tuple[str, ...] = tuple(_SPECS)
-"""The data sets that `load` knows."""
+"""The names of all data sets."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataInfo:
-    """One line of `robbench list data`: what is official, and whether the files are here."""
+    """One line of `robbench list data`: the official facts, and whether the files are on this machine."""
 
     name: str
     title: str
@@ -78,26 +78,23 @@ class DataInfo:
     num_classes: int
     train: int  # official number of images; a local copy may hold fewer
     test: int
-    available: bool  # the test split's files are in place, unread
-    where: str  # the place of the files, or how to get them
-    source: str  # whom to cite
+    available: bool  # the files of the test split exist; they are not read
+    where: str  # the folder of the files, or how to get them
+    source: str  # the source to cite
 
 
-def data_dir(path: str | Path | None = None) -> Path:
-    """Resolve the data directory: `path`, else the variable ROBBENCH_DATA, else `~/.cache/robbench/data`."""
+def resolve_data_dir(path: str | Path | None = None) -> Path:
+    """Return the data directory: `path`, or the variable ROBBENCH_DATA, or `~/.cache/robbench/data`."""
     return Path(path or os.environ.get("ROBBENCH_DATA") or "~/.cache/robbench/data").expanduser()
-
-
-_resolve = data_dir  # the functions below have a parameter of that name
 
 
 def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Path | None = None) -> Dataset:
     """Read one split: x [N, C, H, W] uint8, y [N] and index [N] int64, in official order.
 
     `digits` is split as in scikit-learn's example 'Recognizing hand-written digits', by `train_test_split` with
-    `test_size=0.5, shuffle=False`: the first 898 images train, the last 899 test. That split is published, so
-    nobody chose it to suit a defence, and it keeps the order, in which one writer's digits follow each other:
-    the halves are more likely to come from different writers than after a shuffle.
+    `test_size=0.5, shuffle=False`: the first 898 images train, the last 899 test. That split is published, so it was
+    not chosen to favour a defence. It also keeps the order, in which the digits of one writer follow each other. The
+    two halves are therefore more likely to come from different writers than after a shuffle.
 
     Raises:
         DataError: the name or split is unknown, or the files are missing, incomplete or damaged.
@@ -105,7 +102,7 @@ def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Pa
     spec = _spec(name)
     if split not in spec.sizes:
         raise DataError(unknown_name(f"split of {name}", split, spec.sizes))
-    root = _resolve(data_dir)
+    root = resolve_data_dir(data_dir)
     found = _find(name, split, root)
     if found is None:
         raise DataError(
@@ -114,20 +111,20 @@ def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Pa
             + "\n  ".join(_layouts(name, split))
         )
     read, files = found
-    # The two splits of digits share one numbering.
+    # The official indices of digits count through both splits.
     stop = sum(spec.sizes.values()) if name == "digits" else spec.sizes[split]
     xs, ys, indices = [], [], [np.full(1, -1, np.int64)]
     for where, images, labels, numbers in read(spec, split, files):
-        after = int(indices[-1][-1]) + 1
-        numbers = range(after, after + len(images)) if numbers is None else numbers
+        first = int(indices[-1][-1]) + 1  # the lowest index that may come next
+        numbers = range(first, first + len(images)) if numbers is None else numbers
         if not len(images) == len(labels) == len(numbers) > 0:
             raise DataError(f"{where}: {len(images)} images, {len(labels)} labels, {len(numbers)} indices.")
         xs.append(images)
         ys.append(_integers(labels, spec.num_classes, f"{where}: {spec.label}"))
         indices.append(_integers(numbers, stop, f"{where}: index"))
-        falls = np.flatnonzero(np.diff(indices[-1], prepend=after - 1) <= 0)
-        if len(falls):
-            raise DataError(f"{where}: index in row {falls[0]} is not above the one before.")
+        unordered = np.flatnonzero(np.diff(indices[-1], prepend=first - 1) <= 0)
+        if len(unordered):
+            raise DataError(f"{where}: index in row {unordered[0]} is not above the index before it.")
     x, y, index = np.concatenate(xs), np.concatenate(ys), np.concatenate(indices[1:])
     # Canonical: scale and shape as text, then index and y as little-endian int64, then the pixels.
     digest = hashlib.sha256(" ".join(map(str, (spec.scale, *x.shape))).encode() + b"\n")
@@ -136,9 +133,9 @@ def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Pa
     return Dataset(name, split, x, y, index, spec.num_classes, spec.scale, digest.hexdigest(), spec.labels)
 
 
-def describe(data_dir: str | Path | None = None) -> list[DataInfo]:
-    """List all data sets and whether they are at hand; looks at file names only."""
-    root, rows = _resolve(data_dir), []
+def describe_datasets(data_dir: str | Path | None = None) -> list[DataInfo]:
+    """List all data sets and whether their files exist. Only file names are looked at."""
+    root, rows = resolve_data_dir(data_dir), []
     for name, spec in _SPECS.items():
         try:
             test, train = _find(name, "test", root), _find(name, "train", root)
@@ -146,7 +143,7 @@ def describe(data_dir: str | Path | None = None) -> list[DataInfo]:
             if test:
                 where = str(test[1][0].parent) if test[1] else "comes with scikit-learn"
                 where += "" if train else " (test only)"
-        except DataError as error:  # some shards are missing: say which, and list the others all the same
+        except DataError as error:  # some shards are missing: name them, and go on with the other data sets
             test, where = None, str(error)
         info = DataInfo(
             name, spec.title, spec.shape, spec.num_classes, spec.sizes["train"], spec.sizes["test"],
@@ -157,27 +154,27 @@ def describe(data_dir: str | Path | None = None) -> list[DataInfo]:
 
 
 def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None]) -> list[Path]:
-    """Download a data set into DIR/name and return its files; `report` is told what happens, line by line.
+    """Download a data set into DIR/name and return its files. `report` gets one line of text per event.
 
-    Addresses and MD5 checksums are torchvision's. A file takes its name only when complete and verified; one
-    that is there with the right checksum is kept, one with another checksum is replaced.
+    Addresses and MD5 checksums are those of torchvision. A file gets its final name only when it is complete and its
+    checksum is right. An existing file with the right checksum is kept, and one with another checksum is replaced.
 
     Raises:
-        DataError: the name is unknown, or no address delivered a file with the right checksum.
+        DataError: the name is unknown, or no address gave a file with the right checksum.
     """
     spec = _spec(name)
     if not spec.torchvision:
         report(f"{name}: comes with scikit-learn, nothing to download")
         return []
-    # Imported here, because it takes seconds and only this function needs it.
+    # Imported here, because the import takes seconds and no other function needs it.
     from torchvision import datasets
 
     table = getattr(datasets, spec.torchvision)
     wanted = [(table.filename, table.tgz_md5)] if spec.archive else table.resources
-    folder = _resolve(data_dir) / name
+    folder = resolve_data_dir(data_dir) / name
     for file, md5 in wanted:
         target = folder / file
-        with blaming(f"{target}: cannot be stored"):
+        with convert_errors(f"{target}: cannot be stored"):
             folder.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 with target.open("rb") as stream:
@@ -203,12 +200,12 @@ def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None])
 
 
 def _download(url: str, target: Path, md5: str) -> None:
-    """Download to a file beside `target`, verify, rename."""
+    """Download to a temporary file beside `target`, check the checksum, then rename the file."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with blaming(url):
-            with _opened(url) as response, part.open("wb") as out:
+        with convert_errors(url):
+            with _open_url(url) as response, part.open("wb") as out:
                 while block := response.read(1 << 20):
                     if out.tell() + len(block) > _MOST_BYTES:
                         raise ValueError(f"more than {_MOST_BYTES:,} bytes came; the download was stopped")
@@ -225,34 +222,34 @@ def _download(url: str, target: Path, md5: str) -> None:
 
 
 class _Secure(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where a download may come from."""
+    """Follows a redirect only to an address that `_check_secure` allows."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Check the new address first."""
+        """Check the new address, then follow it."""
         _check_secure(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opened(url: str) -> Any:
+def _open_url(url: str) -> Any:
     """Open an address, with a time limit."""
     _check_secure(url)
     return urllib.request.build_opener(_Secure).open(url, timeout=60)
 
 
 def _check_secure(url: str) -> None:
-    """Refuse what others on the way could change; this machine itself is no way."""
+    """Refuse unencrypted downloads, because others could change them on the way. This machine itself is allowed."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
         raise ValueError("refused, downloads come over https only")
 
 
 def _addresses(table: Any, file: str, packed: bool) -> list[str]:
-    """List where a file may be fetched; of a bucket that torchvision names by its web site, the address with https."""
+    """List the addresses of a file. A bucket that torchvision names by its http web site gets its https address."""
     urls = [table.url] if packed else [mirror + file for mirror in table.mirrors]
     return [re.sub(r"^http://([^/]+)\.s3-website\.([^/]+)/", r"https://\1.s3.\2/", url) for url in urls]
 
 
-def _spec(name: str) -> Spec:
+def _spec(name: str) -> DatasetSpec:
     if name not in _SPECS:
         raise DataError(unknown_name("data set", name, NAMES))
     return _SPECS[name]
@@ -264,7 +261,7 @@ def _idx_names(split: str) -> tuple[str, str]:
 
 
 def _layouts(name: str, split: str) -> list[str]:
-    """Say what `_find` looks for, in its order."""
+    """Describe the files that `_find` looks for, in the same order."""
     spec = _SPECS[name]
     if spec.folders:
         files = " and ".join(f"{file}[.gz]" for file in _idx_names(split))
@@ -274,9 +271,9 @@ def _layouts(name: str, split: str) -> list[str]:
 
 
 def _find(name: str, split: str, root: Path) -> tuple[Reader, list[Path]] | None:
-    """Find the files of one split and how to read them.
+    """Find the files of one split and their reader.
 
-    The official archive comes before Parquet files: it is complete, and what `fetch` was asked to bring.
+    The official archive has priority over Parquet files: it is complete, and `fetch` downloads it.
     """
     spec = _SPECS[name]
     if name == "digits":

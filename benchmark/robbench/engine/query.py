@@ -13,7 +13,7 @@ from torch import Tensor
 from robbench.attacks.base import Attack
 from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core.errors import ModelError
-from robbench.core.types import Problem, State, some_ids
+from robbench.core.types import Problem, State, format_ids
 
 __all__ = ["Classifier", "name_failing_samples", "query", "take_lanes"]
 
@@ -100,9 +100,9 @@ def name_failing_samples(
                     torch.autograd.grad(answer, alone, allow_unused=True)
         except (ModelError, RuntimeError):  # autograd raises the latter
             failing.add(sample)
-    which = f"it fails on {some_ids(sorted(failing))}" if failing else "none of them fails alone"
+    which = f"it fails on {format_ids(sorted(failing))}" if failing else "none of them fails alone"
     how = " in bfloat16; without --gradients it may well answer" if bfloat16 else ""
     return (
-        f"(while attacking {some_ids(sorted(set(samples)))}{how}: {which}). Everything that was finished before is "
+        f"(while attacking {format_ids(sorted(set(samples)))}{how}: {which}). Everything that was finished before is "
         "kept; mend the model, and the same command goes on if it still computes the same function."
     )

@@ -1,4 +1,4 @@
-"""Which samples of a run wait for which of its stages. A stage of a sample waits for earlier stages of the same one."""
+"""The order of work in a run: which samples wait for which stages. A sample may need the outcome of earlier stages."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Positions = NDArray[np.int64]
 
 
 class Flow:
-    """The samples of a run on their way through its stages.
+    """Moves the samples of a run through its stages.
 
     Args:
-        mode: of the suite.
-        lacking: which records are not there yet, [stages, n].
-        broke: which of those that are there are breaks, [stages, n].
-        correct: which samples the model classifies correctly, [n].
-        on_skip: called with a stage and the samples that earlier stages spare it.
+        mode: mode of the suite.
+        lacking: mask of the records that do not exist yet, [stages, n].
+        broke: mask of the existing records that are breaks, [stages, n]. The caller updates it.
+        correct: mask of the samples that the model classifies correctly, [n].
+        on_skip: called with a stage and the samples that it skips, because an earlier stage broke them.
     """
 
     def __init__(
@@ -35,48 +35,48 @@ class Flow:
     ) -> None:
         self.mode, self.lacking, self.broke, self.on_skip = mode, lacking, broke, on_skip
         self.stages = len(lacking)
-        self.broken = np.zeros(len(correct), bool)  # by a stage that spares later ones
+        self.broken = np.zeros(len(correct), bool)  # broken by a stage, so that later stages skip the sample
         self.waiting: list[Positions] = [np.zeros(0, np.int64)] * self.stages
-        self.out = [0] * self.stages
+        self.in_work = [0] * self.stages
         for k in range(self.stages) if mode == "full" else [0]:
             self._enter(k, np.flatnonzero(correct))
 
     @property
-    def over(self) -> bool:
-        """Whether nothing waits and nothing is out."""
-        return not any(map(len, self.waiting)) and not any(self.out)
+    def is_over(self) -> bool:
+        """Whether no sample waits and no stage works on a sample."""
+        return not any(map(len, self.waiting)) and not any(self.in_work)
 
-    def closed(self, k: int) -> bool:
-        """Tell whether no more samples can come to a stage than wait for it now."""
+    def is_closed(self, k: int) -> bool:
+        """Return whether no further samples can come to a stage."""
         before = {"full": 0, "challenge": min(k, 1), "cascade": k}[self.mode]
-        return not any(len(self.waiting[i]) or self.out[i] for i in range(before))
+        return not any(len(self.waiting[i]) or self.in_work[i] for i in range(before))
 
     def take(self, k: int, most: int | None = None) -> Positions:
-        """Hand out samples that wait for a stage, at most so many."""
+        """Take samples that wait for a stage, at most `most` of them."""
         taken, self.waiting[k] = np.split(self.waiting[k], [len(self.waiting[k]) if most is None else most])
-        self.out[k] += len(taken)
+        self.in_work[k] += len(taken)
         return taken
 
-    def done(self, k: int, positions: Positions) -> None:
-        """Hear that a stage has records of samples that were taken; breaks were told by `broke` before."""
-        self.out[k] -= len(positions)
-        self._leave(k, positions)
+    def finish(self, k: int, positions: Positions) -> None:
+        """Report that a stage has finished samples that it took. Set their breaks in `broke` before this call."""
+        self.in_work[k] -= len(positions)
+        self._pass_on(k, positions)
 
     def _enter(self, k: int, at: Positions) -> None:
-        lacking, spared = self.lacking[k, at], self.broken[at]
-        if (lacking & spared).any():
-            self.on_skip(k, at[lacking & spared])
-        self.waiting[k] = np.concatenate([self.waiting[k], at[lacking & ~spared]])
-        self._leave(k, at[~lacking | spared])
+        lacking, skipped = self.lacking[k, at], self.broken[at]
+        if (lacking & skipped).any():
+            self.on_skip(k, at[lacking & skipped])
+        self.waiting[k] = np.concatenate([self.waiting[k], at[lacking & ~skipped]])
+        self._pass_on(k, at[~lacking | skipped])
 
-    def _leave(self, k: int, at: Positions) -> None:
+    def _pass_on(self, k: int, at: Positions) -> None:
         if self.mode == "cascade" or (self.mode == "challenge" and k == 0):
             self.broken[at] |= self.broke[k, at]
         if len(at):
-            for after in self._after(k):
+            for after in self._next_stages(k):
                 self._enter(after, at)
 
-    def _after(self, k: int) -> Iterator[int]:
+    def _next_stages(self, k: int) -> Iterator[int]:
         if self.mode == "cascade" and k + 1 < self.stages:
             yield k + 1
         elif self.mode == "challenge" and k == 0:

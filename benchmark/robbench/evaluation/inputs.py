@@ -22,8 +22,8 @@ from robbench.core.files import digest
 from robbench.core.types import Dataset
 from robbench.data.sets import NAMES, load
 from robbench.evaluation.options import Options
-from robbench.models.card import Registry, identity
-from robbench.models.load import load_model, module_digest, module_identity
+from robbench.models.card import Registry, extract_identity
+from robbench.models.load import describe_module, digest_module, load_model
 from robbench.models.load_source import load_source
 from robbench.models.spec import ModelSpec
 
@@ -84,7 +84,7 @@ def registered(name: str, device: torch.device, options: Options) -> tuple[Targe
         name=entry.name,
         device=device,
         weights=loaded.weights_sha256,
-        identity=identity(loaded.card),
+        identity=extract_identity(loaded.card),
         paper=loaded.card.paper.model_dump(mode="json") if loaded.card.paper else {},
     )
     return target, data
@@ -120,8 +120,8 @@ def own_target(model: nn.Module, name: str | None, device: torch.device, images:
         module=_prepare(model, device, images.x(np.arange(min(2, len(images.y)))), options),
         name=name or type(model).__name__,
         device=device,
-        weights=module_digest(model),
-        identity=module_identity(model),
+        weights=digest_module(model),
+        identity=describe_module(model),
     )
 
 

@@ -1,4 +1,4 @@
-"""Adversarial examples on their way to disk: in float16 where that changes no verdict, as they are where it does."""
+"""Prepare adversarial examples for storage: in float16 if that does not change the verdict, otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from robbench.engine.engine import Rows
 from robbench.evaluation.inputs import Images
 from robbench.results.adversarials import Points
 
-__all__ = ["Keeper", "rounded"]
+__all__ = ["Keeper", "round_to_float16"]
 
 
-def rounded(x0: Tensor, x: Tensor) -> Tensor:
-    """Round points to float16: to the nearest, or toward x0 where the nearest lies further from x0 than x does.
+def round_to_float16(x0: Tensor, x: Tensor) -> Tensor:
+    """Round points to the nearest float16, or toward x0 where the nearest float16 is farther from x0 than x is.
 
-    Most breaks lie on the surface of the ball, and the nearest float16 of every second pixel lies outside.
+    Most breaks are on the surface of the ball. Without the rule, every second pixel would leave the ball.
     """
     near = x.half()
     wide = near.to(x.dtype)
-    away = (wide - x) * (x - x0) > 0
-    # The bits of non-negative floats are ordered as they are: the neighbour below or above is one bit away.
+    farther = (wide - x) * (x - x0) > 0
+    # The bits of non-negative floats, as integers, have the order of the floats. A neighbour differs by 1.
     neighbour = near.view(torch.int16) + torch.where(wide > x, -1, 1).to(torch.int16)
-    return torch.where(away, neighbour.view(torch.float16), near)
+    return torch.where(farther, neighbour.view(torch.float16), near)
 
 
 @dataclass(eq=False)
 class Keeper:
-    """Takes the breaks of a run as they are found, and makes them ready to be stored.
+    """Collects the breaks of a run and prepares them for storage.
 
     Attributes:
-        run_id: of the run.
+        run_id: the run.
         target: the model.
         images: the whole test set.
-        ball: threat.
-        widths: of the lanes.
-        exact: round nothing: for models that answer at random, of which one answer proves nothing.
+        ball: the threat model.
+        widths: the batch widths of the lanes.
+        exact: do not round. For models with random answers, one answer cannot show that rounding changes no verdict.
+        fresh: stage and rows of the breaks since the last call of `points`.
     """
 
     run_id: str
@@ -55,12 +56,12 @@ class Keeper:
     fresh: list[tuple[str, Rows]] = field(default_factory=list)
 
     def take(self, attack: str, rows: Rows) -> None:
-        """Remember the breaks among rows that just finished."""
+        """Keep the breaks among rows that just finished."""
         if rows.broken.any():
             self.fresh.append((attack, rows))
 
     def points(self, exact: bool = False) -> list[Points]:
-        """Hand over what was taken since the last time; with `exact` the model is not asked, and nothing is rounded."""
+        """Return the breaks taken since the last call. With `exact` they are not rounded, without a query."""
         fresh, self.fresh = self.fresh, []
         if not fresh:
             return []
@@ -72,9 +73,9 @@ class Keeper:
         half = x.half()
         if not (exact or self.exact):
             x0 = self.images.x(np.searchsorted(self.images.index, sample))
-            half = rounded(x0, x)
-            small = self._holds(x0, half.to(x.dtype), prediction)
-        # What has fewer bits than float32, as bfloat16, fits into it.
+            half = round_to_float16(x0, x)
+            small = self._keep_verdict(x0, half.to(x.dtype), prediction)
+        # Types with fewer bits, such as bfloat16, fit into float32.
         full = x if x.dtype == torch.float64 else x.float()
         return [
             Points.of(self.run_id, sample[at], attack[at], values[torch.from_numpy(at)].numpy())
@@ -82,10 +83,10 @@ class Keeper:
             if at.any()
         ]
 
-    def _holds(self, x0: Tensor, x: Tensor, prediction: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which points are in the ball and the box, and predicted as recorded."""
+    def _keep_verdict(self, x0: Tensor, x: Tensor, prediction: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which points are in the ball and the box and get the recorded prediction: [n] bool."""
         inside = self.ball.contains(x0, x).numpy()
         logits = compute_logits(self.target, x, self.widths.lanes)
         same = logits.isfinite().all(1).numpy() & (logits.argmax(1).numpy() == prediction)
-        held: NDArray[np.bool_] = inside & same
-        return held
+        valid: NDArray[np.bool_] = inside & same
+        return valid

@@ -1,12 +1,12 @@
-"""Other libraries' attacks as stages of a suite, judged by our judge like everything else.
+"""Attacks of other libraries as stages of a suite. Robbench's judge judges the points that they return.
 
-`kind = "torchattacks:PGD"` runs a class of torchattacks (extra `peers`), `kind = "autoattack:standard"` (or plus, rand,
-or one of its attacks: APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T, SQUARE) the authors' code of AutoAttack in the package
-pyautoattack. Every other key of the stage is a parameter of that class.
+`kind = "torchattacks:PGD"` runs a class of torchattacks (extra `peers`). `kind = "autoattack:standard"` runs the
+authors' code of AutoAttack in the package pyautoattack. Instead of `standard`, it may be `plus`, `rand` or one attack:
+APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T, SQUARE. Every other key of the stage is a parameter of that class.
 
-Their random numbers come from one global generator and their step sizes from the batch, so what becomes of an image
-depends on its neighbours: they always get fixed batches, all correctly classified images among `batch` consecutive
-official indices, with a seed of their own. Whatever they claim, what they return is judged.
+These libraries draw random numbers from one global generator, and some take step sizes from the batch. The outcome of
+an image therefore depends on its neighbours. So the batches are fixed: all correctly classified images among `batch`
+consecutive official indices, with one seed per batch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Call = Callable[[Tensor, Tensor], Tensor]
 PEERS = ("torchattacks", "autoattack")
 _PACKAGES = {"torchattacks": ("torchattacks", "torchattacks"), "autoattack": ("pyautoattack", "pyautoattack")}
 _VERSIONS = ("standard", "plus", "rand")
-_OTHER_NORMS = {  # of torchattacks' classes that have no such parameter; all others are for Linf
+_OTHER_NORMS = {  # norms of torchattacks' classes without a parameter `norm`; all other such classes are for Linf
     "L2": ("PGDL2", "PGDRSL2", "CW", "DeepFool"),
     "L1": ("EADL1", "EADEN"),
     "L0": ("SparseFool", "OnePixel", "Pixle", "JSMA"),
@@ -52,10 +52,10 @@ class Peer:
 
     Attributes:
         library: a member of `PEERS`.
-        attack: its name there.
+        attack: name of the attack in that library.
         release: version of the package.
-        batch: images per call, by official index.
-        params: what the suite gives it.
+        batch: number of consecutive official indices per call.
+        params: parameters from the suite.
     """
 
     version: ClassVar[int] = 1
@@ -69,11 +69,11 @@ class Peer:
 
     @property
     def passes(self) -> int:
-        """Unknown; the plan counts one."""
+        """The number of passes is unknown. The plan counts one."""
         return 1
 
     def describe(self) -> dict[str, Any]:
-        """List what identifies it in a run."""
+        """Return the attack's part of a run's identity."""
         return {
             "kind": f"{self.library}:{self.attack}",
             "version": self.version,
@@ -89,15 +89,15 @@ class Peer:
             model: in eval mode, on the device of x.
             x: correctly classified images [N, C, H, W] in [0, 1].
             y: labels [N].
-            ball: threat.
-            seed: for the global generator, which is put back afterwards.
+            ball: the threat model.
+            seed: seed of the global generator, whose state is restored afterwards.
 
         Returns:
-            What it returns, [N, C, H, W] on the CPU, and which images it claims to have broken by that, [N] bool: its
-            own way of telling, the prediction there.
+            The points of the library, [N, C, H, W] on the CPU, and which of them the model misclassifies in this batch,
+            [N] bool.
 
         Raises:
-            SuiteError: it does not take these parameters, or not this norm.
+            SuiteError: the attack does not have a parameter, or does not support the norm.
         """
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), _quiet():
@@ -115,7 +115,7 @@ class Peer:
         return x_adv.cpu(), claimed.cpu()
 
     def seed(self, key: tuple[int, int], chunk: int) -> int:
-        """Derive the seed of a batch from the run's seed, the stage and the batch's number."""
+        """Derive the seed of a batch from the key of the stage and the number of the batch."""
         at = torch.tensor([chunk])
         return int(rng.bits(key, at, torch.zeros_like(at), 0, 1).item())
 
@@ -137,7 +137,7 @@ def _torchattack(peer: Peer, model: nn.Module, ball: Ball, classes: int) -> Call
     allowed = list(inspect.signature(cls).parameters)[1:]
     own = next((norm for norm, names in _OTHER_NORMS.items() if peer.attack in names), "Linf")
     if "norm" not in allowed and own != ball.norm:
-        raise SuiteError(f"torchattacks:{peer.attack} given a threat of norm {ball.norm}; it is made for {own}")
+        raise SuiteError(f"torchattacks:{peer.attack} given a threat of norm {ball.norm}; this attack is for {own}")
     ours = {"eps": ball.eps, "norm": ball.norm, "n_classes": classes}
     given = peer.params | {key: value for key, value in ours.items() if key in allowed}
     for key in given:
@@ -150,13 +150,13 @@ def _torchattack(peer: Peer, model: nn.Module, ball: Ball, classes: int) -> Call
 def _autoattack(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torch.device) -> Call:
     library = importlib.import_module("pyautoattack")
     name = peer.attack.lower()
-    # Its checks use the seed where numpy takes 31 bits.
+    # AutoAttack's checks pass the seed to numpy, which takes 31 bits.
     common = {"norm": ball.norm, "eps": ball.eps, "device": device, "seed": seed % 2**31}
     if name in _VERSIONS:
         made = library.AutoAttack(model, version=name, **common)
     else:
         made = library.AutoAttack(model, version="custom", attacks=[name], **common)
-        # The budgets of the standard version: one start, nine targets.
+        # The budgets of the standard version: one restart, nine targets.
         made.apgd.n_restarts = made.fab.n_restarts = made.apgd_targeted.n_restarts = made.square.n_restarts = 1
         made.fab.n_target_classes = made.apgd_targeted.n_target_classes = 9
     made.verbose = False
@@ -169,10 +169,10 @@ def _autoattack(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: tor
 
 
 def build_peer(stage: Stage) -> Peer:
-    """Make the stage of a peer.
+    """Make a stage's attack of another library.
 
     Raises:
-        SuiteError: the package is not installed, or has no such attack; or a parameter that AutoAttack does not take.
+        SuiteError: the package is not installed or has no such attack, or AutoAttack does not have a parameter.
     """
     library, _, name = stage.kind.partition(":")
     package, release = _installed(stage, library)

@@ -1,4 +1,4 @@
-"""Who hears how a run goes."""
+"""Reporters: they get messages about the progress of a run."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,19 +7,19 @@ __all__ = ["Reporter", "Silent"]
 
 
 class Reporter(Protocol):
-    """Hears how a run goes; the command line draws bars from it."""
+    """Gets messages about the progress of a run. The command line shows them as bars."""
 
     def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
-        """Hear of a run before its first attack; `seconds` is what it takes if nothing breaks."""
+        """Called before the first attack. `seconds` is the estimated time of the run if nothing breaks."""
 
     def stage(self, name: str, todo: int, done: int) -> None:
-        """Hear of an attack's start: samples to attack, and how many are known from an earlier run."""
+        """Called when an attack starts: number of samples to attack, and number known from an earlier call."""
 
     def progress(self, name: str, finished: int, broken: int) -> None:
-        """Hear of samples that just finished."""
+        """Called when samples are finished."""
 
     def note(self, text: str) -> None:
-        """Hear of something a user should know at once."""
+        """Called with a message that the user should see at once."""
 
 
 class Silent:

@@ -15,7 +15,7 @@ import torch
 
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.core.machine import versions
-from robbench.core.user_code import importable
+from robbench.core.user_code import make_cwd_importable
 from robbench.evaluation.progress import Silent
 from robbench.evaluation.ray_actor import Actor, first_line, import_ray
 from robbench.evaluation.request import RunRequest
@@ -243,7 +243,7 @@ def cluster(
 
 def _connect(ray: Any, address: str, workers: int | None, threads: int) -> None:
     """Start Ray here, or join a cluster."""
-    importable()  # workers look for a user's modules where this process does
+    make_cwd_importable()  # workers look for a user's modules where this process does
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}

@@ -58,7 +58,7 @@ class RunRequest:
     @classmethod
     def again(cls, about: Description, place: Mapping[str, Any]) -> Self:
         """Ask again for a run that was begun; `place` holds the options that a description leaves open."""
-        asked = about.asked() | dict(place)
+        asked = about.as_arguments() | dict(place)
         spec = ModelSpec.take(asked["model"], asked)
         return cls(spec, about.suite, Options.take(asked), about.identity)
 

@@ -34,7 +34,7 @@ from robbench.evaluation.worker import First, Job, Place, Worker
 from robbench.results.adversarials import Points
 from robbench.results.locking import lock_result
 from robbench.results.schema import ResultFile, read_result
-from robbench.results.store import RunStore, empty_rows
+from robbench.results.store import RunStore, make_empty_rows
 from robbench.results.summary import MEASURED_FLAGS
 from robbench.suite import Suite, SuiteSource, load_suite
 
@@ -91,7 +91,7 @@ def run_here(run: EvaluationRun) -> ResultFile:
             run.reporter.stage(stage.name, len(at), int((~run.lacking[k]).sum()))
             if len(at):
                 worker.attack(k, run.positions[at], run)
-                run.flow.done(k, at)
+                run.flow.finish(k, at)
             run.shards.flush()
         return run.finish(worker.end())
 
@@ -148,10 +148,10 @@ class EvaluationRun(Setup):
         options, store = self.options, self.store
         if store is not None:
             if self.request.expected is not None:
-                store.expect(self.request.expected, self.title())
+                store.require_identity(self.request.expected, self.title())
             lock = lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note)
             self._context.enter_context(lock)
-        known = store.open(options.overwrite, self.reporter.note) if store else empty_rows()
+        known = store.open(options.overwrite, self.reporter.note) if store else make_empty_rows()
         self.before = read_result(store.result_path) if store and store.result_path.exists() else None
         self.keep = bool(store and (options.save_adversarials or store.keeps_adversarials))
         if store and self.keep:
@@ -261,7 +261,7 @@ class EvaluationRun(Setup):
         Only among the samples that were asked for. In a cascade, what later stages skipped is decided again with them.
         """
         asked = known["sample"].isin(self.index)
-        lacking = asked & store.without_adversarials(known)
+        lacking = asked & store.find_unstored_breaks(known)
         if not lacking.any():
             return known
         self.reporter.note(

@@ -160,7 +160,7 @@ class _Open:
     @property
     def over(self) -> bool:
         """Whether nothing is left to hand out or to come."""
-        return not self.out and (self.error is not None or (self.begun and self.run.flow.over))
+        return not self.out and (self.error is not None or (self.begun and self.run.flow.is_over))
 
 
 def spread(
@@ -248,7 +248,7 @@ class _Spread:
                 continue
             run = o.run
             for k in reversed(range(len(run.stages))):
-                waiting, closed = len(run.flow.waiting[k]), run.flow.closed(k)
+                waiting, closed = len(run.flow.waiting[k]), run.flow.is_closed(k)
                 # Another library's attack is given whole batches by official index, so they must be complete.
                 coupled = isinstance(run.stages[k].attack, Peer)
                 if not waiting or (coupled and not closed):
@@ -290,7 +290,7 @@ class _Spread:
             for rows in reply.rows:
                 o.run.take(task.stage, rows)
             if reply.error is None:
-                o.run.flow.done(task.stage, task.at)
+                o.run.flow.finish(task.stage, task.at)
         else:
             o.flags |= reply.flags
         if reply.error is not None:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from robbench.results.adversarials import Points
-from robbench.results.records import read_vouched
+from robbench.results.records import read_run_rows
 from robbench.results.store import COLUMNS, RunStore
 
 __all__ = ["NOTHING", "Shards", "ordered"]
@@ -86,7 +86,7 @@ class Shards:
         Raises:
             ResultError: a shard was damaged meanwhile.
         """
-        stored = [read_vouched(path, self.store.run_id, list(COLUMNS)) for path in self.committed if self.store]
+        stored = [read_run_rows(path, self.store.run_id, list(COLUMNS)) for path in self.committed if self.store]
         return pd.concat([self.known, *self.kept, *stored], ignore_index=True)
 
     def __enter__(self) -> Self:

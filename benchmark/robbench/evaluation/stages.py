@@ -24,7 +24,7 @@ from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import Options
 from robbench.evaluation.peers import PEERS, Peer, build_peer
-from robbench.evaluation.transfer import Given, Transfer, build_transfer
+from robbench.evaluation.transfer import FixedPoints, Transfer, build_transfer
 from robbench.models.card import Registry
 from robbench.suite import Stage, Suite, build_attack
 
@@ -195,4 +195,4 @@ def _peer_batch(
         target.module, x[right].to(target.device), y[right].to(target.device), ball, attack.seed(key, chunk)
     )
     claims = dict(zip(sample.tolist(), claimed.tolist(), strict=True))
-    return Given(x_adv, torch.from_numpy(sample)), at, claims
+    return FixedPoints(x_adv, torch.from_numpy(sample)), at, claims

@@ -1,13 +1,13 @@
-"""Transfer: perturbations made on a surrogate model, judged on the target (Papernot et al. 2017).
+"""Transfer: perturb images with a surrogate model, then judge them on the target (Papernot et al. 2017).
 
-A suite says `kind = "transfer"`, the `surrogate`'s name, and by which attack of the engine the perturbations are made:
+A suite gives `kind = "transfer"`, the name of the `surrogate`, and the attack on the surrogate:
 
 ```toml
 [[attack]]
 name = "BB-PGD-7-CW"
 kind = "transfer"
-surrogate = "natural"    # of the target's data set, or with a data set: "mnist/natural"
-attack = "pgd"           # its final point is handed to the target
+surrogate = "natural"    # a model of the target's data set, or a full name: "mnist/natural"
+attack = "pgd"           # its final points are tried on the target
 objective = "margin"
 steps = 7
 ```
@@ -34,16 +34,16 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import Stage, build_attack
 
-__all__ = ["Given", "Transfer", "build_transfer"]
+__all__ = ["FixedPoints", "Transfer", "build_transfer"]
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
-    """An attack whose only point is given beforehand: one query, then it is over.
+class FixedPoints:
+    """An attack that queries one fixed point per image.
 
     Attributes:
-        points: [N, C, H, W] on the CPU.
-        sample: their official indices [N], increasing.
+        points: the points, [N, C, H, W] on the CPU.
+        sample: official indices of the points, [N], increasing.
     """
 
     kind: ClassVar[str] = "given"
@@ -59,30 +59,30 @@ class Given:
     sample: Tensor
 
     def init(self, p: Problem, ball: Ball) -> State:
-        """Look the points up."""
+        """Look up the point of each lane."""
         at = torch.searchsorted(self.sample, p.sample.cpu())
         return {"x": self.points[at].to(p.x.device)}
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
-        """Nothing is increased."""
+        """Return zeros: there is no loss to increase."""
         return torch.zeros_like(logits[:, 0])
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Stay."""
+        """Return the state unchanged."""
         return s
 
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """An attack on a surrogate whose final points are tried on the target.
+    """An attack on a surrogate. Its final points are tried on the target.
 
-    What it costs on the surrogate is not counted as queries of the target, which sees one.
+    Only the one query of the target counts. Queries of the surrogate do not count.
 
     Attributes:
-        surrogate: the model that is attacked.
-        name: its full name.
-        weights: SHA-256 of its weights.
-        inner: how it is attacked.
+        surrogate: the surrogate model.
+        name: full name of the surrogate.
+        weights: SHA-256 of the surrogate's weights.
+        inner: the attack on the surrogate.
     """
 
     kind: ClassVar[str] = "transfer"
@@ -95,23 +95,23 @@ class Transfer:
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """Those of the inner attack."""
+        """The norms of the inner attack."""
         return self.inner.norms
 
     @property
     def passes(self) -> int:
-        """How many passes an image takes at most, of the surrogate and the target."""
+        """Largest number of passes of an image, through surrogate and target together."""
         return self.inner.steps + 2
 
     def describe(self) -> dict[str, Any]:
-        """List what identifies it in a run."""
+        """Return the attack's part of a run's identity."""
         identity = {"surrogate": self.name, "surrogate_weights": self.weights, "attack": describe(self.inner)}
         return {"kind": self.kind, "version": self.version, **identity}
 
     def propose(
         self, x: Tensor, y: Tensor, sample: NDArray[np.int64], ball: Ball, key: tuple[int, int], lanes: int
-    ) -> Iterator[tuple[NDArray[np.int64], Given]]:
-        """Perturb images in batches of one width; yields positions among `sample` and what to try there."""
+    ) -> Iterator[tuple[NDArray[np.int64], FixedPoints]]:
+        """Perturb images in batches of one width. Yield positions in `sample` and the attack that tries the points."""
         device = next(self.surrogate.parameters()).device
         for begin in range(0, len(y), lanes):
             at = np.arange(begin, min(begin + lanes, len(y)))
@@ -122,13 +122,13 @@ class Transfer:
                 trial=torch.zeros(len(at), dtype=torch.int64, device=device),
                 key=key,
             )
-            points = engine.perturb(self.surrogate, self.inner, _padded(p, lanes), ball)[: len(at)].cpu()
+            points = engine.perturb(self.surrogate, self.inner, _pad(p, lanes), ball)[: len(at)].cpu()
             order = np.argsort(sample[at])
-            yield at, Given(points[order], torch.from_numpy(sample[at][order]))
+            yield at, FixedPoints(points[order], torch.from_numpy(sample[at][order]))
 
 
-def _padded(p: Problem, lanes: int) -> Problem:
-    """Fill up with copies of the first image, so that kernels see one shape."""
+def _pad(p: Problem, lanes: int) -> Problem:
+    """Pad a batch with copies of the first image, so that all batches have the same shape."""
     more = lanes - len(p.y)
 
     def fill(v: Tensor) -> Tensor:
@@ -146,15 +146,15 @@ def build_transfer(
 
     Raises:
         SuiteError: a parameter is missing or unknown.
-        CardError, ModelError: the surrogate is unknown, for another data set, or not trained yet.
+        CardError, ModelError: the surrogate is unknown, is for another data set, or is not trained yet.
     """
     given = dict(stage.params)
     try:
         name, kind = str(given.pop("surrogate")), str(given.pop("attack"))
     except KeyError as missing:
         raise SuiteError(
-            f"Attack {stage.name!r} (transfer): no {missing.args[0]!r} given; needed: surrogate and attack, with the "
-            "attack's own parameters beside them"
+            f"Attack {stage.name!r} (transfer): no {missing.args[0]!r} given; needed: surrogate and attack. The "
+            "parameters of the attack may follow."
         ) from None
     entry = registry.find(name if "/" in name else f"{dataset}/{name}")
     if entry.dataset != dataset:

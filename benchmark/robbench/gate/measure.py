@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.core.errors import ResultError, RobbenchError, unknown_name
-from robbench.core.user_code import imported
+from robbench.core.user_code import require_imported
 from robbench.core.version import digest_verdict_code
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
@@ -21,7 +21,7 @@ from robbench.gate.baseline import Baseline, Given, Run, record
 from robbench.models.sources import parse_source
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile, read_result
-from robbench.results.store import read_rows, result_folder
+from robbench.results.store import locate_result, read_rows
 from robbench.suite import SuiteSource
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def measure(spec: ModelSpec, suite: SuiteSource, options: Options, reporter: Rep
     if options.results is None:
         raise RobbenchError("measure given options without results: say where to (results=DIR).")
     result = run_here(make_run(RunRequest(spec, suite, options), reporter))
-    folder = result_folder(Path(options.results), result)
+    folder = locate_result(Path(options.results), result)
     named = str(suite) if isinstance(suite, str | Path) else result.suite
     return _run(result, folder, Given.of(spec), named, digest_verdict_code())
 
@@ -132,7 +132,7 @@ def wanted_runs(baseline: Baseline, models: list[str]) -> list[tuple[Run, Given]
         for run in baseline.runs if not models else ():
             source = parse_source(run.given.model)
             if source is not None and source.kind == "function":
-                imported(source.parts[0], f"Model {run.given.model!r} of the baseline", ResultError)
+                require_imported(source.parts[0], f"Model {run.given.model!r} of the baseline", ResultError)
         return [(run, run.given) for run in ([known[m] for m in models] or baseline.runs)]
     if len(models) > 1 or len(baseline.runs) > 1:
         strange = next(m for m in models if m not in known)

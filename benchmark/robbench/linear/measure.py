@@ -32,7 +32,7 @@ from robbench.linear.record import (
 )
 from robbench.linear.theory import Linearization
 from robbench.models.spec import ModelSpec
-from robbench.results.store import mismatch
+from robbench.results.store import describe_other_run
 
 __all__ = ["linearize", "measure_linear"]
 
@@ -127,7 +127,7 @@ def _stored(folder: Path, identity: dict[str, Any], n: int, overwrite: bool) -> 
     stored = read_linear(folder)
     if stored.run_id != digest(identity):
         if not overwrite:
-            raise ResultError(mismatch(folder, stored.identity, identity))
+            raise ResultError(describe_other_run(folder, stored.identity, identity))
         return None
     return stored if stored.n >= n else None
 

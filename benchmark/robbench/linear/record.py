@@ -21,7 +21,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.linear.theory import QUANTITIES, Linearization
 from robbench.results.schema import Accuracy, StrictModel
-from robbench.results.summary import accuracy
+from robbench.results.summary import make_accuracy
 
 __all__ = [
     "ACTIVATIONS",
@@ -116,7 +116,7 @@ def summarize_linear(
         identity=identity,
         n=len(measured),
         classes=measured.logits.shape[1],
-        clean_accuracy=accuracy(right, len(measured)),
+        clean_accuracy=make_accuracy(right, len(measured)),
         medians={k: float(f"{v:.6g}") if np.isfinite(v) else None for k, v in medians.items()},
         flags=flags | _dead(measured),
         **described,

@@ -41,7 +41,7 @@ from robbench.masking.record import FILE, LANDSCAPE, PROBE_VERSION, Acted, Sanit
 from robbench.masking.verdict import advise, decide
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
-from robbench.results.store import read_rows, result_folder
+from robbench.results.store import locate_result, read_rows
 from robbench.suite import load_suite
 
 __all__ = ["SAMPLES", "SUITE", "Examined", "examine", "run_sanity"]
@@ -128,7 +128,7 @@ class _Examination:
         root = Path(self.options.results)
         begin = time.perf_counter()
         result = run_here(EvaluationRun(self.request, self.target, self.images, self.suite, self.reporter))
-        folder = result_folder(root, result)
+        folder = locate_result(root, result)
         known = self._known(folder / FILE, result)
         if known is None:
             rows = read_rows(folder / "outcomes.parquet")
@@ -203,7 +203,7 @@ class _Examination:
         described = {
             "identity": identity,
             "run_id": digest(identity),
-            "folder": result_folder(Path(), result).name,
+            "folder": locate_result(Path(), result).name,
             "measured": subject(result.identity),
             "model": result.model,
             "dataset": result.dataset,

@@ -1,1 +1,1 @@
-"""Model cards (what a model claims to be), architectures, and the loading of weights nobody has to trust."""
+"""Model cards, architectures, model sources, and safe loading of untrusted weights."""

@@ -1,6 +1,6 @@
 """The networks that cards may name. Every builder takes the number of classes and the input shape (C, H, W).
 
-All networks map images [N, C, H, W] in [0, 1] to logits [N, K]; normalization is the wrapper's business.
+All networks map images [N, C, H, W] in [0, 1] to logits [N, K]. `Normalized` adds the normalization.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robbench.core.errors import ModelError, unknown_name
 
-__all__ = ["ARCHITECTURES", "Normalized", "Shape", "arguments", "build"]
+__all__ = ["ARCHITECTURES", "Normalized", "Shape", "build", "list_arguments"]
 
 Shape = tuple[int, int, int]
 Builder = Callable[..., nn.Module]
@@ -42,20 +42,20 @@ class Normalized(nn.Module):
 
 
 def linear(num_classes: int, in_shape: Shape) -> nn.Module:
-    """One linear map of the pixels: an honest baseline whose exact robust accuracy is known."""
+    """One linear map of the pixels. Its exact robust accuracy is known."""
     channels, height, width = in_shape
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
 
 
 def mlp(num_classes: int, in_shape: Shape, *, width: int = 128, depth: int = 2) -> nn.Module:
-    """A perceptron of `depth` hidden layers of `width` units each, with ReLU: no structure of images built in."""
+    """A perceptron with `depth` hidden layers of `width` ReLU units. It does not use the structure of images."""
     sizes = [prod(in_shape), *[width] * depth]
     hidden = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, num_classes))
 
 
 def digits_convnet(num_classes: int, in_shape: Shape, *, width: int = 32, hidden: int = 128) -> nn.Module:
-    """Two 3x3 convolutions, one pooling and two linear layers: enough for the 8x8 digits, trained fast."""
+    """Two 3x3 convolutions, one pooling layer and two linear layers, for the 8x8 digits. It trains fast."""
     channels, rows, columns = in_shape
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
@@ -71,7 +71,7 @@ def digits_convnet(num_classes: int, in_shape: Shape, *, width: int = 32, hidden
 
 
 def madry_mnist(num_classes: int, in_shape: Shape) -> nn.Module:
-    """The MNIST network of Madry et al. 2018 (https://arxiv.org/abs/1706.06083), initialized as theirs."""
+    """The MNIST network of Madry et al. 2018 (https://arxiv.org/abs/1706.06083), with the same initialization."""
     channels, rows, columns = in_shape
     network = nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
@@ -87,7 +87,7 @@ def madry_mnist(num_classes: int, in_shape: Shape) -> nn.Module:
     )
     for layer in network:
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            # TensorFlow's truncated normal redraws what lies beyond two standard deviations.
+            # TensorFlow's truncated normal redraws values beyond two standard deviations.
             nn.init.trunc_normal_(layer.weight, std=0.1, a=-0.2, b=0.2)
             if layer.bias is not None:
                 nn.init.constant_(layer.bias, 0.1)
@@ -95,7 +95,7 @@ def madry_mnist(num_classes: int, in_shape: Shape) -> nn.Module:
 
 
 class _PreactBlock(nn.Module):
-    """BN-ReLU-conv twice around a shortcut; the shortcut is a 1x1 convolution where the shape changes."""
+    """BN-ReLU-conv twice, with a shortcut. The shortcut is a 1x1 convolution if the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def wide_resnet(
 
 
 class _BasicBlock(nn.Module):
-    """Two conv-BN pairs around a shortcut (He et al. 2016)."""
+    """Two conv-BN pairs with a shortcut (He et al. 2016)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _BasicBlock(nn.Module):
 
 
 class _ResNet18(nn.Module):
-    """The attribute names are those of the checkpoints in circulation, so that their state dicts load."""
+    """ResNet-18. The attribute names are those of published checkpoints, so that their state dicts load."""
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def resnet18(num_classes: int, in_shape: Shape) -> nn.Module:
     return _ResNet18(num_classes, in_shape[0])
 
 
-_MOST = 4096  # of an argument that counts something
+_MOST = 4096  # largest value of an integer argument
 _MOST_PARAMETERS = 2**31
 
 ARCHITECTURES: dict[str, Builder] = {
@@ -207,11 +207,11 @@ ARCHITECTURES: dict[str, Builder] = {
 }
 
 
-def arguments(name: str) -> dict[str, int | float | str | bool]:
-    """Return the arguments that a builder takes beyond classes and shape, with their defaults.
+def list_arguments(name: str) -> dict[str, int | float | str | bool]:
+    """List the arguments of a builder besides classes and shape: name -> default.
 
     Raises:
-        ModelError: an unknown name.
+        ModelError: the name is unknown.
     """
     if name not in ARCHITECTURES:
         raise ModelError(unknown_name("architecture", name, ARCHITECTURES))
@@ -229,9 +229,9 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
         in_shape: (C, H, W) of the images.
 
     Raises:
-        ModelError: an unknown name or argument, or a value that is not allowed.
+        ModelError: the name or an argument is unknown, or a value is not allowed.
     """
-    defaults = arguments(name)
+    defaults = list_arguments(name)
     for key, given in args.items():
         if key not in defaults:
             raise ModelError(unknown_name(f"argument of architecture {name}", key, defaults))
@@ -242,7 +242,7 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
         if type(given) is int and type(defaults[key]) is int and not 1 <= given <= _MOST:
             raise ModelError(f"{name}: {key}: {given} given; expected: at least 1, at most {_MOST}")
     try:
-        with torch.device("meta"):  # costs no memory, whatever a card asks for
+        with torch.device("meta"):  # needs no memory, even for a huge network
             size = sum(p.numel() for p in ARCHITECTURES[name](num_classes, in_shape, **args).parameters())
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{name} with {dict(args)} cannot be built: {error}") from error

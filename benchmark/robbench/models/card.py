@@ -1,7 +1,7 @@
 """Model cards: one TOML file per model, and the registries that hold them.
 
-A card is a claim: which function the model computes (data set, architecture, normalization, weights), how it
-was trained, and what the paper reports about it. Measurements live elsewhere. Nothing here imports torch.
+A card claims which function the model computes (data set, architecture, normalization, weights), how the model was
+trained, and which figures the paper reports. A card holds no measurements. Nothing here imports torch.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 from robbench.core.errors import CardError, unknown_name
 from robbench.core.files import read_bounded, write_atomically
-from robbench.models.recipes import Adversary, Budget, Distillation, Pairing, Recipe
+from robbench.models.recipes import Adversary, CpuOverrides, Distillation, Pairing, Recipe
 from robbench.models.schema import (
     DATASETS,
     Architecture,
@@ -22,7 +22,7 @@ from robbench.models.schema import (
     Paper,
     Preprocess,
     ThreatClaim,
-    Trained,
+    TrainingRecord,
     Weights,
     parse_card,
 )
@@ -32,7 +32,7 @@ __all__ = [
     "WEIGHTS_FOLDER",
     "Adversary",
     "Architecture",
-    "Budget",
+    "CpuOverrides",
     "DatasetFacts",
     "Distillation",
     "Entry",
@@ -43,17 +43,17 @@ __all__ = [
     "Recipe",
     "Registry",
     "ThreatClaim",
-    "Trained",
+    "TrainingRecord",
     "Weights",
-    "builtin_root",
-    "identity",
+    "extract_identity",
     "load_card",
+    "locate_builtin_cards",
     "parse_card",
     "write_training",
 ]
 
 WEIGHTS_FOLDER = "weights"
-MOST_BYTES = 2**20  # of a card
+MOST_BYTES = 2**20  # size limit of a card
 
 
 def _read(path: Path) -> str:
@@ -69,14 +69,14 @@ def load_card(path: Path) -> ModelCard:
     """Read and check one card.
 
     Raises:
-        CardError: unreadable, not TOML, or invalid; every problem of the file is named.
+        CardError: the file cannot be read, is not TOML, or is invalid. Every problem is named.
     """
     return parse_card(_read(path), str(path))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One card file of a registry, not yet read.
+    """One card file of a registry. It is read on the first use of `card`.
 
     Attributes:
         name: file name without `.toml`.
@@ -92,7 +92,7 @@ class Entry:
 
     @property
     def full_name(self) -> str:
-        """The name that is unique among all registries, such as `digits/natural`."""
+        """The name with the data set, such as `digits/natural`. It is unique in a `Registry`."""
         return f"{self.dataset}/{self.name}"
 
     @cached_property
@@ -110,7 +110,7 @@ class Entry:
         return card
 
 
-def builtin_root() -> Path:
+def locate_builtin_cards() -> Path:
     """Return the folder of the built-in cards: inside the package in a wheel, `models/` in a checkout."""
     package = Path(__file__).resolve().parents[1]
     packaged = package / "registry"
@@ -118,13 +118,13 @@ def builtin_root() -> Path:
 
 
 class Registry:
-    """The cards under one or more roots, indexed by file name alone, so that one broken card spoils no other.
+    """The cards under one or more roots. The index uses file names only, so an invalid card does not affect others.
 
     Args:
-        roots: folders of the shape `<dataset>/<name>.toml`, with the weights under `weights/`.
+        roots: folders with cards `<dataset>/<name>.toml` and the weights under `weights/`.
 
     Raises:
-        CardError: a root is no such folder, or two roots hold a card of the same full name.
+        CardError: a root is not such a folder, or two roots have a card of the same full name.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
@@ -140,23 +140,23 @@ class Registry:
 
     @classmethod
     def default(cls, extra: Sequence[Path] = ()) -> "Registry":
-        """Index the built-in cards, the folders in ROBBENCH_MODELS (`os.pathsep` between them), and `extra`.
+        """Index the built-in cards, the folders in ROBBENCH_MODELS (separated by `os.pathsep`), and `extra`.
 
         Raises:
             CardError: see the class.
         """
         named = [Path(part) for part in os.environ.get("ROBBENCH_MODELS", "").split(os.pathsep) if part]
-        return cls([builtin_root(), *named, *extra])
+        return cls([locate_builtin_cards(), *named, *extra])
 
     def entries(self) -> list[Entry]:
-        """List all cards by data set, then name; none is read, and none is left out for being broken."""
+        """List all cards by data set, then name. No card is read, so invalid cards are listed too."""
         return sorted(self._entries.values(), key=lambda entry: (entry.dataset, entry.name))
 
     def find(self, name: str) -> Entry:
-        """Return the card called `dataset/name`, or `name` where only one data set has it.
+        """Return the card named `dataset/name`, or `name` if only one data set has that name.
 
         Raises:
-            CardError: unknown (with the closest names) or ambiguous (with the full names).
+            CardError: the name is unknown (the closest names are given) or ambiguous (the full names are given).
         """
         if name in self._entries:
             return self._entries[name]
@@ -174,22 +174,22 @@ def _index(root: Path) -> list[Entry]:
         raise CardError(f"{root}: no such folder; expected: a folder of cards <dataset>/<name>.toml")
     paths = [path for path in sorted(root.glob("*/*.toml")) if path.parent.name != WEIGHTS_FOLDER]
     if not paths and any(root.glob("*.toml")):
-        # Most likely the folder of one data set was given; an empty index would only say "unknown model".
+        # Most likely the folder of one data set was given. With an empty index the error would be "unknown model".
         raise CardError(f"{root}: cards directly in this folder; expected: <dataset>/<name>.toml below it")
     return [Entry(name=path.stem, dataset=path.parent.name, path=path, root=root) for path in paths]
 
 
 def write_training(path: Path, *, weights_path: str, sha256: str, trained: Mapping[str, Any]) -> None:
-    """Record in a card where its new weights are and how they came to be; comments and order stay.
+    """Write the new weights and their training record into a card. Comments and the order of keys stay.
 
     Args:
         path: the card file.
         weights_path: the weights file, relative to the registry's `weights/`.
         sha256: digest of the weights file.
-        trained: the `trained` table (see `Trained`).
+        trained: the content of the `trained` table, see `TrainingRecord`.
 
     Raises:
-        CardError: the card is invalid before or would be after; the file is then left as it was.
+        CardError: the card is invalid before the change or would be after it. The file is not changed then.
     """
     import tomlkit  # reading cards does not need it
 
@@ -209,6 +209,6 @@ def write_training(path: Path, *, weights_path: str, sha256: str, trained: Mappi
     write_atomically(path, updated.encode())
 
 
-def identity(card: ModelCard) -> dict[str, Any]:
-    """Return the part of a card that, with the weights, determines the function computed, as JSON values."""
+def extract_identity(card: ModelCard) -> dict[str, Any]:
+    """Return the part of a card that, together with the weights, determines the model's function, as JSON values."""
     return card.model_dump(mode="json", include={"dataset", "architecture", "preprocess"})

@@ -1,9 +1,9 @@
-"""Card families: many cards from one compact definition and the tables of the papers, without torch.
+"""Card families: many cards from one short definition and the tables of the papers. Nothing here imports torch.
 
-`families.toml` of a registry holds `[base.NAME]` (what cards have in common; `base = "..."` builds on another),
-`[[card]]` (single cards), `[[family]]` (one card for every row of a paper's table) and `[change."dataset/name"]`
-(what differs on one card). Tables are merged key by key. What training writes into a card (`weights`, `trained`)
-stays as it is.
+The file `families.toml` of a registry holds `[base.NAME]` (content shared by cards; `base = "..."` extends another
+base), `[[card]]` (one card), `[[family]]` (one card for every row of a paper's table) and `[change."dataset/name"]`
+(changes to one card). Tables are merged key by key. The tables that training writes into a card (`weights`, `trained`)
+are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from robbench.core.errors import CardError, unknown_name
 from robbench.core.files import write_atomically
 from robbench.models.schema import parse_card
 
-__all__ = ["FAMILIES", "family_cards", "read_table", "stale_cards", "write_cards"]
+__all__ = ["FAMILIES", "expand_families", "list_stale_cards", "read_table", "write_cards"]
 
 FAMILIES = "families.toml"
 _KEPT = ("weights", "trained")
@@ -31,11 +31,11 @@ _ORDER = ("version", "title", "dataset", "description", "licence", "priority")
 _THOUSANDS = re.compile(r"^(\d+)([kM])$")
 
 
-def family_cards(root: Path) -> dict[str, dict[str, Any]]:
-    """Expand a registry's `families.toml`: full name to the content of the card, without weights.
+def expand_families(root: Path) -> dict[str, dict[str, Any]]:
+    """Expand a registry's `families.toml`: full name -> content of the card, without weights.
 
     Raises:
-        CardError: the file is missing, not TOML, names an unknown base or card, or makes a card twice.
+        CardError: the file is missing, is not TOML, names an unknown base or card, or defines a card twice.
     """
     path = root / FAMILIES
     try:
@@ -50,9 +50,9 @@ def family_cards(root: Path) -> dict[str, dict[str, Any]]:
             raise CardError(f"{path}: {unknown_name('key', key, allowed)}")
     bases, changes = definition.get("base", {}), definition.get("change", {})
     cards: dict[str, dict[str, Any]] = {}
-    for name, content in _named(definition, path, bases):
+    for name, content in _expand(definition, path, bases):
         if name in cards:
-            raise CardError(f"{path}: {name} is made twice; rename or remove one.")
+            raise CardError(f"{path}: {name} is defined twice; rename or remove one.")
         cards[name] = content
     for name, change in changes.items():
         if name not in cards:
@@ -61,7 +61,7 @@ def family_cards(root: Path) -> dict[str, dict[str, Any]]:
     return {name: {"version": 1} | content for name, content in cards.items()}
 
 
-def _named(definition: dict[str, Any], path: Path, bases: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _expand(definition: dict[str, Any], path: Path, bases: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for table in definition.get("card", []):
         own = {key: value for key, value in table.items() if key not in ("name", "base")}
         yield table["name"], _merged(_base(table["base"], bases, path), own)
@@ -89,13 +89,13 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """Read a table of `papers/`: a dictionary per row, everything as text."""
+    """Read a table of `papers/`: one dictionary per row; all values are text."""
     text = (resources.files("robbench") / "papers" / name).read_text(encoding="utf-8")
     return list(csv.DictReader(io.StringIO(text)))
 
 
 def _rows(family: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Make the cards of a family's rows; a row that the table has twice is another seed."""
+    """Make one card per row of a family's tables. A row that occurs again is another seed of the same recipe."""
     first, *others = family["tables"]
     figures = [_figures(table) for table in others]
     seen: dict[str, int] = {}
@@ -130,8 +130,8 @@ def _label(row: dict[str, str]) -> str:
 
 
 def _row(row: dict[str, str], family: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and describe what a row trained, by its parameters."""
-    if not row["iterations"]:  # the paper's own comparison, Madry et al.'s model
+    """Make the name and the card of a row from its parameters."""
+    if not row["iterations"]:  # the row of Madry et al.'s model, with which the paper compares
         return "at", {"title": "Madry adversarial training", "description": "Madry et al. 2018.", "recipe": {}}
     alpha, beta = float(row["alpha"]), float(row["beta"])
     sigma = row.get("sigma", row.get("sigma_255", "0"))
@@ -165,12 +165,12 @@ def _row(row: dict[str, str], family: dict[str, Any]) -> tuple[str, dict[str, An
 
 
 def _short(number: float) -> str:
-    """Write 0.95 as 095 and 10 as 10: what begins with a 0 is a fraction."""
+    """Write 0.95 as 095 and 10 as 10. A number that begins with 0 is a fraction."""
     return f"{number:g}".replace(".", "")
 
 
 def _text(content: dict[str, Any]) -> str:
-    """Write a card as TOML: plain values, then tables; small tables on one line."""
+    """Write a card as TOML: first plain values, then tables. Small tables are on one line."""
     document = tomlkit.document()
     for key in sorted(content, key=lambda k: _ORDER.index(k) if k in _ORDER else len(_ORDER)):
         value = content[key]
@@ -200,8 +200,8 @@ def _table(value: Mapping[str, Any]) -> Any:
     return table
 
 
-def _wanted(root: Path) -> Iterator[tuple[Path, str]]:
-    for name, content in family_cards(root).items():
+def _expected_texts(root: Path) -> Iterator[tuple[Path, str]]:
+    for name, content in expand_families(root).items():
         path = root / f"{name}.toml"
         if path.exists():
             now = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -211,22 +211,23 @@ def _wanted(root: Path) -> Iterator[tuple[Path, str]]:
         yield path, text
 
 
-def stale_cards(root: Path) -> list[Path]:
-    """List the cards that are not as `families.toml` makes them, or are missing.
+def list_stale_cards(root: Path) -> list[Path]:
+    """List the cards that are missing or differ from `families.toml`.
 
     Raises:
-        CardError: see `family_cards`; or a card that is made would be invalid.
+        CardError: see `expand_families`; or a card would be invalid.
     """
-    return [path for path, text in _wanted(root) if not path.exists() or path.read_text(encoding="utf-8") != text]
+    texts = _expected_texts(root)
+    return [path for path, text in texts if not path.exists() or path.read_text(encoding="utf-8") != text]
 
 
 def write_cards(root: Path) -> list[Path]:
-    """Write the cards that `stale_cards` would list, and return their paths.
+    """Write the cards that `list_stale_cards` lists, and return their paths.
 
     Raises:
-        CardError: see `stale_cards`; nothing is written then.
+        CardError: see `list_stale_cards`. Nothing is written then.
     """
-    wanted = dict(_wanted(root))
+    wanted = dict(_expected_texts(root))
     written = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in written:
         path.parent.mkdir(parents=True, exist_ok=True)

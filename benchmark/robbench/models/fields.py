@@ -1,4 +1,4 @@
-"""What the tables of a card are made of: field types that are checked strictly, each with its own wording."""
+"""The field types of a card's tables. They are checked strictly and have their own error messages."""
 
 import math
 from fractions import Fraction
@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from robbench.core.numbers import parse_fraction
 
-__all__ = ["Exact", "Numbers", "Scalar", "Table", "Text", "hex64", "relative", "top_level"]
+__all__ = [
+    "CardTable",
+    "Exact",
+    "Numbers",
+    "Scalar",
+    "Text",
+    "check_package_name",
+    "check_relative_path",
+    "check_sha256",
+]
 
 
 def _exact(given: object) -> Fraction:
@@ -18,7 +27,7 @@ def _exact(given: object) -> Fraction:
     try:
         return parse_fraction(given)
     except ValueError as error:
-        # The caller prefixes the key, which says more than the parser's "number".
+        # The caller begins the message with the key, so the parser's "number" is not needed.
         raise ValueError(str(error).removeprefix("number: ")) from None
 
 
@@ -28,24 +37,24 @@ def _scalar(given: object) -> int | float | str | bool:
     return given
 
 
-def relative(text: str) -> str:
-    """Accept a relative path that cannot leave its folder."""
+def check_relative_path(text: str) -> str:
+    """Return a relative path that stays inside its folder; raise ValueError for any other text."""
     parts = PurePosixPath(text).parts
     if not parts or parts[0] == "/" or ".." in parts or set(text) & set("\\:\0"):
         raise ValueError(f"{text!r} given; allowed: a relative path with / that stays inside its folder")
     return text
 
 
-def hex64(text: str) -> str:
-    """Accept the hexadecimal digits of a SHA-256."""
+def check_sha256(text: str) -> str:
+    """Return the 64 hexadecimal digits of a SHA-256; raise ValueError for any other text."""
     if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
         raise ValueError(f"{text!r} given; expected: 64 lower-case hexadecimal digits")
     return text
 
 
-def top_level(text: str) -> str:
-    """Accept the name of a package that can be found without importing another."""
-    # A dotted name would have to be imported to be found, and reading a card must not run code.
+def check_package_name(text: str) -> str:
+    """Return the name of a top-level package; raise ValueError for any other text."""
+    # To find a dotted name, Python imports its parent, and reading a card must not run code.
     if not text.isidentifier():
         raise ValueError(f"{text!r} given; allowed: the name of a top-level Python package")
     return text
@@ -57,7 +66,7 @@ Numbers = Annotated[tuple[float, ...], Field(strict=False)]  # a TOML list, kept
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Table(BaseModel):
-    """A table of a card: unknown keys, wrong types and numbers that are not finite are refused."""
+class CardTable(BaseModel):
+    """A table of a card. It refuses unknown keys, wrong types and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)

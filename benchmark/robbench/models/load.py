@@ -1,7 +1,7 @@
-"""Loading and saving weights. A file is only bytes until its SHA-256 is the one on the card.
+"""Load and save weights. A weights file is parsed only after its SHA-256 was compared with the card.
 
-The bytes that were hashed are the bytes that are parsed, so nothing can be swapped in between; and no parser
-here can run code: safetensors has none to run, and pickles are read with `weights_only=True`.
+The file is read once. The same bytes are hashed and parsed, so nobody can replace the file in between. No parser here
+can run code: a safetensors file holds no code, and pickles are read with `weights_only=True`.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Wei
 
 __all__ = [
     "LoadedModel",
-    "fitted",
+    "describe_module",
+    "digest_module",
+    "fit_state",
     "load_model",
-    "module_digest",
-    "module_identity",
+    "locate_weights",
     "parse_state",
     "save_weights",
-    "weights_file",
 ]
 
-# How training scripts wrap a state dict, and what wrappers of modules put before its keys.
+# Keys under which training scripts store a state dict, and prefixes that module wrappers add to its keys.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -44,7 +44,7 @@ class LoadedModel:
     Attributes:
         module: float32, eval mode, parameters without gradients; images [N, C, H, W] in [0, 1] to logits
             [N, K].
-        card: what the model claims to be.
+        card: the card of the model.
         weights_sha256: digest of the weights file.
         num_classes: K.
         in_shape: (C, H, W).
@@ -62,20 +62,20 @@ def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
 
     Raises:
         CardError: the card is invalid.
-        ModelError: the weights are missing, are not the ones the card means, or do not fit the architecture.
+        ModelError: the weights are missing, have another SHA-256 than the card, or do not fit the architecture.
     """
     card = entry.card
     path, weights = _locate(entry)
     data = _checked_bytes(entry, path, weights)
     facts = DATASETS[card.dataset]
     try:
-        # Building draws initial weights; whoever loads a model does not expect the global generator to move.
+        # `build` draws initial weights. Loading a model must not change the state of the global generator.
         with torch.random.fork_rng(devices=[]):
             module = build(card.architecture.name, card.architecture.args, facts.num_classes, facts.in_shape)
     except ModelError as error:
         raise ModelError(f"{entry.path}: architecture: {error}") from error
     try:
-        state = fitted(parse_state(data, path.suffix), module)
+        state = fit_state(parse_state(data, path.suffix), module)
     except ModelError as error:
         raise ModelError(f"{entry.full_name}: {path}: {error}") from error
     module.load_state_dict(state)
@@ -85,8 +85,8 @@ def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
     return LoadedModel(module, card, weights.sha256, facts.num_classes, facts.in_shape)
 
 
-def weights_file(entry: Entry) -> Path:
-    """Return where the weights of a card are, or should be; nothing is imported or read.
+def locate_weights(entry: Entry) -> Path:
+    """Return the path at which the weights of a card are expected. Nothing is imported or read.
 
     Raises:
         CardError: the card is invalid.
@@ -145,14 +145,14 @@ def _checked_bytes(entry: Entry, path: Path, weights: Weights) -> bytes:
 
 
 def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
-    """Read a state dict from the bytes of a file; the keys are those of the bare module.
+    """Read a state dict from the bytes of a file. Prefixes of module wrappers are removed from the keys.
 
     Args:
         data: the whole file.
-        suffix: its type, `.safetensors`, `.pt` or `.pth`.
+        suffix: the type of the file, `.safetensors`, `.pt` or `.pth`.
 
     Raises:
-        ModelError: another type, not readable without running code, or not a state dict of tensors.
+        ModelError: another type, a file that cannot be read without running code, or not a state dict of tensors.
     """
     content: object
     try:
@@ -165,7 +165,7 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
             raise ModelError(f"file type {suffix!r} given; allowed: '.safetensors', '.pt', '.pth'")
     except ModelError:
         raise
-    except Exception as error:  # whatever a hostile or damaged file provokes in the parser
+    except Exception as error:  # a hostile or damaged file can make the parser raise anything
         first_line = (str(error).splitlines() or [""])[0]
         raise ModelError(f"not a readable state dict: {type(error).__name__}: {first_line}") from error
     for wrapper in WRAPPERS:
@@ -173,9 +173,9 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise ModelError(f"holds a {type(content).__name__}; expected: a state dict of tensors")
-    strangers = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strangers:
-        raise ModelError(f"not tensors: {_some(map(str, strangers))}; expected: a state dict of tensors only")
+    others = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if others:
+        raise ModelError(f"not tensors: {_some(map(str, others))}; expected: a state dict of tensors only")
     state = {str(key): value for key, value in content.items()}
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state):
@@ -184,7 +184,7 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
 
 
 def _refuse_bombs(data: bytes) -> None:
-    """Refuse an archive whose members unpack to more than is there: torch stores them as they are."""
+    """Refuse an archive with compressed members: they could unpack to any size. torch.save does not compress."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -192,15 +192,15 @@ def _refuse_bombs(data: bytes) -> None:
         claimed = sum(m.file_size for m in archive.infolist())
     if packed or claimed > len(data):
         raise ModelError(
-            f"an archive of {len(data):,} bytes that unpacks to {claimed:,}; expected: members stored as they are"
+            f"an archive of {len(data):,} bytes that unpacks to {claimed:,}; expected: members without compression"
         )
 
 
-def fitted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Convert a state dict to the dtypes of a module.
+def fit_state(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Check that a state dict fits a module, and convert it to the module's dtypes.
 
     Raises:
-        ModelError: keys, shapes or kinds do not fit (everything that does not is named), or a weight is not finite.
+        ModelError: a key, shape or dtype does not fit (all of them are named), or a weight is not finite.
     """
     wanted = module.state_dict()
     problems = []
@@ -240,10 +240,10 @@ def _some(items: "list[str] | map[str]", most: int = 8) -> str:
 
 
 def save_weights(module: nn.Module, path: Path) -> str:
-    """Write the state dict as float16 safetensors (integers as they are) and return the SHA-256 of the file.
+    """Write the state dict as float16 safetensors and return the SHA-256 of the file. Integers keep their dtype.
 
-    The same weights give the same bytes. Of a `Normalized` module the inner one is saved. Rounding to float16
-    changes the function slightly: whoever reports a number about the model reloads it first.
+    The same weights give the same bytes. For a `Normalized` module the inner module is saved. Rounding to float16
+    changes the function slightly, so reload the model before you measure it.
 
     Raises:
         ModelError: the suffix is not `.safetensors`, or a weight is not finite in float16.
@@ -262,11 +262,11 @@ def save_weights(module: nn.Module, path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def module_digest(module: nn.Module) -> str:
+def digest_module(module: nn.Module) -> str:
     """Return a SHA-256 over name, dtype, shape and bytes of all parameters and buffers, sorted by name.
 
-    It stands for the weights of a user's own module, which has no file. Buffers outside the state dict count
-    too: the mean and std of `Normalized` change the function as much as any weight.
+    It identifies the weights of a user's own module, which has no file. Buffers outside the state dict count too,
+    because the mean and std of `Normalized` change the function like weights.
     """
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
@@ -278,6 +278,6 @@ def module_digest(module: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-def module_identity(module: nn.Module) -> dict[str, object]:
-    """Return what is known, besides its tensors, of the function that a module without a card computes."""
+def describe_module(module: nn.Module) -> dict[str, object]:
+    """Describe a module without a card by its class and structure. With the tensors, they identify its function."""
     return {"class": f"{type(module).__module__}.{type(module).__qualname__}", "structure": repr(module)}

@@ -1,4 +1,4 @@
-"""Load a model that has no card. Only the package that the user named by naming the source is imported."""
+"""Load a model that has no card. Only the package that the source names is imported."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import nn
 
 from robbench.core.errors import ModelError
 from robbench.models import outside
-from robbench.models.architectures import ARCHITECTURES, Normalized, arguments
+from robbench.models.architectures import ARCHITECTURES, Normalized, list_arguments
 from robbench.models.architectures import build as build_architecture
-from robbench.models.load import fitted, module_digest, module_identity, parse_state
-from robbench.models.sources import ALLOWED, Source
+from robbench.models.load import describe_module, digest_module, fit_state, parse_state
+from robbench.models.sources import ALLOWED, ModelSource
 from robbench.models.spec import ModelSpec
 
-__all__ = ["Found", "load_source"]
+__all__ = ["LoadedSource", "load_source"]
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class LoadedSource:
     """A loaded model: images [N, C, H, W] in [0, 1] -> logits [N, K].
 
     Attributes:
-        module: as it came; only a function's module may still be in training mode.
-        weights: SHA-256 of the weights file, or of the module's tensors where there is no one file.
-        identity: what else determines the function it computes, as JSON values.
+        module: the unchanged module. A module from a user's function may be in training mode, all others are not.
+        weights: SHA-256 of the weights file, or of the module's tensors if there is no single file.
+        identity: everything else that determines the model's function, as JSON values.
     """
 
     module: nn.Module
@@ -39,7 +39,7 @@ class Found:
     identity: dict[str, object]
 
 
-def load_source(spec: ModelSpec, in_shape: tuple[int, int, int], num_classes: int | None) -> Found:
+def load_source(spec: ModelSpec, in_shape: tuple[int, int, int], num_classes: int | None) -> LoadedSource:
     """Load a model that has no card. Nothing is downloaded but what the source names.
 
     Args:
@@ -48,39 +48,40 @@ def load_source(spec: ModelSpec, in_shape: tuple[int, int, int], num_classes: in
         num_classes: of the data set; None where it is not known.
 
     Raises:
-        ModelError: a package, a file, a name or the network is missing, or what came is not a model that fits.
+        ModelError: a package, a file, a name or the network is missing, or the loaded object is not a fitting model.
     """
     source = spec.source
     if source is None:
         raise ModelError(f"{spec.model!r} given; expected: a source ({ALLOWED}).")
     if source.kind in ("file", "hf"):
-        return _built(source, spec, in_shape, num_classes)
+        return _load_weights(source, spec, in_shape, num_classes)
     if spec.has_build:
         raise ModelError(
             f"{source.text}: architecture, mean or std given; they go with file: and hf:. This model brings its own."
         )
     origin = source.text
     if source.kind == "timm":
-        inner, mean, std = outside.timm_module(source.text, source.parts[0], in_shape)
-        module = _normalized(inner, mean, std, in_shape[0], source).eval()
+        inner, mean, std = outside.load_timm_model(source.text, source.parts[0], in_shape)
+        module = _normalize(inner, mean, std, in_shape[0], source).eval()
     elif source.kind == "robustbench":
-        module = outside.robustbench_module(source.text, *source.parts)
-        origin = "robustbench:" + "/".join(source.parts)  # the short form is the same model
+        module = outside.load_robustbench_model(source.text, *source.parts)
+        # The long form of the name: both forms must give the same identity.
+        origin = "robustbench:" + "/".join(source.parts)
     else:
-        module = outside.function_module(source.text, *source.parts)
-    return Found(module, module_digest(module), {"source": origin, **module_identity(module)})
+        module = outside.call_model_function(source.text, *source.parts)
+    return LoadedSource(module, digest_module(module), {"source": origin, **describe_module(module)})
 
 
-def _read(source: Source) -> tuple[bytes, str]:
-    """Return the bytes of a weights file, and where they are from as it goes into results."""
+def _read(source: ModelSource) -> tuple[bytes, str]:
+    """Return the bytes of a weights file, and the text that names their source in results."""
     if source.kind == "hf":
         repo, revision, file = source.parts
-        path = outside.hub_file(source.text, repo, revision, file)
-        # The cache is laid out as snapshots/<commit>/<file>: the commit is what a branch or a tag stood for.
+        path = outside.download_hub_file(source.text, repo, revision, file)
+        # The path in the cache is snapshots/<commit>/<file>, with the commit of the branch or tag.
         return path.read_bytes(), f"hf:{repo}@{path.parts[-1 - len(PurePosixPath(file).parts)]}:{file}"
     path = Path(source.parts[0]).expanduser()
     try:
-        # Not the whole path: results are passed on, and the digest says which file it was.
+        # Not the whole path: results are published, and the digest identifies the file.
         return path.read_bytes(), f"file:{path.name}"
     except OSError as error:
         raise ModelError(
@@ -88,15 +89,17 @@ def _read(source: Source) -> tuple[bytes, str]:
         ) from None
 
 
-def _built(source: Source, spec: ModelSpec, in_shape: tuple[int, int, int], num_classes: int | None) -> Found:
+def _load_weights(
+    source: ModelSource, spec: ModelSpec, in_shape: tuple[int, int, int], num_classes: int | None
+) -> LoadedSource:
     """Put a weights file into one of our architectures."""
     if spec.architecture is None:
         raise ModelError(
-            f"{source.text}: weights alone are no model. Give --architecture NAME or NAME:key=value,key=value "
-            f"(in Python: architecture=); known: {', '.join(ARCHITECTURES)}."
+            f"{source.text}: weights without an architecture are no model. Give --architecture NAME or "
+            f"NAME:key=value,key=value (in Python: architecture=); known: {', '.join(ARCHITECTURES)}."
         )
-    with _named(f"{source.text} as {spec.architecture}"):
-        name, args = _architecture(spec.architecture)
+    with _prefix_errors(f"{source.text} as {spec.architecture}"):
+        name, args = _parse_architecture(spec.architecture)
         classes = args.pop("num_classes", num_classes)
         if num_classes not in (None, classes):
             raise ModelError(f"num_classes {classes!r} given; the data set has {num_classes}.")
@@ -104,44 +107,44 @@ def _built(source: Source, spec: ModelSpec, in_shape: tuple[int, int, int], num_
             raise ModelError(
                 f"num_classes {classes!r} given; for images of your own {name}:num_classes=K, K at least 2."
             )
-        # Building draws initial weights; whoever loads a model does not expect the global generator to move.
+        # Building draws initial weights. Loading a model must not change the state of the global generator.
         with torch.random.fork_rng(devices=[]):
             module = build_architecture(name, args, classes, in_shape)
     data, origin = _read(source)
-    with _named(f"{source.text} as {spec.architecture}"):
-        module.load_state_dict(fitted(parse_state(data, Path(origin).suffix), module))
+    with _prefix_errors(f"{source.text} as {spec.architecture}"):
+        module.load_state_dict(fit_state(parse_state(data, Path(origin).suffix), module))
     identity: dict[str, object] = {
         "source": origin, "architecture": {"name": name, "args": args, "num_classes": classes}
     }  # fmt: skip
     if spec.mean is not None or spec.std is not None:
         mean, std = [float(v) for v in spec.mean or ()], [float(v) for v in spec.std or ()]
-        module = _normalized(module, mean, std, in_shape[0], source)
+        module = _normalize(module, mean, std, in_shape[0], source)
         identity["preprocess"] = {"mean": mean, "std": std}
-    return Found(module.eval(), hashlib.sha256(data).hexdigest(), identity)
+    return LoadedSource(module.eval(), hashlib.sha256(data).hexdigest(), identity)
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def _prefix_errors(what: str) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
         raise ModelError(f"{what}: {error}") from error
 
 
-def _architecture(text: str) -> tuple[str, dict[str, Any]]:
-    """Read `name:key=value,key=value`; `build` words what is wrong with a key or a value."""
+def _parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
+    """Parse `name:key=value,key=value`. `build` checks the keys and values later."""
     name, _, rest = text.partition(":")
-    kinds: dict[str, type] = {key: type(value) for key, value in arguments(name).items()} | {"num_classes": int}
+    kinds: dict[str, type] = {key: type(value) for key, value in list_arguments(name).items()} | {"num_classes": int}
     args: dict[str, Any] = {}
     for item in rest.split(",") if rest else []:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or key in args:
             raise ModelError(f"{item!r} given; expected: name:key=value,key=value, each key once")
-        args[key] = _typed(value, kinds.get(key, str))
+        args[key] = _convert(value, kinds.get(key, str))
     return name, args
 
 
-def _typed(value: str, kind: type) -> object:
+def _convert(value: str, kind: type) -> object:
     if kind is bool:
         return {"true": True, "false": False}.get(value.lower(), value)
     try:
@@ -150,10 +153,10 @@ def _typed(value: str, kind: type) -> object:
         return value
 
 
-def _normalized(
-    module: nn.Module, mean: Sequence[float], std: Sequence[float], channels: int, source: Source
+def _normalize(
+    module: nn.Module, mean: Sequence[float], std: Sequence[float], channels: int, source: ModelSource
 ) -> nn.Module:
-    """Put normalization inside. Broadcasting would make three channels of one, so the counts are checked."""
+    """Wrap a module with a normalization. The counts are checked, because broadcasting would accept wrong ones."""
     numbers = [*mean, *std]
     if not len(mean) == len(std) == channels or not all(map(math.isfinite, numbers)) or not all(s > 0 for s in std):
         raise ModelError(

@@ -1,6 +1,6 @@
-"""Code of others that hands us a model: packages with model zoos, the hub's client, a function of the user's.
+"""Load models with the code of others: packages with model zoos, the client of the hub, a user's function.
 
-Nothing here is imported before the user names it. What goes wrong in there becomes one sentence.
+A package is imported only when the user names it. Any error in the code of others becomes a `ModelError` of one line.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ import torch
 from torch import nn
 
 from robbench.core.errors import ModelError, RobbenchError, unknown_name
-from robbench.core.user_code import importable
+from robbench.core.user_code import make_cwd_importable
 from robbench.models.sources import ALLOWED
 
-__all__ = ["function_module", "hub_file", "robustbench_module", "timm_module"]
+__all__ = ["call_model_function", "download_hub_file", "load_robustbench_model", "load_timm_model"]
 
 _EXPECTED = "a function without arguments that returns a torch.nn.Module"
-# By name, because they come from four libraries that may not be here; TransportError is httpx's for all of them.
+# Names of classes, because the four libraries that have them may not be installed. TransportError is the base of
+# httpx's errors.
 _NO_NETWORK = {
     "ConnectionError", "TimeoutError", "gaierror", "URLError", "Timeout", "TransportError", "OfflineModeIsEnabled",
     "LocalEntryNotFoundError",
 }  # fmt: skip
-# The most telling first: an error of the hub is often of several of these classes.
+# The most specific class first: an error of the hub is often an instance of several of these classes.
 _HUB_ERRORS = {
     "GatedRepoError": "the repository is gated: ask its owner for access, then log in with `hf auth login`",
     "RepositoryNotFoundError": "no such repository, or a private one (then log in with `hf auth login`)",
@@ -45,44 +46,44 @@ _HUB_ERRORS = {
 }
 
 
-def hub_file(what: str, repo: str, revision: str, file: str) -> Path:
-    """Download one file with huggingface_hub, or take it from its cache.
+def download_hub_file(what: str, repo: str, revision: str, file: str) -> Path:
+    """Download one file with huggingface_hub, or take it from the cache.
 
     Args:
-        what: the source, for errors.
+        what: the source, for error messages.
         repo: OWNER/REPO.
         revision: a branch, a tag or a commit; "" for the default branch.
-        file: its path in the repository.
+        file: path of the file in the repository.
 
     Returns:
-        Its path in the cache, `.../snapshots/<commit>/<file>`.
+        The path of the file in the cache, `.../snapshots/<commit>/<file>`.
 
     Raises:
         ModelError: the package, the network, the repository, the revision or the file is missing.
     """
-    with _others_code(what):
-        hub = _package("huggingface_hub", "hub", what)
+    with _run_foreign_code(what):
+        hub = _import_package("huggingface_hub", "hub", what)
         return Path(hub.hf_hub_download(repo, file, revision=revision or None))
 
 
-def timm_module(
+def load_timm_model(
     what: str, name: str, in_shape: tuple[int, int, int]
 ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     """Load a pretrained model of timm.
 
     Returns:
-        The module, which takes normalized images, and the mean and std that it wants.
+        The module, which takes normalized images, and the mean and std of that normalization.
 
     Raises:
-        ModelError: the package, the network or a model of that name is missing, or the model is for images of one
-            size and these, of shape (C, H, W), have another.
+        ModelError: the package, the network or a model of that name is missing, or the model needs images of another
+            size than `in_shape` (C, H, W).
     """
-    with _others_code(what):
-        timm = _package("timm", "hub", what)
-        # Checked here, because timm takes more than its own names, among them any repository of a hub.
+    with _run_foreign_code(what):
+        timm = _import_package("timm", "hub", what)
+        # create_model accepts more than timm's own names, for example any repository of a hub. Only timm's are allowed.
         if not timm.is_model_pretrained(name):
             known = [*timm.list_models(pretrained=True), *timm.list_pretrained()]
-            raise ModelError(_unlisted("pretrained timm model", name, known, "timm.list_pretrained()"))
+            raise ModelError(_word_unknown("pretrained timm model", name, known, "timm.list_pretrained()"))
         module = timm.create_model(name, pretrained=True).eval()
         facts = module.pretrained_cfg
         if facts.get("fixed_input_size") and tuple(facts["input_size"]) != in_shape:
@@ -90,32 +91,32 @@ def timm_module(
         return module, facts["mean"], facts["std"]
 
 
-def robustbench_module(what: str, dataset: str, threat: str, name: str) -> nn.Module:
+def load_robustbench_model(what: str, dataset: str, threat: str, name: str) -> nn.Module:
     """Load a model of robustbench's zoo (Croce et al. 2021, https://arxiv.org/abs/2010.09670).
 
     Raises:
-        ModelError: the package or one that it needs is missing, it is not the real one, or there is no network or
-            no model of that name.
+        ModelError: robustbench or a package that it needs is missing, the installed robustbench is not the real one,
+            the network is missing, or there is no model of that name.
     """
-    _refuse_other_robustbench()
-    with _others_code(what):
+    _refuse_old_robustbench()
+    with _run_foreign_code(what):
         if importlib.util.find_spec("autoattack") is None:
-            # The name under which robustbench imports what its own requirements call pyautoattack.
-            sys.modules["autoattack"] = _package("pyautoattack", "zoo", what)
-        _package("robustbench", "zoo", what)
+            # robustbench imports the package pyautoattack under the name autoattack.
+            sys.modules["autoattack"] = _import_package("pyautoattack", "zoo", what)
+        _import_package("robustbench", "zoo", what)
         utils, zoo = importlib.import_module("robustbench.utils"), importlib.import_module("robustbench.model_zoo")
         table = {d.value: {t.value: models for t, models in threats.items()} for d, threats in zoo.model_dicts.items()}
         if name not in (known := table[dataset].get(threat, {})):
             kind = f"robustbench model for {dataset}, {threat}"
-            raise ModelError(_unlisted(kind, name, known, "robustbench.model_zoo.model_dicts"))
-        # Its default, ./models, is where a checkout of robbench has its cards.
+            raise ModelError(_word_unknown(kind, name, known, "robustbench.model_zoo.model_dicts"))
+        # robustbench's default folder, ./models, holds the cards in a checkout of robbench.
         folder = Path(os.environ.get("ROBBENCH_ZOO") or "~/.cache/robbench/robustbench").expanduser()
         module: nn.Module = utils.load_model(name, model_dir=folder, dataset=dataset, threat_model=threat)
         return module.eval()
 
 
-def _refuse_other_robustbench() -> None:
-    """Torchattacks 3.5.1 unpacks an old robustbench over the real one; its own file list tells whose is here."""
+def _refuse_old_robustbench() -> None:
+    """Refuse the old robustbench that torchattacks 3.5.1 installs over the real one. Its file list has the digests."""
     spec = importlib.util.find_spec("robustbench")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.distribution("torchattacks").files or ():
@@ -132,21 +133,22 @@ def _refuse_other_robustbench() -> None:
                 )
 
 
-def function_module(what: str, where: str, name: str) -> nn.Module:
-    """Call a function of the user's and return the module that it returns.
+def call_model_function(what: str, where: str, name: str) -> nn.Module:
+    """Call a user's function and return the module that the function returns.
 
-    The current directory is importable, as under `python -m`.
+    Modules in the current directory can be imported, as under `python -m`.
 
     Raises:
-        ModelError: no such module or function, it raises, it takes arguments, or it returns something else.
+        ModelError: there is no such module or function, or the function raises, needs arguments, or does not return a
+            torch.nn.Module.
     """
-    importable()
-    with _others_code(what, quiet=False):
+    make_cwd_importable()
+    with _run_foreign_code(what, quiet=False):
         try:
             owner = importlib.import_module(where)
         except ModuleNotFoundError as error:
             if not f"{where}.".startswith(f"{error.name}."):
-                raise  # something that the user's module imports
+                raise  # the user's module imports something that is missing
             place = f"neither in {os.getcwd()} nor installed"
             raise ModelError(f"{what}: no module {error.name!r}, {place}. All sources: {ALLOWED}.") from None
         if not hasattr(owner, name):
@@ -156,7 +158,9 @@ def function_module(what: str, where: str, name: str) -> nn.Module:
         try:
             inspect.signature(function).bind()
         except TypeError as error:
-            raise ModelError(f"{what}: {name} cannot be called so ({error}); expected: {_EXPECTED}.") from None
+            raise ModelError(
+                f"{what}: {name} cannot be called without arguments ({error}); expected: {_EXPECTED}."
+            ) from None
         module = function()
         if not isinstance(module, nn.Module):
             raise ModelError(f"{what} returned a {type(module).__name__}; expected: {_EXPECTED}.")
@@ -164,11 +168,11 @@ def function_module(what: str, where: str, name: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _others_code(what: str, quiet: bool = True) -> Iterator[None]:
-    """Run a package's or the user's code.
+def _run_foreign_code(what: str, quiet: bool = True) -> Iterator[None]:
+    """Run the code of a package or of the user.
 
-    What it prints goes to stderr (stdout may be JSON), the global generator stays where it was, and whatever it
-    raises becomes one sentence.
+    Its output goes to stderr, because stdout may be JSON. The state of the global generator is restored. Any exception
+    becomes a `ModelError` of one line.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -178,29 +182,29 @@ def _others_code(what: str, quiet: bool = True) -> Iterator[None]:
     except RobbenchError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {_reason(error)}") from error
+        raise ModelError(f"{what}: {_explain(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _explain(error: BaseException) -> str:
     first = (str(error).splitlines() or [""])[0]
     said = f"{type(error).__name__}: {first[:300]}"
-    if not isinstance(error, SyntaxError):  # which says itself where it is
+    if not isinstance(error, SyntaxError):  # a SyntaxError names its place itself
         last = traceback.extract_tb(error.__traceback__)[-1]
         said += f" ({Path(last.filename).name}, line {last.lineno})"
     own = {cls.__name__ for cls in type(error).__mro__}
     classes, link = set(own), error.__cause__ or error.__context__
-    while link is not None:  # packages wrap what the network did in errors of their own
+    while link is not None:  # packages wrap network errors in their own errors
         classes |= {cls.__name__ for cls in type(link).__mro__}
         link = link.__cause__ or link.__context__
     for name, meaning in _HUB_ERRORS.items():
         if name in own and "LocalEntryNotFoundError" not in own:
             return f"{meaning} [{said}]"
     if classes & _NO_NETWORK:
-        return f"it could not be downloaded: no network, or the server does not answer. Try again with one. [{said}]"
+        return f"it could not be downloaded: no network, or the server does not answer. Try again later. [{said}]"
     return f"loading failed: {said}"
 
 
-def _package(name: str, extra: str, what: str) -> ModuleType:
+def _import_package(name: str, extra: str, what: str) -> ModuleType:
     """Import an optional package."""
     try:
         return importlib.import_module(name)
@@ -214,8 +218,8 @@ def _package(name: str, extra: str, what: str) -> ModuleType:
         raise ModelError(f'{what} needs {missing}: pip install "robbench[{extra}]"') from None
 
 
-def _unlisted(kind: str, given: str, known: Collection[str], where: str) -> str:
-    """Word the answer to an unknown name among too many to list."""
+def _word_unknown(kind: str, given: str, known: Collection[str], where: str) -> str:
+    """Return the message for an unknown name if there are too many known names to list."""
     names = {name.lower(): name for name in known}
     close = [names[n] for n in difflib.get_close_matches(given.lower(), names, n=3, cutoff=0.4)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""

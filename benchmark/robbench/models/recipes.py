@@ -1,11 +1,12 @@
-"""How a card says that its model is trained: one recipe of terms that combine, and what a small machine does instead.
+"""The training recipe of a card, and the changes to it where there is only a CPU.
 
-With z(x) the logits, x' the adversary's images and λ = `adversary.mix`, the loss of a batch is
+The terms of a recipe combine. With z(x) the logits, x' the adversary's images and λ = `adversary.mix`, the loss of a
+batch is
 
     (1 − λ) · fit(z(x)) + λ · fit(z(x')) + β ‖z‖ terms + pairing.weight · pair
 
-where `fit` is the cross-entropy with smoothed labels or, with a teacher, the L1 distance to its logits, and every x
-has its Gaussian noise.
+Here `fit` is the cross-entropy with smoothed labels or, with a teacher, the L1 distance to the teacher's logits. The
+Gaussian noise of the recipe is added to every x and x'.
 """
 
 from fractions import Fraction
@@ -14,18 +15,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from robbench.core.types import Norm
-from robbench.models.fields import Exact, Numbers, Scalar, Table, Text
+from robbench.models.fields import CardTable, Exact, Numbers, Scalar, Text
 
-__all__ = ["Adversary", "Budget", "Distillation", "Pairing", "Recipe"]
+__all__ = ["Adversary", "CpuOverrides", "Distillation", "Pairing", "Recipe"]
 
 
-class Adversary(Table):
-    """The attack inside adversarial training; `eps` and `step_size` are exact, in [0, 1] pixel units.
+class Adversary(CardTable):
+    """The attack inside adversarial training. `eps` and `step_size` are exact, in [0, 1] pixel units.
 
-    `attack` is any that `robbench list attacks` names, and `args` are further parameters of it; its final point is
-    trained on. `mix` is the weight of the adversarial loss against the clean one (Shafahi et al. 2019, Eq. 1): 1
-    trains on adversarial examples only (Madry et al. 2018). The loss `kl` is the divergence from the clean prediction
-    (Zhang et al. 2019).
+    `attack` is a name from `robbench list attacks`, and `args` are its further parameters. Training uses its final
+    point. `mix` is the weight of the adversarial loss against the clean loss (Shafahi et al. 2019, Eq. 1). With mix 1,
+    training uses adversarial examples only (Madry et al. 2018). The loss `kl` is the divergence from the clean
+    prediction (Zhang et al. 2019).
     """
 
     attack: Text = "pgd"
@@ -41,13 +42,13 @@ class Adversary(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.loss == "kl" and not (self.attack == "pgd" and self.random_start):
-            # At x itself the divergence from the prediction at x has no gradient.
+            # At x the divergence from the prediction at x is at its minimum, so its gradient is zero.
             raise ValueError("loss 'kl' given; allowed: with attack 'pgd' and random_start only")
         return self
 
 
-class Pairing(Table):
-    """A penalty of `weight` on how much the logits of two batches differ.
+class Pairing(CardTable):
+    """A penalty with factor `weight` on the difference between the logits of two batches.
 
     Kinds: `trades` is KL(softmax z(x) ‖ softmax z(x')) (Zhang et al. 2019, Eq. 5, with weight = 1/λ); `alp` the mean
     square of z(x) − z(x'); `clp` the mean square between the logits of the two halves of the batch, which are random
@@ -58,12 +59,13 @@ class Pairing(Table):
     weight: Annotated[float, Field(gt=0)]
 
 
-class Distillation(Table):
-    """Fit the logits of `teacher` (a registered model) on clean images by their mean absolute difference.
+class Distillation(CardTable):
+    """Fit the logits of `teacher` (a registered model) on clean images. The loss is the mean absolute difference.
 
-    Seguin et al. 2021: one target per image, the mean over `views` augmented views. Then `fix` = k keeps the k largest
-    logits of it and permutes or averages the `rest`; `correct` exchanges the logit of a wrong prediction with the true
-    class's; `ranks_from` names a second teacher that says which class gets which of the first one's sorted logits.
+    Seguin et al. 2021: there is one target per image, the mean over `views` augmented views. `fix` = k keeps the k
+    largest logits of the target and permutes or averages the `rest`. `correct` exchanges the logit of a wrong
+    prediction with the logit of the true class. `ranks_from` names a second teacher: the sorted logits of the first
+    teacher are given to the classes in the order of the second teacher's logits.
     """
 
     teacher: Text
@@ -74,15 +76,15 @@ class Distillation(Table):
     ranks_from: Text | None = None
 
 
-class Recipe(Table):
+class Recipe(CardTable):
     """How to train the model.
 
-    `alpha` is the strength of label smoothing and `smoothing` where the withdrawn mass goes: to all classes alike
-    (`standard`), to the least likely class (`adversarial`), to the likeliest wrong one (`second_best`), or to all by
-    exp(−z / `temperature`) (`boltzmann`). `beta` is the strength of logit squeezing by the `squeeze_norm`-norm, `sigma`
-    the standard deviation of the Gaussian noise on the inputs (exact, in [0, 1] pixel units). `milestones` are
-    fractions of `iterations`, at each of which the `steps` schedule multiplies the learning rate by `gamma`. `ema` is
-    the decay of the running average of the weights that is kept in the end; 0 keeps the last weights.
+    `alpha` is the strength of label smoothing. `smoothing` says which classes get the removed probability: all classes
+    alike (`standard`), the least likely class (`adversarial`), the most likely wrong class (`second_best`), or all
+    classes in proportion to exp(−z / `temperature`) (`boltzmann`). `beta` is the strength of logit squeezing with the
+    `squeeze_norm`-norm. `sigma` is the standard deviation of the Gaussian noise on the inputs (exact, in [0, 1] pixel
+    units). `milestones` are fractions of `iterations`. At each of them the schedule `steps` multiplies the learning
+    rate by `gamma`. `ema` is the decay of the running average of the weights, which is saved; 0 saves the last weights.
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -110,7 +112,7 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        # A key that the chosen optimizer, schedule or term would ignore is a mistake, not a preference.
+        # A key that the chosen optimizer, schedule or term ignores is a mistake.
         if self.optimizer == "adam" and (self.momentum or self.nesterov):
             raise ValueError("momentum or nesterov given with optimizer 'adam'; allowed: with 'sgd' only")
         if self.nesterov and not self.momentum:
@@ -126,7 +128,7 @@ class Recipe(Table):
         if self.smoothing != "standard" and not self.alpha:
             raise ValueError(f"smoothing {self.smoothing!r} given with alpha = 0; expected: alpha > 0")
         if self.distillation and self.alpha:
-            raise ValueError("alpha given with a teacher; a teacher's logits take the place of the labels")
+            raise ValueError("alpha given with a teacher; a teacher's logits replace the labels")
         if self.pairing and (self.pairing.kind == "clp") == bool(self.adversary):
             raise ValueError(
                 f"pairing {self.pairing.kind!r} given; allowed: 'clp' without an adversary, 'trades' and 'alp' with one"
@@ -134,14 +136,15 @@ class Recipe(Table):
         if self.pairing and self.pairing.kind == "clp" and self.batch_size < 2:
             raise ValueError("pairing 'clp' given with batch_size 1; expected: at least 2")
         if self.adversary and not self.adversary.mix and not self.pairing:
-            raise ValueError("adversary.mix = 0 given; allowed: only with a pairing, nothing else would use its images")
+            raise ValueError("adversary.mix = 0 given; allowed: only with a pairing, no other term uses the images")
         return self
 
 
-class Budget(Table):
-    """What is trained in place of the recipe where there is only a CPU: the recipe with some values replaced.
+class CpuOverrides(CardTable):
+    """The table `cpu_budget` of a card: values that replace those of the recipe where there is only a CPU.
 
-    `steps` and `step_size` are the adversary's. A model trained so says it in its card, and counts as partly trained.
+    `steps` and `step_size` replace those of the adversary. The card of a model that was trained in this way says so,
+    and the model counts as partly trained.
     """
 
     iterations: Annotated[int | None, Field(ge=1)] = None
@@ -152,10 +155,10 @@ class Budget(Table):
     step_size: Annotated[Exact | None, Field(gt=0)] = None
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """Replace what the budget gives.
+        """Return the recipe with these values.
 
         Raises:
-            ValueError: the outcome is not a valid recipe, or the adversary that is meant does not exist.
+            ValueError: the new recipe is invalid, or there are values for an adversary that the recipe does not have.
         """
         given = self.model_dump(exclude_none=True)
         inner = {key: given.pop(key) for key in ("steps", "step_size") if key in given}
@@ -169,7 +172,7 @@ class Budget(Table):
         return Recipe.model_validate(whole)
 
     def describe(self, recipe: Recipe) -> str:
-        """Say what is different, such as `10000 iterations instead of 100000`."""
+        """Describe the changes, such as `iterations 10000 instead of 100000`."""
         parts = []
         for key, value in self.model_dump(exclude_none=True).items():
             source = recipe.adversary if key in ("steps", "step_size") else recipe

@@ -1,4 +1,4 @@
-"""What a model card may say: the tables of its TOML, checked strictly, with every problem worded at once."""
+"""The schema of a model card: the tables of its TOML file. Checks are strict, and all problems are reported at once."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,21 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from robbench.core.errors import CardError
 from robbench.core.files import load_toml
 from robbench.core.types import Norm, Threat
-from robbench.models.fields import Exact, Numbers, Scalar, Table, Text, hex64, relative, top_level
-from robbench.models.recipes import Budget, Recipe
+from robbench.models.fields import (
+    CardTable,
+    Exact,
+    Numbers,
+    Scalar,
+    Text,
+    check_package_name,
+    check_relative_path,
+    check_sha256,
+)
+from robbench.models.recipes import CpuOverrides, Recipe
 
 
 class DatasetFacts(NamedTuple):
-    """What a card may take for granted about a data set; `in_shape` is (C, H, W)."""
+    """The facts about a data set that cards need. `in_shape` is (C, H, W)."""
 
     num_classes: int
     in_shape: tuple[int, int, int]
@@ -30,15 +39,15 @@ DATASETS: dict[str, DatasetFacts] = {
 }
 
 
-class Architecture(Table):
-    """A name from `architectures.ARCHITECTURES` and the arguments of its builder."""
+class Architecture(CardTable):
+    """A name from `architectures.ARCHITECTURES`, and the arguments of its builder."""
 
     name: Text
     args: dict[str, Scalar] = Field(default_factory=dict)
 
 
-class Preprocess(Table):
-    """Normalization `(x - mean) / std` per channel, for x in [0, 1]; it lives inside the loaded module."""
+class Preprocess(CardTable):
+    """Normalization `(x - mean) / std` per channel, for x in [0, 1]. The loaded module contains it."""
 
     mean: Numbers
     std: Numbers
@@ -46,30 +55,30 @@ class Preprocess(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.mean) != len(self.std):
-            raise ValueError(f"{len(self.mean)} means, {len(self.std)} stds given; expected: as many of each")
+            raise ValueError(f"{len(self.mean)} means, {len(self.std)} stds given; expected: as many means as stds")
         if not all(s > 0 for s in self.std):
             raise ValueError(f"std {list(self.std)} given; every std must be > 0")
         return self
 
 
-class ThreatClaim(Table):
-    """What the model claims to resist; `eps` is exact, in [0, 1] pixel units."""
+class ThreatClaim(CardTable):
+    """The threat model against which the model claims to be robust. `eps` is exact, in [0, 1] pixel units."""
 
     norm: Norm
     eps: Annotated[Exact, Field(gt=0)]
 
     def threat(self) -> Threat:
-        """Return the claim as the rest of the package speaks it."""
+        """Convert the claim to a `Threat`."""
         return Threat(norm=self.norm, eps=self.eps)
 
 
-class Weights(Table):
-    """Where the weights are: `path` under the registry's `weights/`, or `resource` in a Python `package`."""
+class Weights(CardTable):
+    """The place of the weights: `path` under the registry's `weights/`, or `resource` in a Python `package`."""
 
-    path: Annotated[str, AfterValidator(relative)] | None = None
-    package: Annotated[str, AfterValidator(top_level)] | None = None
-    resource: Annotated[str, AfterValidator(relative)] | None = None
-    sha256: Annotated[str, AfterValidator(hex64)]
+    path: Annotated[str, AfterValidator(check_relative_path)] | None = None
+    package: Annotated[str, AfterValidator(check_package_name)] | None = None
+    resource: Annotated[str, AfterValidator(check_relative_path)] | None = None
+    sha256: Annotated[str, AfterValidator(check_sha256)]
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -80,8 +89,8 @@ class Weights(Table):
         return self
 
 
-class Paper(Table):
-    """The published figures that this model is to be compared with (`figures`: column name to value)."""
+class Paper(CardTable):
+    """The published figures to compare this model with. `figures`: column name -> value."""
 
     source: Text
     table: Text
@@ -89,10 +98,10 @@ class Paper(Table):
     figures: dict[str, float] = Field(default_factory=dict)
 
 
-class Trained(Table):
-    """What training really happened, written by the trainer (`seconds` of wall time, `date` as text).
+class TrainingRecord(CardTable):
+    """The record of the training that produced the weights. `robbench train` writes it. `seconds` is wall time.
 
-    `instead` says in which way the card's CPU budget changed the recipe; it is empty where the recipe itself was used.
+    `instead` describes how the card's CPU budget changed the recipe. It is empty if the recipe itself was used.
     """
 
     iterations: Annotated[int, Field(ge=0)]
@@ -106,10 +115,10 @@ class Trained(Table):
     instead: str = ""
 
 
-class ModelCard(Table):
+class ModelCard(CardTable):
     """One model: the content of `<dataset>/<name>.toml`.
 
-    `priority` orders `robbench train --all-missing`: higher first.
+    `priority` is the order of `robbench train --all-missing`: higher numbers first.
     """
 
     version: Literal[1]
@@ -122,10 +131,10 @@ class ModelCard(Table):
     preprocess: Preprocess | None = None
     threat: ThreatClaim | None = None
     recipe: Recipe | None = None
-    cpu_budget: Budget | None = None
+    cpu_budget: CpuOverrides | None = None
     weights: Weights | None = None
     paper: Paper | None = None
-    trained: Trained | None = None
+    trained: TrainingRecord | None = None
 
     @property
     def is_trainable(self) -> bool:
@@ -133,7 +142,7 @@ class ModelCard(Table):
         return self.recipe is not None and (self.weights is None or self.weights.path is not None)
 
     @model_validator(mode="after")
-    def _budgeted(self) -> Self:
+    def _check_budget(self) -> Self:
         if self.cpu_budget:
             if self.recipe is None:
                 raise ValueError("cpu_budget: given without a recipe; expected: a recipe that it changes")
@@ -144,7 +153,7 @@ class ModelCard(Table):
         return self
 
     @model_validator(mode="after")
-    def _channels(self) -> Self:
+    def _check_channels(self) -> Self:
         channels = DATASETS[self.dataset].in_shape[0]
         if self.preprocess and len(self.preprocess.mean) != channels:
             raise ValueError(
@@ -172,7 +181,7 @@ _EXPECTED: dict[str, str] = {
 
 
 def _table_at(loc: Sequence[int | str]) -> type[BaseModel]:
-    """Find the table class that a pydantic location leads to."""
+    """Return the table class at a pydantic location."""
     table: type[BaseModel] = ModelCard
     for key in loc:
         annotation = table.model_fields[str(key)].annotation
@@ -181,7 +190,7 @@ def _table_at(loc: Sequence[int | str]) -> type[BaseModel]:
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
-    """Word one pydantic error: key, what was given, what is allowed."""
+    """Format one pydantic error: the key, what was given and what is allowed."""
     loc, kind, context = error["loc"], error["type"], error.get("ctx", {})
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
     given = f"{error['input']!r} given"
@@ -204,11 +213,11 @@ def _sentence(error: Mapping[str, Any]) -> str:
 
 
 def parse_card(text: str, where: str) -> ModelCard:
-    """Parse the text of a card; `where` names the file in the errors.
+    """Parse the text of a card. `where` is the name of the file in error messages.
 
     Raises:
-        CardError: not TOML (with the line), or invalid: one line per problem, with file, key, what was given
-            and what is allowed.
+        CardError: the text is not TOML (with the line), or is invalid. The message has one line per problem, with file,
+            key, what was given and what is allowed.
     """
     try:
         table = load_toml(text)

@@ -1,6 +1,7 @@
-"""Models without a card: a file, a hub, a zoo, or a function of the user's own.
+"""Sources of models without a card: a file, a hub, a zoo, or a user's function.
 
-`parse_source` tells a source from a card's name and imports nothing heavy. `load_source.py` loads what a source names.
+`parse_source` distinguishes a source from the name of a card. It imports nothing large. `load_source.py` loads the
+model of a source.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from robbench.core.errors import ModelError
 
-__all__ = ["ALLOWED", "FORMS", "Source", "parse_source"]
+__all__ = ["ALLOWED", "FORMS", "ModelSource", "parse_source"]
 
 FORMS = {
     "robustbench": "robustbench:NAME or robustbench:DATASET/THREAT/NAME",
@@ -24,15 +25,15 @@ _ZOO = {"dataset": ("cifar10", "cifar100"), "threat": ("Linf", "L2", "corruption
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a model without a card comes from.
+class ModelSource:
+    """The source of a model without a card.
 
     Attributes:
-        text: as the user gave it.
+        text: the source as the user wrote it.
         kind: a key of `FORMS`, or "function".
-        parts: of "robustbench" data set, threat, name; of "hf" repository, revision (may be empty), file; of
-            "function" module, function; else the rest of the text.
-        name: what the model is called in results: one safe path component.
+        parts: for "robustbench": data set, threat, name. For "hf": repository, revision (may be empty), file. For
+            "function": module, function. For other kinds: the text after the colon.
+        name: the name of the model in results, a safe path component.
     """
 
     text: str
@@ -41,10 +42,10 @@ class Source:
     name: str
 
     def test_set(self, given: str | None) -> str | None:
-        """Return the data set to test on: the one that was asked for, or the one that the source implies.
+        """Return the data set to test on: `given`, or the data set that the source implies.
 
         Raises:
-            ModelError: the two differ.
+            ModelError: both exist and differ.
         """
         implied = self.parts[0] if self.kind == "robustbench" else None
         if given is not None and implied is not None and given != implied:
@@ -55,11 +56,11 @@ class Source:
         return given or implied
 
 
-def parse_source(text: str) -> Source | None:
+def parse_source(text: str) -> ModelSource | None:
     """Read what `--model` was given; None means the name of a registered card, which has no colon.
 
     Raises:
-        ModelError: it has a colon and is no source that is known here.
+        ModelError: the text has a colon and is not a known source.
     """
     kind, colon, rest = text.partition(":")
     if not colon:
@@ -71,7 +72,9 @@ def parse_source(text: str) -> Source | None:
             if value not in _ZOO[what] or not name:
                 allowed = ", ".join(_ZOO[what])
                 raise ModelError(f"{text!r}: expected {FORMS[kind]}; {what}s allowed: {allowed}.")
-        return Source(text, kind, (dataset, threat, name), _folder(kind, threat if threat != "Linf" else "", name))
+        return ModelSource(
+            text, kind, (dataset, threat, name), _join_name(kind, threat if threat != "Linf" else "", name)
+        )
     if kind == "hf":
         match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^:\s]+))?(?::([^:]+))?", rest)
         if match is None:
@@ -79,20 +82,20 @@ def parse_source(text: str) -> Source | None:
         repo, revision, file = match[1], match[2] or "", match[3] or "model.safetensors"
         if not file.endswith(".safetensors") or file.startswith("/") or ".." in PurePosixPath(file).parts:
             raise ModelError(
-                f"{text!r}: file {file!r} given; allowed from a hub: a .safetensors file, which cannot run code, "
-                "by its path in the repository."
+                f"{text!r}: file {file!r} given; allowed from a hub: the path of a .safetensors file in the "
+                "repository. Such a file cannot run code."
             )
-        own = file.removesuffix(".safetensors").removesuffix("model")
-        return Source(text, kind, (repo, revision, file), _folder(kind, *repo.split("/"), revision, own))
+        file_name = file.removesuffix(".safetensors").removesuffix("model")
+        return ModelSource(text, kind, (repo, revision, file), _join_name(kind, *repo.split("/"), revision, file_name))
     if kind in FORMS:
         if not rest:
             raise ModelError(f"{text!r}: expected {FORMS[kind]}.")
-        return Source(text, kind, (rest,), _folder(kind, Path(rest).stem if kind == "file" else rest))
+        return ModelSource(text, kind, (rest,), _join_name(kind, Path(rest).stem if kind == "file" else rest))
     if all(part.isidentifier() for part in [*kind.split("."), rest]):
-        return Source(text, "function", (kind, rest), _folder(kind, rest))
+        return ModelSource(text, "function", (kind, rest), _join_name(kind, rest))
     raise ModelError(f"Unknown source {text!r}. Allowed: {ALLOWED}; or the name of a card (`robbench list models`).")
 
 
-def _folder(*parts: str) -> str:
+def _join_name(*parts: str) -> str:
     clean = (re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)
     return "-".join(part for part in clean if part)[:120]

@@ -9,8 +9,8 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from robbench.core.errors import RobbenchError
-from robbench.core.files import component
-from robbench.models.sources import ALLOWED, Source, parse_source
+from robbench.core.files import check_path_component
+from robbench.models.sources import ALLOWED, ModelSource, parse_source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -101,7 +101,7 @@ class ModelSpec:
         return cls(model, **{key: given[key] for key in SpecFields.__annotations__ if key in given})
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> ModelSource | None:
         """The source; None for a registered name or a module."""
         return parse_source(self.model) if isinstance(self.model, str) else None
 
@@ -128,7 +128,7 @@ def _check_folder(field: str, text: str | None) -> None:
     """Refuse what cannot be the name of a folder: results lie under DATASET/NAME."""
     try:
         if text is not None:
-            component(text, field)
+            check_path_component(text, field)
     except ValueError as error:
         raise RobbenchError(f"{error}.") from None
 

@@ -21,8 +21,8 @@ from robbench.papers.trained import iterations
 from robbench.report.leaderboard import overestimation
 from robbench.report.linear import predicted
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
-from robbench.results.store import load_results, read_rows, result_folder
-from robbench.results.summary import robust_samples
+from robbench.results.store import load_results, locate_result, read_rows
+from robbench.results.summary import find_robust_samples
 from robbench.suite import load_suite
 
 __all__ = ["Cell", "Line", "Run", "Sheet", "Todo", "Worst", "fill", "network"]
@@ -184,9 +184,9 @@ class _Measured:
             return None
         if len(attacks) == 1:
             return alone[attacks[0]]
-        path = result_folder(self.root, result) / "outcomes.parquet"
+        path = locate_result(self.root, result) / "outcomes.parquet"
         rows = read_rows(path)
-        robust = robust_samples(rows[rows["attack"].isin(attacks)])
+        robust = find_robust_samples(rows[rows["attack"].isin(attacks)])
         if len(robust) != result.n:
             raise ResultError(f"{path} has {len(robust)} images, result.json {result.n}; make the result again.")
         low, high = wilson(int(robust.sum()), result.n)
@@ -261,7 +261,7 @@ def _missing(
 
 def _worst(result: ResultFile, measured: _Measured) -> Worst:
     lowest = min(result.attacks, key=lambda a: a.robust_accuracy.value)
-    folder, verdict = result_folder(measured.root, result).name, measured.verdicts.of(result)
+    folder, verdict = locate_result(measured.root, result).name, measured.verdicts.of(result)
     return Worst(result.robust_accuracy, folder, result.n, lowest, verdict, overestimation(result))
 
 

@@ -12,14 +12,14 @@ import pandas as pd
 from torch import nn
 
 from robbench.core.errors import ResultError
-from robbench.core.types import some_ids
+from robbench.core.types import format_ids
 from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.progress import Reporter
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run, run_here
 from robbench.recheck.recall import ReproduceFields, recall_spec
 from robbench.results.schema import ResultFile, read_result
-from robbench.results.store import COLUMNS, differences, read_rows, result_folder
+from robbench.results.store import COLUMNS, list_differences, locate_result, read_rows
 from robbench.suite import CUSTOM, SuiteSource
 
 __all__ = ["Difference", "Reproduction", "reproduce"]
@@ -89,7 +89,7 @@ class Reproduction:
         about = f"{r.dataset}/{r.model} · {r.suite} · {r.threat.norm} {r.threat.eps}, {self.n} images"
         if self.verdicts:
             flipped = sorted({d.sample for d in self.verdicts})
-            return [*found, f"{about}: {len(self.verdicts)} verdicts differ, of {some_ids(flipped)}."]
+            return [*found, f"{about}: {len(self.verdicts)} verdicts differ, of {format_ids(flipped)}."]
         if self.details:
             return [*found, f"{about}: all verdicts equal; {len(self.details)} records differ in how they came about."]
         return [*found, f"{about}: equal, record by record."]
@@ -146,13 +146,13 @@ def reproduce(
         )
         spec = recall_spec(stored, model, fields)
         again = run_here(make_run(RunRequest(spec, suite or stored.suite, options, stored.identity), reporter))
-        now = read_rows(result_folder(Path(folder), again) / "outcomes.parquet")
+        now = read_rows(locate_result(Path(folder), again) / "outcomes.parquet")
     verdicts, details = _compared(rows[rows["sample"].isin(now["sample"])], now)
     circumstances = [
         (f"{name}.{field}".rstrip("."), a, b)
         for name in _CIRCUMSTANCES
         if getattr(stored, name)  # results of older versions have no environment
-        for field, a, b in differences("", getattr(stored, name), getattr(again, name))
+        for field, a, b in list_differences("", getattr(stored, name), getattr(again, name))
     ]
     return Reproduction(stored, again, again.n, verdicts, details, circumstances)
 

@@ -26,11 +26,11 @@ from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.options import Options, check_names
 from robbench.recheck.recall import VerifyFields, recall_spec
 from robbench.results.adversarials import FILE, Adversarials, Points, read, row_digest
-from robbench.results.consistency import Finding, Verification, record_findings, summary_findings
+from robbench.results.consistency import Mismatch, Verification, find_record_mismatches, find_summary_mismatches
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import COLUMNS, read_rows
 
-__all__ = ["Finding", "Verification", "verify"]
+__all__ = ["Mismatch", "Verification", "verify"]
 
 _ROUNDING = 1e-4  # of the logits' length: what another kernel, width or device may change (as in target.py)
 
@@ -65,7 +65,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     try:
         rows = read_rows(path.with_name("outcomes.parquet")).astype(COLUMNS)
     except (ResultError, TypeError, ValueError) as error:
-        return Verification(stored, 0, 0, [Finding(f"outcomes.parquet: {error}")], [])
+        return Verification(stored, 0, 0, [Mismatch(f"outcomes.parquet: {error}")], [])
     breaks = int((rows["status"] == Status.BROKEN).sum())
     kept = path.with_name(FILE)
     if breaks and not kept.exists():
@@ -74,7 +74,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
             "made the result, with --save-adversarials, attacks those images once more and keeps what it finds."
         )
     names = [a.name for a in stored.attacks]
-    refuted = [*summary_findings(stored, rows), *record_findings(rows, names, stored.mode)]
+    refuted = [*find_summary_mismatches(stored, rows), *find_record_mismatches(rows, names, stored.mode)]
     try:
         threat = parse_threat(stored.identity["threat"]["norm"], stored.identity["threat"]["eps"])
     except (KeyError, TypeError, ValueError):  # the findings on the summary say so
@@ -85,7 +85,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     try:
         adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
     except ResultError as error:
-        return Verification(stored, breaks, 0, [*refuted, Finding(str(error))], [])
+        return Verification(stored, breaks, 0, [*refuted, Mismatch(str(error))], [])
     check = _Check(stored, rows, target, images, Ball.of(threat), options.lanes or stored.lanes)
     refuted += check.data()
     clean = list(check.clean())
@@ -97,12 +97,12 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     return Verification(stored, breaks, confirmed, refuted, [f for f, close in [*clean, *points] if close])
 
 
-def _identity_findings(stored: ResultFile, target: Target, images: Images) -> Iterator[Finding]:
+def _identity_findings(stored: ResultFile, target: Target, images: Images) -> Iterator[Mismatch]:
     """Name what differs between what was measured and what is here."""
     here = {"model": target.identity, "weights": target.weights, "data": images.digest, "dtype": str(images.dtype)}
     for field, value in here.items():
         if stored.identity.get(field) != value:
-            yield Finding(
+            yield Mismatch(
                 f"{field}: {stored.identity.get(field)} was measured, {value} is here; no break was derived again"
             )
 
@@ -124,16 +124,16 @@ class _Check:
         at: NDArray[np.int64] = np.searchsorted(self.images.index, np.asarray(sample))
         return at
 
-    def data(self) -> Iterator[Finding]:
+    def data(self) -> Iterator[Mismatch]:
         """Hold samples and labels against the data set."""
         for sample, attack in self.rows.loc[~self.exists, ["sample", "attack"]].itertuples(index=False):
-            yield Finding(f"is no sample of {self.images.dataset}", sample, attack)
+            yield Mismatch(f"is no sample of {self.images.dataset}", sample, attack)
         wrong = self.exists & (self.rows["label"] != self.label)
         found = self.rows[wrong].assign(true=self.label[wrong])
         for sample, attack, label, true in found[["sample", "attack", "label", "true"]].itertuples(index=False):
-            yield Finding(f"label {label} is recorded; the data set says {true}", sample, attack)
+            yield Mismatch(f"label {label} is recorded; the data set says {true}", sample, attack)
 
-    def clean(self) -> Iterator[tuple[Finding, bool]]:
+    def clean(self) -> Iterator[tuple[Mismatch, bool]]:
         """Classify the clean images again; yields what differs, and whether rounding explains it."""
         rows = self.rows.assign(true=self.label)[self.exists]
         position = np.unique(self.position(rows["sample"]))
@@ -157,12 +157,12 @@ class _Check:
             logits = compute_logits(self.target, self.images.x(self.position([sample])), self.lanes)
             what = f"the clean image is predicted as {now}; {expected} is recorded"
             where = attack if isinstance(attack, str) else None
-            yield Finding(what, int(sample), where), _close(logits[0], now, expected)
+            yield Mismatch(what, int(sample), where), _close(logits[0], now, expected)
 
-    def points(self, kept: Adversarials) -> Iterator[tuple[Finding, bool]]:
+    def points(self, kept: Adversarials) -> Iterator[tuple[Mismatch, bool]]:
         """Derive every break again; yields what differs, and whether rounding explains it."""
         if kept.run_id != self.stored.run_id:
-            yield Finding(f"{FILE} is of run {kept.run_id}; the result is of run {self.stored.run_id}"), False
+            yield Mismatch(f"{FILE} is of run {kept.run_id}; the result is of run {self.stored.run_id}"), False
         recorded = self.rows.assign(true=self.label, exists=self.exists).drop_duplicates(["sample", "attack"])
         seen: set[tuple[int, str]] = set()
         changed = False
@@ -170,31 +170,31 @@ class _Check:
             keys = list(zip(group.sample.tolist(), group.attack.tolist(), strict=True))
             for i, key in enumerate(keys):
                 if key in seen:
-                    yield Finding("has more than one adversarial example", *key), False
+                    yield Mismatch("has more than one adversarial example", *key), False
                 seen.add(key)
                 if row_digest(kept.run_id, *key, group.x[i]) != group.sha256[i].tobytes():
                     changed = True
-                    yield Finding("the adversarial example is not the one that was stored (SHA-256)", *key), False
+                    yield Mismatch("the adversarial example is not the one that was stored (SHA-256)", *key), False
             found = pd.DataFrame({"sample": group.sample, "attack": group.attack, "row": np.arange(len(keys))})
             found = found.merge(recorded, on=["sample", "attack"], how="left")
             lone = found["status"] != Status.BROKEN
             for sample, attack, status in found.loc[lone, ["sample", "attack", "status"]].itertuples(index=False):
                 told = status if isinstance(status, str) else "nothing"
-                yield Finding(f"an adversarial example is stored; recorded is: {told}", sample, attack), False
+                yield Mismatch(f"an adversarial example is stored; recorded is: {told}", sample, attack), False
             found = found[~lone & found["exists"].eq(True)]
             if group.x.shape[1:] != self.images.x(np.arange(1)).shape[1:]:
-                yield Finding(f"{FILE} holds points of shape {group.x.shape[1:]}; the images have another"), False
+                yield Mismatch(f"{FILE} holds points of shape {group.x.shape[1:]}; the images have another"), False
                 continue
             for begin in range(0, len(found), self.lanes):
                 yield from self.batch(group, found.iloc[begin : begin + self.lanes])
         if kept.altered and not changed:
-            yield Finding(f"{FILE}: not as it was written (SHA-256): {', '.join(kept.altered)}"), False
+            yield Mismatch(f"{FILE}: not as it was written (SHA-256): {', '.join(kept.altered)}"), False
         broken = self.rows[self.rows["status"] == Status.BROKEN]
         for key in broken[["sample", "attack"]].itertuples(index=False, name=None):
             if key not in seen:
-                yield Finding("is recorded as broken, and no adversarial example is stored", *key), False
+                yield Mismatch("is recorded as broken, and no adversarial example is stored", *key), False
 
-    def batch(self, group: Points, found: pd.DataFrame) -> Iterator[tuple[Finding, bool]]:
+    def batch(self, group: Points, found: pd.DataFrame) -> Iterator[tuple[Mismatch, bool]]:
         """Judge points beside their records: geometry, distance, prediction."""
         x0 = self.images.x(self.position(found["sample"]))
         x = torch.from_numpy(group.x[found["row"].to_numpy()]).to(self.images.dtype)
@@ -210,7 +210,7 @@ class _Check:
             place = _misplaced(x[i], inside[i], distance[i], row["distance"], float(slack[i]))
             answer = _mispredicted(row, logits[i], votes[i])
             for what, close in (*place, *answer):
-                yield Finding(what, int(row["sample"]), row["attack"]), close
+                yield Mismatch(what, int(row["sample"]), row["attack"]), close
 
     def votes(self, x: Tensor, logits: Tensor, y: Tensor) -> list[int | None]:
         """Count wrong answers among several, for models that answer at random."""

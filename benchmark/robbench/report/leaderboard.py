@@ -13,8 +13,8 @@ from robbench.core.stats import mcnemar
 from robbench.masking.record import Verdicts
 from robbench.report.escape import markdown_text
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import load_results, read_rows, result_folder
-from robbench.results.summary import robust_samples
+from robbench.results.store import load_results, locate_result, read_rows
+from robbench.results.summary import find_robust_samples
 
 __all__ = ["group_title", "leaderboard", "overestimation", "ranked", "shown_points", "table"]
 
@@ -74,10 +74,10 @@ def _tied(better: ResultFile, worse: ResultFile, root: Path | None) -> bool:
 
 def _robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
     """Read which images withstood every attack; None unless the records are those of just this result's images."""
-    path = result_folder(root, result) / "outcomes.parquet"
+    path = locate_result(root, result) / "outcomes.parquet"
     if not path.exists():
         return None
-    robust = robust_samples(read_rows(path))
+    robust = find_robust_samples(read_rows(path))
     return robust if len(robust) == result.n else None
 
 
@@ -108,7 +108,7 @@ def table(results: list[ResultFile], root: Path | None = None, verdicts: Verdict
         figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
         name = markdown_text(r.model)
         if root is not None:
-            name = f"[{name}]({quote(str(result_folder(Path(root.name), r) / 'result.json'), safe='/@')})"
+            name = f"[{name}]({quote(str(locate_result(Path(root.name), r) / 'result.json'), safe='/@')})"
         rows.append(
             {
                 "Rank": rank,

@@ -12,7 +12,7 @@ from robbench.linear.record import LinearFile, linear_folder, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.report.leaderboard import percent, with_interval
 from robbench.results.schema import Accuracy
-from robbench.results.summary import accuracy
+from robbench.results.summary import make_accuracy
 from robbench.suite import load_suite
 
 __all__ = ["linear_rows", "predicted", "standard_radius", "text_of"]
@@ -27,7 +27,7 @@ def predicted(measured: Linearization, eps: Fraction, n: int | None = None) -> A
         n: the first n images; None, or more than there are, means all of them.
     """
     standing = measured.standing(float(eps))[:n]
-    return accuracy(int(standing.sum()), len(standing))
+    return make_accuracy(int(standing.sum()), len(standing))
 
 
 def standard_radius(dataset: str) -> Fraction | None:

@@ -20,7 +20,7 @@ from robbench.core.files import write_atomically
 from robbench.report.leaderboard import percent, with_interval
 from robbench.report.sweep import standing
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.summary import accuracy
+from robbench.results.summary import make_accuracy
 
 __all__ = ["AttackSpread", "Spread", "print_spreads", "spread", "write_spread"]
 
@@ -100,7 +100,7 @@ def spread(root: Path, results: Sequence[ResultFile]) -> Spread:
     for name in [*(a.name for a in first.attacks), "worst case"]:
         counts = pd.concat([c[name] for c in columns], axis=1)
         values = [int(v) / n for v in counts.sum()]
-        attacks.append(AttackSpread(name, values, accuracy(int(counts.all(axis=1).sum()), n)))
+        attacks.append(AttackSpread(name, values, make_accuracy(int(counts.all(axis=1).sum()), n)))
     other = "".join(f"-{k}-{v.replace('/', 'of')}" for k, v in sorted(first.overrides.items()) if k != "seed")
     threat = f"{first.threat.norm} {first.threat.eps}"
     return Spread(

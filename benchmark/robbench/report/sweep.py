@@ -21,8 +21,8 @@ from robbench.core.stats import mcnemar
 from robbench.report.figures.canvas import MARKERS, OKABE_ITO
 from robbench.report.leaderboard import percent, with_interval
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import read_rows, result_folder
-from robbench.results.summary import accuracy, robust_samples
+from robbench.results.store import locate_result, read_rows
+from robbench.results.summary import find_robust_samples, make_accuracy
 
 __all__ = ["Point", "Sweep", "draw_sweep", "print_sweep", "standing", "sweep", "write_sweep"]
 
@@ -99,15 +99,15 @@ def sweep(root: Path, results: Sequence[ResultFile], clean: bool = False) -> Swe
     right, n = columns[0]["clean"], len(samples)
     points = []
     if clean:
-        all_clean = accuracy(int(right.sum()), n)
+        all_clean = make_accuracy(int(right.sum()), n)
         points.append(Point("0", {a.name: all_clean for a in first.attacks}, all_clean, all_clean, 0, None))
     left = right
     for r, c in zip(results, columns, strict=True):
         missed = int((c["worst case"] & ~left).sum())
         left = left & c["worst case"]
-        attacks = {a.name: accuracy(int(c[a.name].sum()), n) for a in r.attacks}
-        measured = accuracy(int(c["worst case"].sum()), n)
-        points.append(Point(r.threat.eps, attacks, accuracy(int(left.sum()), n), measured, missed, r.run_id))
+        attacks = {a.name: make_accuracy(int(c[a.name].sum()), n) for a in r.attacks}
+        measured = make_accuracy(int(c["worst case"].sum()), n)
+        points.append(Point(r.threat.eps, attacks, make_accuracy(int(left.sum()), n), measured, missed, r.run_id))
     other = "".join(f"-{k}-{v}" for k, v in sorted(first.overrides.items()) if k not in ("eps", "norm"))
     title = f"{first.dataset}/{first.model} · {first.suite} · {first.threat.norm}"
     stem = f"{first.dataset}/{first.model}/{first.suite}@sweep-{first.threat.norm}{other}"
@@ -121,7 +121,7 @@ def _radius(result: ResultFile) -> Fraction:
 
 def standing(root: Path, result: ResultFile) -> pd.DataFrame:
     """Tell per image and attack whether it stands: after all attacks so far (cascade), or the first too (challenge)."""
-    path = result_folder(root, result) / "outcomes.parquet"
+    path = locate_result(root, result) / "outcomes.parquet"
     rows = read_rows(path)
     # Records lie in the order in which samples are selected, and there may be more than were asked for this time.
     rows = rows[rows["sample"].isin(rows["sample"].unique()[: result.n])]
@@ -129,8 +129,8 @@ def standing(root: Path, result: ResultFile) -> pd.DataFrame:
     columns = {"clean": ~(rows["status"] == "misclassified").groupby(rows["sample"]).any()}
     for i, name in enumerate(names):
         seen = {"cascade": names[: i + 1], "challenge": [names[0], name]}.get(result.mode, [name])
-        columns[name] = robust_samples(rows[rows["attack"].isin(seen)])
-    columns["worst case"] = robust_samples(rows)
+        columns[name] = find_robust_samples(rows[rows["attack"].isin(seen)])
+    columns["worst case"] = find_robust_samples(rows)
     return pd.DataFrame(columns)
 
 

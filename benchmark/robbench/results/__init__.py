@@ -1,1 +1,1 @@
-"""Results on disk: their schema, files, locks, recovery and summary. Nothing here imports torch."""
+"""Results on disk: schema, files, locks, recovery and summary. Nothing here imports torch."""

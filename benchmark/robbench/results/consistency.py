@@ -1,4 +1,4 @@
-"""What can be checked of a stored result without its model: that its parts say the same. Imports no torch."""
+"""Check without the model that the parts of a stored result agree with each other. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pandas as pd
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
 from robbench.results.schema import ResultFile
-from robbench.results.store import differences
+from robbench.results.store import list_differences
 from robbench.results.summary import MEASURED_FLAGS, summarize
 from robbench.suite import Suite
 
-__all__ = ["Finding", "Verification", "record_findings", "summary_findings"]
+__all__ = ["Mismatch", "Verification", "find_record_mismatches", "find_summary_mismatches"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that does not hold: about one record, about one sample, or about the files as a whole."""
+class Mismatch:
+    """A contradiction in a stored result. It concerns one record, one sample, or the files as a whole."""
 
     what: str
     sample: int | None = None
@@ -37,28 +37,28 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """What became of a result that was verified.
+    """The outcome of `robbench verify` for one result.
 
     Attributes:
         result: the stored summary.
-        breaks: how many breaks are recorded.
-        confirmed: how many of them hold in every respect.
-        refuted: what does not hold.
-        borderline: predictions that differ by no more than rounding can do; they count neither way.
+        breaks: number of recorded breaks.
+        confirmed: number of breaks without any mismatch.
+        refuted: the mismatches.
+        borderline: predictions that differ by no more than rounding. They count neither for nor against the result.
     """
 
     result: ResultFile
     breaks: int
     confirmed: int
-    refuted: list[Finding]
-    borderline: list[Finding]
+    refuted: list[Mismatch]
+    borderline: list[Mismatch]
 
     def as_json(self) -> dict[str, Any]:
-        """Say it for machines."""
+        """Convert to JSON values."""
         r = self.result
         about = {"run_id": r.run_id, "dataset": r.dataset, "model": r.model, "suite": r.suite, "n": r.n}
-        findings = {"refuted": [asdict(f) for f in self.refuted], "borderline": [asdict(f) for f in self.borderline]}
-        return {**about, "breaks": self.breaks, "confirmed": self.confirmed, **findings}
+        mismatches = {"refuted": [asdict(f) for f in self.refuted], "borderline": [asdict(f) for f in self.borderline]}
+        return {**about, "breaks": self.breaks, "confirmed": self.confirmed, **mismatches}
 
     def __str__(self) -> str:
         """Print the verdict in one line."""
@@ -66,77 +66,75 @@ class Verification:
         tail = f", {len(self.borderline)} within rounding of the boundary" if self.borderline else ""
         return (
             f"{r.dataset}/{r.model} · {r.suite} · {r.threat.norm} {r.threat.eps}: {self.confirmed} of {self.breaks} "
-            f"breaks of {r.n} images confirmed, {len(self.refuted)} findings against it{tail}."
+            f"breaks of {r.n} images confirmed, {len(self.refuted)} mismatches{tail}."
         )
 
 
-def summary_findings(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Finding]:
-    """Make result.json again from its identity and the records, and name every field that differs."""
+def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
+    """Compute result.json again from its identity and the records. Yield one mismatch per field that differs."""
     identity = stored.identity
     try:
-        said = identity["suite"]
-        made = summarize(
+        suite = identity["suite"]
+        expected = summarize(
             rows,
             attacks={a["name"]: {k: v for k, v in a.items() if k != "name"} for a in identity["attacks"]},
             flags={k: v for k, v in stored.flags.items() if k not in MEASURED_FLAGS},
             identity=identity,
             threat=parse_threat(identity["threat"]["norm"], identity["threat"]["eps"]),
-            suite=Suite(said["name"], 1, "", "", said["judge"], said["mode"], {}, ()),
+            suite=Suite(suite["name"], 1, "", "", suite["judge"], suite["mode"], {}, ()),
             seed=identity["seed"],
-            **{name: getattr(stored, name) for name in _TAKEN},
+            **{name: getattr(stored, name) for name in _KEPT},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        yield Finding(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
+        yield Mismatch(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
         return
-    for field, given, expected in _differences(stored.model_dump(mode="json"), made.model_dump(mode="json")):
-        yield Finding(f"result.json: {field} is {given}; {expected} follows from outcomes.parquet and the identity")
+    for field, given, derived in _differences(stored.model_dump(mode="json"), expected.model_dump(mode="json")):
+        yield Mismatch(f"result.json: {field} is {given}; {derived} follows from outcomes.parquet and the identity")
 
 
-_TAKEN = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper")
-"""Fields that nothing else tells."""
+_KEPT = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper")
+"""Fields that do not follow from other data. They are taken as stored."""
 
 
 def _differences(given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
-    for field, a, b in differences("", given, expected):
-        # Sums are rounded, and another version may add up in another order.
+    for field, a, b in list_differences("", given, expected):
+        # Sums are rounded, and another version may add in another order.
         slack = 2e-3 if field.endswith("seconds") else 1e-9
         if not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-9, abs_tol=slack)):
             yield field, a, b
 
 
-def record_findings(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterator[Finding]:
-    """Tell which records cannot stand beside each other.
+def find_record_mismatches(rows: pd.DataFrame, attacks: list[str], mode: str) -> Iterator[Mismatch]:
+    """Yield one mismatch per record that contradicts the suite or other records.
 
     Args:
-        rows: of outcomes.parquet.
+        rows: the rows of outcomes.parquet.
         attacks: names of the stages, in order.
         mode: full, cascade or challenge.
     """
     known = rows["attack"].isin(attacks) & rows["status"].isin(list(Status))
     for sample, attack, status in rows.loc[~known, ["sample", "attack", "status"]].itertuples(index=False):
-        yield Finding(
-            f"status {status!r}, of an attack of this run or not; allowed: {', '.join(Status)}", sample, attack
-        )
+        yield Mismatch(f"unknown attack, or unknown status {status!r}; allowed: {', '.join(Status)}", sample, attack)
     rows = rows[known]
     double = rows.duplicated(["sample", "attack"])
     for sample, attack in rows.loc[double, ["sample", "attack"]].itertuples(index=False):
-        yield Finding("is recorded more than once", sample, attack)
+        yield Mismatch("is recorded more than once", sample, attack)
     wide = rows[~double].pivot(index="sample", columns="attack", values="status").reindex(columns=attacks)
     wrong = wide == Status.MISCLASSIFIED
     partly = wrong.any(axis=1) & ~wrong.all(axis=1)
     for sample in wide.index[partly]:
-        yield Finding("is recorded as misclassified under some attacks and not under others", sample)
+        yield Mismatch("is recorded as misclassified under some attacks and not under others", sample)
     broken = wide == Status.BROKEN
-    if mode == "challenge":  # only what the first attack broke is spared from the others
+    if mode == "challenge":  # the other attacks skip only what the first attack broke
         broken.iloc[:, 1:] = False
     before = broken.cumsum(axis=1).shift(1, axis=1, fill_value=0) > 0
     skipped = wide == Status.SKIPPED
     cases = (
         (wide.isna(), "is not recorded"),
         (skipped & ~before, "is recorded as skipped, though no earlier attack broke the sample"),
-        (skipped & before & (mode == "full"), "is recorded as skipped; in full mode no attack is"),
+        (skipped & before & (mode == "full"), "is recorded as skipped; in full mode no attack is skipped"),
         (~skipped & before & wide.notna() & (mode != "full"), "is not skipped, though an earlier attack broke it"),
     )
     for cells, what in cases:
         for i, j in np.argwhere(cells.to_numpy()):
-            yield Finding(what, int(wide.index[i]), attacks[j])
+            yield Mismatch(what, int(wide.index[i]), attacks[j])

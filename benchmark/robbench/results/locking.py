@@ -1,4 +1,4 @@
-"""One process per result: a lock that the system lets go of when its process dies."""
+"""A lock, so that one process at a time works on a result. The system frees it when the process dies."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ import filelock
 from robbench.core.errors import BusyError, StorageError
 from robbench.core.files import digest
 
-__all__ = ["holder_of", "lock_result"]
+__all__ = ["lock_result", "read_holder"]
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
 def lock_result(root: Path, folder: Path, wait: bool, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold a result's folder for this process, so that no other writes there.
+    """Lock the folder of a result for this process, so that no other process writes there.
 
-    The lock is the system's (`flock`): that of a process that was killed is free at once.
+    The lock is a lock of the system (`flock`). The lock of a killed process is free at once.
 
     Args:
-        root: the results tree; the lock files lie in its `.locks`.
-        folder: of the result.
-        wait: wait for the process that holds it, instead of refusing.
-        note: hears whom it waits for.
+        root: the results tree. The lock files are in `root / ".locks"`.
+        folder: the folder of the result.
+        wait: whether to wait if another process holds the lock.
+        note: called with a text that names the other process before waiting.
 
     Raises:
-        BusyError: another process holds it; the sentence says which.
+        BusyError: another process holds the lock. The message names it.
+        StorageError: the lock file cannot be made.
     """
-    place, holder = _paths(root, folder)
+    place, holder = _lock_paths(root, folder)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(place, root, folder, wait, note)
+        lock = _acquire(place, root, folder, wait, note)
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise StorageError(f"{place} cannot be made: {error.strerror or error}.") from error
-        lock = None  # nothing can be written here, and what is finished can be looked at by many
+        lock = None  # a read-only tree: nobody can write, and finished results need no lock
     try:
         if lock is not None:
-            with contextlib.suppress(OSError):  # it only names the process to others
-                holder.write_text(json.dumps(_self(folder)), encoding="utf-8")
+            with contextlib.suppress(OSError):  # the file only tells others which process holds the lock
+                holder.write_text(json.dumps(_describe_self(folder)), encoding="utf-8")
         yield
     finally:
         if lock is not None:
@@ -56,41 +57,41 @@ def lock_result(root: Path, folder: Path, wait: bool, note: Callable[[str], None
             lock.release()
 
 
-def _acquired(place: Path, root: Path, folder: Path, wait: bool, note: Callable[[str], None]) -> filelock.BaseFileLock:
+def _acquire(place: Path, root: Path, folder: Path, wait: bool, note: Callable[[str], None]) -> filelock.BaseFileLock:
     lock = filelock.FileLock(place)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        told = f"{folder}: {_described(holder_of(root, folder))} works on it"
+        busy = f"{folder}: {_format_holder(read_holder(root, folder))} works on it"
         if not wait:
             raise BusyError(
-                f"{told}. Nothing was computed. Wait for it (--wait), or give another tree (--results DIR)."
+                f"{busy}. Nothing was computed. Wait for it (--wait), or give another tree (--results DIR)."
             ) from None
-        note(f"{told}; waiting for it to end.")
+        note(f"{busy}; waiting for it to end.")
         lock.acquire()
     return lock
 
 
-def _self(folder: Path) -> dict[str, object]:
+def _describe_self(folder: Path) -> dict[str, object]:
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return {"pid": os.getpid(), "host": platform.node(), "since": now, "folder": str(folder)}
 
 
-def holder_of(root: Path, folder: Path) -> dict[str, Any] | None:
-    """Read which process said last that it works on a result: pid, host, since, folder; None if none did."""
+def read_holder(root: Path, folder: Path) -> dict[str, Any] | None:
+    """Read which process last locked a result: pid, host, since, folder. None if the file does not exist."""
     try:
-        about = json.loads(_paths(root, folder)[1].read_text(encoding="utf-8"))
+        about = json.loads(_lock_paths(root, folder)[1].read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return about if isinstance(about, dict) else None
 
 
-def _paths(root: Path, folder: Path) -> tuple[Path, Path]:
+def _lock_paths(root: Path, folder: Path) -> tuple[Path, Path]:
     place = root / ".locks" / f"{digest(str(folder.relative_to(root)))[:16]}.lock"
     return place, place.with_suffix(".json")
 
 
-def _described(about: dict[str, Any] | None) -> str:
+def _format_holder(about: dict[str, Any] | None) -> str:
     if about is None:  # not written yet
         return "another process"
     return f"process {about.get('pid')} on {about.get('host')!s:.80} (since {about.get('since')!s:.40})"

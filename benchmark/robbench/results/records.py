@@ -1,8 +1,8 @@
-"""Per-sample records on disk: their columns, and Parquet files that say whose they are and notice damage. No torch.
+"""Per-sample records on disk: their columns, and Parquet files with run_id and digest. Imports no torch.
 
-A file's metadata hold, under the key `robbench`, a JSON object with `version`, `run_id` and `sha256`, which is taken
-over the values: the same rows of the same run give the same bytes, and a flipped bit is told. Wall times never repeat,
-so they are in a file of their own: outcomes.parquet holds what was found, timings.parquet how long each row took.
+The metadata of a file has a key `robbench` with a JSON object: `version`, `run_id` and `sha256` of the values. The same
+rows of the same run give the same bytes, and any changed bit is detected. Wall times differ from run to run, so they
+are in a separate file: outcomes.parquet holds the outcomes, timings.parquet the time of each row.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ __all__ = [
     "OUTCOMES",
     "TIMINGS",
     "TIMING_COLUMNS",
-    "empty_rows",
+    "make_empty_rows",
     "pack_rows",
     "read_rows",
-    "read_vouched",
-    "written_by",
+    "read_run_id",
+    "read_run_rows",
 ]
 
 OUTCOMES = "outcomes.parquet"
 TIMINGS = "timings.parquet"
 _VERSION = 1
-_MOST_ROWS = 50_000_000  # far above any run; a small file can claim more than fits into memory
+_MOST_ROWS = 50_000_000  # far above any run; a small hostile file can claim more rows than fit into memory
 
 COLUMNS = {
     "sample": "int64",  # official index
     "attack": "str",  # name of the stage
     "status": "str",  # misclassified, broken, robust, skipped
-    "claimed": "bool",  # whether the attack itself says that it broke the image; ours say what the judge says
+    "claimed": "bool",  # whether the attack reports a break; robbench's own attacks report what the judge says
     "label": "int64",  # true class
-    "prediction": "int64",  # class predicted at the break or the last queried point; -1: not finite on the clean image
-    "trial": "int64",  # which restart broke it (or was the last)
-    "step": "int64",  # after how many steps of that trial
+    "prediction": "int64",  # class at the break, or at the last queried point; -1: the clean logits are not finite
+    "trial": "int64",  # the restart that broke the image, or the last one
+    "step": "int64",  # number of steps of that trial
     "forwards": "int64",
     "backwards": "int64",
     "distance": "float64",  # ‖x_adv − x‖ of the break, nan otherwise
     "zero_gradients": "int64",  # queries whose loss gradient was exactly zero
     "nonfinite": "int64",  # queries answered with NaN or infinity
-    "seconds": "float64",  # share of the wall time; in timings.parquet once a run has finished
+    "seconds": "float64",  # share of the wall time; in timings.parquet for a finished run
 }
 """The columns of the records, in order."""
 
@@ -60,22 +60,22 @@ _OUTCOME_COLUMNS = [c for c in COLUMNS if c != "seconds"]
 _KINDS = {"int64": pa.types.is_integer, "bool": pa.types.is_boolean, "float64": pa.types.is_floating}
 
 
-def empty_rows() -> pd.DataFrame:
+def make_empty_rows() -> pd.DataFrame:
     """Make a frame with the columns of the records and no rows."""
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
 
 
 def pack_rows(rows: pd.DataFrame, run_id: str, columns: list[str] | None = None) -> bytes:
-    """Make a Parquet file of records; the same rows of the same run give the same bytes.
+    """Return the bytes of a Parquet file of records. The same rows of the same run give the same bytes.
 
     Args:
         rows: the records.
-        run_id: of the run.
-        columns: which to write: `TIMING_COLUMNS`, or by default those of outcomes.parquet.
+        run_id: the run.
+        columns: the columns to write, such as `TIMING_COLUMNS`; by default those of outcomes.parquet.
     """
     columns = columns or _OUTCOME_COLUMNS
     frame = rows[columns].astype({name: COLUMNS[name] for name in columns}).reset_index(drop=True)
-    # One chunk: how rows came together must not show in how they are laid out.
+    # One chunk: the layout must not depend on how the rows were put together.
     table = pa.Table.from_pandas(frame, preserve_index=False).combine_chunks()
     about = {"version": _VERSION, "run_id": run_id, "sha256": _digest(frame)}
     out = io.BytesIO()
@@ -83,24 +83,24 @@ def pack_rows(rows: pd.DataFrame, run_id: str, columns: list[str] | None = None)
     return out.getvalue()
 
 
-def written_by(path: Path) -> str | None:
-    """Tell of which run a file of records says that it is; None where it is missing, unreadable or does not say."""
+def read_run_id(path: Path) -> str | None:
+    """Read the run_id in a file of records. None if the file is missing, cannot be read or has no run_id."""
     try:
         about = json.loads((pq.read_schema(path).metadata or {})[b"robbench"])
         return str(about["run_id"])
-    except Exception:  # whatever a damaged or hostile file provokes; reading the records names it
+    except Exception:  # a damaged or hostile file can raise anything; `read_run_rows` reports it
         return None
 
 
-def read_vouched(path: Path, run_id: str, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read records that must be of one run and unchanged; `columns` as for `pack_rows`.
+def read_run_rows(path: Path, run_id: str, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read records and check that they are unchanged and belong to a run. `columns` as for `pack_rows`.
 
     Raises:
-        ResultError: damaged, of another run, or of an older format; the sentence says which.
+        ResultError: the file is damaged, of another run, or of an older format. The message says which.
     """
     frame, about = _read(path)
     if about is None:
-        raise ResultError(f"{path}: of an older or another format; it does not say of which run it is")
+        raise ResultError(f"{path}: of an older or another format, without a run_id")
     if about.get("run_id") != run_id:
         raise ResultError(f"{path}: of another run, {str(about.get('run_id'))[:16]}; expected {run_id[:16]}")
     expected = columns or _OUTCOME_COLUMNS
@@ -110,46 +110,46 @@ def read_vouched(path: Path, run_id: str, columns: list[str] | None = None) -> p
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Read the records of a finished run, with the wall times that lie beside it (0 where there are none).
+    """Read the records of a finished run, with the wall times from timings.parquet (0 where there are none).
 
-    Results of versions that had no timings.parquet hold the seconds themselves.
+    Older versions had no timings.parquet. Their outcomes.parquet holds the seconds.
 
     Raises:
-        ResultError: not readable, damaged, or without the columns of `COLUMNS`.
+        ResultError: the file cannot be read, is damaged, or does not have the columns of `COLUMNS`.
     """
     rows, _ = _read(path)
     if list(rows.columns) == _OUTCOME_COLUMNS:
-        rows = _timed(rows, path.with_name(TIMINGS))
+        rows = _add_seconds(rows, path.with_name(TIMINGS))
     if list(rows.columns) != list(COLUMNS):
         raise ResultError(f"{path} has the columns {list(rows.columns)}; expected {list(COLUMNS)}.")
     return rows
 
 
-def _timed(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _add_seconds(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     try:
         times = _read(path)[0]
         known = times[TIMING_COLUMNS].drop_duplicates(_KEYS)
-    except (ResultError, KeyError):  # wall times decide nothing: a result without them is whole
+    except (ResultError, KeyError):  # no verdict depends on wall times, so a result without them is complete
         return rows.assign(seconds=0.0)
     return rows.merge(known, on=_KEYS, how="left").fillna({"seconds": 0.0})
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-    """Read a file of records and what it says of itself."""
+    """Read a file of records and its metadata."""
     try:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows > _MOST_ROWS:
                 raise ValueError(f"it claims {file.metadata.num_rows} rows; allowed: {_MOST_ROWS}")
             table = file.read()
-        # What pandas left in the metadata could make an index of columns or types of its own.
+        # The metadata of pandas could turn columns into an index or change their types.
         frame = table.to_pandas(ignore_metadata=True)
         about = json.loads((table.schema.metadata or {}).get(b"robbench", b"null"))
         _check_types(table.schema)
-        # Records of a foreign file may have nulls, which no column of ours can hold.
+        # `astype` refuses nulls, which no column of ours may hold.
         frame = frame.astype({c: COLUMNS[c] for c in frame.columns if c in COLUMNS})
         if about is not None and (about["version"] != _VERSION or about["sha256"] != _digest(frame)):
             raise ValueError("its values are not those that were written (SHA-256)")
-    except Exception as error:  # whatever a damaged or hostile file provokes in the reader
+    except Exception as error:  # a damaged or hostile file can make the reader raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResultError(f"{path} cannot be read ({reason}). Remove it, and its samples are computed again.") from None
     return frame, about
@@ -163,7 +163,7 @@ def _check_types(schema: pa.Schema) -> None:
 
 
 def _digest(frame: pd.DataFrame) -> str:
-    """SHA-256 over names and values of the columns."""
+    """SHA-256 of the names and values of the columns."""
     hasher = hashlib.sha256()
     for name in frame.columns:
         values = frame[name]

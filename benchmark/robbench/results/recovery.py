@@ -1,7 +1,8 @@
-"""What is fit for use among the files of a run; the rest is named, set aside as `*.damaged`, and computed again.
+"""Read the sound files of a run. Damaged files are reported and renamed to `*.damaged`; their rows are computed again.
 
-A shard's name is the beginning of the SHA-256 of its bytes, and its metadata say of which run it is: a file that was
-cut, changed, copied from elsewhere or written by an older version is not mistaken for one. Imports no torch.
+A file is sound if it is complete, unchanged and belongs to the run. The name of a shard is the beginning of the SHA-256
+of its bytes, and its metadata has the run_id. So a shard that was cut, changed, copied from another run or written by
+an older version is detected. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,43 +17,43 @@ from robbench.core.errors import ResultError
 from robbench.core.files import set_aside
 from robbench.core.types import Status
 from robbench.results.adversarials import read
-from robbench.results.records import COLUMNS, OUTCOMES, TIMING_COLUMNS, TIMINGS, read_rows, read_vouched, written_by
+from robbench.results.records import COLUMNS, OUTCOMES, TIMING_COLUMNS, TIMINGS, read_rows, read_run_id, read_run_rows
 
-__all__ = ["Note", "shard_name", "sound_merged", "sound_points", "sound_shards"]
+__all__ = ["Note", "read_sound_records", "read_sound_shards", "set_aside_unsound_points", "shard_name"]
 
 Note = Callable[[str], None]
 
 
 def shard_name(data: bytes) -> str:
-    """Name a shard by its content."""
+    """Return the name of a shard, which is made of its content."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def sound_shards(partial: Path, run_id: str, attacks: Collection[str], note: Note) -> dict[Path, pd.DataFrame]:
-    """Read the shards of a run, in the order of their names; damaged ones are moved to the folder of the result.
+def read_sound_shards(partial: Path, run_id: str, attacks: Collection[str], note: Note) -> dict[Path, pd.DataFrame]:
+    """Read the sound shards of a run, in the order of their names. Other shards are moved to the result's folder.
 
     Args:
         partial: the folder of the shards, `<result>/.partial/<run_id>`.
-        run_id: of the run.
-        attacks: names of its stages.
-        note: hears of every file that was set aside.
+        run_id: the run.
+        attacks: names of the run's stages.
+        note: called with a text for every file that is moved.
     """
     folder, sound = partial.parents[1], {}
     for path in sorted(partial.glob("*.parquet")):
         try:
             if shard_name(path.read_bytes()) != path.stem:
                 raise ResultError(f"{path}: not as it was written (SHA-256)")
-            rows = read_vouched(path, run_id, list(COLUMNS))
+            rows = read_run_rows(path, run_id, list(COLUMNS))
             _check(rows, attacks, path)
         except (OSError, ResultError) as error:
-            _aside(path, folder, error, "its images are computed again", note)
+            _report_and_set_aside(path, folder, error, "its images are computed again", note)
         else:
             sound[path] = rows
     return sound
 
 
-def sound_points(path: Path, run_id: str, folder: Path, note: Note) -> bool:
-    """Tell whether a file of adversarial examples is this run's and unchanged; one that is damaged is moved away."""
+def set_aside_unsound_points(path: Path, run_id: str, folder: Path, note: Note) -> None:
+    """Move a file of adversarial examples to `folder` if the file is damaged, was changed or is of another run."""
     try:
         kept = read(path)
         if kept.run_id != run_id:
@@ -60,50 +61,50 @@ def sound_points(path: Path, run_id: str, folder: Path, note: Note) -> bool:
         if kept.altered:
             raise ResultError(f"{path}: not as it was written (SHA-256): {', '.join(kept.altered)}")
     except ResultError as error:
-        _aside(path, folder, error, "--save-adversarials finds its points again", note)
-        return False
-    return True
+        _report_and_set_aside(path, folder, error, "--save-adversarials finds its points again", note)
 
 
-def sound_merged(folder: Path, run_id: str, attacks: Collection[str], vouched: bool, note: Note) -> pd.DataFrame | None:
-    """Read the merged records of a run with their wall times; None where there are none that are fit for use.
+def read_sound_records(
+    folder: Path, run_id: str, attacks: Collection[str], has_summary: bool, note: Note
+) -> pd.DataFrame | None:
+    """Read outcomes.parquet of a run with the wall times. None if there is no sound file.
 
     Args:
-        folder: of the result.
-        run_id: of the run.
-        attacks: names of its stages.
-        vouched: whether a sound result.json beside them says that they are this run's. Records of older versions,
-            which do not say so themselves, need that.
-        note: hears of every file that was set aside.
+        folder: the folder of the result.
+        run_id: the run.
+        attacks: names of the run's stages.
+        has_summary: whether there is a sound result.json of this run in the folder. Records of older versions have no
+            run_id, so they are used only with such a result.json.
+        note: called with a text for every file that is moved.
     """
     path = folder / OUTCOMES
     if not path.exists():
-        if vouched:
+        if has_summary:
             note(f"{path} is missing; its images are computed again.")
         return None
     try:
-        rows = read_rows(path) if vouched and written_by(path) is None else read_vouched(path, run_id)
+        rows = read_rows(path) if has_summary and read_run_id(path) is None else read_run_rows(path, run_id)
         _check(rows, attacks, path)
     except ResultError as error:
-        _aside(path, folder, error, "its images are computed again", note)
+        _report_and_set_aside(path, folder, error, "its images are computed again", note)
         return None
     times = folder / TIMINGS
     if times.exists():
         try:
-            read_vouched(times, run_id, TIMING_COLUMNS)
+            read_run_rows(times, run_id, TIMING_COLUMNS)
         except ResultError as error:
-            _aside(times, folder, error, "wall times are counted as 0", note)
+            _report_and_set_aside(times, folder, error, "wall times are counted as 0", note)
     return read_rows(path)
 
 
 def _check(rows: pd.DataFrame, attacks: Collection[str], path: Path) -> None:
-    """Refuse records that cannot be of this run: another status would silently count as robust."""
+    """Refuse records with an unknown status or attack. An unknown status would silently count as robust."""
     for column, allowed in (("status", list(Status)), ("attack", list(attacks))):
-        strange = rows.loc[~rows[column].isin(allowed), column]
-        if len(strange):
-            raise ResultError(f"{path}: {column} {strange.iloc[0]!r} given; allowed: {', '.join(allowed)}")
+        unknown = rows.loc[~rows[column].isin(allowed), column]
+        if len(unknown):
+            raise ResultError(f"{path}: {column} {unknown.iloc[0]!r} given; allowed: {', '.join(allowed)}")
 
 
-def _aside(path: Path, folder: Path, error: Exception, then: str, note: Note) -> None:
+def _report_and_set_aside(path: Path, folder: Path, error: Exception, consequence: str, note: Note) -> None:
     reason = str(error).split(" Remove it")[0].rstrip(".")
-    note(f"{reason}. Set aside as {set_aside(path, folder).name}; {then}.")
+    note(f"{reason}. Set aside as {set_aside(path, folder).name}; {consequence}.")

@@ -1,4 +1,4 @@
-"""Runs in a results tree: what was asked for, what is finished, and what waits to be continued. Imports no torch."""
+"""The runs of a results tree: their descriptions, and which are finished or can be resumed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pydantic import ConfigDict, Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
-from robbench.results.locking import holder_of
-from robbench.results.records import COLUMNS, read_vouched
+from robbench.results.locking import read_holder
+from robbench.results.records import COLUMNS, read_run_rows
 from robbench.results.schema import ResultFile, StrictModel, read_result, read_validated
-from robbench.results.store import DESCRIPTION, result_paths
+from robbench.results.store import DESCRIPTION, list_result_paths
 from robbench.results.trust import refusal
 from robbench.suite import CUSTOM
 
@@ -30,16 +30,16 @@ Natural = Annotated[int, Field(ge=0)]
 class Description(StrictModel):
     """run.json: what was asked for, as far as it takes to ask for it again.
 
-    Paths are absolute: a run is continued from anywhere on the machine it was begun on.
+    Paths are absolute, so a run can be resumed from any folder of the machine.
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     version: Literal[1]
     model: str | None
-    """A card's name or a source; None for a module that was handed over in Python."""
+    """The name of a card, or a source; None for a module that was passed in Python."""
     own_images: bool
-    """Whether the images were handed over in Python."""
+    """Whether the images were passed in Python."""
     suite: str
     dataset: str | None
     name: str | None
@@ -58,15 +58,15 @@ class Description(StrictModel):
     data_dir: str | None
     save_adversarials: bool
     n: Positive
-    """Images asked for."""
+    """Number of images."""
     stages: Positive
-    """Attacks of the suite."""
+    """Number of attacks of the suite."""
     date: str
-    """When it was last begun, UTC, ISO 8601."""
+    """Start of the last call, UTC, ISO 8601."""
     identity: dict[str, Any]
 
-    def asked(self) -> dict[str, Any]:
-        """Return what `evaluate` was given."""
+    def as_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `evaluate`."""
         return self.model_dump(exclude={"version", "own_images", "n", "stages", "date", "identity"})
 
 
@@ -74,7 +74,7 @@ def read_description(path: Path) -> Description:
     """Read and validate a run.json.
 
     Raises:
-        ResultError: not readable, or not a description of this version.
+        ResultError: the file cannot be read, or is not a description of this version.
     """
     return read_validated(path, Description, 2**24)
 
@@ -84,12 +84,12 @@ class StoredRun:
     """A run in a results tree.
 
     Attributes:
-        folder: of its result.
-        run_id: SHA-256 of its identity; empty where it cannot be read.
-        state: "finished", "unfinished", "running" (another process works on it), or "damaged".
-        done: share of its records that are on disk, in [0, 1].
-        about: the summary or the description; None where it is damaged.
-        note: what a person should know: how it goes on, or what is wrong.
+        folder: the folder of the result.
+        run_id: SHA-256 of the identity; empty if the file cannot be read.
+        state: "finished", "unfinished", "running" (a process works on it), or "damaged".
+        done: share of the records that are on disk, in [0, 1].
+        about: the summary or the description; None if that file is damaged.
+        note: advice for the user: how to resume the run, or what is wrong.
     """
 
     folder: Path
@@ -101,12 +101,12 @@ class StoredRun:
 
     @property
     def resumable(self) -> Description | None:
-        """What `eval --resume` asks for again; None where it is not to be continued on a file's word."""
+        """The description that `eval --resume` uses; None if `eval --resume` must not resume this run."""
         about = self.about
         return about if self.state == "unfinished" and isinstance(about, Description) and not self.note else None
 
     def as_row(self, root: Path) -> dict[str, str | float]:
-        """Say it in one line."""
+        """Return the columns of the run's line in `robbench runs`."""
         about = self.about
         n = "" if about is None else str(about.n)
         return {
@@ -126,7 +126,7 @@ def find_runs(root: Path) -> list[StoredRun]:
 
 
 def _finished(root: Path) -> Iterator[StoredRun]:
-    for path in result_paths(root):
+    for path in list_result_paths(root):
         aside = len(list(path.parent.glob("*.damaged*")))
         note = f"{aside} damaged files set aside" if aside else ""
         try:
@@ -153,18 +153,18 @@ def _unfinished(root: Path) -> Iterator[StoredRun]:
         rows = 0
         for shard in partial.glob("*.parquet"):
             try:
-                rows += len(read_vouched(shard, partial.name, list(COLUMNS)))
-            except ResultError:  # the run that goes on sets it aside, and says so
+                rows += len(read_run_rows(shard, partial.name, list(COLUMNS)))
+            except ResultError:  # when the run is resumed, the shard is reported and set aside
                 continue
-        holder = holder_of(root, folder)
-        state = "running" if holder and _alive(holder) else "unfinished"
+        holder = read_holder(root, folder)
+        state = "running" if holder and _is_alive(holder) else "unfinished"
         yield StoredRun(
-            folder, partial.name, state, min(1.0, rows / (about.n * about.stages)), about, _hindrance(about)
+            folder, partial.name, state, min(1.0, rows / (about.n * about.stages)), about, _why_not_resumable(about)
         )
 
 
-def _hindrance(about: Description) -> str:
-    """Say why a run is not continued on its description's word; empty if it is."""
+def _why_not_resumable(about: Description) -> str:
+    """Explain why `eval --resume` must not resume a run; empty if it may."""
     if about.model is None or about.own_images:
         return "begun in Python with a model or images of one's own: call evaluate again"
     if about.suite == CUSTOM:
@@ -174,8 +174,8 @@ def _hindrance(about: Description) -> str:
     return ""
 
 
-def _alive(holder: dict[str, Any]) -> bool:
-    """Tell whether the process that holds a lock lives; of another machine's that is not known, and assumed."""
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Return whether the process that holds a lock is alive. A process on another machine counts as alive."""
     if holder.get("host") != platform.node():
         return True
     try:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import component, read_bounded
+from robbench.core.files import check_path_component, read_bounded
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -39,7 +39,7 @@ class _Strict(StrictModel):
 
 
 class Accuracy(_Strict):
-    """A share of the n samples, in [0, 1], with its 95 % Wilson interval."""
+    """A share of the n samples, in [0, 1], with the 95 % Wilson interval."""
 
     value: float = Field(ge=0, le=1)
     low: float = Field(ge=0, le=1)
@@ -47,7 +47,7 @@ class Accuracy(_Strict):
 
 
 class AttackResult(_Strict):
-    """One attack: what it left standing and what it cost."""
+    """One attack: its robust accuracy and its cost."""
 
     name: str
     robust_accuracy: Accuracy
@@ -55,13 +55,13 @@ class AttackResult(_Strict):
     """Forward passes, summed over samples."""
     backwards: int
     seconds: float
-    """Wall time, of all runs that contributed."""
+    """Wall time, summed over all calls that computed parts of the run."""
     config: dict[str, Any]
-    """Kind, version and every hyperparameter."""
+    """Kind, version and all hyperparameters."""
     refuted: int
-    """Breaks that the attack (of another library) claims and the judge does not confirm."""
+    """Breaks that an attack of another library reports and the judge does not confirm."""
     zero_gradient_share: float
-    """Share of gradient queries whose loss gradient was exactly zero: above 0 is a sign of masking."""
+    """Share of gradient queries whose loss gradient was exactly zero. A share above 0 is a sign of masking."""
 
 
 class ThreatResult(_Strict):
@@ -69,15 +69,15 @@ class ThreatResult(_Strict):
 
     norm: Literal["Linf", "L2", "L1"]
     eps: str
-    """Exact, as a fraction or decimal."""
+    """The exact radius, as a fraction or decimal."""
 
 
 class ResultFile(_Strict):
-    """result.json. Numbers in it are derived from outcomes.parquet; identity from `identity`."""
+    """result.json. Its numbers follow from outcomes.parquet, and `run_id` follows from `identity`."""
 
     schema_version: Literal[2]
     run_id: str
-    """SHA-256 of `identity`: what was measured. Batch width, device and number of samples are not part of it."""
+    """SHA-256 of `identity`. Batch width, device and number of samples are not part of it."""
     model: str
     dataset: str
     threat: ThreatResult
@@ -87,17 +87,17 @@ class ResultFile(_Strict):
     seed: int
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
-    """Worst case: correctly classified and broken by no attack."""
+    """Worst case: share of samples that are classified correctly and that no attack breaks."""
     attacks: list[AttackResult]
     judge: str
     mode: str
     overrides: dict[str, Any]
-    """What differs from the standard suite; empty for a standard run."""
+    """The changes to the standard suite; empty for a standard run."""
     flags: dict[str, str]
-    """What a reader must know before trusting the numbers: name of the problem -> sentence."""
+    """Warnings about the numbers: name of the problem -> sentence."""
     identity: dict[str, Any]
     selection: str
-    """Which samples: "first 256 of 899", or a seeded random subset."""
+    """The choice of samples: "first 256 of 899", or a seeded random subset."""
     forwards: int
     backwards: int
     seconds: float
@@ -109,19 +109,19 @@ class ResultFile(_Strict):
     paper: dict[str, Any] = {}
     """The figures that the model's card quotes from a paper."""
     environment: dict[str, Any] = {}
-    """What else the last computation ran on: code revision, platform, threads, packages (`hardware.environment`)."""
+    """Software and hardware of the last computation: revision, platform, threads, packages (`machine.environment`)."""
 
     @field_validator("model", "dataset", "suite")
     @classmethod
-    def _in_the_tree(cls, name: str) -> str:
-        return component(name, "name")  # they make a path, and a file from elsewhere must not lead out of the tree
+    def _check_component(cls, name: str) -> str:
+        return check_path_component(name, "name")  # the names make a path, which must stay in the tree
 
 
 def read_result(path: Path) -> ResultFile:
     """Read and validate a result.json.
 
     Raises:
-        ResultError: not a result of this schema.
+        ResultError: the file is not a result of this schema.
     """
     return read_validated(path, ResultFile, 2**26)
 
@@ -130,7 +130,7 @@ def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
     """Read a JSON file of at most `most` bytes.
 
     Raises:
-        ResultError: it cannot be read, or is not what it should be; the first field that is not is named.
+        ResultError: the file cannot be read, or does not fit the schema. The message names the first wrong field.
     """
     try:
         return kind.model_validate_json(read_bounded(path, most))
@@ -143,5 +143,5 @@ def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
 
 
 def dump_result(result: ResultFile) -> str:
-    """Print a result as the JSON that is stored and that `--json` shows."""
+    """Format a result as the JSON text of result.json and of `--json`."""
     return json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

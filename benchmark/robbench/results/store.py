@@ -1,17 +1,18 @@
-"""What is on disk: results, their schema, their identity, and the shards of a run in progress. Imports no torch.
+"""Store runs on disk: the result, its identity, and the shards of an unfinished run. Imports no torch.
 
 ```
 results/<dataset>/<model>/<suite>/result.json        the summary (`ResultFile`)
 results/<dataset>/<model>/<suite>/outcomes.parquet   one row per sample and attack (`records.COLUMNS`)
-results/<dataset>/<model>/<suite>/timings.parquet    how long each of them took
-results/<dataset>/<model>/<suite>/adversarials.safetensors   the adversarial examples, if asked for
-results/<dataset>/<model>/<suite>/.partial/<run_id>/ a run that has not finished: run.json and shards
+results/<dataset>/<model>/<suite>/timings.parquet    wall time of each row
+results/<dataset>/<model>/<suite>/adversarials.safetensors   the adversarial examples (--save-adversarials)
+results/<dataset>/<model>/<suite>/.partial/<run_id>/ an unfinished run: run.json and shards
 ```
 
-A shard is `<name>.parquet`, with the adversarial examples of its breaks in `<name>.safetensors` if the run keeps them.
-That file is written first, so where the rows are, it is. `run.json` says what was asked for (`runs.Description`).
+A shard is `<name>.parquet`. If the run keeps adversarial examples, those of the shard are in `<name>.safetensors`. That
+file is written first, so it exists whenever the rows exist. `run.json` describes the run (`run_files.Description`).
 
-A run with overrides lives in `<suite>@<first 8 of its run_id>` and so never meets the standard one.
+A run with overrides has the folder `<suite>@<first 8 digits of its run_id>`, so it never shares one with the standard
+run.
 """
 
 from __future__ import annotations
@@ -26,23 +27,31 @@ from typing import Any
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import component, digest, set_aside, write_atomically
+from robbench.core.files import check_path_component, digest, set_aside, write_atomically
 from robbench.core.types import Status
-from robbench.results.adversarials import FILE, Points, held, merge, pack, read
-from robbench.results.records import COLUMNS, TIMING_COLUMNS, TIMINGS, empty_rows, pack_rows, read_rows, written_by
-from robbench.results.recovery import Note, shard_name, sound_merged, sound_points, sound_shards
+from robbench.results.adversarials import FILE, Points, list_entries, merge, pack, read
+from robbench.results.records import (
+    COLUMNS,
+    TIMING_COLUMNS,
+    TIMINGS,
+    make_empty_rows,
+    pack_rows,
+    read_rows,
+    read_run_id,
+)
+from robbench.results.recovery import Note, read_sound_records, read_sound_shards, set_aside_unsound_points, shard_name
 from robbench.results.schema import ResultFile, dump_result, read_result
 
 __all__ = [
     "COLUMNS",
     "DESCRIPTION",
     "RunStore",
-    "differences",
-    "empty_rows",
+    "describe_other_run",
+    "list_differences",
     "load_results",
-    "mismatch",
+    "locate_result",
+    "make_empty_rows",
     "read_rows",
-    "result_folder",
 ]
 
 DESCRIPTION = "run.json"
@@ -57,9 +66,12 @@ class RunStore:
         self.identity = identity
         self.run_id = digest(identity)
         try:
-            names = [component(name, what) for name, what in ((dataset, "dataset"), (model, "name"), (suite, "suite"))]
+            names = [
+                check_path_component(name, what)
+                for name, what in ((dataset, "dataset"), (model, "name"), (suite, "suite"))
+            ]
         except ValueError as error:
-            raise ResultError(f"{error}: it names a folder of the results.") from None
+            raise ResultError(f"{error}: it is the name of a folder in the results.") from None
         self.folder = root / names[0] / names[1] / (names[2] if standard else f"{names[2]}@{self.run_id[:8]}")
         if not self.folder.resolve().is_relative_to(root.resolve()):
             raise ResultError(
@@ -92,81 +104,85 @@ class RunStore:
         return [a["name"] for a in self.identity["attacks"]]
 
     def _adversarial_files(self) -> list[Path]:
-        """List the files with adversarial examples, in the order in which `open` reads their rows."""
+        """List the files with adversarial examples, in the order in which `open` reads the rows."""
         shards = sorted(p for p in self.partial.glob("*.safetensors") if p.with_suffix(".parquet").exists())
-        # Without a result beside it, it may be a different run's that was killed before its end.
+        # Without a result.json, adversarials.safetensors may belong to another run that was killed before its end.
         merged = self.adversarials_path.exists() and self.result_path.exists()
         return [*shards, *([self.adversarials_path] if merged else [])]
 
     def open(self, overwrite: bool = False, note: Note = lambda text: None) -> pd.DataFrame:
-        """Return every row this run has already computed (finished or not); an empty frame for a new run.
+        """Return all rows that this run has already computed, finished or not. A new run has an empty frame.
 
-        Files that are damaged, foreign or of an older format are set aside as `*.damaged`, and `note` hears of each.
+        Files that are damaged, of another run or of an older format are renamed to `*.damaged`. `note` is called with a
+        text for each of them.
 
         Raises:
-            ResultError: the folder holds a different run; the differing fields are named. `overwrite` removes it.
+            ResultError: the folder holds a different run. The message names the differing fields. With `overwrite` the
+                different run is removed instead.
         """
-        stored = self._stored(note)
+        stored = self._read_stored(note)
         if stored is not None and stored.run_id != self.run_id:
             if not overwrite:
-                raise ResultError(mismatch(self.folder, stored.identity, self.identity))
+                raise ResultError(describe_other_run(self.folder, stored.identity, self.identity))
             shutil.rmtree(self.folder)
             stored = None
-        for other in self._other_runs():
-            note(other)
+        for text in self._describe_other_runs():
+            note(text)
         merged = None
-        if stored is not None or written_by(self.outcomes_path) == self.run_id:  # killed before its end
-            merged = sound_merged(self.folder, self.run_id, self._attacks, stored is not None, note)
+        if stored is not None or read_run_id(self.outcomes_path) == self.run_id:  # the run was killed before its end
+            merged = read_sound_records(self.folder, self.run_id, self._attacks, stored is not None, note)
         if stored is not None and merged is None:
-            set_aside(self.result_path, self.folder)  # a summary of records that are gone
-        shards = sound_shards(self.partial, self.run_id, self._attacks, note)
+            set_aside(self.result_path, self.folder)  # the records of this summary are gone
+        shards = read_sound_shards(self.partial, self.run_id, self._attacks, note)
         for path in self._adversarial_files():
-            sound_points(path, self.run_id, self.folder, note)
-        # A break that was stored without its adversarial example and computed again is there twice, and its row must be
-        # the one that the point belongs to: shards with points come first.
+            set_aside_unsound_points(path, self.run_id, self.folder, note)
+        # A break may be stored twice: first without its adversarial example, then computed again with it. The row with
+        # the point must win, so shards with points come first.
         first = [rows for path, rows in shards.items() if path.with_suffix(".safetensors").exists()]
         last = [rows for path, rows in shards.items() if not path.with_suffix(".safetensors").exists()]
         frames = [*first, *([] if merged is None else [merged]), *last]
         if not frames:
-            return empty_rows()
-        # A kill between writing the result and removing its shards leaves rows twice; they are equal.
+            return make_empty_rows()
+        # If the run was killed between writing the result and removing its shards, equal rows are stored twice.
         return pd.concat(frames, ignore_index=True).drop_duplicates(["sample", "attack"], ignore_index=True)
 
-    def _stored(self, note: Note) -> ResultFile | None:
-        """Read the summary that lies here; a damaged one is set aside."""
+    def _read_stored(self, note: Note) -> ResultFile | None:
+        """Read result.json if it exists. A damaged one is set aside."""
         if not self.result_path.exists():
             return None
         try:
             return read_result(self.result_path)
         except ResultError as error:
             name = set_aside(self.result_path, self.folder).name
-            note(f"{error} Set aside as {name}; it is made again.")
+            note(f"{error} Set aside as {name}; the file is made again.")
             return None
 
-    def _other_runs(self) -> Iterator[str]:
-        """Say what other unfinished runs lie in this folder, and in what they differ; they are left as they are."""
+    def _describe_other_runs(self) -> Iterator[str]:
+        """Describe the other unfinished runs in this folder and their differences. They are not changed."""
         for path in sorted(self.partial.parent.glob(f"*/{DESCRIPTION}")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # `robbench runs` names a damaged one
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError
+            ):  # `robbench runs` reports a damaged file
                 other = json.loads(path.read_text(encoding="utf-8"))["identity"]
                 if path.parent != self.partial and digest(other) != self.run_id:
                     yield (
-                        f"{self.folder} holds an unfinished run of something else, whose records are not used. What "
-                        "differs:\n" + "\n".join(_listed(other, self.identity))
+                        f"{self.folder} holds a different unfinished run, whose records are not used. What "
+                        "differs:\n" + "\n".join(_list_lines(other, self.identity))
                     )
 
     def begin(self, description: dict[str, Any]) -> None:
-        """Write down what was asked for, before anything is computed."""
+        """Write run.json, before anything is computed."""
         text = json.dumps({**description, "identity": self.identity}, indent=2, ensure_ascii=False)
         write_atomically(self.partial / DESCRIPTION, f"{text}\n".encode())
 
-    def without_adversarials(self, rows: pd.DataFrame) -> pd.Series[bool]:
-        """Tell which of these rows are breaks whose adversarial example is not stored."""
-        stored = pd.concat([rows.loc[[], ["sample", "attack"]], *map(held, self._adversarial_files())])
+    def find_unstored_breaks(self, rows: pd.DataFrame) -> pd.Series[bool]:
+        """Return a mask of the rows that are breaks without a stored adversarial example."""
+        stored = pd.concat([rows.loc[[], ["sample", "attack"]], *map(list_entries, self._adversarial_files())])
         keys = pd.MultiIndex.from_frame(rows[["sample", "attack"]])
         return (rows["status"] == Status.BROKEN) & ~keys.isin(pd.MultiIndex.from_frame(stored))
 
     def commit(self, rows: pd.DataFrame, points: Sequence[Points] = ()) -> Path:
-        """Write a shard: from now on these rows are never computed again."""
+        """Write the rows and points as a shard. They are not computed again after this."""
         data = pack_rows(rows, self.run_id, list(COLUMNS))
         path = self.partial / f"{shard_name(data)}.parquet"
         if points:
@@ -175,20 +191,20 @@ class RunStore:
         return path
 
     def finish(self, rows: pd.DataFrame, result: ResultFile, leftover: pd.DataFrame, keep: bool = False) -> None:
-        """Write the merged records and the summary, and drop the shards but for rows of incomplete samples.
+        """Write the merged records and the summary, and remove the shards. Rows of incomplete samples stay in a shard.
 
         Args:
             rows: the records of complete samples.
-            result: their summary.
-            leftover: the other records.
-            keep: whether the adversarial examples are stored too.
+            result: the summary of `rows`.
+            leftover: the records of incomplete samples.
+            keep: whether to store the adversarial examples.
         """
         points = [p for path in self._adversarial_files() for p in read(path).points] if keep else []
         if keep:
             broken = rows[rows["status"] == Status.BROKEN]
             write_atomically(self.adversarials_path, self._pack(merge(points, broken)))
         else:
-            self.adversarials_path.unlink(missing_ok=True)  # a different run's, killed before its end
+            self.adversarials_path.unlink(missing_ok=True)  # left by another run that was killed before its end
         write_atomically(self.folder / TIMINGS, pack_rows(rows, self.run_id, TIMING_COLUMNS))
         write_atomically(self.outcomes_path, pack_rows(rows, self.run_id))
         write_atomically(self.result_path, dump_result(result).encode())
@@ -199,64 +215,69 @@ class RunStore:
                     path.unlink()
             return
         shutil.rmtree(self.partial, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other unfinished work may still have shards there
+        with contextlib.suppress(OSError):  # another unfinished run may still have shards there
             self.partial.parent.rmdir()
 
     def _pack(self, points: Sequence[Points]) -> bytes:
         return pack(points, self.run_id, self._attacks)
 
-    def expect(self, identity: dict[str, Any], what: str) -> None:
-        """Refuse to go on unless what is to be measured is what was recorded.
+    def require_identity(self, identity: dict[str, Any], what: str) -> None:
+        """Check that an identity is the identity of this run.
 
         Raises:
-            ResultError: it is not; every differing field is named.
+            ResultError: it is not. The message names every differing field.
         """
         if digest(identity) != self.run_id:
-            lines = "\n".join(_listed(identity, self.identity))
-            raise ResultError(f"{what} cannot be made with what is here. What differs:\n{lines}\nNothing was computed.")
+            lines = "\n".join(_list_lines(identity, self.identity))
+            raise ResultError(
+                f"{what} cannot be computed with the present model, data and code. What differs:\n{lines}\n"
+                "Nothing was computed."
+            )
 
 
-def mismatch(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say how what a folder holds differs from what is to be measured, and what to do."""
+def describe_other_run(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:
+    """Return the message for a folder that holds a different run: the differences, and what to do."""
     return (
         f"{folder} holds the result of a different run. What differs:\n"
-        + "\n".join(_listed(stored, here))
+        + "\n".join(_list_lines(stored, here))
         + "\nNothing was computed or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
     )
 
 
-def _listed(stored: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    return [f"  {field}: stored {_short(a)}, this run {_short(b)}" for field, a, b in differences("", stored, here)]
+def _list_lines(stored: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    return [
+        f"  {field}: stored {_shorten(a)}, this run {_shorten(b)}" for field, a, b in list_differences("", stored, here)
+    ]
 
 
-def differences(field: str, given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Walk through two JSON values; yields the path of every field that differs, and both of its values."""
+def list_differences(field: str, given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Compare two JSON values. Yield the path of every field that differs, and both of its values."""
     if isinstance(given, dict) and isinstance(expected, dict):
         for key in dict.fromkeys([*given, *expected]):
-            yield from differences(f"{field}.{key}".lstrip("."), given.get(key), expected.get(key))
+            yield from list_differences(f"{field}.{key}".lstrip("."), given.get(key), expected.get(key))
     elif isinstance(given, list) and isinstance(expected, list) and len(given) == len(expected):
         for i, pair in enumerate(zip(given, expected, strict=True)):
-            yield from differences(f"{field}[{i}]", *pair)
+            yield from list_differences(f"{field}[{i}]", *pair)
     elif given != expected:
         yield field, given, expected
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def result_folder(root: Path, result: ResultFile) -> Path:
-    """Name the folder of a results tree that holds a result."""
+def locate_result(root: Path, result: ResultFile) -> Path:
+    """Return the folder of a result in a results tree."""
     suite = result.suite if not result.overrides else f"{result.suite}@{result.run_id[:8]}"
     return root / result.dataset / result.model / suite
 
 
 def load_results(root: Path) -> list[ResultFile]:
-    """Read every result below a results tree, ordered by path."""
-    return [read_result(path) for path in result_paths(root)]
+    """Read all results of a results tree, ordered by path."""
+    return [read_result(path) for path in list_result_paths(root)]
 
 
-def result_paths(root: Path) -> Iterable[Path]:
-    """List every result.json of a results tree, ordered."""
+def list_result_paths(root: Path) -> Iterable[Path]:
+    """List all result.json files of a results tree, ordered by path."""
     return sorted(root.glob("*/*/*/result.json"))

@@ -1,4 +1,4 @@
-"""Per-sample records → the numbers of a result. A pure function, apart from running; imports no torch."""
+"""Compute the numbers of a result from per-sample records. Pure functions; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import pandas as pd
 
 from robbench.core.files import digest
 from robbench.core.stats import wilson
-from robbench.core.types import Status, Threat, some_ids
+from robbench.core.types import Status, Threat, format_ids
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult
 from robbench.suite import Suite
 
-__all__ = ["MEASURED_FLAGS", "accuracy", "robust_samples", "summarize"]
+__all__ = ["MEASURED_FLAGS", "find_robust_samples", "make_accuracy", "summarize"]
 
 MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
-"""Flags that follow from the records; the others are noticed before the attacks."""
+"""Flags that follow from the records. Other flags are found before the attacks."""
 
-_DEAD = 0.01  # share of exactly zero gradients from which on a reader is warned
+_ZERO_SHARE = 0.01  # above this share of exactly zero gradients, a flag warns the reader
 
 
-def accuracy(successes: int, n: int) -> Accuracy:
-    """Make an accuracy of counts, with its interval."""
+def make_accuracy(successes: int, n: int) -> Accuracy:
+    """Make an accuracy with its interval from counts."""
     low, high = wilson(successes, n)
     return Accuracy(value=successes / n if n else 0.0, low=low, high=high)
 
 
-def robust_samples(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Tell per sample whether it is correctly classified and broken by no attack in `rows`; indexed by sample."""
+def find_robust_samples(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Return per sample whether it is classified correctly and no attack in `rows` breaks it; indexed by sample."""
     lost = rows["status"].isin([Status.MISCLASSIFIED, Status.BROKEN])
     return ~lost.groupby(rows["sample"]).any()
 
@@ -44,16 +44,16 @@ def summarize(
 ) -> ResultFile:
     """Make a result from the records of its samples.
 
-    In a cascade, an attack's robust accuracy counts what it and the stages before it left standing; in a challenge,
-    what it and the first stage did.
+    An attack's robust accuracy counts the samples that the attack does not break. In a cascade, earlier stages must not
+    break them either; in a challenge, the first stage must not break them either.
 
     Args:
-        rows: one row per sample and attack, complete.
+        rows: one row per sample and attack, for all samples and attacks.
         attacks: name -> configuration, in the order of the suite.
-        flags: what was noticed before the attacks.
-        identity: what was measured.
+        flags: the flags found before the attacks.
+        identity: the identity of the run.
         threat: the threat model.
-        suite: for its name, judge and mode.
+        suite: gives name, judge and mode.
         **described: the remaining fields of `ResultFile`.
     """
     n = rows["sample"].nunique()
@@ -69,7 +69,7 @@ def summarize(
         results.append(
             AttackResult(
                 name=name,
-                robust_accuracy=accuracy(int(robust_samples(earlier).sum()), n),
+                robust_accuracy=make_accuracy(int(find_robust_samples(earlier).sum()), n),
                 forwards=int(mine["forwards"].sum()),
                 backwards=backwards,
                 seconds=round(float(mine["seconds"].sum()), 3),
@@ -87,8 +87,8 @@ def summarize(
         judge=suite.judge,
         mode=suite.mode,
         n=n,
-        clean_accuracy=accuracy(clean, n),
-        robust_accuracy=accuracy(int(robust_samples(rows).sum()), n),
+        clean_accuracy=make_accuracy(clean, n),
+        robust_accuracy=make_accuracy(int(find_robust_samples(rows).sum()), n),
         attacks=results,
         flags={**flags, **_measured_flags(rows, results)},
         forwards=sum(r.forwards for r in results),
@@ -99,13 +99,14 @@ def summarize(
 
 
 def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str, str]:
+    # Stored results hold these sentences, and `robbench verify` compares them: another wording would be a mismatch.
     flags = {}
-    dead = [r for r in results if r.zero_gradient_share > _DEAD]
-    if dead:
-        worst = max(dead, key=lambda r: r.zero_gradient_share)
+    flagged = [r for r in results if r.zero_gradient_share > _ZERO_SHARE]
+    if flagged:
+        worst = max(flagged, key=lambda r: r.zero_gradient_share)
         flags["zero_gradients"] = (
             f"{worst.zero_gradient_share:.2%} of the gradients of {worst.name} were exactly zero (seen under "
-            f"{len(dead)} of {len(results)} attacks): where the gradient is dead, the attack stood still."
+            f"{len(flagged)} of {len(results)} attacks): where the gradient is dead, the attack stood still."
         )
     if refuted := [f"{r.refuted} of {r.name}" for r in results if r.refuted]:
         flags["refuted"] = (
@@ -115,10 +116,10 @@ def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str
     if answers := int(rows["nonfinite"].sum()):
         flags["nonfinite"] = f"{answers} queries were answered with NaN or infinity; none of them counts as a break."
         asked = rows.loc[rows["nonfinite"] > 0, "sample"].unique()
-        robust = robust_samples(rows)
+        robust = find_robust_samples(rows)
         if standing := sorted(s for s in asked if robust[s]):
             flags["nonfinite"] += (
                 f" {len(standing)} images that got such answers count as robust, though the attack could not see there "
-                f"what it did: {some_ids(standing)}."
+                f"what it did: {format_ids(standing)}."
             )
     return flags

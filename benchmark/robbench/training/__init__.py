@@ -1,1 +1,1 @@
-"""Training: what a recipe means (`recipe`) and the one loop (`train`)."""
+"""Training: the terms of a recipe (`recipe`, `targets`), one iteration (`step`) and the loop (`train`)."""

@@ -1,4 +1,4 @@
-"""Train whatever lacks weights or is only partly trained, the most important models first."""
+"""Train all models that have no weights or are partly trained, by priority."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from robbench.classifier.prepare import pick_device
 from robbench.models.card import Entry, Registry
-from robbench.training.train import BudgetName, Precision, Progress, Trained, recipe_for, train
+from robbench.training.train import BudgetName, Precision, Progress, TrainingResult, choose_recipe, train
 
-__all__ = ["missing", "train_missing"]
+__all__ = ["list_missing", "train_missing"]
 
 
-def missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
-    """List the cards that training on this device would bring further: by priority, then name.
+def list_missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
+    """List the cards whose models are not fully trained for this device, by priority, then name.
 
-    On a GPU that includes models which were trained by their card's CPU budget; on a CPU it does not.
+    On a GPU, models that were trained with the card's CPU budget are included. On a CPU they are not.
     """
     where = pick_device(device)
     found = []
@@ -24,7 +24,7 @@ def missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "a
         card = entry.card
         if not card.is_trainable:
             continue
-        recipe, instead = recipe_for(entry, where, _budget(entry, budget))
+        recipe, instead = choose_recipe(entry, where, _budget(entry, budget))
         done = card.trained if card.weights is not None else None
         finished = done is not None and done.iterations >= recipe.iterations and (bool(instead) or not done.instead)
         if not finished:
@@ -49,35 +49,35 @@ def train_missing(
     time_limit: float | None = None,
     begin: Callable[[Entry], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
-    done: Callable[[Entry, Trained], None] = lambda _entry, _trained: None,
+    done: Callable[[Entry, TrainingResult], None] = lambda _entry, _result: None,
 ) -> None:
-    """Train the cards that `missing` lists, one after the other, until all are done or the time is up.
+    """Train the cards of `list_missing`, one after the other, until all are done or the time is up.
 
-    Called again it goes on where it stopped: with the same card, from its checkpoint.
+    The next call continues with the same card, from its checkpoint.
 
     Args:
-        registry: where the cards are.
-        data_dir: as for `train`, like the next five.
-        runs: checkpoints and logs.
-        device: where to train.
-        budget: what to train.
-        precision: of the network.
-        compiled: whether to compile it.
+        registry: the cards.
+        data_dir: see `train`, also for `runs`, `device`, `budget`, `precision`, `compiled` and `report`.
+        runs: folder of checkpoints and logs.
+        device: device to train on.
+        budget: which recipe to train.
+        precision: precision of the network.
+        compiled: whether to compile the network.
         report: called while a model is trained.
-        time_limit: for all of them together, in seconds.
+        time_limit: limit for all models together, in seconds.
         begin: called with each card before its training.
-        done: called with each card and what `train` returned.
+        done: called with each card and the result of `train`.
 
     Raises:
-        CardError, ModelError, DataError: see `train`; models trained before it are kept.
+        CardError, ModelError, DataError: see `train`. The weights of models trained before the error are kept.
     """
     end = None if time_limit is None else time.monotonic() + time_limit
-    for i, entry in enumerate(missing(registry, device=device, budget=budget)):
+    for i, entry in enumerate(list_missing(registry, device=device, budget=budget)):
         left = None if end is None else end - time.monotonic()
         if i and left is not None and left <= 0:
             return
         begin(entry)
-        trained = train(
+        result = train(
             entry,
             data_dir=data_dir,
             runs=runs,
@@ -88,4 +88,4 @@ def train_missing(
             time_limit=left,
             report=report,
         )
-        done(entry, trained)
+        done(entry, result)

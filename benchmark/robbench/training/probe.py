@@ -1,6 +1,6 @@
-"""A quick look at a network in training: accuracies on a few test images, for the progress line and the log alone.
+"""Accuracies of a network during training, on a few test images. They go into the progress line and the log only.
 
-Nothing is chosen by them: no early stopping, no best checkpoint. The number to quote comes from `robbench eval`.
+Training does not use them: there is no early stopping and no best checkpoint. Quote numbers of `robbench eval` instead.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from robbench.engine import engine
 from robbench.models.card import Entry
 from robbench.suite import load_suite
 
-__all__ = ["Probe"]
+__all__ = ["TrainingProbe"]
 
 _IMAGES = 128
 
 
-class Probe:
-    """Measures on the first test images: PGD on the margin, 10 steps, at the radius of the quick suite."""
+class TrainingProbe:
+    """Measures accuracies on the first test images, with 10 steps of PGD on the margin, at the quick suite's radius."""
 
     def __init__(self, entry: Entry, data_dir: str | Path | None, device: torch.device, seed: int) -> None:
         data = load(entry.dataset, "test", data_dir)
@@ -42,7 +42,7 @@ class Probe:
         self.attack = PGD(objective="margin", steps=10)
 
     def __call__(self, module: nn.Module) -> tuple[float, float]:
-        """Return clean and robust accuracy, each in [0, 1]; the module is left in training mode."""
+        """Return clean and robust accuracy, in [0, 1]. The module is in training mode afterwards."""
         module.eval()
         with torch.no_grad():
             right = module(self.p.x).argmax(1) == self.p.y

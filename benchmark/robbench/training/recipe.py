@@ -1,4 +1,4 @@
-"""What a recipe means: small pure functions, combined by `objective`. z are logits [N, K], y labels [N]."""
+"""The terms of a recipe as small pure functions. z are logits [N, K], y are labels [N]."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from robbench.models.card import Adversary, Recipe
 from robbench.training.targets import smooth_labels, wrong_mass
 
 __all__ = [
-    "Diverging",
+    "DivergencePGD",
     "add_noise",
     "augment",
+    "build_inner_attack",
     "divergence",
-    "inner_attack",
     "learning_rate",
     "objective",
-    "pair",
+    "pairing_penalty",
     "squeeze",
 ]
 
@@ -33,22 +33,25 @@ __all__ = [
 def squeeze(z: Tensor, p: float = 2.0) -> Tensor:
     """Logit squeezing: the p-norm of all logits of the batch, not raised to p, over N (Shafahi et al. 2019, Eq. 5).
 
-    Eq. 5 leaves open over what the norm is taken; a later version of the paper (arXiv:1910.11585) names the Frobenius
-    norm of the mini-batch's logits. Read per sample, Σ_i L_i + β ‖z_i‖, all logits zero would be a minimum for every
-    β ≥ 0.95 (the norm of the cross-entropy's gradient there, with ten classes), yet Table 5 has 99 % accuracy at
-    β = 5. Read over the batch, Σ_i L_i + β ‖Z‖, that happens from β = 0.95 √N on: 6.7 at the paper's batch of 50,
-    between β = 5, which trains, and β = 10, which collapses, in Table 5; and 10.7 at its CIFAR-10 batch of 128, where
-    β = 10 still trains. The sum over the batch is divided by N, as the loss is.
+    Eq. 5 does not say whether the norm is per sample or over the batch. A later version of the paper
+    (arXiv:1910.11585) names the Frobenius norm of the mini-batch's logits. The numbers of Table 5 agree with the batch:
+
+    - Per sample, Σ_i L_i + β ‖z_i‖, logits of zero are a minimum for every β ≥ 0.95 (the norm of the cross-entropy's
+      gradient there, with ten classes). But Table 5 has 99 % accuracy at β = 5.
+    - Over the batch, Σ_i L_i + β ‖Z‖, they are a minimum for β ≥ 0.95 √N. That is 6.7 at the paper's batch of 50. In
+      Table 5, β = 5 trains and β = 10 collapses. At its CIFAR-10 batch of 128 it is 10.7, and β = 10 still trains.
+
+    The norm is divided by N, because the loss is a mean over the batch.
     """
     norm: Tensor = torch.linalg.vector_norm(z, ord=p)
     return norm / len(z)
 
 
 def objective(z: Tensor, y: Tensor, recipe: Recipe, target: Tensor | None = None) -> Tensor:
-    """How badly logits fit, averaged over the batch, plus β times the squeezing term: a scalar.
+    """Loss of logits, averaged over the batch, plus β times the squeezing term: a scalar.
 
-    The fit is the cross-entropy with the recipe's labels or, where a teacher's logits `target` [N, K] are given, the
-    mean absolute difference from them (Seguin et al. 2021, App. A).
+    The loss is the cross-entropy with the recipe's labels. With a teacher's logits `target` [N, K] it is the mean
+    absolute difference from them (Seguin et al. 2021, App. A).
     """
     if target is not None:
         loss = F.l1_loss(z, target)
@@ -66,11 +69,11 @@ def divergence(z: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(z.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
-def pair(kind: str, z: Tensor, z_adv: Tensor | None) -> Tensor:
-    """How much the logits of two batches differ: a scalar.
+def pairing_penalty(kind: str, z: Tensor, z_adv: Tensor | None) -> Tensor:
+    """Penalty on the difference between the logits of two batches, z and z' = `z_adv`: a scalar.
 
-    `trades`: the mean divergence of z' from z. `alp`: the mean square of z − z' over images and classes. `clp`: that of
-    the first half of z minus the second, an odd last image left out (Kannan et al. 2018, Sec. 4).
+    `trades`: the mean divergence of z' from z. `alp`: the mean square of z − z' over images and classes. `clp`: the
+    mean square of the first half of z minus the second half, without an odd last image (Kannan et al. 2018, Sec. 4).
     """
     if kind == "clp":
         half = len(z) // 2
@@ -82,16 +85,16 @@ def pair(kind: str, z: Tensor, z_adv: Tensor | None) -> Tensor:
 def add_noise(x: Tensor, sigma: float, sample: Tensor, trial: Tensor, key: tuple[int, int]) -> Tensor:
     """Add Gaussian noise of standard deviation σ in pixel units, without clipping: [N, C, H, W] -> the same.
 
-    The papers do not clip, and clipping would halve the noise on the many pixels that are exactly 0.
+    The papers do not clip. Clipping would halve the noise of the many pixels that are exactly 0.
     """
     noise = rng.normal(key, sample, trial, 0, x[0].numel())
     return x + sigma * noise.view_as(x).to(x.dtype)
 
 
 def augment(x: Tensor, kind: str, sample: Tensor, trial: Tensor, key: tuple[int, int]) -> Tensor:
-    """Shift each image by up to an eighth of its height, zero-padded, and flip half of them for `crop_flip`.
+    """Shift each image by up to an eighth of its height, with zero padding. For `crop_flip`, also flip half of them.
 
-    An eighth is the 4 pixels of the usual CIFAR-10 crop.
+    For CIFAR-10 an eighth is the usual 4 pixels.
     """
     n, _, height, width = x.shape
     pad = height // 8
@@ -108,8 +111,8 @@ def augment(x: Tensor, kind: str, sample: Tensor, trial: Tensor, key: tuple[int,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diverging(PGD):
-    """PGD that increases the divergence from a reference prediction [L, K]: the inner maximum of TRADES."""
+class DivergencePGD(PGD):
+    """PGD that increases the divergence from reference logits [L, K]: the inner maximization of TRADES."""
 
     reference: Tensor = field(compare=False)
 
@@ -118,11 +121,11 @@ class Diverging(PGD):
         return divergence(logits, self.reference)
 
 
-def inner_attack(adversary: Adversary, reference: Tensor | None = None) -> Attack:
-    """Make the attack of adversarial training, one of those that evaluation uses; `reference` is for loss `kl`.
+def build_inner_attack(adversary: Adversary, reference: Tensor | None = None) -> Attack:
+    """Make the attack of adversarial training. It is one of the evaluation's attacks. Loss `kl` needs `reference`.
 
     Raises:
-        CardError: an unknown attack, or parameters that it does not have.
+        CardError: the attack is unknown, or a parameter is unknown.
     """
     if adversary.attack not in ATTACKS:
         raise CardError(f"recipe.adversary.attack: {unknown_name('attack', adversary.attack, ATTACKS)}")
@@ -139,12 +142,12 @@ def inner_attack(adversary: Adversary, reference: Tensor | None = None) -> Attac
             raise CardError(f"recipe.adversary: {unknown_name(f'parameter of {adversary.attack}', key, allowed)}")
     if adversary.loss == "kl":
         assert reference is not None, "the trainer predicts before it attacks"
-        return Diverging(reference=reference, **given)
+        return DivergencePGD(reference=reference, **given)
     return cls(**given)
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:
-    """Learning rate at an iteration, counted from 0."""
+    """Learning rate at an iteration. The first iteration is 0."""
     done = iteration / recipe.iterations
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,7 +1,7 @@
-"""One iteration of training, as a function of a batch's positions and the iteration's number.
+"""One iteration of training, as a function of the positions of a batch and the number of the iteration.
 
-Everything random is drawn by counter from these two, so that an iteration can be repeated anywhere, and everything
-lives on the device, so that on a GPU the whole iteration is one CUDA graph.
+All random numbers are drawn by counter from these two, so an iteration can be repeated anywhere. All data is on the
+device, so on a GPU the whole iteration is one CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from robbench.core.threat import Ball
 from robbench.core.types import Dataset, Problem
 from robbench.engine import engine
 from robbench.models.card import Adversary, Recipe
-from robbench.training.recipe import add_noise, augment, inner_attack, learning_rate, objective, pair
+from robbench.training.recipe import add_noise, augment, build_inner_attack, learning_rate, objective, pairing_penalty
 
 __all__ = ["Step"]
 
-_EAGER = 3  # iterations before a graph is captured: libraries set themselves up in the first ones
+_EAGER = 3  # iterations before a graph is captured, because libraries initialize themselves in the first ones
 
 
 class Step:
-    """Network, optimizer, data and running average of one training.
+    """Network, optimizer, data and running average of one training run. A call does one iteration.
 
     Args:
         module: the network in [0, 1] pixel units, on the device.
         recipe: what to train.
-        data: the training set; it is kept on the device as it is stored (MNIST 47 MB, CIFAR-10 154 MB).
-        precision: `float32` or `bfloat16` (autocast; weights, losses and noise stay float32).
+        data: the training set. It is on the device as uint8 (MNIST 47 MB, CIFAR-10 154 MB).
+        precision: `float32` or `bfloat16` (autocast; weights, losses and noise are float32).
         target: a teacher's logits for every image [n, K], if the recipe has a teacher.
         compiled: run the network through `torch.compile`.
     """
@@ -57,15 +57,15 @@ class Step:
         self.scale = data.scale
         self.keys = {name: rng.make_key(recipe.seed, f"train-{name}") for name in ("noise", "augment", "attack")}
         on_gpu = self.device.type == "cuda"
-        # A captured graph reads the learning rate where it was captured.
+        # A captured graph reads the learning rate from the tensor that it was captured with.
         self.lr: Tensor | None = torch.tensor(recipe.lr, device=self.device) if on_gpu else None
         self.optimizer = _optimizer(module, recipe, self.lr)
-        # Started at 0 and divided by 1 − decay^t in the end, as Adam does with its averages.
+        # It starts at 0 and is divided by 1 − decay^t at the end, as Adam does with its averages.
         self.average = {k: torch.zeros_like(v) for k, v in _floats(module).items()} if recipe.ema else {}
-        self.graph: _Graph | None = _Graph(self._body, recipe.batch_size, self.device) if on_gpu else None
+        self.graph: _Graph | None = _Graph(self._iterate, recipe.batch_size, self.device) if on_gpu else None
 
     def __call__(self, sample: Tensor, iteration: int) -> Tensor:
-        """Train on the images at the positions `sample` [N]; returns the loss, still on the device."""
+        """Train on the images at the positions `sample` [N]. Return the loss, on the device."""
         lr = learning_rate(self.recipe, iteration)
         if self.lr is None:
             for group in self.optimizer.param_groups:
@@ -74,10 +74,10 @@ class Step:
             self.lr.fill_(lr)
         if self.graph is not None:
             return self.graph(sample, iteration)
-        return self._body(sample, torch.full_like(sample, iteration))
+        return self._iterate(sample, torch.full_like(sample, iteration))
 
-    def _body(self, sample: Tensor, trial: Tensor) -> Tensor:
-        """One iteration; `trial` [N] is its number, the second counter of everything random."""
+    def _iterate(self, sample: Tensor, trial: Tensor) -> Tensor:
+        """Do one iteration. `trial` [N] holds its number, the second counter of all random numbers."""
         recipe, adversary = self.recipe, self.recipe.adversary
         x = (self.x[sample].to(torch.float32) / self.scale).contiguous(memory_format=torch.channels_last)
         y = self.y[sample]
@@ -88,16 +88,16 @@ class Step:
         loss = torch.zeros((), device=self.device)
         z = z_adv = None
         if adversary is not None:
-            z_adv = self.logits(self.noisy(self.adversarial(adversary, x, y, sample, trial), sample, trial))
+            z_adv = self.logits(self.add_noise(self.perturb(adversary, x, y, sample, trial), sample, trial))
             if mix > 0:
                 loss = loss + mix * objective(z_adv, y, recipe, target)
         if mix < 1 or recipe.pairing:
-            z = self.logits(self.noisy(x, sample, trial))
+            z = self.logits(self.add_noise(x, sample, trial))
             if mix < 1:
                 loss = loss + (1 - mix) * objective(z, y, recipe, target)
         if recipe.pairing and z is not None:
-            loss = loss + recipe.pairing.weight * pair(recipe.pairing.kind, z, z_adv)
-        # A graph writes to the gradients it was captured with.
+            loss = loss + recipe.pairing.weight * pairing_penalty(recipe.pairing.kind, z, z_adv)
+        # A graph writes to the gradient tensors that it was captured with, so they must stay.
         self.optimizer.zero_grad(set_to_none=self.graph is None)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
         self.optimizer.step()
@@ -106,23 +106,23 @@ class Step:
         return loss.detach()
 
     def relink(self) -> None:
-        """Make the optimizer read our learning rate again, after its state was loaded."""
+        """Make the optimizer read `self.lr` again, after its state was loaded."""
         if self.lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
 
     def logits(self, x: Tensor) -> Tensor:
-        """Query the network in the chosen precision; the logits are float32."""
+        """Compute the network's logits in the chosen precision, and return them as float32."""
         with in_bfloat16(self.device, self.precision == "bfloat16"):
             return self.network(x).float()
 
-    def noisy(self, x: Tensor, sample: Tensor, trial: Tensor) -> Tensor:
-        """Gaussian augmentation, if the recipe has one."""
+    def add_noise(self, x: Tensor, sample: Tensor, trial: Tensor) -> Tensor:
+        """Add the recipe's Gaussian noise, if it has any."""
         sigma = float(self.recipe.sigma)
         return x if sigma == 0 else add_noise(x, sigma, sample, trial, self.keys["noise"])
 
-    def adversarial(self, adversary: Adversary, x: Tensor, y: Tensor, sample: Tensor, trial: Tensor) -> Tensor:
-        """Perturb a batch with the recipe's adversary, batch statistics frozen."""
+    def perturb(self, adversary: Adversary, x: Tensor, y: Tensor, sample: Tensor, trial: Tensor) -> Tensor:
+        """Perturb a batch with the recipe's adversary. Batch statistics are frozen meanwhile."""
         p = Problem(x=x, y=y, sample=sample, trial=trial, key=self.keys["attack"])
         ball = Ball(adversary.norm, float(adversary.eps))
         self.module.eval()
@@ -130,13 +130,13 @@ class Step:
         if adversary.loss == "kl":
             with torch.no_grad():
                 reference = self.logits(x)
-        x_adv = engine.perturb(self.logits, inner_attack(adversary, reference), p, ball)
+        x_adv = engine.perturb(self.logits, build_inner_attack(adversary, reference), p, ball)
         self.module.train()
         return x_adv
 
     @contextlib.contextmanager
-    def averaged(self, iterations: int) -> Iterator[None]:
-        """Put the running average into the network for a while, where the recipe keeps one."""
+    def use_average(self, iterations: int) -> Iterator[None]:
+        """Load the running average into the network inside a `with` block, if the recipe has one."""
         if not self.average or not iterations:
             yield
             return
@@ -154,7 +154,7 @@ class Step:
 
 
 class _Graph:
-    """An iteration captured once as a CUDA graph and replayed: no launch costs, which dominate in small networks."""
+    """An iteration that is captured once as a CUDA graph and replayed. This saves launches, the cost of small nets."""
 
     def __init__(self, body: Callable[[Tensor, Tensor], Tensor], size: int, device: torch.device) -> None:
         self.body = body
@@ -165,7 +165,7 @@ class _Graph:
         self.captured: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, sample: Tensor, iteration: int) -> Tensor:
-        """Run the iteration; returns a copy of its loss."""
+        """Run the iteration. Return a copy of its loss."""
         self.sample.copy_(sample)
         self.trial.fill_(iteration)
         if self.captured is None and self.eager == 0:
@@ -174,7 +174,7 @@ class _Graph:
             self.captured.replay()
             return self.loss.clone()
         self.eager -= self.eager > 0
-        # On a stream of its own, as capturing asks for.
+        # Warm up on a separate stream, as torch requires before capturing.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -183,7 +183,7 @@ class _Graph:
         return loss
 
     def capture(self) -> None:
-        """Record one iteration without running it; where that fails, say so and go on without."""
+        """Capture one iteration without running it. If that fails, warn and go on without a graph."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -196,12 +196,12 @@ class _Graph:
 
 
 def _floats(module: nn.Module) -> dict[str, Tensor]:
-    """Weights and floating-point buffers: what a running average is taken of."""
+    """Return the weights and floating-point buffers, the tensors of the running average."""
     return {k: v for k, v in module.state_dict().items() if v.is_floating_point()}
 
 
 def _optimizer(module: nn.Module, recipe: Recipe, lr: Tensor | None) -> torch.optim.Optimizer:
-    # Fused: one pass over the weights instead of a dozen, a quarter of an iteration of the MNIST network on a CPU.
+    # Fused: one pass over the weights instead of twelve. It saves a quarter of an MNIST iteration on a CPU.
     if recipe.optimizer == "adam":
         return torch.optim.Adam(
             module.parameters(),

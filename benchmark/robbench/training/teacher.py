@@ -1,4 +1,4 @@
-"""The logits that a student is trained to answer: one target per training image, made before training begins."""
+"""The target logits of a student: one target per training image, computed before training begins."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from robbench.models.load import load_model
 from robbench.training.recipe import augment
 from robbench.training.targets import correct, fix, hybrid
 
-__all__ = ["teacher_digests", "teacher_targets"]
+__all__ = ["compute_targets", "list_teacher_digests"]
 
 _CHUNK = 250
 
 
-def _teachers(entry: Entry, recipe: Recipe) -> list[Entry]:
+def _find_teachers(entry: Entry, recipe: Recipe) -> list[Entry]:
     if recipe.distillation is None:
         return []
     registry = Registry.default([entry.root])
@@ -35,14 +35,14 @@ def _teachers(entry: Entry, recipe: Recipe) -> list[Entry]:
     return found
 
 
-def teacher_digests(entry: Entry, recipe: Recipe) -> list[str]:
-    """List the digests of the weights of a recipe's teachers, without loading them.
+def list_teacher_digests(entry: Entry, recipe: Recipe) -> list[str]:
+    """List the SHA-256 of the weights of a recipe's teachers, from their cards.
 
     Raises:
-        ModelError: a teacher is of another data set, or not trained yet.
+        ModelError: a teacher is a model of another data set, or is not trained yet.
     """
     digests = []
-    for teacher in _teachers(entry, recipe):
+    for teacher in _find_teachers(entry, recipe):
         if teacher.card.weights is None:
             raise ModelError(
                 f"{entry.full_name}: its teacher {teacher.full_name} is not trained yet: robbench train "
@@ -52,21 +52,21 @@ def teacher_digests(entry: Entry, recipe: Recipe) -> list[str]:
     return digests
 
 
-def teacher_targets(entry: Entry, recipe: Recipe, data: Dataset, device: torch.device, folder: Path) -> Tensor | None:
+def compute_targets(entry: Entry, recipe: Recipe, data: Dataset, device: torch.device, folder: Path) -> Tensor | None:
     """Compute the target logits of all training images [n, K], or read those that an earlier call left in `folder`.
 
-    A target is the mean of the teacher's logits over `views` views augmented as the recipe says (Seguin et al. 2021,
-    App. A), in evaluation mode (theirs was in training mode, which lets a target depend on the batch it was made in),
-    then changed as the distillation table says.
+    A target is the mean of the teacher's logits over `views` augmented views (Seguin et al. 2021, App. A). The recipe's
+    distillation table says how to change it. The teacher is in evaluation mode. In the paper it was in training mode,
+    so that a target depended on its batch.
 
     Raises:
-        ModelError: a teacher is missing or not trained.
+        ModelError: a teacher is missing or is not trained.
     """
     distillation = recipe.distillation
     if distillation is None:
         return None
     wanted = digest(
-        [distillation.model_dump(), recipe.augment, recipe.seed, data.digest, teacher_digests(entry, recipe)]
+        [distillation.model_dump(), recipe.augment, recipe.seed, data.digest, list_teacher_digests(entry, recipe)]
     )
     path = folder / "targets.safetensors"
     if path.exists():
@@ -74,7 +74,7 @@ def teacher_targets(entry: Entry, recipe: Recipe, data: Dataset, device: torch.d
             if (file.metadata() or {}).get("digest") == wanted:
                 known: Tensor = file.get_tensor("target").to(device)
                 return known
-    logits = [_mean_logits(teacher, recipe, data, device) for teacher in _teachers(entry, recipe)]
+    logits = [_mean_logits(teacher, recipe, data, device) for teacher in _find_teachers(entry, recipe)]
     sample = torch.arange(len(data), device=device)
     target = logits[0]
     if distillation.ranks_from is not None:

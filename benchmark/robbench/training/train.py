@@ -1,16 +1,16 @@
-"""The one training loop.
+"""The training loop for all cards.
 
-A run is a function of its card: killed anywhere and started again, it ends with the same weights as an
-uninterrupted one (same hardware and thread count, float32), because batches, noise and the inner attacks' starts
-are drawn by counter and not from a generator that would have to be rewound.
+A run depends on its card only. A run that was killed and started again ends with the same weights as an uninterrupted
+run (same hardware and thread count, float32). The reason: batches, noise and the starts of inner attacks are drawn by
+counter, so there is no generator whose state could be lost.
 
 ```
 runs/<dataset>/<name>/checkpoint.pt        model, optimizer, running average and position
-runs/<dataset>/<name>/log.jsonl            one line per report: iteration, loss, lr, seconds; in some, accuracies
-runs/<dataset>/<name>/targets.safetensors  a teacher's logits, where the recipe has one
+runs/<dataset>/<name>/log.jsonl            one line per report: iteration, loss, lr, seconds; sometimes accuracies
+runs/<dataset>/<name>/targets.safetensors  a teacher's logits, if the recipe has a teacher
 ```
 
-The recipe as a small machine trains it (`cpu_budget` of the card) has a folder of its own, `<name>.cpu`.
+A run with the card's CPU budget (`cpu_budget`) has a separate folder, `<name>.cpu`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.types import Dataset
 from robbench.data.sets import load
 from robbench.models.architectures import Normalized, build
-from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, Recipe, identity, write_training
+from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, Recipe, extract_identity, write_training
 from robbench.models.load import save_weights
-from robbench.training.probe import Probe
+from robbench.training.probe import TrainingProbe
 from robbench.training.recipe import learning_rate
 from robbench.training.step import Step
-from robbench.training.teacher import teacher_digests, teacher_targets
+from robbench.training.teacher import compute_targets, list_teacher_digests
 
-__all__ = ["BudgetName", "Precision", "Progress", "Trained", "recipe_for", "train"]
+__all__ = ["BudgetName", "Precision", "Progress", "TrainingResult", "choose_recipe", "train"]
 
 _CHECKPOINT_SECONDS = 20.0
-_REPORTS = 100  # log lines a run writes
-_PROBES = 10  # of which so many tell accuracies
+_REPORTS = 100  # log lines of a run
+_PROBES = 10  # log lines of a run with accuracies
 
 BudgetName = Literal["auto", "full", "cpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -57,8 +57,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class Progress:
     """One report of a training run.
 
-    `loss` is the mean since the last report, `left` an estimate in seconds. `clean` and `robust` are shares of a few
-    test images classified correctly, untouched and under a short attack; None in most reports.
+    `loss` is the mean loss since the last report. `left` is the estimated remaining time in seconds. `clean` and
+    `robust` are accuracies on a few test images, without and with a short attack. They are None in most reports.
     """
 
     iteration: int
@@ -72,27 +72,27 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a call of `train` did.
+class TrainingResult:
+    """The result of a call of `train`.
 
     Attributes:
-        table: the card's new `trained` table, and what it would have been where the card keeps its weights.
-        wanted: iterations that make the model complete.
-        kept: whether the card took the weights.
-        log: the run's log; the checkpoint lies beside it.
+        table: the `trained` table of these weights. It is written to the card only if the weights are.
+        wanted: number of iterations of the recipe that was trained.
+        written: whether the weights were written to the registry and the card.
+        log: the log of the run. The checkpoint is in the same folder.
     """
 
     table: dict[str, Any]
     wanted: int
-    kept: bool
+    written: bool
     log: Path
 
 
-def recipe_for(entry: Entry, device: torch.device, budget: BudgetName) -> tuple[Recipe, str]:
-    """Choose what to train on a device, and say how it differs from the card's recipe (empty if it does not).
+def choose_recipe(entry: Entry, device: torch.device, budget: BudgetName) -> tuple[Recipe, str]:
+    """Choose the recipe to train on a device. Return it and a text on its changes to the card's recipe (may be empty).
 
     Raises:
-        CardError: the card has no recipe, its weights come from a package, or it has no CPU budget to choose.
+        CardError: the card has no recipe, its weights come from a package, or it has no CPU budget for `budget="cpu"`.
     """
     card = entry.card
     if card.recipe is None or not card.is_trainable:
@@ -117,39 +117,40 @@ def train(
     restart: bool = False,
     command: str = "",
     report: Callable[[Progress], None] = lambda _: None,
-) -> Trained:
-    """Train a card's model, or go on where an earlier call stopped, and write its weights and card.
+) -> TrainingResult:
+    """Train a card's model, or continue an earlier call, and write its weights and card.
 
-    A card whose weights have seen more iterations than this call reached keeps them (unless `restart` is given); the
-    checkpoint of this call is kept either way.
+    If the card already has weights of more iterations, these stay, unless `restart` is given. The checkpoint of this
+    call is written in both cases.
 
     Args:
-        entry: the card; its registry must be writable.
-        data_dir: where the data sets are.
-        runs: where checkpoints and logs go.
+        entry: the card. Its registry must be writable.
+        data_dir: folder of the data sets.
+        runs: folder for checkpoints and logs.
         device: auto, cpu, cuda or cuda:i.
-        budget: `full` trains the recipe, `cpu` the card's CPU budget, `auto` the budget on a CPU if there is one.
-        precision: `auto` is bfloat16 on a GPU for images of 32 pixels and more (smaller networks are bound by launches,
-            not by arithmetic), and float32 elsewhere.
+        budget: `full` trains the recipe, `cpu` the recipe with the card's CPU budget. `auto` uses the CPU budget on a
+            CPU if the card has one.
+        precision: `auto` is bfloat16 on a GPU for images of 32 pixels and more, otherwise float32. (Smaller networks
+            are limited by launches, not by arithmetic.)
         compiled: use `torch.compile` (needs a C++ compiler; the first iterations take a minute).
-        time_limit: stop after so many seconds, with a checkpoint and the weights so far.
-        restart: forget an earlier call's checkpoint.
-        command: how to repeat this, for the card.
+        time_limit: stop after this many seconds, with a checkpoint and the present weights.
+        restart: ignore the checkpoint of an earlier call.
+        command: the command that repeats this call, for the card.
         report: called about a hundred times.
 
     Raises:
         CardError: the card has no recipe, or its weights come from a package.
-        ModelError: the loss became NaN, the checkpoint belongs to another recipe, or a teacher is not trained.
+        ModelError: the loss is NaN or infinite, the checkpoint belongs to another recipe, or a teacher is not trained.
     """
     keep_freed_memory()
     where = pick_device(device)
-    recipe, instead = recipe_for(entry, where, budget)
+    recipe, instead = choose_recipe(entry, where, budget)
     data = load(entry.dataset, "train", data_dir)
     if precision == "auto":
         precision = "bfloat16" if where.type == "cuda" and data.x.shape[-1] >= 32 else "float32"
     folder = runs / entry.dataset / (f"{entry.name}.cpu" if instead else entry.name)
     run = _Training(entry, recipe, data, where, folder, precision, compiled, restart)
-    run.go(time_limit, report, Probe(entry, data_dir, where, recipe.seed))
+    run.train(time_limit, report, TrainingProbe(entry, data_dir, where, recipe.seed))
     table = {
         "iterations": run.iteration,
         "seconds": round(run.seconds, 1),
@@ -162,16 +163,16 @@ def train(
     } | ({"instead": instead} if instead else {})
     earlier = entry.card.trained
     if earlier is not None and entry.card.weights is not None and earlier.iterations > run.iteration and not restart:
-        return Trained(table, recipe.iterations, kept=False, log=run.log)
+        return TrainingResult(table, recipe.iterations, written=False, log=run.log)
     relative = f"{entry.dataset}/{entry.name}.safetensors"
-    with run.step.averaged(run.iteration):
+    with run.step.use_average(run.iteration):
         sha256 = save_weights(run.module, entry.root / WEIGHTS_FOLDER / relative)
     write_training(entry.path, weights_path=relative, sha256=sha256, trained=table)
-    return Trained(table, recipe.iterations, kept=True, log=run.log)
+    return TrainingResult(table, recipe.iterations, written=True, log=run.log)
 
 
 class _Training:
-    """One run: where it is, and how it is kept."""
+    """The state of one training run, its checkpoint and its log."""
 
     def __init__(
         self,
@@ -186,7 +187,12 @@ class _Training:
     ) -> None:
         self.recipe, self.device, self.folder = recipe, device, folder
         self.log = folder / "log.jsonl"
-        content = [identity(entry.card), recipe.model_dump(mode="json"), data.digest, teacher_digests(entry, recipe)]
+        content = [
+            extract_identity(entry.card),
+            recipe.model_dump(mode="json"),
+            data.digest,
+            list_teacher_digests(entry, recipe),
+        ]
         self.identity = digest(content)
         self.name = entry.full_name
         if recipe.batch_size > len(data):
@@ -200,7 +206,7 @@ class _Training:
         pre = card.preprocess
         module = Normalized(bare, pre.mean, pre.std) if pre else bare
         self.module: nn.Module = module.to(device).to(memory_format=torch.channels_last).train()
-        target = teacher_targets(entry, recipe, data, device, folder)
+        target = compute_targets(entry, recipe, data, device, folder)
         self.step = Step(self.module, recipe, data, precision=precision, target=target, compiled=compiled)
         self.iteration, self.seconds = 0, 0.0
         self.order_key = rng.make_key(recipe.seed, "train-order")
@@ -208,8 +214,8 @@ class _Training:
         if not restart:
             self.resume()
 
-    def go(self, time_limit: float | None, report: Callable[[Progress], None], probe: Probe) -> None:
-        """Train until the recipe's iterations are done or the time is up."""
+    def train(self, time_limit: float | None, report: Callable[[Progress], None], probe: TrainingProbe) -> None:
+        """Train until all iterations of the recipe are done or the time is up."""
         recipe, begin, saved = self.recipe, time.monotonic(), time.monotonic()
         earlier, first = self.seconds, self.iteration
         every = max(recipe.iterations // _REPORTS, 1)
@@ -217,13 +223,13 @@ class _Training:
         total, count = torch.zeros((), device=self.device), 0
         while self.iteration < recipe.iterations:
             lr = learning_rate(recipe, self.iteration)
-            total += self.step(self.batch(), self.iteration)
+            total += self.step(self.next_batch(), self.iteration)
             self.iteration += 1
             count += 1
             now = time.monotonic()
             self.seconds = earlier + now - begin
-            late = time_limit is not None and now - begin > time_limit
-            last = late or self.iteration == recipe.iterations
+            timed_out = time_limit is not None and now - begin > time_limit
+            last = timed_out or self.iteration == recipe.iterations
             if self.iteration % every == 0 or last:
                 loss = float(total) / count
                 if not math.isfinite(loss):
@@ -234,19 +240,19 @@ class _Training:
                 left = (now - begin) / (self.iteration - first) * (recipe.iterations - self.iteration)
                 clean = robust = None
                 if self.iteration % look < every or last:
-                    with self.step.averaged(self.iteration):
+                    with self.step.use_average(self.iteration):
                         clean, robust = probe(self.module)
-                done = Progress(self.iteration, recipe.iterations, loss, lr, self.seconds, left, clean, robust)
-                self.tell(done, report)
+                progress = Progress(self.iteration, recipe.iterations, loss, lr, self.seconds, left, clean, robust)
+                self.report_progress(progress, report)
                 total, count = torch.zeros((), device=self.device), 0
             if last or now - saved > _CHECKPOINT_SECONDS:
                 self.save()
                 saved = time.monotonic()
-            if late:
+            if timed_out:
                 return
 
-    def batch(self) -> Tensor:
-        """Positions of the next batch; an epoch is a permutation drawn by counter, without its incomplete end."""
+    def next_batch(self) -> Tensor:
+        """Return the positions of the next batch. An epoch is a permutation without the incomplete last batch."""
         size, n = self.recipe.batch_size, len(self.step.y)
         epoch, place = divmod(self.iteration, n // size)
         if self._order[0] != epoch:
@@ -255,8 +261,8 @@ class _Training:
             self._order = (epoch, draw.argsort(stable=True))
         return self._order[1][place * size : (place + 1) * size]
 
-    def tell(self, progress: Progress, report: Callable[[Progress], None]) -> None:
-        """Append to the log and tell the caller."""
+    def report_progress(self, progress: Progress, report: Callable[[Progress], None]) -> None:
+        """Append a line to the log and call `report`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         line = {k: v for k, v in asdict(progress).items() if k not in ("iterations", "left") and v is not None}
         with self.log.open("a", encoding="utf-8") as log:
@@ -278,7 +284,7 @@ class _Training:
         write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
 
     def resume(self) -> None:
-        """Go back to the checkpoint, if there is one, and drop the log lines that came after it."""
+        """Load the checkpoint, if there is one, and remove the log lines written after it."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             self.log.unlink(missing_ok=True)

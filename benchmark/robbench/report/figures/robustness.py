@@ -17,7 +17,7 @@ from robbench.report.linear import standard_radius, text_of
 from robbench.report.sweep import sweep
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import read_rows
-from robbench.results.summary import accuracy, robust_samples
+from robbench.results.summary import find_robust_samples, make_accuracy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,9 @@ def _radius_rows(source: Source, name: str, results: list[ResultFile]) -> Iterat
     if measured is not None:
         radius = measured.at_nearest("radius")
         for eps in map(float, np.linspace(0, top, _GRID + 1)):
-            yield _point(name, _PREDICTED, "linear", eps, accuracy(int((radius > eps).sum()), len(radius)), len(radius))
+            yield _point(
+                name, _PREDICTED, "linear", eps, make_accuracy(int((radius > eps).sum()), len(radius)), len(radius)
+            )
     # Of the same suite and n they are on the same images: the first n.
     for suite, n in dict.fromkeys((r.suite, r.n) for r in mine):
         group = [r for r in mine if (r.suite, r.n) == (suite, n)]
@@ -151,7 +153,7 @@ def _step_rows(source: Source, result: ResultFile) -> Iterator[dict[str, Any]]:
         when = (broken["trial"] * steps + broken["step"]).to_numpy()
         right = len(mine) - int((mine["status"] == Status.MISCLASSIFIED).sum())
         for step in _marks(total):
-            standing = accuracy(right - int((when <= step).sum()), len(mine))
+            standing = make_accuracy(right - int((when <= step).sum()), len(mine))
             yield {
                 "model": f"{result.dataset}/{result.model}", "attack": attack.name, "step": step,
                 "value": standing.value, "low": standing.low, "high": standing.high, "images": len(mine),
@@ -209,11 +211,11 @@ def over_classes(source: Source, title: str, dataset: str) -> Picture:
 
 def _class_rows(source: Source, result: ResultFile) -> Iterator[dict[str, Any]]:
     rows = read_rows(source.folder(result) / "outcomes.parquet")
-    robust = robust_samples(rows)
+    robust = find_robust_samples(rows)
     label = rows.drop_duplicates("sample").set_index("sample")["label"].reindex(robust.index)
     groups = [*robust.groupby(label), ("all", robust)]
     for name, group in groups:
-        share = accuracy(int(group.sum()), len(group))
+        share = make_accuracy(int(group.sum()), len(group))
         yield {
             "model": f"{result.dataset}/{result.model}", "class": str(name), "value": share.value, "low": share.low,
             "high": share.high, "images": len(group), "threat": f"{result.threat.norm} {result.threat.eps}",

@@ -16,7 +16,7 @@ from robbench.linear.theory import Linearization
 from robbench.models.card import Entry, Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, blank
 from robbench.results.schema import ResultFile
-from robbench.results.store import load_results, result_folder
+from robbench.results.store import load_results, locate_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,7 +120,7 @@ class Source:
 
     def folder(self, result: ResultFile) -> Path:
         """Name the folder of a result."""
-        return result_folder(self.root, result)
+        return locate_result(self.root, result)
 
     def commands(self, full_name: str, what: str) -> str:
         """Say how something that is missing of a model is made: training first, if it needs that."""
