@@ -17,30 +17,30 @@ from tabulate import tabulate
 from robbench.classifier.prepare import pick_device
 from robbench.core.machine import describe_device, versions
 from robbench.core.stats import wilson
-from robbench.gate.baseline import Given, Run
-from robbench.gate.decision import Policy, decide
-from robbench.gate.measure import Machine, measure, results_tree
-from robbench.gate.paired import compare
+from robbench.gate.baseline import BaselineEntry, Given
+from robbench.gate.decision import Policy, decide_gate
+from robbench.gate.measure import Machine, measure_entry, open_results_tree
+from robbench.gate.paired import compare_entries
 
 
-def runs_of(args: argparse.Namespace) -> list[Run]:
+def runs_of(args: argparse.Namespace) -> list[BaselineEntry]:
     """Measure the model once per seed."""
     given, runs = Given(model=args.model), []
-    with results_tree(args.results) as tree:
+    with open_results_tree(args.results) as tree:
         machine = Machine(results=tree, device="cpu")
         for seed in range(args.seeds + 1):
-            runs.append(measure(given, args.suite, machine, samples=args.samples, sample_seed=0, seed=seed))
+            runs.append(measure_entry(given, args.suite, machine, samples=args.samples, sample_seed=0, seed=seed))
     return runs
 
 
-def report(title: str, pairs: list[tuple[Run, Run]], policy: Policy) -> None:
+def report(title: str, pairs: list[tuple[BaselineEntry, BaselineEntry]], policy: Policy) -> None:
     """Check every pair and print how many fail, and how much chance alone changes."""
-    compared = [compare(before, now) for before, now in pairs]
-    failed = sum(decide([c], policy).failed for c in compared)
+    compared = [compare_entries(before, now) for before, now in pairs]
+    failed = sum(decide_gate([c], policy).failed for c in compared)
     low, high = wilson(failed, len(pairs))
     print(f"{title}: {failed} of {len(pairs)} checks fail [{100 * low:.1f} %, {100 * high:.1f} %]")
-    for i, question in enumerate(compared[0].questions):
-        found = [c.questions[i] for c in compared]
+    for i, question in enumerate(compared[0].tests):
+        found = [c.tests[i] for c in compared]
         changed = [len(q.lost) + len(q.gained) for q in found]
         p = [q.p for q in found]
         print(

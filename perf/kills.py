@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from robbench.evaluation.run import evaluate
 from test_resume import killed_runs
+
+from robbench.evaluation.run import evaluate
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from robbench.core.errors import RobbenchError
 from robbench.data.sets import load
 from robbench.evaluation.run import evaluate
 from robbench.gate.baseline import Given, write_baseline
-from robbench.gate.measure import Machine, measure
+from robbench.gate.measure import Machine, measure_entry
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.testing import assert_robust
@@ -24,7 +24,7 @@ def written(net, tmp_path_factory):
     """A baseline of the module on 250 images."""
     folder = tmp_path_factory.mktemp("assert")
     machine = Machine(results=folder / "results", device="cpu")
-    run = measure(Given(model="net", dataset="digits"), "quick", machine, module=net, samples=250, sample_seed=0)
+    run = measure_entry(Given(model="net", dataset="digits"), "quick", machine, module=net, samples=250, sample_seed=0)
     write_baseline(folder / "one.json", [run])
     write_baseline(folder / "two.json", [run, run.model_copy(update={"model": "other"})])
     return folder
@@ -48,7 +48,7 @@ def test_a_worse_model_fails_with_the_report(written):
 def test_at_least(net):
     robust = evaluate(net, "quick", dataset="digits", samples=60).robust_accuracy.value
     assert_robust(net, at_least=robust, suite="quick", dataset="digits", samples=60)
-    with pytest.raises(AssertionError, match=r"on 60 images under quick; at least \d+\.\d % is asked for"):
+    with pytest.raises(AssertionError, match=r"on 60 images under quick; at least \d+\.\d % is required"):
         assert_robust(net, at_least=robust + 0.01, suite="quick", dataset="digits", samples=60)
 
 

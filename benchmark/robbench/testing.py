@@ -1,4 +1,4 @@
-"""For the tests of your own project: fail where a model is not as robust as it should be.
+"""An assertion for the tests of your own project. It fails if a model is less robust than required.
 
 ```python
 from robbench.testing import assert_robust
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.core.errors import ResultError, RobbenchError
-from robbench.gate.baseline import Given, Run, read_baseline
-from robbench.gate.decision import Policy
-from robbench.gate.decision import check as checked
-from robbench.gate.measure import Machine, measure, measure_again, results_tree
-from robbench.report.gate import as_text
+from robbench.gate.baseline import BaselineEntry, Given, read_baseline
+from robbench.gate.decision import Policy, run_gate_check
+from robbench.gate.measure import Machine, measure_entry, measure_entry_again, open_results_tree
+from robbench.report.gate import format_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,66 +43,66 @@ def assert_robust(
     device: str = "auto",
     data_dir: str | Path | None = None,
 ) -> None:
-    """Attack a model, and raise AssertionError where it is less robust than it should be.
+    """Attack a model. Raise AssertionError if the model is less robust than required.
 
-    With a baseline, suite, threat, images and seeds are the baseline's, and the comparison is that of `robbench check`:
-    image by image, for a drop and for weakened attacks.
+    With a baseline, the suite, threat, images and seeds come from the baseline. The comparison is the same as in
+    `robbench check`: it is paired image by image, and it looks for drops and for weakened attacks.
 
     Args:
-        model: a module in eval mode that maps images [N, C, H, W] in [0, 1] to logits [N, K], or what
-            `robbench eval --model` takes.
+        model: a module in eval mode that maps images [N, C, H, W] in [0, 1] to logits [N, K], or a name or source that
+            `robbench eval --model` accepts.
         baseline: a file that `robbench baseline` wrote.
-        at_least: least robust accuracy, in [0, 1], that the worst case over all attacks must reach on these images.
-        suite: a suite's name or file; "whitebox" where there is no baseline.
-        samples: how many test images; only without a baseline.
+        at_least: required robust accuracy, in [0, 1], of the worst case over all attacks on these images.
+        suite: a suite's name or file; None means "whitebox". Not allowed with a baseline.
+        samples: number of test images; None means all. Not allowed with a baseline.
         dataset: a known data set, for a module or a source.
-        name: which model of the baseline it is, where that holds several: `digits/at`.
+        name: full name of the model in the baseline, such as `digits/at`. Required if the baseline holds several.
         x: images [N, C, H, W] in [0, 1], instead of a data set.
         y: labels [N] of `x`.
-        eps: radius in [0, 1] pixel units; only without a baseline.
-        norm: goes with eps.
-        max_drop: points that an accuracy may fall below the baseline.
-        alpha: probability with which an unchanged model may fail.
+        eps: radius in [0, 1] pixel units. Not allowed with a baseline.
+        norm: Linf, L2 or L1; goes with eps.
+        max_drop: largest allowed drop of an accuracy below the baseline, in points.
+        alpha: largest allowed probability that an unchanged model fails.
         device: auto, cpu, cuda or cuda:i.
-        data_dir: where the data sets are; None means ROBBENCH_DATA.
+        data_dir: folder of the data sets; None means ROBBENCH_DATA.
 
     Raises:
-        AssertionError: it is less robust than it should be, or an attack is weaker than in the baseline; the text is
-            what `robbench check` prints.
-        RobbenchError: wrong input, or runs that cannot be compared.
+        AssertionError: the model is less robust than required, or an attack is weaker than in the baseline. The message
+            is the output of `robbench check`.
+        RobbenchError: wrong input, or measurements that cannot be compared.
     """
     if baseline is None and at_least is None:
-        raise RobbenchError("assert_robust: give baseline=, at_least=, or both; there is nothing to compare with.")
+        raise RobbenchError("assert_robust has nothing to compare with. Give baseline=, at_least=, or both.")
     if at_least is not None and not 0 <= at_least <= 1:
         raise RobbenchError(f"at_least: {at_least} given; allowed: a share from 0 to 1.")
     if baseline is not None and any(v is not None for v in (suite, samples, eps, norm)):
-        raise RobbenchError("suite, samples, eps and norm are those of the baseline; give them without one only.")
-    own = None if isinstance(model, str) else model
-    with results_tree(None) as tree:
+        raise RobbenchError("suite, samples, eps and norm are those of the baseline. Do not give them with baseline=.")
+    module = None if isinstance(model, str) else model
+    with open_results_tree(None) as tree:
         machine = Machine(results=tree, device=device, data_dir=data_dir)
         if baseline is None:
             given = _given(model, name, dataset)
-            run = measure(
-                given, suite or "whitebox", machine, module=own, x=x, y=y, samples=samples, eps=eps, norm=norm
+            entry = measure_entry(
+                given, suite or "whitebox", machine, module=module, x=x, y=y, samples=samples, eps=eps, norm=norm
             )
         else:
-            before = _chosen(Path(baseline), name)
+            before = _find_entry(Path(baseline), name)
             given = _given(model, before.model, dataset if dataset or x is not None else before.given.dataset)
-            found: list[Run] = []
 
-            def measured(asked: Run, n: int) -> Run:
-                found.append(measure_again(asked, machine, given=given, n=n, module=own, x=x, y=y))
-                return found[-1]
+            def measure(stored: BaselineEntry, n: int) -> BaselineEntry:
+                return measure_entry_again(stored, machine, given=given, n=n, module=module, x=x, y=y)
 
-            decision = checked([before], measured, Policy(max_drop=max_drop, alpha=alpha))
+            decision = run_gate_check([before], measure, Policy(max_drop=max_drop, alpha=alpha))
             if decision.failed:
-                raise AssertionError(as_text(decision))
-            run = found[-1]
-    robust = run.robust_accuracy
+                raise AssertionError(format_text(decision))
+            (comparison,) = decision.comparisons
+            entry = comparison.now
+    robust = entry.robust_accuracy
     if at_least is not None and robust.value < at_least:
+        low, high = 100 * robust.low, 100 * robust.high
         raise AssertionError(
-            f"{run.name}: robust accuracy {100 * robust.value:.1f} % [{100 * robust.low:.1f}, {100 * robust.high:.1f}] "
-            f"on {run.n} images under {run.identity['suite']['name']}; at least {100 * at_least:.1f} % is asked for."
+            f"{entry.name}: robust accuracy {100 * robust.value:.1f} % [{low:.1f}, {high:.1f}] on {entry.n} images "
+            f"under {entry.identity['suite']['name']}; at least {100 * at_least:.1f} % is required."
         )
 
 
@@ -113,11 +112,11 @@ def _given(model: str | nn.Module, name: str | None, dataset: str | None) -> Giv
     return Given(model=name.rpartition("/")[2] if name else type(model).__name__, dataset=dataset)
 
 
-def _chosen(path: Path, name: str | None) -> Run:
-    """Find the run of a baseline that a model is compared with."""
-    runs = {run.name: run for run in read_baseline(path).runs}
-    if name is None and len(runs) == 1:
-        return next(iter(runs.values()))
-    if name not in runs:
-        raise ResultError(f"{path} holds {', '.join(runs)}; name={name!r} given. Say which one of them it is.")
-    return runs[name]
+def _find_entry(path: Path, name: str | None) -> BaselineEntry:
+    """Find the entry of a baseline that the model is compared with."""
+    entries = {entry.name: entry for entry in read_baseline(path).runs}
+    if name is None and len(entries) == 1:
+        return next(iter(entries.values()))
+    if name not in entries:
+        raise ResultError(f"{path} holds {', '.join(entries)}; name={name!r} given. Give name= one of these.")
+    return entries[name]

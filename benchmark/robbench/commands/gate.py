@@ -15,19 +15,19 @@ from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_own
 
 if TYPE_CHECKING:
-    from robbench.gate.baseline import Run
+    from robbench.gate.baseline import BaselineEntry
     from robbench.gate.measure import Machine
 
 __all__ = ["baseline", "check"]
 
 Stored = Annotated[
-    list[Path] | None, typer.Option("--result", help="Take a stored result instead of measuring (repeatable).")
+    list[Path] | None, typer.Option("--result", help="Read a stored result instead of measuring (repeatable).")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
 Lanes = Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")]
 Kept = Annotated[
     Path | None,
-    typer.Option("--results", help="Keep the records in this results tree; what is there is not measured again."),
+    typer.Option("--results", help="Keep the records in this results tree. Stored records are not measured again."),
 ]
 
 
@@ -40,9 +40,7 @@ def baseline(
     result: Stored = None,
     suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
     samples: Annotated[int | None, typer.Option(help="N test images instead of all.")] = None,
-    sample_seed: Annotated[
-        int, typer.Option(help="The images, and their order, are drawn at random with this seed.")
-    ] = 0,
+    sample_seed: Annotated[int, typer.Option(help="Seed of the random choice and order of the images.")] = 0,
     eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
     norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
     dataset: Annotated[str | None, typer.Option(help="The test set for a source.")] = None,
@@ -57,18 +55,18 @@ def baseline(
     data_dir: DataDir = None,
     results: Kept = None,
 ) -> None:
-    """Write a baseline: what attacks find on models now, image by image, for `robbench check`.
+    """Attack models and write their verdicts, image by image, as a baseline for `robbench check`.
 
     Commit the file. It holds no images and no weights.
     """
     from robbench.core.numbers import parse_threat
     from robbench.gate.baseline import Given, write_baseline
-    from robbench.gate.measure import stored_run
+    from robbench.gate.measure import read_stored_entry
 
     import_own(imports or [])
     if bool(model) == bool(result):
-        raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
-    runs = [stored_run(path) for path in result or []]
+        raise RobbenchError("Give either --model, to measure, or --result, to read stored results.")
+    entries = [read_stored_entry(path) for path in result or []]
     about: dict[str, Any] = {
         "dataset": dataset,
         "architecture": architecture,
@@ -76,17 +74,18 @@ def baseline(
         "std": per_channel("--std", std),
     }
     if model:
-        from robbench.gate.measure import measure
+        from robbench.gate.measure import measure_entry
 
-        named = [Given(model=name, **(about if source else {})) for name, source in _named(model, models, about)]
-        with _measuring(results, device, lanes, data_dir, models, samples is None) as machine:
+        names = _find_models(model, models, about)
+        givens = [Given(model=name, **(about if is_source else {})) for name, is_source in names]
+        with _open_machine(results, device, lanes, data_dir, models, samples is None) as machine:
             chosen: dict[str, Any] = {"samples": samples, "sample_seed": sample_seed, "seed": seed}
-            runs = [measure(given, suite, machine, **chosen, norm=norm, eps=eps) for given in named]
-    write_baseline(out, runs)
-    for run in runs:
-        clean, robust = run.clean_accuracy, run.robust_accuracy
+            entries = [measure_entry(given, suite, machine, **chosen, norm=norm, eps=eps) for given in givens]
+    write_baseline(out, entries)
+    for entry in entries:
+        clean, robust = entry.clean_accuracy, entry.robust_accuracy
         print(
-            f"{run.name} · {run.identity['suite']['name']} · {parse_threat(**run.threat)}: {run.n} images, "
+            f"{entry.name} · {entry.identity['suite']['name']} · {parse_threat(**entry.threat)}: {entry.n} images, "
             f"clean {100 * clean.value:.1f} %, worst case {100 * robust.value:.1f} % "
             f"[{100 * robust.low:.1f}, {100 * robust.high:.1f}]"
         )
@@ -97,13 +96,13 @@ def check(
     baseline: Annotated[Path, typer.Option(help="The file that `robbench baseline` wrote.")],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Models of the baseline; or, if it has only one, another in its place."),
+        typer.Option("--model", "-m", help="Models of the baseline. If it holds only one, any other model."),
     ] = None,
     result: Stored = None,
-    max_drop: Annotated[float, typer.Option(help="Points that an accuracy may fall.")] = 1.0,
-    alpha: Annotated[float, typer.Option(help="Probability with which unchanged models may fail.")] = 0.01,
+    max_drop: Annotated[float, typer.Option(help="Largest allowed drop of an accuracy, in points.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Largest allowed probability that unchanged models fail.")] = 0.01,
     sequential: Annotated[bool, typer.Option("--sequential", help="Stop as soon as the answer is certain.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Another seed of the attacks than the baseline's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the attacks, instead of the baseline's.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a summary for a job's page to this file.")] = None,
     lanes: Lanes = None,
@@ -114,60 +113,60 @@ def check(
     results: Kept = None,
     as_json: Json = False,
 ) -> None:
-    """Measure again and compare with a baseline image by image.
+    """Measure again and compare with a baseline, image by image.
 
-    Exit code 0: nothing got worse. 1: a model is significantly less robust, or an attack weaker. 2: wrong input, or
-    not comparable.
+    Exit code 0: the check passed. 1: a model is significantly less robust, or an attack is weaker. 2: wrong input, or
+    measurements that cannot be compared.
     """
     from robbench.core.files import write_atomically
     from robbench.gate.baseline import read_baseline
-    from robbench.gate.decision import Policy, decide
-    from robbench.gate.decision import check as checked
-    from robbench.gate.measure import measure_again, stored_run, wanted_runs
-    from robbench.gate.paired import compare
-    from robbench.report.gate import as_json as dump
-    from robbench.report.gate import as_junit, as_markdown, print_decision
+    from robbench.gate.decision import Policy, decide_gate, run_gate_check
+    from robbench.gate.measure import choose_entries, measure_entry_again, read_stored_entry
+    from robbench.gate.paired import compare_entries
+    from robbench.report.gate import dump_decision, format_junit, format_markdown, print_decision
 
     import_own(imports or [])
     policy = Policy(max_drop=max_drop, alpha=alpha)
     stored = read_baseline(baseline)
     if result:
         if model or sequential or seed is not None:
-            raise RobbenchError("--result reads what is stored; --model, --seed and --sequential measure.")
-        found = [stored_run(path) for path in result]
-        decision = decide([compare(_beside(stored.runs, run), run) for run in found], policy)
+            raise RobbenchError(
+                "--result reads stored results; --model, --seed and --sequential measure. Give one or the others."
+            )
+        entries = [read_stored_entry(path) for path in result]
+        decision = decide_gate([compare_entries(_find_entry(stored.runs, e), e) for e in entries], policy)
     else:
-        wanted = wanted_runs(stored, model or [])
-        givens = {run.name: given for run, given in wanted}
-        with _measuring(results, device, lanes, data_dir, models, False) as machine:
+        chosen = choose_entries(stored, model or [])
+        givens = {entry.name: given for entry, given in chosen}
+        with _open_machine(results, device, lanes, data_dir, models, False) as machine:
 
-            def measured(run: Run, n: int) -> Run:
-                return measure_again(run, machine, given=givens[run.name], n=n, seed=seed)
+            def measure(entry: BaselineEntry, n: int) -> BaselineEntry:
+                return measure_entry_again(entry, machine, given=givens[entry.name], n=n, seed=seed)
 
-            decision = checked([run for run, _ in wanted], measured, policy, sequential)
-    for path, text in ((junit, as_junit), (markdown, as_markdown)):
+            decision = run_gate_check([entry for entry, _ in chosen], measure, policy, sequential)
+    for path, text in ((junit, format_junit), (markdown, format_markdown)):
         if path is not None:
             write_atomically(path, text(decision).encode())
     if as_json:
-        print(json.dumps(dump(decision), indent=2, ensure_ascii=False))
+        print(json.dumps(dump_decision(decision), indent=2, ensure_ascii=False))
     else:
         print_decision(decision)
     if decision.failed:
         raise typer.Exit(1)
 
 
-def _beside(runs: list[Run], found: Run) -> Run:
-    """Find the run of a baseline that a stored result belongs to; with only one, it is meant."""
+def _find_entry(baseline: list[BaselineEntry], now: BaselineEntry) -> BaselineEntry:
+    """Find the entry of a baseline with the name of `now`. A baseline with one entry is compared with any model."""
     from robbench.core.errors import ResultError, unknown_name
 
-    named = {run.name: run for run in runs}
-    if found.name not in named and len(runs) > 1:
-        raise ResultError(unknown_name("model of the baseline", found.name, named))
-    return named.get(found.name, runs[0])
+    by_name = {entry.name: entry for entry in baseline}
+    if now.name not in by_name and len(baseline) > 1:
+        raise ResultError(unknown_name("model of the baseline", now.name, by_name))
+    return by_name.get(now.name, baseline[0])
 
 
-def _named(model: list[str], models: list[Path] | None, about: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Tell typos before minutes of work; returns names and whether each is a source."""
+def _find_models(model: list[str], models: list[Path] | None, about: dict[str, Any]) -> list[tuple[str, bool]]:
+    """Return full names, and whether each is a source. This finds typos before minutes of work."""
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
 
@@ -178,7 +177,7 @@ def _named(model: list[str], models: list[Path] | None, about: dict[str, Any]) -
 
 
 @contextlib.contextmanager
-def _measuring(
+def _open_machine(
     results: Path | None,
     device: str,
     lanes: int | None,
@@ -186,12 +185,12 @@ def _measuring(
     models: list[Path] | None,
     hint_samples: bool,
 ) -> Iterator[Machine]:
-    from robbench.gate.measure import Machine, results_tree
+    from robbench.gate.measure import Machine, open_results_tree
     from robbench.report.terminal import TerminalReporter
 
     reporter = TerminalReporter(hint_samples=hint_samples)
     kept = "Every image that was finished is kept." if results else "Nothing is kept without --results DIR."
-    with results_tree(results) as tree, resumable(kept), contextlib.closing(reporter):
+    with open_results_tree(results) as tree, resumable(kept), contextlib.closing(reporter):
         yield Machine(
             results=tree,
             device=device,

@@ -1,7 +1,4 @@
-"""Measuring for the gate: a run of a suite as a baseline keeps it, from a model or from a stored result.
-
-The decision itself is in `regression.py`, which runs nothing.
-"""
+"""Makes the entries of a baseline: it runs a suite on a model, or reads a stored result."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from robbench.core.errors import ResultError, unknown_name
 from robbench.core.user_code import imported
 from robbench.core.version import digest_verdict_code
-from robbench.gate.baseline import Baseline, Given, Run, record
+from robbench.gate.baseline import Baseline, BaselineEntry, Given, build_entry
 from robbench.models.sources import parse_source
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import read_rows, result_folder
@@ -25,20 +22,27 @@ if TYPE_CHECKING:
 
     from robbench.evaluation.run import Reporter
 
-__all__ = ["Machine", "measure", "measure_again", "results_tree", "stored_run", "wanted_runs"]
+__all__ = [
+    "Machine",
+    "choose_entries",
+    "measure_entry",
+    "measure_entry_again",
+    "open_results_tree",
+    "read_stored_entry",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """How to measure; no part of what is measured.
+    """Where and with what to measure. These settings do not change what is measured.
 
     Attributes:
-        results: the results tree that keeps the records, so that an interrupted run goes on (see `results_tree`).
-        device: as in `inputs.Options`, like the rest.
-        lanes: batch width.
-        data_dir: where the data sets are.
+        results: the results tree that keeps the records, so that an interrupted run can resume (`open_results_tree`).
+        device: auto, cpu, cuda or cuda:i.
+        lanes: batch width; None chooses one.
+        data_dir: folder of the data sets.
         models: further model registries.
-        reporter: hears of progress.
+        reporter: receives progress.
     """
 
     results: Path
@@ -49,13 +53,13 @@ class Machine:
     reporter: Reporter | None = None
 
     def options(self) -> dict[str, Any]:
-        """Say it as options of `evaluate`."""
+        """Return the settings as options of `evaluate`."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @contextlib.contextmanager
-def results_tree(path: Path | None) -> Iterator[Path]:
-    """Yield a results tree to measure into: the user's, or one that goes away."""
+def open_results_tree(path: Path | None) -> Iterator[Path]:
+    """Yield the given results tree, or a temporary one that is deleted afterwards."""
     if path is not None:
         yield path
         return
@@ -63,7 +67,7 @@ def results_tree(path: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def measure(
+def measure_entry(
     given: Given,
     suite: str,
     machine: Machine,
@@ -76,26 +80,26 @@ def measure(
     seed: int = 0,
     norm: str | None = None,
     eps: str | float | None = None,
-) -> Run:
-    """Run a suite on a model and take what a baseline keeps of it.
+) -> BaselineEntry:
+    """Run a suite on a model and build the entry of a baseline.
 
     Args:
-        given: how the model is named; with `module` only the name and the data set count.
+        given: how the user named the model. With `module`, only the name and the data set are used.
         suite: a suite's name, or the path of a suite file.
-        machine: how to measure.
-        module: the model itself, instead of one that is loaded.
-        x: images [N, C, H, W] in [0, 1] for a source or a module; sample ids are their positions.
+        machine: where and with what to measure.
+        module: the model itself. Without it, `given` is loaded.
+        x: images [N, C, H, W] in [0, 1] for a source or a module. Their positions are their sample ids.
         y: labels [N] of `x`.
-        samples: how many images; None means all.
-        sample_seed: draw them, and their order, at random with this seed.
-        seed: of the attacks' random numbers.
+        samples: number of images; None means all.
+        sample_seed: seed of the random choice and order of the images; None means the official order.
+        seed: seed of the attacks' random numbers.
         norm: overrides the suite's norm.
         eps: overrides the suite's radius, in [0, 1] pixel units.
 
     Raises:
-        RobbenchError: what `evaluate` refuses.
+        RobbenchError: as `evaluate`.
     """
-    from robbench.evaluation.run import evaluate  # needs torch; a stored result is compared without
+    from robbench.evaluation.run import evaluate  # needs torch, which the comparison of stored results does not need
 
     about: dict[str, Any] = {"dataset": given.dataset, "x": x, "y": y}
     if module is not None:
@@ -113,29 +117,29 @@ def measure(
         eps=eps,
         **machine.options(),
     )
-    return _run(result, result_folder(machine.results, result), given, suite, digest_verdict_code())
+    return _entry_of(result, result_folder(machine.results, result), given, suite, digest_verdict_code())
 
 
-def measure_again(
-    before: Run,
+def measure_entry_again(
+    before: BaselineEntry,
     machine: Machine,
     *,
     given: Given | None = None,
     n: int | None = None,
     seed: int | None = None,
     **model: Any,
-) -> Run:
-    """Measure what a baseline measured: the same suite, threat, images and seed.
+) -> BaselineEntry:
+    """Measure an entry again with the same suite, threat, images and seed.
 
     Args:
-        before: the run of the baseline.
-        machine: how to measure.
-        given: another model in the place of the baseline's.
-        n: only the first n of its images.
-        seed: another seed of the attacks.
-        **model: `module`, `x` and `y` of `measure`.
+        before: the entry of the baseline.
+        machine: where and with what to measure.
+        given: a model that replaces the baseline's model.
+        n: measure only the first n images of the entry.
+        seed: a seed of the attacks that replaces the baseline's seed.
+        **model: `module`, `x` and `y` of `measure_entry`.
     """
-    return measure(
+    return measure_entry(
         given or before.given,
         before.suite,
         machine,
@@ -148,61 +152,62 @@ def measure_again(
     )
 
 
-def stored_run(path: Path) -> Run:
-    """Take what a baseline keeps of a stored result; imports no torch.
+def read_stored_entry(path: Path) -> BaselineEntry:
+    """Build the entry of a baseline from a stored result. Imports no torch.
 
     Args:
         path: the folder of a result, or its result.json.
 
     Raises:
-        ResultError: there is no result, or it is damaged.
+        ResultError: the result is missing or damaged.
     """
     folder = path.parent if path.name == "result.json" else path
     if not (folder / "result.json").is_file():
         raise ResultError(f"No result at {path}; expected a folder with result.json and outcomes.parquet in it.")
     result = read_result(folder / "result.json")
-    return _run(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
+    return _entry_of(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
 
 
-def _run(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> Run:
+def _entry_of(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> BaselineEntry:
     rows = read_rows(folder / "outcomes.parquet")
-    # Records lie in the order in which images are selected, and there may be more than were asked for this time.
+    # The records are in the order of selection. An earlier run may have stored more images than this result has.
     rows = rows[rows["sample"].isin(rows["sample"].unique()[: result.n])]
     sample_seed = result.identity.get("sample_seed")
-    return record(result, rows, given, suite=suite, sample_seed=sample_seed, code=code)
+    return build_entry(result, rows, given, suite=suite, sample_seed=sample_seed, code=code)
 
 
-def wanted_runs(baseline: Baseline, models: list[str]) -> list[tuple[Run, Given]]:
-    """Choose what a check measures: all runs of a baseline, some, or another model in the place of its only one.
+def choose_entries(baseline: Baseline, models: list[str]) -> list[tuple[BaselineEntry, Given]]:
+    """Choose the entries that a check measures, and the model that it loads for each.
 
     Args:
-        baseline: as read.
-        models: what was asked for; nothing means all.
+        baseline: the baseline.
+        models: names of models of the baseline; empty means all. If the baseline holds one model, the name of another
+            model is allowed too. This model then takes the place of the baseline's model.
 
     Raises:
-        ResultError: a model is not in the baseline, and the baseline has several; or the baseline, and nobody else,
-            names a function of a module that is not imported.
+        ResultError: the baseline holds several models, and a name is none of them; or an entry names a function of a
+            module that the user did not import.
     """
-    known = {name: run for run in baseline.runs for name in (run.given.model, run.name)}
+    known = {name: entry for entry in baseline.runs for name in (entry.given.model, entry.name)}
     if all(m in known for m in models):
-        for run in baseline.runs if not models else ():
-            source = parse_source(run.given.model)
+        for entry in baseline.runs if not models else ():
+            source = parse_source(entry.given.model)
             if source is not None and source.kind == "function":
-                imported(source.parts[0], f"Model {run.given.model!r} of the baseline", ResultError)
-        return [(run, run.given) for run in ([known[m] for m in models] or baseline.runs)]
+                imported(source.parts[0], f"Model {entry.given.model!r} of the baseline", ResultError)
+        return [(entry, entry.given) for entry in ([known[m] for m in models] or baseline.runs)]
     if len(models) > 1 or len(baseline.runs) > 1:
-        strange = next(m for m in models if m not in known)
-        names = [run.name for run in baseline.runs]
+        unknown = next(m for m in models if m not in known)
+        names = [entry.name for entry in baseline.runs]
         raise ResultError(
-            unknown_name("model of the baseline", strange, names)
-            + " Another model is compared with a baseline that holds one model."
+            unknown_name("model of the baseline", unknown, names)
+            + " Only a baseline with one model can be compared with a model that it does not hold."
         )
-    (run,) = baseline.runs
-    return [(run, _in_place_of(run.given, models[0]))]
+    (entry,) = baseline.runs
+    return [(entry, _replace_model(entry.given, models[0]))]
 
 
-def _in_place_of(given: Given, model: str) -> Given:
-    """Name another model; what describes a source stays, as far as it means something for the other one."""
+def _replace_model(given: Given, model: str) -> Given:
+    """Name another model. The description of the source stays where the new source needs it."""
     source = parse_source(model)
     if source is None:
         return Given(model=model)
