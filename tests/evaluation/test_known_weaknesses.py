@@ -18,7 +18,7 @@ from conftest import Linear, run_attack
 from robbench.attacks import APGD, Square
 from robbench.core.threat import Ball
 from robbench.evaluation.run import evaluate
-from robbench.masking.gradients import autograd_calls
+from robbench.masking.gradients import count_autograd_calls
 from robbench.suite import build_attack, load_suite
 
 pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (robbench[peers])")
@@ -103,7 +103,7 @@ def test_a_model_that_asks_autograd_marks_every_later_one_in_autoattack():
     assert not told(plain)
     assert told(Asks()) and told(plain)
     of = [SimpleNamespace(x=x, target=SimpleNamespace(module=model, device="cpu")) for model in (Asks(), plain)]
-    assert autograd_calls(of[0]) and not autograd_calls(of[1])
+    assert count_autograd_calls(of[0]) and not count_autograd_calls(of[1])
 
 
 def test_autoattack_fails_on_three_classes_and_ours_does_not():

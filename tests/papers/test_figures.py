@@ -123,7 +123,7 @@ def test_the_prediction_over_the_radius_stands_beside_the_attacks(tree):
     found = numbers("accuracy-eps", tree)
     at = found[found["model"] == "digits/at"]
     predicted = at[at["series"] == "Equation 4"]
-    radius = read_linearization(tree / "digits/at/linear").at_nearest("radius")
+    radius = read_linearization(tree / "digits/at/linear").take_at_nearest("radius")
     assert predicted["value"].tolist() == [(radius > eps).mean() for eps in predicted["eps"]]
     stored = read_result(tree / "digits/at/whitebox/result.json")
     worst = at[at["series"] == "worst case"].set_index("eps")["value"]

@@ -289,10 +289,10 @@ def _dump(result: ResultFile) -> dict[str, Any]:
 
 def _trust(result: ResultFile, results: Path) -> dict[str, Any]:
     """Say what stands beside a robust accuracy wherever it is printed."""
-    from robbench.masking.record import Verdicts
+    from robbench.masking.record import VerdictIndex
     from robbench.report.leaderboard import overestimation
 
-    return {"verdict": Verdicts(results).of(result), "overestimation": overestimation(result)}
+    return {"verdict": VerdictIndex(results).find(result), "overestimation": overestimation(result)}
 
 
 def _radii(eps: str | None) -> list[str | None]:

@@ -38,7 +38,7 @@ def measure(
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
-    from robbench.report.linear import linear_rows
+    from robbench.report.linear import make_linear_rows
 
     if what != "linear":
         raise RobbenchError(unknown_name("measurement", what, ["linear"]))
@@ -71,7 +71,7 @@ def measure(
     if as_json:
         print_objects([file.model_dump(mode="json") for file in files])
         return
-    print_table(list(linear_rows(files, results, radius)), as_json=False)
+    print_table(list(make_linear_rows(files, results, radius)), as_json=False)
     print("Medians over the images, each at the wrong class of its smallest L (Eq. 4 of Shafahi et al. 2019).")
     for file in files:
         for flag, text in sorted(file.flags.items()):

@@ -30,14 +30,23 @@ from robbench.evaluation.inputs import Images, Options, resolve, select
 from robbench.evaluation.run import Reporter, Silent, run_suite
 from robbench.evaluation.stages import ready_stages
 from robbench.evaluation.transfer import Transfer
-from robbench.masking.chance import kept_on
 from robbench.masking.checks import run_checks
-from robbench.masking.landscape import landscape
-from robbench.masking.measure import measure
+from robbench.masking.dropout import keep_dropout_on
+from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel
+from robbench.masking.landscape import compute_landscape
+from robbench.masking.measure import run_measurements
 from robbench.masking.measurements import Measurements
-from robbench.masking.probe import Connected, Probe
-from robbench.masking.record import FILE, LANDSCAPE, PROBE_VERSION, Acted, SanityFile, dump_sanity, read_sanity, subject
-from robbench.masking.verdict import advise, decide
+from robbench.masking.record import (
+    FILE,
+    LANDSCAPE,
+    PROBE_VERSION,
+    FollowUpResult,
+    SanityFile,
+    dump_sanity,
+    extract_subject,
+    read_sanity,
+)
+from robbench.masking.verdict import advise_next_suite, decide_verdict
 from robbench.models.sources import Build
 from robbench.results.schema import ResultFile
 from robbench.results.store import read_rows, result_folder
@@ -47,7 +56,7 @@ __all__ = ["SAMPLES", "SUITE", "examine"]
 
 SUITE = "sanity"
 SAMPLES = 200
-_SHOWN = 8  # images whose loss landscape is drawn
+_SHOWN = 8  # images with a drawn loss landscape
 
 
 def examine(
@@ -71,8 +80,8 @@ def examine(
     Args:
         model: as for `robbench.evaluate`.
         samples: how many test images; None means all.
-        seed: of everything random.
-        act: run the suite that is advised, too.
+        seed: seed of all random numbers.
+        act: also run the advised suite.
         x: as for `robbench.evaluate`, like everything that follows.
         y: labels of `x`.
         dataset: test set, or the name under which x and y are reported. With the name of a known one, transfer from
@@ -81,7 +90,7 @@ def examine(
         architecture: for `file:` and `hf:`.
         mean: for `file:` and `hf:`.
         std: goes with mean.
-        reporter: hears of progress.
+        reporter: receives progress.
         **options: see `inputs.Options`. With `results`, everything is stored and found again.
 
     Returns:
@@ -93,7 +102,7 @@ def examine(
     chosen = Options.given({"samples": samples, "seed": seed, **options})
     keep_freed_memory()
     if isinstance(model, nn.Module):
-        model = kept_on(model)
+        model = keep_dropout_on(model)
     build = Build(architecture, mean, std)
     target, images = resolve(model, x, y, dataset, name, build, chosen)
 
@@ -118,7 +127,7 @@ class _Examination:
         self, target: Target, images: Images, options: Options, reporter: Reporter, describe: Describe
     ) -> None:
         self.differentiable = _differentiable(target, images)
-        self.target = target if self.differentiable else replace(target, module=Connected(target.module).eval())
+        self.target = target if self.differentiable else replace(target, module=ZeroGradientModel(target.module).eval())
         self.images, self.options, self.reporter, self.describe = images, options, reporter, describe
         self.suite = load_suite(SUITE)
 
@@ -167,7 +176,7 @@ class _Examination:
         threat = parse_threat(result.threat.norm, result.threat.eps)
         stages = ready_stages(self.suite, threat, self.target, self.images, self.options)
         self.reporter.note(f"{self.images.dataset}/{self.target.name}: measuring gradients, radii, step sizes, curves.")
-        measurements = measure(
+        measurements = run_measurements(
             probe,
             result,
             rows,
@@ -178,17 +187,17 @@ class _Examination:
         shown = np.zeros(len(self.images.y), bool)
         shown[select(len(self.images.y), self.options)[:_SHOWN]] = True
         picture = self._probe(shown, result, 1)
-        with picture.counting("landscape"):
-            frame = landscape(picture, PGD(objective="ce", steps=20))
+        with picture.count_cost("landscape"):
+            frame = compute_landscape(picture, PGD(objective="ce", steps=20))
         write_atomically(folder / LANDSCAPE, frame.to_parquet(index=False))
         return measurements.model_copy(update={"cost": measurements.cost | picture.costs})
 
-    def _probe(self, where: np.ndarray[Any, np.dtype[np.bool_]], result: ResultFile, draws: int) -> Probe:
+    def _probe(self, where: np.ndarray[Any, np.dtype[np.bool_]], result: ResultFile, draws: int) -> GradientProbe:
         at = np.flatnonzero(where)
         x = self.images.x(at)
         shape, device = tuple(x.shape[1:]), self.target.device
         lanes = self.options.lanes or default_lanes(shape, device)
-        return Probe(
+        return GradientProbe(
             target=self.target,
             x=x,
             y=self.images.y[torch.from_numpy(at)],
@@ -205,7 +214,7 @@ class _Examination:
             "identity": identity,
             "run_id": digest(identity),
             "folder": result_folder(Path(), result).name,
-            "measured": subject(result.identity),
+            "measured": extract_subject(result.identity),
             "model": result.model,
             "dataset": result.dataset,
             "threat": result.threat,
@@ -218,7 +227,7 @@ class _Examination:
         }
         return _judged(described | {"acted": None}, measurements)
 
-    def _act(self, suite: str) -> Acted:
+    def _act(self, suite: str) -> FollowUpResult:
         """Run the advised suite on the same images."""
         loaded, options = load_suite(suite), self.options
         # Images of one's own have no surrogate; the other attacks are still worth their time.
@@ -229,7 +238,7 @@ class _Examination:
             options = replace(options, norm=threat.norm, eps=threat.eps_text)
         description = self.describe(suite, options)
         result = run_suite(self.target, self.images, loaded, options, self.reporter, description)
-        return Acted(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
+        return FollowUpResult(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
 
 
 _DESCRIBED = (
@@ -241,7 +250,7 @@ _DESCRIBED = (
 def _judged(described: dict[str, Any], measurements: Measurements) -> SanityFile:
     """Add what follows from the measurements."""
     checks = run_checks(measurements)
-    verdict, decided_by = decide(checks)
+    verdict, decided_by = decide_verdict(checks)
     return SanityFile(
         schema_version=1,
         **described,
@@ -250,12 +259,12 @@ def _judged(described: dict[str, Any], measurements: Measurements) -> SanityFile
         verdict=verdict,
         decided_by=decided_by,
         overestimation=round(100 * (measurements.pgd.value - measurements.best.value), 6),
-        advice=advise(verdict, decided_by, measurements),
+        advice=advise_next_suite(verdict, decided_by, measurements),
     )
 
 
 def _differentiable(target: Target, images: Images) -> bool:
-    """Tell whether the model's answer depends on the image through autograd at all."""
+    """Return whether autograd connects the model's output to its input."""
     x = images.x(np.arange(min(2, len(images.y)))).to(target.device).requires_grad_(True)
     with torch.enable_grad():
         answer = target.module(x)

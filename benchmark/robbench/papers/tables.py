@@ -13,13 +13,13 @@ from robbench.core.errors import CardError, ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.stats import wilson
 from robbench.core.types import Threat
-from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
-from robbench.masking.record import UNCHECKED, Verdicts
+from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
+from robbench.masking.record import UNCHECKED, VerdictIndex
 from robbench.models.card import Entry, ModelCard, Registry
 from robbench.papers.published import Column, Figure, PaperRow, PaperTable, paper_rows
 from robbench.papers.trained import iterations
 from robbench.report.leaderboard import overestimation
-from robbench.report.linear import predicted
+from robbench.report.linear import predict_accuracy
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
 from robbench.results.store import load_results, read_rows, result_folder
 from robbench.results.summary import robust_samples
@@ -141,11 +141,11 @@ class _Measured:
 
     def __init__(self, registry: Registry, root: Path) -> None:
         self.registry, self.root = registry, root
-        self.verdicts = Verdicts(root)
+        self.verdicts = VerdictIndex(root)
         self.results: dict[str, list[ResultFile]] = {}
         for r in load_results(root):
             self.results.setdefault(f"{r.dataset}/{r.model}", []).append(r)
-        self.linear = linear_files(root)
+        self.linear = read_linear_files(root)
 
     def of(self, entry: Entry) -> tuple[list[ResultFile], list[ResultFile]]:
         """Return a card's results, and those that were measured on other weights."""
@@ -168,7 +168,7 @@ class _Measured:
         file = self.linear.get(entry.full_name)
         if file is None or entry.card.weights is None or file.identity.get("weights") != entry.card.weights.sha256:
             return None
-        return predicted(read_linearization(linear_folder(self.root, file.dataset, file.model)), threat.eps, n)
+        return predict_accuracy(read_linearization(linear_folder(self.root, file.dataset, file.model)), threat.eps, n)
 
     def surrogates(self, table: PaperTable, dataset: str) -> list[Entry]:
         """List the models that a table's black-box columns are made on."""
@@ -261,7 +261,7 @@ def _missing(
 
 def _worst(result: ResultFile, measured: _Measured) -> Worst:
     lowest = min(result.attacks, key=lambda a: a.robust_accuracy.value)
-    folder, verdict = result_folder(measured.root, result).name, measured.verdicts.of(result)
+    folder, verdict = result_folder(measured.root, result).name, measured.verdicts.find(result)
     return Worst(result.robust_accuracy, folder, result.n, lowest, verdict, overestimation(result))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from robbench.masking.record import Verdicts
+from robbench.masking.record import VerdictIndex
 from robbench.models.card import Entry, ModelCard
 from robbench.report.escape import markdown_text
 from robbench.report.leaderboard import percent, with_interval
@@ -57,7 +57,7 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
         r.identity.get("weights"): r for r in load_results(results) if r.suite == "whitebox" and not r.overrides
     }
     ours = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
-    parts, verdicts = [_INTRO], Verdicts(results)
+    parts, verdicts = [_INTRO], VerdictIndex(results)
     for dataset, members in groupby(ours, key=lambda e: e.dataset):
         rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None, verdicts) for e in members]
         text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
@@ -67,7 +67,7 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
     return "\n".join(parts)
 
 
-def _row(entry: Entry, result: ResultFile | None, verdicts: Verdicts) -> dict[str, str]:
+def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dict[str, str]:
     card = entry.card
     cells = {"Model": entry.name, "Iterations": iterations(card)}
     values = {} if result is None else {a.name: percent(a.robust_accuracy) for a in result.attacks}
@@ -79,7 +79,7 @@ def _row(entry: Entry, result: ResultFile | None, verdicts: Verdicts) -> dict[st
         published = next((f"{paper[key]:.1f}" for key in keys if key in paper), "–")
         cells[column[0].upper() + column[1:]] = f"{own} / {published}"
     cells["Worst case"] = "not measured" if result is None else with_interval(result.robust_accuracy)
-    cells["Verdict"] = "–" if result is None else verdicts.of(result)
+    cells["Verdict"] = "–" if result is None else verdicts.find(result)
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from robbench.core.stats import mcnemar
-from robbench.masking.record import Verdicts
+from robbench.masking.record import VerdictIndex
 from robbench.report.escape import markdown_text
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import load_results, read_rows, result_folder
@@ -99,9 +99,9 @@ def shown_points(points: float | None) -> str:
     return "–" if points is None else f"{round(points, 1) + 0.0:.1f}"
 
 
-def table(results: list[ResultFile], root: Path | None = None, verdicts: Verdicts | None = None) -> pd.DataFrame:
+def table(results: list[ResultFile], root: Path | None = None, verdicts: VerdictIndex | None = None) -> pd.DataFrame:
     """Lay out one group: a row per model; with `root`, the model's name links to its result."""
-    verdicts = verdicts or Verdicts(root)
+    verdicts = verdicts or VerdictIndex(root)
     attacks = list(dict.fromkeys(a.name for r in results for a in r.attacks))
     rows = []
     for rank, r in ranked(results, root):
@@ -117,7 +117,7 @@ def table(results: list[ResultFile], root: Path | None = None, verdicts: Verdict
                 **{markdown_text(a): figures.get(a, "–") for a in attacks},
                 "Worst case": with_interval(r.robust_accuracy),
                 "Overestimation": shown_points(overestimation(r)),
-                "Verdict": verdicts.of(r),
+                "Verdict": verdicts.find(r),
                 "Fwd + bwd per image": f"{(r.forwards + r.backwards) / r.n:.0f}",
                 "n": str(r.n),
                 "Flags": markdown_text(", ".join(r.flags)) or "none",
@@ -141,7 +141,7 @@ def leaderboard(root: Path) -> str:
         ResultError: a result.json is damaged.
     """
     parts = [_INTRO]
-    verdicts = Verdicts(root)
+    verdicts = VerdictIndex(root)
     results = sorted(load_results(root), key=lambda r: (group_title(r), bool(r.overrides), r.model))
     if not results:
         parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")

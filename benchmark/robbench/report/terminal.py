@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robbench.masking.record import Verdicts
+from robbench.masking.record import VerdictIndex
 from robbench.report.leaderboard import group_title, overestimation, percent, ranked, shown_points, with_interval
 from robbench.results.schema import ResultFile
 
@@ -151,7 +151,7 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200, file=sys.stdout)
-    verdicts = Verdicts(root)
+    verdicts = VerdictIndex(root)
     for title in dict.fromkeys(group_title(r) for r in results):
         group = [r for r in results if group_title(r) == title]
         attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
@@ -169,7 +169,7 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
                 *[figures.get(a, "–") for a in attacks],
                 with_interval(r.robust_accuracy),
                 shown_points(overestimation(r)),
-                verdicts.of(r),
+                verdicts.find(r),
                 str(r.n),
                 duration(r.seconds),
             )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from robbench.linear.theory import Linearization, Per
+from robbench.linear.theory import Linearization, Values
 from robbench.report.figures.canvas import blank, legend_below, log_axis
 from robbench.report.figures.source import Look, Picture, Source
-from robbench.report.linear import standard_radius, text_of
+from robbench.report.linear import find_standard_radius, format_radius
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,11 +41,11 @@ class Quantity:
     scale: Literal["log", "radius", "cosine"] = "log"
     pairs: bool = True
 
-    def of(self, measured: Linearization) -> Per:
+    def of(self, measured: Linearization) -> Values:
         """Return the values."""
         if self.pairs:
-            return measured.of_pairs(self.key)
-        values: Per = np.abs(getattr(measured, self.key)).ravel()
+            return measured.take_pairs(self.key)
+        values: Values = np.abs(getattr(measured, self.key)).ravel()
         return values
 
 
@@ -75,18 +75,18 @@ def histograms(source: Source, title: str, dataset: str, names: Sequence[str], p
     if not found:
         return Picture.nothing()
     frames = []
-    radius = standard_radius(dataset)
+    radius = find_standard_radius(dataset)
     for quantity in panels:
         values = {name: quantity.of(m) for name, m in found.items()}
         edges = _edges(quantity, np.concatenate(list(values.values())), float(radius or 0))
         frames += [_counts(quantity.key, name, v, edges, len(found[name])) for name, v in values.items()]
     numbers = pd.concat(frames, ignore_index=True)
     looks = source.looks(list(found))
-    line = None if radius is None else (float(radius), text_of(radius))
+    line = None if radius is None else (float(radius), format_radius(radius))
     return Picture(numbers, partial(_paint, numbers, title, panels, looks, line))
 
 
-def _edges(quantity: Quantity, values: Per, radius: float) -> Per:
+def _edges(quantity: Quantity, values: Values, radius: float) -> Values:
     """Choose bins that all models share; the outer ones take what lies beyond."""
     positive = values[np.isfinite(values) & (values > 0)]
     low, high = np.quantile(positive, [_TAIL, 1 - _TAIL]) if len(positive) else (0.1, 1.0)
@@ -102,7 +102,7 @@ def _edges(quantity: Quantity, values: Per, radius: float) -> Per:
     return np.concatenate([[-np.inf], inner, [np.inf]])
 
 
-def _counts(panel: str, model: str, values: Per, edges: Per, n: int) -> pd.DataFrame:
+def _counts(panel: str, model: str, values: Values, edges: Values, n: int) -> pd.DataFrame:
     known = values[~np.isnan(values)]
     # A value on an edge counts to the right of it; infinity counts as beyond the last one.
     place = np.searchsorted(edges[1:-1], known, side="right")

@@ -13,7 +13,7 @@ import pandas as pd
 from robbench.core.types import Status
 from robbench.report.figures.canvas import DASHES, MARKERS, OKABE_ITO, blank, footnote, grid, legend_below
 from robbench.report.figures.source import Picture, Source
-from robbench.report.linear import standard_radius, text_of
+from robbench.report.linear import find_standard_radius, format_radius
 from robbench.report.sweep import sweep
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import read_rows
@@ -51,9 +51,9 @@ def over_eps(source: Source, title: str, dataset: str) -> Picture:
     numbers = _told_apart(pd.DataFrame(rows))
     missing = [source.commands(n, "measure linear -m {}") for n in order if source.linear(n) is None]
     swept = numbers[(numbers["series"] == _WORST) & (numbers["eps"] > 0)].groupby("model")["eps"].nunique()
-    usual = standard_radius(dataset)
+    usual = find_standard_radius(dataset)
     if usual is not None:
-        radii = ",".join(["0", *(text_of(usual * k / 4) for k in (1, 2, 3, 4, 5))])
+        radii = ",".join(["0", *(format_radius(usual * k / 4) for k in (1, 2, 3, 4, 5))])
         if single := [n for n in order if swept.get(n, 0) < 2]:
             missing.append(f"robbench eval {' '.join(f'-m {n}' for n in single)} --suite quick --eps {radii}")
     return Picture(numbers, partial(_paint_eps, numbers, title), missing)
@@ -62,11 +62,11 @@ def over_eps(source: Source, title: str, dataset: str) -> Picture:
 def _radius_rows(source: Source, name: str, results: list[ResultFile]) -> Iterator[dict[str, Any]]:
     mine = [r for r in results if f"{r.dataset}/{r.model}" == name]
     measured = source.linear(name)
-    usual = standard_radius(name.partition("/")[0])
+    usual = find_standard_radius(name.partition("/")[0])
     known = [float(Fraction(r.identity["threat"]["eps"])) for r in mine]
     top = max([*known, 1.5 * float(usual or 0)]) or 1.0
     if measured is not None:
-        radius = measured.at_nearest("radius")
+        radius = measured.take_at_nearest("radius")
         for eps in map(float, np.linspace(0, top, _GRID + 1)):
             yield _point(name, _PREDICTED, "linear", eps, accuracy(int((radius > eps).sum()), len(radius)), len(radius))
     # Of the same suite and n they are on the same images: the first n.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import pandas as pd
 
 from robbench.core.errors import CardError
-from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
+from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.models.card import Entry, Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, blank
@@ -78,7 +78,7 @@ class Source:
 
     @cached_property
     def _linear(self) -> dict[str, LinearFile]:
-        files = linear_files(self.root)
+        files = read_linear_files(self.root)
         return {k: f for k, f in files.items() if self._current(f.dataset, f.model, f.identity.get("weights"))}
 
     def _current(self, dataset: str, model: str, weights: object) -> bool:
