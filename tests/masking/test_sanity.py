@@ -27,7 +27,7 @@ from robbench.masking.run import examine
 from robbench.masking.verdict import advise_next_suite, decide_verdict
 from robbench.models.card import Registry
 from robbench.models.load import load_model
-from robbench.report.leaderboard import leaderboard
+from robbench.report.leaderboard import render_leaderboard
 from robbench.report.sheet import draw_sheet
 from robbench.results.consistency import record_findings
 from robbench.results.schema import read_result
@@ -291,7 +291,7 @@ def test_the_verdict_stands_in_the_leaderboard(tree):
     root, _ = tree
     evaluate("digits/natural", "quick", samples=16, results=root)
     evaluate("digits/at", "quick", samples=16, results=root)
-    lines = leaderboard(root).splitlines()
+    lines = render_leaderboard(root).splitlines()
     assert sum("| trustworthy" in line for line in lines) == 2  # natural, in both suites
     assert sum("| unchecked" in line for line in lines) == 1
     assert len(load_results(root)) == 3

@@ -31,8 +31,8 @@ from robbench.models.architectures import build
 from robbench.models.card import Registry, load_card
 from robbench.models.load import load_model, parse_state
 from robbench.papers.trained import trained_models
-from robbench.report.escape import markdown_text
-from robbench.report.leaderboard import leaderboard
+from robbench.report.escape import escape_markdown
+from robbench.report.leaderboard import render_leaderboard
 from robbench.results.schema import dump_result, read_result
 from robbench.suite import load_suite
 
@@ -303,7 +303,7 @@ def test_pages_hold_names_as_text(repo, tmp_path):
     place = tmp_path / "digits" / "m" / "s" / "result.json"
     place.parent.mkdir(parents=True)
     place.write_text(dump_result(hostile))
-    page = leaderboard(tmp_path)
+    page = render_leaderboard(tmp_path)
     assert "<img" not in page and "](javascript" not in page.replace("\\](", "")
 
 
@@ -324,7 +324,7 @@ def test_tables_in_the_terminal_show_markup_as_text(capsys):
 
 @given(st.text(max_size=80))
 def test_escaped_text_has_no_tag_and_no_cell(text):
-    out = markdown_text(text)
+    out = escape_markdown(text)
     assert "<" not in out.replace("&lt;", "") and "\n" not in out
     assert all(out[i - 1] == "\\" for i, c in enumerate(out) if c == "|")
 

@@ -290,9 +290,9 @@ def _dump(result: ResultFile) -> dict[str, Any]:
 def _trust(result: ResultFile, results: Path) -> dict[str, Any]:
     """Say what stands beside a robust accuracy wherever it is printed."""
     from robbench.masking.record import VerdictIndex
-    from robbench.report.leaderboard import overestimation
+    from robbench.report.leaderboard import compute_overestimation
 
-    return {"verdict": VerdictIndex(results).find(result), "overestimation": overestimation(result)}
+    return {"verdict": VerdictIndex(results).find(result), "overestimation": compute_overestimation(result)}
 
 
 def _radii(eps: str | None) -> list[str | None]:
@@ -306,9 +306,9 @@ def _radii(eps: str | None) -> list[str | None]:
 
 def _spread(groups: Iterable[list[ResultFile]], results: Path, as_json: bool) -> None:
     """Print and write what came out with several seeds."""
-    from robbench.report.spread import print_spreads, spread, write_spread
+    from robbench.report.spread import build_spread, print_spreads, write_spread
 
-    found = [spread(results, group) for group in groups]
+    found = [build_spread(results, group) for group in groups]
     written = [write_spread(s, results) for s in found]
     if as_json:
         print_objects([s.as_json() for s in found])
@@ -320,9 +320,9 @@ def _spread(groups: Iterable[list[ResultFile]], results: Path, as_json: bool) ->
 
 def _sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_json: bool) -> None:
     """Print and write what came out at several radii."""
-    from robbench.report.sweep import print_sweep, sweep, write_sweep
+    from robbench.report.sweep import build_sweep, print_sweep, write_sweep
 
-    found = [sweep(results, group, clean) for group in groups]
+    found = [build_sweep(results, group, clean) for group in groups]
     for s in found:
         table, curve = write_sweep(s, results)
         if not as_json:

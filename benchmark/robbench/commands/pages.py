@@ -26,7 +26,7 @@ def leaderboard(
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
     """Write leaderboard.md from the results tree."""
-    from robbench.report.leaderboard import leaderboard as render
+    from robbench.report.leaderboard import render_leaderboard as render
 
     _page(render(tree(results)), output, check, "leaderboard")
 
@@ -106,17 +106,17 @@ def figure(
     from robbench.models.card import Registry
     from robbench.papers.figures.definitions import find_figure
     from robbench.papers.figures.write import every_figure, write_figure
-    from robbench.report.figures.source import Source
+    from robbench.report.figures.source import FigureData
 
     if name == "all" and dataset:
         raise RobbenchError("--dataset goes with one figure; all draws every data set.")
-    source = Source(Registry.default(models or []), tree(results), data_dir)
+    data = FigureData(Registry.default(models or []), tree(results), data_dir)
     folder = output or results / "figures"
     if name == "all":
-        found = every_figure(source, folder, check)
+        found = every_figure(data, folder, check)
     else:
         one = find_figure(name)
-        found = iter([write_figure(source, one, dataset or one.datasets[0], folder, check)])
+        found = iter([write_figure(data, one, dataset or one.datasets[0], folder, check)])
     out_of_date = False
     for written in found:
         for line in written.missing:

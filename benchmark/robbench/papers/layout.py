@@ -21,8 +21,8 @@ from tabulate import tabulate
 
 from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.tables import Cell, Line, Sheet, Todo, Worst
-from robbench.report.escape import markdown_code, markdown_text, plain, spreadsheet_text, tex_text
-from robbench.report.leaderboard import percent, shown_points, with_interval
+from robbench.report.escape import escape_markdown, escape_spreadsheet, escape_tex, flatten_text, wrap_markdown_code
+from robbench.report.leaderboard import format_percent, format_points, format_with_interval
 
 __all__ = ["FORMATS", "Commands", "check_format", "render"]
 
@@ -111,11 +111,11 @@ def _pair(cell: Cell) -> tuple[str, str]:
     """Print our figure, and the paper's with the difference."""
     if cell.ours is None or cell.difference is None:
         return "–", cell.paper.text
-    return with_interval(cell.ours), f"{cell.paper.text} ({round(cell.difference, 1) + 0.0:+.1f})"  # no -0.0
+    return format_with_interval(cell.ours), f"{cell.paper.text} ({round(cell.difference, 1) + 0.0:+.1f})"  # no -0.0
 
 
 def _lowest(worst: Worst) -> str:
-    return f"{worst.attack.name} {percent(worst.attack.robust_accuracy)}"
+    return f"{worst.attack.name} {format_percent(worst.attack.robust_accuracy)}"
 
 
 def _frame(sheet: Sheet) -> pd.DataFrame:
@@ -128,15 +128,15 @@ def _frame(sheet: Sheet) -> pd.DataFrame:
             "Iterations": line.trained or "–",
             "n": "–" if line.n is None else str(line.n),
             **{c.heading: " / ".join(_pair(value)) for c, value in zip(sheet.table.columns, line.cells, strict=True)},
-            "Worst case": "–" if line.worst is None else with_interval(line.worst.accuracy),
+            "Worst case": "–" if line.worst is None else format_with_interval(line.worst.accuracy),
             "Strongest suite: its lowest": f"{line.worst.suite}: {_lowest(line.worst)}" if line.worst else "–",
             "Its n": "–" if line.worst is None else str(line.worst.n),
-            "Overestimation": "–" if line.worst is None else shown_points(line.worst.overestimation),
+            "Overestimation": "–" if line.worst is None else format_points(line.worst.overestimation),
             "Verdict": "–" if line.worst is None else line.worst.verdict,
         }
         for line in sheet.lines
     ]
-    return pd.DataFrame(rows).map(plain)
+    return pd.DataFrame(rows).map(flatten_text)
 
 
 def _missing(sheet: Sheet, commands: Commands) -> list[tuple[str, list[str], str]]:
@@ -144,25 +144,26 @@ def _missing(sheet: Sheet, commands: Commands) -> list[tuple[str, list[str], str
     found = {}
     for line in sheet.lines:
         if line.todo.runs or line.todo.reason:
-            found[plain(line.model or _row(sheet, line))] = (
-                [plain(c) for c in commands.of(line.todo)],
+            found[flatten_text(line.model or _row(sheet, line))] = (
+                [flatten_text(c) for c in commands.of(line.todo)],
                 line.todo.reason,
             )
     return [(name, listed, reason) for name, (listed, reason) in found.items()]
 
 
 def _markdown(sheet: Sheet, commands: Commands) -> str:
-    frame = _frame(sheet).map(markdown_text).rename(columns=markdown_text)
+    frame = _frame(sheet).map(escape_markdown).rename(columns=escape_markdown)
     parts = [
         f"# {_title(sheet)}",
-        markdown_text(_reading(sheet)),
+        escape_markdown(_reading(sheet)),
         frame.to_markdown(index=False, disable_numparse=True),
     ]
     if sheet.notes:
-        parts += ["## Notes", "\n".join(f"- {markdown_text(note)}" for note in sheet.notes)]
+        parts += ["## Notes", "\n".join(f"- {escape_markdown(note)}" for note in sheet.notes)]
     if missing := _missing(sheet, commands):
         lines = [
-            f"- {markdown_text(name)}: " + (markdown_text(reason) or ", then ".join(map(markdown_code, listed)))
+            f"- {escape_markdown(name)}: "
+            + (escape_markdown(reason) or ", then ".join(map(wrap_markdown_code, listed)))
             for name, listed, reason in missing
         ]
         parts += ["## Not measured yet, and how to", "\n".join(lines)]
@@ -171,7 +172,7 @@ def _markdown(sheet: Sheet, commands: Commands) -> str:
 
 def _html(sheet: Sheet, commands: Commands) -> str:
     def text(value: str) -> str:
-        return html.escape(plain(value))
+        return html.escape(flatten_text(value))
 
     def items(values: Sequence[str]) -> str:
         return "<ul>\n" + "\n".join(f"<li>{value}</li>" for value in values) + "\n</ul>"
@@ -193,12 +194,12 @@ def _html(sheet: Sheet, commands: Commands) -> str:
 
 def _latex(sheet: Sheet, commands: Commands) -> str:
     """Print a floating table for the package booktabs, and the notes after it."""
-    frame = _frame(sheet).map(tex_text).rename(columns=tex_text)
+    frame = _frame(sheet).map(escape_tex).rename(columns=escape_tex)
     rows = [" & ".join(row) + r" \\" for row in [list(frame.columns), *frame.values.tolist()]]
     lines = [
         "% needs \\usepackage{booktabs}; wide: set it in a landscape or resizebox environment",
         r"\begin{table}",
-        rf"\caption{{{tex_text(_title(sheet))}. {tex_text(_reading(sheet))}}}",
+        rf"\caption{{{escape_tex(_title(sheet))}. {escape_tex(_reading(sheet))}}}",
         rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
         r"\toprule",
         rows[0],
@@ -208,10 +209,10 @@ def _latex(sheet: Sheet, commands: Commands) -> str:
         r"\end{tabular}",
         r"\end{table}",
     ]
-    notes = [tex_text(note) for note in sheet.notes]
+    notes = [escape_tex(note) for note in sheet.notes]
     for name, listed, reason in _missing(sheet, commands):
-        how = tex_text(reason) or ", then ".join(rf"\texttt{{{tex_text(c)}}}" for c in listed)
-        notes.append(f"{tex_text(name)}: not measured; {how}")
+        how = escape_tex(reason) or ", then ".join(rf"\texttt{{{escape_tex(c)}}}" for c in listed)
+        notes.append(f"{escape_tex(name)}: not measured; {how}")
     if notes:
         lines += [r"\begin{itemize}", *[rf"\item {note}" for note in notes], r"\end{itemize}"]
     return "\n".join(lines) + "\n"
@@ -238,7 +239,7 @@ def _csv(sheet: Sheet, commands: Commands) -> str:
             "verdict": worst.verdict if worst else "",
             "missing": line.todo.reason or " && ".join(commands.of(line.todo)),
         }
-        rows.append({key: spreadsheet_text(plain(value)) for key, value in row.items()})
+        rows.append({key: escape_spreadsheet(flatten_text(value)) for key, value in row.items()})
     text = io.StringIO()
     pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n")
     return text.getvalue()
@@ -274,18 +275,18 @@ def _terminal(sheet: Sheet, commands: Commands, width: int = _WIDTH) -> str:
         cells += [_pair(cell) for cell in line.cells]
         cells += (
             [
-                tuple(with_interval(worst.accuracy).split(" ", 1)),
+                tuple(format_with_interval(worst.accuracy).split(" ", 1)),
                 (worst.suite, _lowest(worst), f"n {worst.n}"),
                 (worst.verdict,),
             ]
             if worst
             else [("–",), ("–",), ("–",)]
         )
-        view.add_row(*[Text("\n".join(plain(part) for part in cell if part)) for cell in cells])
+        view.add_row(*[Text("\n".join(flatten_text(part) for part in cell if part)) for cell in cells])
     console = Console(width=width, highlight=False, file=io.StringIO(), force_terminal=False, color_system=None)
     console.print(view)
     for text in (_reading(sheet).replace(" / ", " over "), *sheet.notes):
-        console.print(Text(plain(text)))
+        console.print(Text(flatten_text(text)))
     for name, listed, reason in _missing(sheet, commands):
         console.print(Text(f"{name}: {reason or 'not measured; ' + ' && '.join(listed)}"), soft_wrap=True)
     assert isinstance(console.file, io.StringIO)

@@ -18,7 +18,7 @@ from robbench.masking.record import UNCHECKED, VerdictIndex
 from robbench.models.card import Entry, ModelCard, Registry
 from robbench.papers.published import Column, Figure, PaperRow, PaperTable, paper_rows
 from robbench.papers.trained import iterations
-from robbench.report.leaderboard import overestimation
+from robbench.report.leaderboard import compute_overestimation
 from robbench.report.linear import predict_accuracy
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
 from robbench.results.store import load_results, read_rows, result_folder
@@ -262,7 +262,7 @@ def _missing(
 def _worst(result: ResultFile, measured: _Measured) -> Worst:
     lowest = min(result.attacks, key=lambda a: a.robust_accuracy.value)
     folder, verdict = result_folder(measured.root, result).name, measured.verdicts.find(result)
-    return Worst(result.robust_accuracy, folder, result.n, lowest, verdict, overestimation(result))
+    return Worst(result.robust_accuracy, folder, result.n, lowest, verdict, compute_overestimation(result))
 
 
 def _notes(

@@ -10,8 +10,8 @@ import pandas as pd
 
 from robbench.masking.record import VerdictIndex
 from robbench.models.card import Entry, ModelCard
-from robbench.report.escape import markdown_text
-from robbench.report.leaderboard import percent, with_interval
+from robbench.report.escape import escape_markdown
+from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.results.schema import ResultFile
 from robbench.results.store import load_results
 
@@ -70,20 +70,20 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
 def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dict[str, str]:
     card = entry.card
     cells = {"Model": entry.name, "Iterations": iterations(card)}
-    values = {} if result is None else {a.name: percent(a.robust_accuracy) for a in result.attacks}
+    values = {} if result is None else {a.name: format_percent(a.robust_accuracy) for a in result.attacks}
     if result is not None:
-        values["clean"] = percent(result.clean_accuracy)
+        values["clean"] = format_percent(result.clean_accuracy)
     paper = card.paper.figures if card.paper else {}
     for column, keys in _FIGURES.items():
         own = next((values[n] for n in _ATTACKS.get(column, (column,)) if n in values), "not measured")
         published = next((f"{paper[key]:.1f}" for key in keys if key in paper), "–")
         cells[column[0].upper() + column[1:]] = f"{own} / {published}"
-    cells["Worst case"] = "not measured" if result is None else with_interval(result.robust_accuracy)
+    cells["Worst case"] = "not measured" if result is None else format_with_interval(result.robust_accuracy)
     cells["Verdict"] = "–" if result is None else verdicts.find(result)
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"
-    return {column: markdown_text(text) for column, text in cells.items()}
+    return {column: escape_markdown(text) for column, text in cells.items()}
 
 
 def iterations(card: ModelCard) -> str:

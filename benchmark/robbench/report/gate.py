@@ -17,7 +17,7 @@ from rich.table import Table
 from robbench.core.numbers import parse_threat
 from robbench.gate.decision import Decision, GateFinding, GateOutcome
 from robbench.gate.paired import Comparison, Flip, PairedTest
-from robbench.report.escape import markdown_text
+from robbench.report.escape import escape_markdown
 
 __all__ = [
     "dump_decision", "explain_finding", "format_headline", "format_junit", "format_markdown", "format_text",
@@ -198,16 +198,16 @@ def format_text(d: Decision) -> str:
 
 def format_markdown(d: Decision) -> str:
     """Format the decision as markdown for the page of a CI job."""
-    parts = [f"## {'❌' if d.failed else '✅'} {markdown_text(format_headline(d))}\n"]
+    parts = [f"## {'❌' if d.failed else '✅'} {escape_markdown(format_headline(d))}\n"]
     for c in d.comparisons:
-        table = pd.DataFrame(list(_rows(c, _findings_of(d, c)))).map(markdown_text)
+        table = pd.DataFrame(list(_rows(c, _findings_of(d, c)))).map(escape_markdown)
         align = ("left", *["right"] * (table.shape[1] - 2), "left")
         text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-        parts.append(f"### {markdown_text(_title(c))}\n\nCorrect images, % of n.\n\n{text}\n")
+        parts.append(f"### {escape_markdown(_title(c))}\n\nCorrect images, % of n.\n\n{text}\n")
         for sentence, lines in _describe_findings(d, c):
-            items = [f"- {markdown_text(line)}" for line in lines]
-            parts.append("\n".join([f"**{markdown_text(sentence)}**", "", *items]) + "\n")
-    parts += [f"{markdown_text(note)}\n" for note in _notes(d)]
+            items = [f"- {escape_markdown(line)}" for line in lines]
+            parts.append("\n".join([f"**{escape_markdown(sentence)}**", "", *items]) + "\n")
+    parts += [f"{escape_markdown(note)}\n" for note in _notes(d)]
     return "\n".join(parts)
 
 

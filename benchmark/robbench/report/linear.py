@@ -10,7 +10,7 @@ from robbench.core.errors import SuiteError
 from robbench.core.types import Threat
 from robbench.linear.record import LinearFile, linear_folder, read_linearization
 from robbench.linear.theory import Linearization
-from robbench.report.leaderboard import percent, with_interval
+from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.results.schema import Accuracy
 from robbench.results.summary import accuracy
 from robbench.suite import load_suite
@@ -53,12 +53,12 @@ def make_linear_rows(files: Sequence[LinearFile], root: Path, eps: Fraction | No
         shown = "–"
         if radius is not None:
             measured = read_linearization(linear_folder(root, file.dataset, file.model))
-            shown = f"{with_interval(predict_accuracy(measured, radius))} at {format_radius(radius)}"
+            shown = f"{format_with_interval(predict_accuracy(measured, radius))} at {format_radius(radius)}"
         rows.append(
             {
                 "Model": f"{file.dataset}/{file.model}",
                 "n": str(file.n),
-                "Clean, %": percent(file.clean_accuracy),
+                "Clean, %": format_percent(file.clean_accuracy),
                 "L > ε, %": shown,
                 "Median L": _short(file.medians["radius"]),
                 "Logit gap": _short(file.medians["logit_gap"]),

@@ -9,9 +9,9 @@ from functools import partial
 from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.figures.activations import activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, histograms
-from robbench.report.figures.gallery import gallery
-from robbench.report.figures.robustness import over_classes, over_eps, over_steps
-from robbench.report.figures.source import Picture, Source
+from robbench.report.figures.gallery import plan_gallery
+from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
+from robbench.report.figures.source import FigureData, FigurePlan
 
 __all__ = ["FIGURES", "Definition", "find_figure"]
 
@@ -27,14 +27,14 @@ class Definition:
         id: its name on the command line.
         title: what it shows.
         datasets: it is drawn for these; the first is the one it is about.
-        make: (source, heading, data set) -> picture.
+        make: (data, heading, data set) -> picture.
         credit: whose figure it follows.
     """
 
     id: str
     title: str
     datasets: tuple[str, ...]
-    make: Callable[[Source, str, str], Picture]
+    make: Callable[[FigureData, str, str], FigurePlan]
     credit: str = ""
 
     def heading(self, dataset: str) -> str:
@@ -82,34 +82,34 @@ _LAYERS: Cast = {
 }
 
 
-def _chosen(source: Source, dataset: str, cast: Cast) -> tuple[list[str], list[str]]:
+def _chosen(data: FigureData, dataset: str, cast: Cast) -> tuple[list[str], list[str]]:
     """Choose the measured models, and say what the paper's own would need that no measured one is.
 
     Only roles that a card of the data set can play are asked for.
     """
     names, missing = [], []
     for role in cast[dataset]:
-        known = [f"{dataset}/{name}" for name in role if source.entry(f"{dataset}/{name}")]
-        measured = [name for name in known if source.linear(name) is not None and name not in names]
+        known = [f"{dataset}/{name}" for name in role if data.find_entry(f"{dataset}/{name}")]
+        measured = [name for name in known if data.read_linear(name) is not None and name not in names]
         names += measured[:1]
         if known and measured[:1] != known[:1] and known[0] not in names:
             standing = f" ({measured[0]} stands in for it)" if measured else ""
-            missing.append(source.commands(known[0], "measure linear -m {}") + standing)
+            missing.append(data.make_command(known[0], "measure linear -m {}") + standing)
     return names, missing
 
 
-def _histograms(cast: Cast, panels: Sequence[Quantity], source: Source, title: str, dataset: str) -> Picture:
-    names, missing = _chosen(source, dataset, cast)
-    return replace(histograms(source, title, dataset, names, panels), missing=missing)
+def _histograms(cast: Cast, panels: Sequence[Quantity], data: FigureData, title: str, dataset: str) -> FigurePlan:
+    names, missing = _chosen(data, dataset, cast)
+    return replace(histograms(data, title, dataset, names, panels), missing=missing)
 
 
-def _activations(layer: str, source: Source, title: str, dataset: str) -> Picture:
-    names, missing = _chosen(source, dataset, _LAYERS)
-    return replace(activations(source, title, names, layer), missing=missing)
+def _activations(layer: str, data: FigureData, title: str, dataset: str) -> FigurePlan:
+    names, missing = _chosen(data, dataset, _LAYERS)
+    return replace(activations(data, title, names, layer), missing=missing)
 
 
 def _of_paper(
-    number: str, title: str, datasets: tuple[str, ...], make: Callable[[Source, str, str], Picture]
+    number: str, title: str, datasets: tuple[str, ...], make: Callable[[FigureData, str, str], FigurePlan]
 ) -> Definition:
     return Definition(f"shafahi2019-{number}", title, datasets, make, f"after Figure {number} of {_PAPER}")
 
@@ -132,10 +132,10 @@ _ALL = (
     _of_gaps("7", "Logit squeezing and noise", _BOTH_SETS, _SQUEEZING),
     _of_paper("8", "Activations of the penultimate layer", _BOTH_SETS, partial(_activations, "penultimate")),
     _of_paper("9", "Activations of the logit layer", _BOTH_SETS, partial(_activations, "logits")),
-    Definition("accuracy-eps", "Accuracy over the radius", _EVERY, over_eps),
-    Definition("accuracy-steps", "Accuracy over the steps of an attack", _EVERY, over_steps),
-    Definition("per-class", "Robust accuracy by class", _EVERY, over_classes),
-    Definition("gallery", "Adversarial examples", _EVERY, gallery),
+    Definition("accuracy-eps", "Accuracy over the radius", _EVERY, plan_eps_figure),
+    Definition("accuracy-steps", "Accuracy over the steps of an attack", _EVERY, plan_steps_figure),
+    Definition("per-class", "Robust accuracy by class", _EVERY, plan_classes_figure),
+    Definition("gallery", "Adversarial examples", _EVERY, plan_gallery),
 )
 FIGURES = {figure.id: figure for figure in _ALL}
 """Every figure, by its name."""

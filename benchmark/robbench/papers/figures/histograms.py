@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from robbench.linear.theory import Linearization, Values
-from robbench.report.figures.canvas import blank, legend_below, log_axis
-from robbench.report.figures.source import Look, Picture, Source
+from robbench.report.figures.canvas import add_legend_below, make_figure, set_log_axis
+from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
 from robbench.report.linear import find_standard_radius, format_radius
 
 if TYPE_CHECKING:
@@ -61,19 +61,21 @@ GRADIENTS = (
 )
 
 
-def histograms(source: Source, title: str, dataset: str, names: Sequence[str], panels: Sequence[Quantity]) -> Picture:
+def histograms(
+    data: FigureData, title: str, dataset: str, names: Sequence[str], panels: Sequence[Quantity]
+) -> FigurePlan:
     """Count what was measured of some models.
 
     Args:
-        source: where from.
+        data: where from.
         title: of the figure.
         dataset: for the usual radius.
         names: the measured models.
         panels: what is counted.
     """
-    found = {name: measured for name in names if (measured := source.linear(name)) is not None}
+    found = {name: measured for name in names if (measured := data.read_linear(name)) is not None}
     if not found:
-        return Picture.nothing()
+        return FigurePlan.empty()
     frames = []
     radius = find_standard_radius(dataset)
     for quantity in panels:
@@ -81,9 +83,9 @@ def histograms(source: Source, title: str, dataset: str, names: Sequence[str], p
         edges = _edges(quantity, np.concatenate(list(values.values())), float(radius or 0))
         frames += [_counts(quantity.key, name, v, edges, len(found[name])) for name, v in values.items()]
     numbers = pd.concat(frames, ignore_index=True)
-    looks = source.looks(list(found))
+    looks = data.choose_styles(list(found))
     line = None if radius is None else (float(radius), format_radius(radius))
-    return Picture(numbers, partial(_paint, numbers, title, panels, looks, line))
+    return FigurePlan(numbers, partial(_paint, numbers, title, panels, looks, line))
 
 
 def _edges(quantity: Quantity, values: Values, radius: float) -> Values:
@@ -124,11 +126,11 @@ def _paint(
     numbers: pd.DataFrame,
     title: str,
     panels: Sequence[Quantity],
-    looks: Mapping[str, Look],
+    looks: Mapping[str, ModelStyle],
     radius: tuple[float, str] | None,
 ) -> Figure:
     single = len(panels) == 1
-    figure = blank(9.6, (4.0 if single else 6.7) + 0.2 * -(-len(looks) // 2))
+    figure = make_figure(9.6, (4.0 if single else 6.7) + 0.2 * -(-len(looks) // 2))
     # As in the paper: the numerator over the denominator at the left, L over the cosine at the right.
     axes = [figure.subplots()] if single else figure.subplots(2, 2).flatten().tolist()
     for quantity, ax in zip(panels, axes, strict=True):
@@ -141,13 +143,13 @@ def _paint(
     for ax in axes[::2]:
         ax.set_ylabel("% of the pairs, per bin" if panels[0].pairs else "% of images × classes, per bin")
     pairs = "Pairs: every image with each of its wrong classes. " if panels[0].pairs else ""
-    legend_below(
+    add_legend_below(
         figure, axes[:1], f"{pairs}Values beyond an axis (logarithmic: also 0 and less) are not drawn; see the CSV."
     )
     return figure
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, quantity: Quantity, looks: Mapping[str, Look]) -> None:
+def _panel(ax: Axes, rows: pd.DataFrame, quantity: Quantity, looks: Mapping[str, ModelStyle]) -> None:
     for name, look in looks.items():
         mine = rows[(rows["model"] == name) & np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
         edges = [*mine["low"], mine["high"].iloc[-1]]
@@ -157,7 +159,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, quantity: Quantity, looks: Mapping[str,
     finite = rows[np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
     low, high = float(finite["low"].min()), float(finite["high"].max())
     if quantity.scale == "log":
-        log_axis(ax)
+        set_log_axis(ax)
         low, high = low / 1.1, high * 1.1
     ax.set_xlim(low, high)
     ax.set_ylim(bottom=0)

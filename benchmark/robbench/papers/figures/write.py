@@ -13,8 +13,8 @@ import pandas as pd
 from robbench.core.errors import DataError, ResultError
 from robbench.core.files import write_atomically
 from robbench.papers.figures.definitions import FIGURES, Definition
-from robbench.report.figures.canvas import png
-from robbench.report.figures.source import Picture, Source
+from robbench.report.figures.canvas import render_png
+from robbench.report.figures.source import FigureData, FigurePlan
 
 __all__ = ["Written", "every_figure", "stale", "write_figure"]
 
@@ -38,7 +38,7 @@ class Written:
     stale: str = ""
 
 
-def write_figure(source: Source, figure: Definition, dataset: str, folder: Path, check: bool = False) -> Written:
+def write_figure(data: FigureData, figure: Definition, dataset: str, folder: Path, check: bool = False) -> Written:
     """Write `<folder>/<dataset>/<id>.png` and `.csv`, or look whether they are up to date.
 
     Raises:
@@ -47,7 +47,7 @@ def write_figure(source: Source, figure: Definition, dataset: str, folder: Path,
     """
     if dataset not in figure.datasets:
         raise ResultError(f"{figure.id} is not drawn for {dataset!r}; allowed: {', '.join(figure.datasets)}.")
-    picture = figure.make(source, figure.heading(dataset), dataset)
+    picture = figure.make(data, figure.heading(dataset), dataset)
     name, missing = f"{figure.id}, {dataset}", tuple(picture.missing)
     if picture.numbers is None:
         return Written(name, missing=missing)
@@ -60,20 +60,20 @@ def write_figure(source: Source, figure: Definition, dataset: str, folder: Path,
     return Written(name, paths, missing)
 
 
-def draw(picture: Picture, figure: Definition, table: bytes) -> bytes:
+def draw(picture: FigurePlan, figure: Definition, table: bytes) -> bytes:
     """Draw a picture as a PNG that names the figure and the digest of the numbers in it."""
-    return png(picture.paint, {"Title": figure.id, _KEY: hashlib.sha256(table).hexdigest()})
+    return render_png(picture.paint, {"Title": figure.id, _KEY: hashlib.sha256(table).hexdigest()})
 
 
-def every_figure(source: Source, folder: Path, check: bool = False) -> Iterator[Written]:
+def every_figure(data: FigureData, folder: Path, check: bool = False) -> Iterator[Written]:
     """Write or check every figure for its first data set and for all others that something was measured on.
 
     One whose images are not here says so and is left as it is.
     """
     for figure in FIGURES.values():
-        for dataset in (d for d in figure.datasets if d == figure.datasets[0] or source.knows(d)):
+        for dataset in (d for d in figure.datasets if d == figure.datasets[0] or data.has_data(d)):
             try:
-                yield write_figure(source, figure, dataset, folder, check)
+                yield write_figure(data, figure, dataset, folder, check)
             except DataError as error:
                 yield Written(f"{figure.id}, {dataset}", missing=(str(error),))
 
