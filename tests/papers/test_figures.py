@@ -20,8 +20,8 @@ from robbench.evaluation.run import evaluate
 from robbench.linear.record import read_linearization
 from robbench.models.card import Registry
 from robbench.papers.figures.definitions import FIGURES, find_figure
-from robbench.papers.figures.histograms import _counts
-from robbench.papers.figures.write import every_figure, write_figure
+from robbench.papers.figures.histograms import _count_values
+from robbench.papers.figures.write import write_figure, write_figures
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure, render_png
 from robbench.report.figures.source import FigureData
 from robbench.results.schema import read_result
@@ -40,7 +40,7 @@ def tree(tmp_path, repo):
 
 def numbers(name, root, dataset="digits"):
     figure = find_figure(name)
-    return figure.make(FigureData(Registry.default(), root), figure.heading(dataset), dataset).numbers
+    return figure.make(FigureData(Registry.default(), root), figure.format_heading(dataset), dataset).numbers
 
 
 def run(*args, code=0):
@@ -76,10 +76,10 @@ def test_histograms_count_every_value_once(tree, figure, panels):
         assert rows["count"].iloc[0] == (values[panel] < edges[0]).sum()
 
 
-def test_a_value_on_an_edge_counts_to_the_right_and_infinity_beyond_the_last():
+def test_a_value_on_an_edge_count_values_to_the_right_and_infinity_beyond_the_last():
     edges = np.array([-np.inf, 0.0, 1.0, 2.0, np.inf])
     values = np.array([-np.inf, -1.0, 0.0, 1.0, 1.5, 2.0, np.inf, np.nan])
-    counted = _counts("radius", "m", values, edges, 8)
+    counted = _count_values("radius", "m", values, edges, 8)
     assert counted["count"].tolist() == [2, 1, 2, 2] and counted["total"].iloc[0] == 8, "NaN is in no bin"
 
 
@@ -222,7 +222,7 @@ def test_a_matplotlibrc_changes_nothing(tree):
         assert write_figure(data, figure, "digits", tree / "b").paths[0].read_bytes() == plain
 
 
-def test_every_figure_is_listed_and_documented(repo):
+def test_write_figures_is_listed_and_documented(repo):
     listed, page = run("list", "figures", "--json"), (repo / "docs/figures.md").read_text(encoding="utf-8")
     assert [row["figure"] for row in json.loads(listed)] == list(FIGURES)
     assert all(f"| `{name}` |" in page for name in FIGURES)
@@ -250,7 +250,7 @@ def test_a_figure_whose_images_are_not_here_leaves_the_others(tree, kept, tmp_pa
     path = tree / "mnist/someone/quick/result.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**stored, "dataset": "mnist", "model": "someone"}), encoding="utf-8")
-    found = {w.name: w for w in every_figure(FigureData(Registry.default(), tree), tree / "figures", check=True)}
+    found = {w.name: w for w in write_figures(FigureData(Registry.default(), tree), tree / "figures", check=True)}
     assert not found["gallery, mnist"].paths and "mnist" in found["gallery, mnist"].missing[0]
     assert found["per-class, digits"].paths
 

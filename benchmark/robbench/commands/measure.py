@@ -1,4 +1,4 @@
-"""`robbench measure`: what is measured without an attack."""
+"""`robbench measure`: measurements that need no attack."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def measure(
         list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable).")
     ],
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
-    eps: Annotated[str | None, typer.Option(help="Linf radius to predict the accuracy at; by the data set.")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Linf radius of the predicted accuracy; the data set's usual one if left out.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
@@ -34,7 +36,7 @@ def measure(
     overwrite: Annotated[bool, typer.Option(help="Replace a stored measurement of something else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure models without attacking them: what a linear approximation of the network predicts."""
+    """Predict the robust accuracy of models from a linear approximation of the network, without attacks."""
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source

@@ -111,7 +111,7 @@ class TerminalReporter:
 
 
 class TerminalView:
-    """Draws one bar for the records of many runs on a terminal, and prints a line per ended run elsewhere, on stderr."""
+    """Draws one bar for all records of many runs on a terminal; elsewhere it prints a line per run. Uses stderr."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
