@@ -1,6 +1,6 @@
-"""What `fast_layers` saves: a forward and backward pass with plain layers and with its own.
+"""Measures the speedup of `fast_layers`: a forward and backward pass with plain layers and with its layers.
 
-The layout is channels-last on both sides, as `prepare` makes it, and freed memory stays in the process.
+Both sides use channels-last layout, as `prepare` does, and keep freed memory in the process.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 
 
-def timed(sides: list[nn.Module], x: Tensor, coarse: bool, repeats: int) -> list[float]:
-    """Measure milliseconds for a pass on each side, in turn; the median."""
+def time_passes(sides: list[nn.Module], x: Tensor, coarse: bool, repeats: int) -> list[float]:
+    """Return the median milliseconds of a pass on each side. The sides are measured in turn."""
     spent: list[list[float]] = [[] for _ in sides]
     for i in range(repeats + 3):
         for side, model in enumerate(sides):
@@ -32,8 +32,8 @@ def timed(sides: list[nn.Module], x: Tensor, coarse: bool, repeats: int) -> list
     return [1e3 * median(times) for times in spent]
 
 
-def compared(ours: Tensor, theirs: Tensor) -> str:
-    """Say how far results are apart, as a share of their length."""
+def format_difference(ours: Tensor, theirs: Tensor) -> str:
+    """Format the difference of two results, relative to their length."""
     if torch.equal(ours, theirs):
         return "same bits"
     return f"{float((ours - theirs).norm() / theirs.norm()):.0e}"
@@ -60,8 +60,8 @@ def main() -> None:
         for coarse in (False, True):
             for lanes in args.lanes:
                 x = images[:lanes]
-                before, after = timed([plain, quick], x, coarse, args.repeats)
-                found = map(compared, probe(quick, x, coarse), probe(plain, x, coarse))
+                before, after = time_passes([plain, quick], x, coarse, args.repeats)
+                found = map(format_difference, probe(quick, x, coarse), probe(plain, x, coarse))
                 precision = "bfloat16" if coarse else "float32"
                 rows.append([name, precision, lanes, f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}×", *found])
     print(describe_device(torch.device("cpu")), *versions().items(), f"{args.threads} threads used")

@@ -238,7 +238,7 @@ def test_an_accuracy_under_two_attacks_is_read_from_the_records(cards, tmp_path)
     assert line.cells[1].paper.text == "0.00 ± 0.00"
     assert not line.missing.runs
     path.write_text(dump_result(found.model_copy(update={"n": 5})))
-    with pytest.raises(ResultError, match=r"has 4 images, result\.json 5"):
+    with pytest.raises(ResultError, match=r"has 4 images, result\.json has 5"):
         fill_table(TABLES["seguin2021-1"], registry, root)
 
 
