@@ -349,7 +349,7 @@ def test_html_holds_no_markup_of_others(hostile):
 
 def test_markdown_holds_no_markup_of_others(hostile):
     text = render_table(hostile, "markdown", Commands())
-    page = tags(MarkdownIt("commonmark").enable("table").render_table(text))
+    page = tags(MarkdownIt("commonmark").enable("table").render(text))
     assert page.seen == {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code"}
     assert "<script>alert(1)</script> | `x` $\\input" in page.text
     assert page.text.count("a`b|c$d&e<i>[f](g)_h_") >= 2  # in the table, and whole in a command
@@ -377,7 +377,7 @@ def test_a_spreadsheet_finds_no_formula(hostile):
     line = hostile.rows[0]
     worst = line_of(hostile, "mnist/a`b|c$d&e<i>[f](g)_h_").worst
     formula = replace(worst, attack=worst.attack.model_copy(update={"name": '=HYPERLINK("x")'}))
-    sheet = replace(hostile, lines=(replace(line, worst=formula),))
+    sheet = replace(hostile, rows=(replace(line, worst=formula),))
     (row,) = csv.DictReader(io.StringIO(render_table(sheet, "csv", Commands())))
     assert row["lowest attack"] == '\'=HYPERLINK("x")'
 
