@@ -30,7 +30,7 @@ from robbench.evaluation.run import evaluate
 from robbench.models.architectures import build
 from robbench.models.card import Registry, load_card
 from robbench.models.load import load_model, parse_state
-from robbench.papers.trained import trained_models
+from robbench.papers.trained import render_trained_page
 from robbench.report.escape import escape_markdown
 from robbench.report.leaderboard import render_leaderboard
 from robbench.results.schema import dump_result, read_result
@@ -312,7 +312,7 @@ def test_the_page_of_trained_models_holds_cards_as_text(tmp_path):
     text = entry.path.read_text().replace('hardware = "', f'hardware = "{HOSTILE} ')
     assert HOSTILE in text
     entry.path.write_text(text)
-    page = trained_models(Registry([tmp_path]).entries(), tmp_path)
+    page = render_trained_page(Registry([tmp_path]).entries(), tmp_path)
     assert "onerror" in page and "<img" not in page
 
 

@@ -7,6 +7,7 @@ significant. thresholds.toml turns the value into a status. docs/sanity.md defin
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from robbench.core.stats import mcnemar
 from robbench.masking.measurements import Challenge, Measurements
@@ -134,22 +135,6 @@ def _beyond_control(m: Measurements, roles: tuple[str, ...]) -> CheckOutcome:
     )
 
 
-def _loss_disagreement(m: Measurements) -> CheckOutcome:
-    return _beyond_control(m, ("other loss",))
-
-
-def _single_step(m: Measurements) -> CheckOutcome:
-    return _beyond_control(m, ("single step",))
-
-
-def _steps(m: Measurements) -> CheckOutcome:
-    return _beyond_control(m, ("more steps",))
-
-
-def _step_sizes(m: Measurements) -> CheckOutcome:
-    return _beyond_control(m, ("other steps",))
-
-
 def _alone(m: Measurements, role: str) -> CheckOutcome:
     """Count the images that an attack without the model's gradient broke and no attack with the gradient did."""
     found = max(_with_role(m, role), key=lambda c: (c.alone, c.broken), default=None)
@@ -162,18 +147,6 @@ def _alone(m: Measurements, role: str) -> CheckOutcome:
         f"{found.name} breaks {found.broken} of the {found.given} images that the usual PGD left, {found.alone} of "
         "which no attack with gradients breaks.",
     )
-
-
-def _noise(m: Measurements) -> CheckOutcome:
-    return _alone(m, "noise")
-
-
-def _transfer(m: Measurements) -> CheckOutcome:
-    return _alone(m, "transfer")
-
-
-def _square(m: Measurements) -> CheckOutcome:
-    return _alone(m, "square")
 
 
 def _restarts(m: Measurements) -> CheckOutcome:
@@ -337,14 +310,14 @@ CHECKS: dict[str, Callable[[Measurements], CheckOutcome]] = {
     "finite_differences": _finite_differences,
     "nearby_gradients": _nearby_gradients,
     "local_linearity": _local_linearity,
-    "loss_disagreement": _loss_disagreement,
-    "single_step": _single_step,
-    "noise": _noise,
-    "transfer": _transfer,
-    "square": _square,
+    "loss_disagreement": partial(_beyond_control, roles=("other loss",)),
+    "single_step": partial(_beyond_control, roles=("single step",)),
+    "noise": partial(_alone, role="noise"),
+    "transfer": partial(_alone, role="transfer"),
+    "square": partial(_alone, role="square"),
     "restarts": _restarts,
-    "steps": _steps,
-    "step_sizes": _step_sizes,
+    "steps": partial(_beyond_control, roles=("more steps",)),
+    "step_sizes": partial(_beyond_control, roles=("other steps",)),
     "grid": _grid,
     "monotone": _monotone,
     "unbounded": _unbounded,
