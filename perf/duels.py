@@ -1,4 +1,4 @@
-"""The attacks that other libraries have too: ours, and theirs with the same budget."""
+"""The attacks that both robbench and another library have, with the same budget."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from robbench.core import rng
 from robbench.core.threat import Ball
 from robbench.engine import engine
 from robbench.suite import build_attack, load_suite
-from sides import BATCH, Given
+from sides import BATCH, SharedInput
 
 L2 = {"digits": 1.0, "mnist": 2.0, "cifar10": 0.5}  # eps of C&W; the other attacks have the threat of the suites
-CW_STEPS = 50  # torchattacks' default, with one c
+CW_STEPS = 50  # torchattacks' default; it uses a single c
 
 
 @dataclass(frozen=True, eq=False)
 class Duel:
-    """One comparison.
+    """One comparison of an attack.
 
     Attributes:
-        name: of the row.
-        peer: the other library.
-        stages: our attacks, a cascade if there are several.
-        ball: where breaks count.
-        theirs: (model, images, labels) -> adversarial examples.
+        name: name of the row.
+        peer: name of the other library.
+        stages: our attacks. Several attacks run as a cascade.
+        ball: the ball that adversarial examples must be in.
+        theirs: (model, images, labels) -> adversarial examples of the other library.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Duel:
     ball: Ball
     theirs: Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-    def run_ours(self, g: Given, model: nn.Module) -> tuple[Tensor, NDArray[np.bool_], tuple[int, int]]:
-        """Run our side: points, which are broken by its own account, passes charged."""
+    def run_ours(self, g: SharedInput, model: nn.Module) -> tuple[Tensor, NDArray[np.bool_], tuple[int, int]]:
+        """Run our side. Return the points, which images our records call broken, and the charged passes."""
         x_adv, broken = g.x.clone(), np.zeros(len(g.y), bool)
         passes = np.zeros(2, np.int64)
         for name, attack in self.stages:
@@ -56,18 +56,18 @@ class Duel:
             passes += rows.forwards.sum(), rows.backwards.sum()
         return x_adv, broken, (int(passes[0]), int(passes[1]))
 
-    def run_theirs(self, g: Given, model: nn.Module) -> Tensor:
-        """Run their side: points."""
+    def run_theirs(self, g: SharedInput, model: nn.Module) -> Tensor:
+        """Run the other side and return its points."""
         torch.manual_seed(g.seed)
         return self.theirs(model, g.x.to(g.device), g.y.to(g.device)).detach().cpu()
 
 
-def duels(g: Given) -> list[Duel]:
-    """List all, with the budgets of the suites for this data set."""
+def list_duels(g: SharedInput) -> list[Duel]:
+    """List all comparisons, with the budgets of the suites for this data set."""
     return [*_torchattacks(g), *_autoattack(g)]
 
 
-def _torchattacks(g: Given) -> list[Duel]:
+def _torchattacks(g: SharedInput) -> list[Duel]:
     import torchattacks
 
     built = {s.name: build_attack(s) for s in load_suite("whitebox").stages(g.dataset)}
@@ -92,8 +92,10 @@ def _torchattacks(g: Given) -> list[Duel]:
     return [Duel(name, "torchattacks", [(name, ours)], ball, batched(make)) for name, ours, ball, make in makers]
 
 
-def autoattack(g: Given, model: nn.Module, x: Tensor, y: Tensor, only: str = "", batch: int = BATCH) -> Tensor:
-    """Run AutoAttack's standard version, or one attack of it, by the authors' code."""
+def run_autoattack(
+    g: SharedInput, model: nn.Module, x: Tensor, y: Tensor, only: str = "", batch: int = BATCH
+) -> Tensor:
+    """Run AutoAttack's standard version, or one of its attacks, with the authors' code."""
     from pyautoattack import AutoAttack
 
     attack: Any = AutoAttack(model, norm=g.ball.norm, eps=g.ball.eps, seed=g.seed, device=g.device)
@@ -104,11 +106,13 @@ def autoattack(g: Given, model: nn.Module, x: Tensor, y: Tensor, only: str = "",
     return points
 
 
-def _autoattack(g: Given) -> list[Duel]:
+def _autoattack(g: SharedInput) -> list[Duel]:
     stages = [(s.name, build_attack(s)) for s in load_suite("autoattack").stages(g.dataset)]
     dlr = [(s.name, build_attack(s)) for s in load_suite("whitebox").stages(g.dataset) if s.name == "APGD-DLR"]
     single = [
-        Duel(name, "pyautoattack", [(name, attack)], g.ball, lambda m, x, y, only=name: autoattack(g, m, x, y, only))
+        Duel(
+            name, "pyautoattack", [(name, attack)], g.ball, lambda m, x, y, only=name: run_autoattack(g, m, x, y, only)
+        )
         for name, attack in [*stages, *dlr]
     ]
-    return [*single, Duel("all four", "pyautoattack", stages, g.ball, lambda m, x, y: autoattack(g, m, x, y))]
+    return [*single, Duel("all four", "pyautoattack", stages, g.ball, lambda m, x, y: run_autoattack(g, m, x, y))]

@@ -1,7 +1,7 @@
-"""The suite `fast` beside AutoAttack: verdicts image by image, passes and seconds, on models of different kinds.
+"""Compares the suite `fast` with AutoAttack: verdicts image by image, passes and seconds, on different models.
 
-AutoAttack is the authors' code (pyautoattack, version standard) with batches of 250 and one seed; its passes are
-counted at the model. Both see the first N test images.
+AutoAttack is the authors' code (pyautoattack, version standard) with batches of 250 and one seed. Its passes are
+counted at the model. Both sides get the first N test images.
 """
 
 import argparse
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from duels import autoattack
+from duels import run_autoattack
 from robbench.classifier.prepare import pick_device
 from robbench.core.machine import describe_device, versions
-from sides import Counted, Setup, Side, against, evaluated, given, start, wrong
+from sides import CountingModel, Setup, SideResult, compare_sides, evaluate_side, find_wrong, load_input, start_process
 
 MODELS = [
     "digits/natural",
@@ -38,23 +38,23 @@ NOTES = """\
 """
 
 
-def theirs(name: str, setup: Setup, cache: Path) -> Side:
-    """Run AutoAttack, or look up what it did in an earlier run."""
-    g = given(name, setup)
-    kept = cache / f"{name.replace('/', '_')}-{setup.samples}-{g.weights[:12]}.npz"
-    if kept.exists():
-        with np.load(kept) as file:
-            return Side(file["robust"], int(file["passes"]), float(file["seconds"]))
-    counted = Counted(g.prepared)
+def load_autoattack(name: str, setup: Setup, cache: Path) -> SideResult:
+    """Run AutoAttack, or read its result from the cache."""
+    g = load_input(name, setup)
+    path = cache / f"{name.replace('/', '_')}-{setup.samples}-{g.weights[:12]}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return SideResult(file["robust"], int(file["passes"]), float(file["seconds"]))
+    counted = CountingModel(g.prepared)
     begin = time.perf_counter()
-    x_adv = autoattack(g, counted, g.x.to(g.device), g.y.to(g.device)).cpu()
+    x_adv = run_autoattack(g, counted, g.x.to(g.device), g.y.to(g.device)).cpu()
     seconds = time.perf_counter() - begin
     robust = np.zeros(g.n, bool)
-    robust[g.right] = ~wrong(g.prepared, g, x_adv)
+    robust[g.right] = ~find_wrong(g.prepared, g, x_adv)
     passes = counted.seen.forwards + counted.seen.backwards
     cache.mkdir(parents=True, exist_ok=True)
-    np.savez(kept, robust=robust, passes=passes, seconds=seconds)
-    return Side(robust, passes, seconds)
+    np.savez(path, robust=robust, passes=passes, seconds=seconds)
+    return SideResult(robust, passes, seconds)
 
 
 def main() -> None:
@@ -63,21 +63,25 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--suite", default="fast", help="or a suite file, to try another schedule")
     parser.add_argument("--samples", type=int, default=899)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of `fast`; the first for the pairs")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of `fast`; the first is compared image by image"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--cache", type=Path, default=Path("runs/autoattack"), help="where AutoAttack's verdicts stay")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/autoattack"), help="folder of AutoAttack's stored verdicts"
+    )
     options = parser.parse_args()
     threads = options.threads or torch.get_num_threads()
     setup = Setup(options.samples, 0, threads, options.device, None)
-    start(setup, keep=True)
+    start_process(setup, keep=True)
     rows = []
     for name in options.models:
-        peer = theirs(name, setup, options.cache)
+        peer = load_autoattack(name, setup, options.cache)
         asked = {"samples": options.samples, "device": options.device}
-        runs = [evaluated(name, options.suite, seed=seed, **asked) for seed in options.seeds]
+        runs = [evaluate_side(name, options.suite, seed=seed, **asked) for seed in options.seeds]
         ours, clean = runs[0]
-        only, p = against(ours, peer)
+        only, p = compare_sides(ours, peer)
         passes = sum(side.passes for side, _ in runs) / len(runs)
         rows.append(
             {

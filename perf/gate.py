@@ -1,7 +1,7 @@
-"""How often the gate fails on an unchanged model whose attacks have other seeds: `robbench check --seed N`, many times.
+"""Measures how often `robbench check --seed N` fails on an unchanged model whose attacks have other seeds.
 
-Every run but the first is checked against the first as its baseline, and every run against one other, drawn at random.
-`--power 2` prints how often a true drop of 2 points is found, by simulation.
+Every run is checked against the first run as the baseline, and against another run that is drawn at random. `--power 2`
+simulates how often the gate finds a true drop of 2 points.
 """
 
 import argparse
@@ -18,41 +18,41 @@ from robbench.classifier.prepare import pick_device
 from robbench.core.machine import describe_device, versions
 from robbench.core.stats import wilson
 from robbench.evaluation.options import Options
-from robbench.gate.baseline import Run
-from robbench.gate.decision import Policy, decide
-from robbench.gate.measure import measure, results_tree
-from robbench.gate.paired import compare
+from robbench.gate.baseline import BaselineEntry
+from robbench.gate.decision import Policy, decide_gate
+from robbench.gate.measure import measure_entry, open_results_tree
+from robbench.gate.paired import compare_entries
 from robbench.models.spec import ModelSpec
 
 
-def runs_of(args: argparse.Namespace) -> list[Run]:
+def measure_seeds(args: argparse.Namespace) -> list[BaselineEntry]:
     """Measure the model once per seed."""
     runs = []
-    with results_tree(args.results) as tree:
+    with open_results_tree(args.results) as tree:
         for seed in range(args.seeds + 1):
             options = Options(results=tree, device="cpu", samples=args.samples, sample_seed=0, seed=seed)
-            runs.append(measure(ModelSpec(args.model), args.suite, options))
+            runs.append(measure_entry(ModelSpec(args.model), args.suite, options))
     return runs
 
 
-def report(title: str, pairs: list[tuple[Run, Run]], policy: Policy) -> None:
-    """Check every pair and print how many fail, and how much chance alone changes."""
-    compared = [compare(before, now) for before, now in pairs]
-    failed = sum(decide([c], policy).failed for c in compared)
+def report(title: str, pairs: list[tuple[BaselineEntry, BaselineEntry]], policy: Policy) -> None:
+    """Check every pair. Print how many checks fail, and how many images change by chance."""
+    compared = [compare_entries(before, now) for before, now in pairs]
+    failed = sum(decide_gate([c], policy).failed for c in compared)
     low, high = wilson(failed, len(pairs))
     print(f"{title}: {failed} of {len(pairs)} checks fail [{100 * low:.1f} %, {100 * high:.1f} %]")
-    for i, question in enumerate(compared[0].questions):
-        found = [c.questions[i] for c in compared]
-        changed = [len(q.lost) + len(q.gained) for q in found]
-        p = [q.p for q in found]
+    for i, test in enumerate(compared[0].tests):
+        tests = [c.tests[i] for c in compared]
+        changed = [len(t.lost) + len(t.gained) for t in tests]
+        p = [t.p for t in tests]
         print(
-            f"  {question.what}: {np.mean(changed):.1f} images change on average, at most {max(changed)}; "
+            f"  {test.what}: {np.mean(changed):.1f} images change on average, at most {max(changed)}; "
             f"smallest p {min(p):.2g}"
         )
 
 
-def power(drop: float, alpha: float, max_drop: float = 1.0, draws: int = 4000) -> str:
-    """Tabulate how often a check of one model with new weights fails, by its true drop (in points) and images."""
+def tabulate_power(drop: float, alpha: float, max_drop: float = 1.0, draws: int = 4000) -> str:
+    """Tabulate how often a check of one model with new weights fails at a true drop (points), by number of images."""
     generator, rows = np.random.default_rng(0), []
     for n in (300, 900, 2000, 10000):
         row: dict[str, str | int] = {"n": n}
@@ -69,7 +69,9 @@ def power(drop: float, alpha: float, max_drop: float = 1.0, draws: int = 4000) -
 def main() -> None:
     """Measure, check and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--power", type=float, help="only print how often a true drop of so many points fails")
+    parser.add_argument(
+        "--power", type=float, help="only print how often the gate fails at a true drop of this many points"
+    )
     parser.add_argument("--model", default="digits/ls095_sigma03")
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--samples", type=int)
@@ -80,10 +82,10 @@ def main() -> None:
     parser.add_argument("--saved-seeds", type=int, default=20)
     args = parser.parse_args()
     if args.power is not None:
-        print(power(args.power, args.alpha))
+        print(tabulate_power(args.power, args.alpha))
         return
     begin = time.monotonic()
-    runs = runs_of(args)
+    runs = measure_seeds(args)
     made = ", ".join(f"{k} {v}" for k, v in versions().items())
     print(f"{args.model}, suite {args.suite}, n = {runs[0].n}, {args.seeds} further seeds, α = {args.alpha}")
     print(f"{describe_device(pick_device('cpu'))}; {made}; {time.monotonic() - begin:.0f} s")

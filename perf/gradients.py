@@ -1,4 +1,4 @@
-"""Gradients in bfloat16 beside float32: verdicts image by image, passes and seconds, on models of different kinds."""
+"""Compares gradients in bfloat16 with float32: verdicts image by image, passes and seconds, on different models."""
 
 import argparse
 from statistics import median
@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from robbench.classifier.prepare import pick_device
 from robbench.core.machine import describe_device, versions
-from sides import Setup, Side, against, evaluated, start
+from sides import Setup, SideResult, compare_sides, evaluate_side, start_process
 
 RUNS = [
     f"{model}:{suite}"
@@ -33,17 +33,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    start(Setup(options.samples, options.seed, options.threads or torch.get_num_threads(), options.device, None), True)
+    start_process(
+        Setup(options.samples, options.seed, options.threads or torch.get_num_threads(), options.device, None), True
+    )
     asked = {"samples": options.samples, "seed": options.seed, "device": options.device}
     table = []
     for name in options.runs:
         model, _, suite = name.partition(":")
-        sides: dict[str | None, list[Side]] = {None: [], "bfloat16": []}
+        sides: dict[str | None, list[SideResult]] = {None: [], "bfloat16": []}
         for repeat in range(options.repeats):
             for gradients in (None, "bfloat16")[:: -1 if repeat % 2 else 1]:
-                sides[gradients].append(evaluated(model, suite, gradients=gradients, **asked)[0])
+                sides[gradients].append(evaluate_side(model, suite, gradients=gradients, **asked)[0])
         full, coarse = sides[None], sides["bfloat16"]
-        only, p = against(full[0], coarse[0])
+        only, p = compare_sides(full[0], coarse[0])
         table.append(
             {
                 "model": model,

@@ -1,7 +1,9 @@
-"""Kill a suite at random instants, go on, and compare the bytes: `python perf/kills.py [--kills 20] [--samples 500]`.
+"""Kills a suite at random times, resumes it, and compares the bytes.
 
-Prints per kill how many finished records were lost, before and after the last shard that was committed, and whether the
-final outcomes.parquet is that of an uninterrupted run.
+Usage: `python perf/kills.py [--kills 20] [--samples 500]`.
+
+It prints how many finished records each kill lost, before and after the last committed shard, and whether the final
+outcomes.parquet equals that of an uninterrupted run.
 """
 
 import argparse
@@ -10,9 +12,12 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/results"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/evaluation"))
+
+from test_resume import killed_runs
 
 from robbench.evaluation.run import evaluate
-from support.killing import killed_runs
 
 
 def main() -> None:
@@ -29,8 +34,8 @@ def main() -> None:
         same = (root / where).read_bytes() == (folder / "whole" / where).read_bytes()
         size = (root / where).stat().st_size
     print(f"{args.kills} kills, {args.samples} images, {6 * args.samples} records, seed {args.seed}")
-    print(f"finished records lost per kill though a shard was committed after them: {[b for b, _ in lost[:-1]]}")
-    print(f"finished records that waited for their shard, and are computed again: {[w for _, w in lost[:-1]]}")
+    print(f"finished records lost per kill although a later shard was committed: {[b for b, _ in lost[:-1]]}")
+    print(f"finished records lost per kill because their shard was not committed yet: {[w for _, w in lost[:-1]]}")
     print(f"outcomes.parquet of {size:,} bytes: {'the same bytes' if same else 'DIFFERENT'}")
     sys.exit(not same)
 

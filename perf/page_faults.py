@@ -1,4 +1,4 @@
-"""What returning freed memory to the kernel costs: a forward and backward pass with and without `keep_freed_memory`."""
+"""Measures a forward and backward pass with and without `keep_freed_memory`."""
 
 import argparse
 import resource
@@ -14,7 +14,8 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 
 
-def measure(name: str, lanes: int, keep: bool, threads: int) -> str:
+def measure_pass(name: str, lanes: int, keep: bool, threads: int) -> str:
+    """Measure the time and page faults of a pass in this process."""
     if keep and not keep_freed_memory():
         return "not available on this system"
     torch.set_num_threads(threads)
@@ -40,11 +41,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--mode", choices=["usual", "kept"], help="measure here; otherwise both in turn, anew each time"
+        "--mode",
+        choices=["usual", "kept"],
+        help="measure one mode in this process; by default both in turn, each in a new process",
     )
     args = parser.parse_args()
     if args.mode:
-        print(measure(args.model, args.lanes, args.mode == "kept", args.threads))
+        print(measure_pass(args.model, args.lanes, args.mode == "kept", args.threads))
         return
     print(describe_device(torch.device("cpu")), *versions().items(), f"{args.model}, {args.lanes} lanes")
     for _ in range(args.repeats):

@@ -1,7 +1,7 @@
-"""What `robbench plan` predicts beside what a run takes: `python perf/plan.py [--clock cpu] MODEL:SUITE:SAMPLES …`.
+"""Compares predictions of `robbench plan` with runs: `python perf/plan.py [--clock cpu] MODEL:SUITE:SAMPLES …`.
 
-With `--clock cpu`, for a machine that has something else to do, predicted and taken seconds are CPU time of this
-process; both then leave out what the load costs. One thread.
+With `--clock cpu`, predicted and measured seconds are CPU time of this process, so other load on the machine does not
+count. It uses one thread.
 """
 
 import argparse
@@ -40,10 +40,10 @@ def main() -> None:
         rows = run.shards.rows()
         attacked = int(rows["status"].isin([Status.BROKEN, Status.ROBUST]).sum())
         passes = int(rows["forwards"].sum() + rows["backwards"].sum())
-        told = sum(s.forwards + s.backwards for s in p.stages)
+        predicted = sum(s.forwards + s.backwards for s in p.stages)
         print(
-            f"{model} {suite} n={samples}: passes {told} predicted, {passes} taken "
-            f"({100 * (told / passes - 1):+.0f} %); "
+            f"{model} {suite} n={samples}: passes {predicted} predicted, {passes} taken "
+            f"({100 * (predicted / passes - 1):+.0f} %); "
             f"seconds {p.seconds:.1f} predicted ± {100 * p.uncertainty:.0f} %, {taken:.1f} taken "
             f"({100 * (p.seconds / taken - 1):+.0f} %); {attacked} records; planning took {planned:.0f} s; "
             f"load {os.getloadavg()[0]:.1f}",

@@ -1,9 +1,11 @@
-"""Workers beside each other: `python perf/scaling.py [--model digits/at] [--suite whitebox] [--workers 1 2]`.
+"""Measures the speed-up of several workers.
 
-Runs the same thing with different numbers of workers of one local Ray, a thread each, in turns, and prints seconds from
-the first task to the result (start-up left out), the CPU seconds of every worker, the speed-up over the first number
-given, and the load of the machine: what else runs there takes its part. Where that is much, the CPU seconds of the
-busiest worker tell what the seconds would be on a core of its own. Bytes of outcomes.parquet are compared too.
+Usage: `python perf/scaling.py [--model digits/at] [--suite whitebox] [--workers 1 2]`.
+
+It makes the same run with different numbers of workers of one local Ray, in turn, with one thread per worker. It prints
+the seconds from the first task to the result (without start-up), the CPU seconds of every worker, the speed-up over the
+first number of workers, and the load of the machine. If other programs load the machine, the CPU seconds of the busiest
+worker estimate the seconds on an idle machine. It also compares the bytes of outcomes.parquet.
 """
 
 import argparse
@@ -16,18 +18,18 @@ from statistics import median
 import torch
 
 from robbench.core.machine import describe_device, versions
-from robbench.evaluation import ray_cluster as cluster
+from robbench.evaluation import ray_cluster
 from robbench.evaluation.scheduler import spread
 
 
 def cpu_seconds(pid: int) -> float:
-    """Read the CPU time of a process."""
+    """Return the CPU time of a process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class Quiet:
-    """Hears nothing."""
+class QuietView:
+    """A view that prints notes and ignores progress."""
 
     def note(self, text: str) -> None:
         """Print it."""
@@ -53,12 +55,12 @@ def main() -> None:
     cpu: dict[int, list[float]] = {w: [] for w in args.workers}
     found = set()
     print(f"{describe_device(torch.device('cpu'))}; {versions()}")
-    with cluster.cluster("local", max(args.workers), args.threads, "auto", print) as pool:
+    with ray_cluster.cluster("local", max(args.workers), args.threads, "auto", print) as pool:
         device = torch.device("cuda" if pool.gpu else "cpu")
         pool.stop()
         for repeat in range(args.repeats + 1):  # the first warms up
             for workers in args.workers if repeat % 2 else args.workers[::-1]:
-                pool = cluster.RayPool(workers, args.threads, device.type == "cuda", print)
+                pool = ray_cluster.RayPool(workers, args.threads, device.type == "cuda", print)
                 while any(hand.starting is not None for hand in pool.hands):
                     assert pool.free is not None
                     time.sleep(0.1)
@@ -69,7 +71,7 @@ def main() -> None:
                     ]
                     before = [cpu_seconds(hand.pid) for hand in pool.hands]
                     begin = time.perf_counter()
-                    spread([lambda c=c: cluster._ready(c, Quiet(), device) for c in calls], pool, Quiet())
+                    spread([lambda c=c: ray_cluster._ready(c, QuietView(), device) for c in calls], pool, QuietView())
                     spent = time.perf_counter() - begin
                     busy = [cpu_seconds(hand.pid) - b for hand, b in zip(pool.hands, before, strict=True)]
                     found.add(tuple(p.read_bytes() for p in sorted(Path(folder).rglob("outcomes.parquet"))))

@@ -1,4 +1,4 @@
-"""What the comparisons with other libraries share: a model and its images as both sides get them, and one judge."""
+"""Common code of the comparisons with other libraries: the input of both sides, and one judge."""
 
 import os
 import tempfile
@@ -26,11 +26,11 @@ from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.suite import load_suite
 
-BATCH = 250  # AutoAttack's default; torchattacks has none
+BATCH = 250  # AutoAttack's default batch size; torchattacks has none
 
 
-class Seen:
-    """Samples that passed through a model and its copies."""
+class PassCounts:
+    """The number of samples that passed through a model and its copies, forwards and backwards."""
 
     def __init__(self) -> None:
         self.forwards = self.backwards = 0
@@ -39,16 +39,17 @@ class Seen:
         return self
 
 
-class Counted(nn.Module):
-    """Counts the samples that pass through a model, forwards and backwards; copies of it count in the same place."""
+class CountingModel(nn.Module):
+    """Counts the samples that pass through a model, forwards and backwards. Copies share the counters."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.seen = model, Seen()
-        self.train(model.training)  # a new module trains, and torchattacks would hand that mode on to the model
+        self.model, self.seen = model, PassCounts()
+        # A new module is in training mode. Torchattacks would set the model to this mode.
+        self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Answer as the model does."""
+        """Return the logits of the model."""
         logits: Tensor = self.model(x)
         self.seen.forwards += len(x)
         if logits.requires_grad:
@@ -61,7 +62,7 @@ class Counted(nn.Module):
 
 @dataclass(frozen=True)
 class Setup:
-    """What all processes agree on."""
+    """The settings that all processes share."""
 
     samples: int
     seed: int
@@ -72,8 +73,8 @@ class Setup:
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
-    """What every side is given: the model twice, correctly classified images on the CPU, and the threat."""
+class SharedInput:
+    """The input of every side: the model as loaded and as prepared, correctly classified images, and the threat."""
 
     plain: nn.Module  # as loaded
     prepared: nn.Module  # the copy that robbench runs on
@@ -82,25 +83,25 @@ class Given:
     index: NDArray[np.int64]
     ball: Ball
     dataset: str
-    widths: BatchWidths  # checked in the uncounted run, as evaluation checks them once for all attacks
-    n: int  # images before the misclassified ones were left out
-    right: NDArray[np.int64]  # the positions among them of those that stayed
-    weights: str  # SHA-256 of the model's
+    widths: Widths  # checked in the uncounted run; an evaluation checks them once for all attacks
+    n: int  # number of images, with misclassified ones
+    right: NDArray[np.int64]  # positions of the correctly classified images among the n images
+    weights: str  # SHA-256 of the model's weights
     seed: int
     device: torch.device
 
 
 @dataclass(frozen=True)
-class Side:
-    """What one side did with a model: which images stand, how many passes it made, and how long it took."""
+class SideResult:
+    """The result of one side on a model: robust images, number of passes, and seconds."""
 
     robust: NDArray[np.bool_]
     passes: int
     seconds: float
 
 
-def evaluated(model: str, suite: str, **options: Any) -> tuple[Side, int]:
-    """Run a suite; returns what it did, and how many images are classified correctly."""
+def evaluate_side(model: str, suite: str, **options: Any) -> tuple[SideResult, int]:
+    """Run a suite. Return the result of this side, and the number of correctly classified images."""
     with tempfile.TemporaryDirectory() as folder:
         result = evaluate(model, suite, results=folder, **options)
         (path,) = Path(folder).glob("*/*/*/outcomes.parquet")
@@ -108,18 +109,18 @@ def evaluated(model: str, suite: str, **options: Any) -> tuple[Side, int]:
     status = rows.pivot(index="sample", columns="attack", values="status")
     robust = (status == Status.ROBUST).all(axis=1).to_numpy()
     clean = int((status.iloc[:, 0] != Status.MISCLASSIFIED).sum())
-    return Side(robust, result.forwards + result.backwards, result.seconds), clean
+    return SideResult(robust, result.forwards + result.backwards, result.seconds), clean
 
 
-def against(a: Side, b: Side) -> tuple[str, str]:
-    """Count the images that only a and only b broke, with the p of the exact McNemar test on them, as text."""
-    mine, other = int((b.robust & ~a.robust).sum()), int((a.robust & ~b.robust).sum())
-    return f"{mine} / {other}", f"{mcnemar(mine, other):.2g}"
+def compare_sides(a: SideResult, b: SideResult) -> tuple[str, str]:
+    """Return the counts of images that only a and only b broke, and the p of the exact McNemar test, as text."""
+    only_a, only_b = int((b.robust & ~a.robust).sum()), int((a.robust & ~b.robust).sum())
+    return f"{only_a} / {only_b}", f"{mcnemar(only_a, only_b):.2g}"
 
 
 @cache
-def given(model: str, setup: Setup) -> Given:
-    """Load a model and its images, once in each process."""
+def load_input(model: str, setup: Setup) -> SharedInput:
+    """Load a model and its images. Each process loads them once."""
     device = pick_device(setup.device)
     entry = Registry.default().find(model)
     data = load(entry.dataset, "test", setup.data_dir)
@@ -132,24 +133,24 @@ def given(model: str, setup: Setup) -> Given:
         prepared, x.shape[1:], default_lanes(x.shape[1:], device), x.dtype, setup.gradients is not None
     )
     every, weights = np.arange(n), loaded.weights_sha256
-    g = Given(
+    g = SharedInput(
         plain, prepared, x, y, data.index[:n], ball, entry.dataset, widths, n, every, weights, setup.seed, device
     )  # fmt: skip
-    right = np.flatnonzero(~wrong(plain, g, x))
+    right = np.flatnonzero(~find_wrong(plain, g, x))
     return replace(g, x=x[right], y=y[right], index=g.index[right], right=right)
 
 
 @torch.no_grad()
-def wrong(model: nn.Module, g: Given, x: Tensor) -> NDArray[np.bool_]:
-    """Tell which images [N, C, H, W] the model gets wrong, with finite logits."""
+def find_wrong(model: nn.Module, g: SharedInput, x: Tensor) -> NDArray[np.bool_]:
+    """Return which images [N, C, H, W] the model misclassifies with finite logits, [N]."""
     logits = torch.cat([model(part.to(g.device)).cpu() for part in x.split(BATCH)])
     return ((logits.argmax(1) != g.y) & logits.isfinite().all(1)).numpy()
 
 
-def start(setup: Setup, keep: bool) -> None:
-    """Begin a process: robbench keeps freed memory and sums in one order, a peer's user does not."""
+def start_process(setup: Setup, keep: bool) -> None:
+    """Set up a process. With `keep`, it has robbench's settings of memory and arithmetic, otherwise the usual ones."""
     torch.set_num_threads(setup.threads)
-    # pyautoattack remarks on zero gradients of the DLR loss at every batch.
+    # Pyautoattack warns of zero gradients of the DLR loss at every batch.
     warnings.filterwarnings("ignore", message="there are .* points with zero gradient")
     if keep:
         keep_freed_memory()

@@ -1,13 +1,13 @@
-"""Scheduler and store without attacks: `python perf/sweep.py [--models 1000] [--samples 10000]`.
+"""Measures scheduler and store without attacks: `python perf/sweep.py [--models 1000] [--samples 10000]`.
 
-Everything is real (runs, their flow, tasks, shards, locks, merged records, summaries) but the workers: they answer at
-once with made-up records of the stages of a suite, and say that each pass took its time. A clock counts that time and
-the driver's own CPU time: a task begins when it is handed out and its worker is free, and the driver's work is not
-hidden behind it.
+Runs, tasks, shards, locks, merged records and summaries are real. The workers are not real. They answer at once with
+invented records of a suite's stages, and claim a computing time per pass. A simulated clock adds this time and the
+driver's own CPU time. A task begins when it is submitted and its worker is free. The driver's work does not overlap
+with it.
 
-Prints, per number of models and samples: the driver's time per task over the computing time of that task; the time to
-the end beyond what the workers' computing alone takes; and the driver's memory (peak resident set; in a process of its
-own for every line).
+For each number of models and samples it prints the driver's time per task relative to the computing time of the task,
+the total time beyond the workers' computing time, and the driver's memory (peak resident set; each line has its own
+process).
 """
 
 import argparse
@@ -38,11 +38,11 @@ from robbench.evaluation.scheduler import Reply, Task, spread
 from robbench.evaluation.worker import First, Job, Place
 from robbench.suite import load_suite
 
-ROUND = 0.1  # seconds for one pass of a full batch: WRN-28-10 with 256 images on a GPU is of this order
+ROUND = 0.1  # seconds for one pass of a full batch, about that of WRN-28-10 with 256 images on a GPU
 
 
-class Fake:
-    """Workers that compute nothing: every tenth image is misclassified, every stage breaks its share of the rest."""
+class FakeWorkers:
+    """Workers that invent records: every tenth image is misclassified, and every stage breaks a share of the rest."""
 
     def __init__(self, workers: int, share: float) -> None:
         self.workers, self.batches, self.share = workers, 1, share
@@ -56,20 +56,20 @@ class Fake:
 
     @property
     def now(self) -> float:
-        """The clock: the CPU time that this process took, and what it skipped while it would have waited."""
+        """The simulated clock: the CPU time of this process plus the skipped waiting time."""
         return time.process_time() - self.begin + self.offset
 
     @property
     def free(self) -> bool:
-        """Whether a worker takes another task."""
+        """Whether a worker can take another task."""
         return min(map(len, self.queues)) < 2
 
     def add(self, run: int, job: Job) -> None:
-        """Remember a job."""
+        """Store a job."""
         self.jobs[run] = job
 
     def submit(self, task: Task) -> None:
-        """Queue a task, and compute when it will be done."""
+        """Queue a task, and compute the time of its end."""
         worker = min(range(self.workers), key=lambda i: (len(self.queues[i]), self.idle_at[i]))
         job = self.jobs[task.run]
         batches = -(-len(task.positions) // job.lanes)
@@ -85,19 +85,19 @@ class Fake:
         heapq.heappush(self.heap, (end, self.count, worker))
 
     def close(self, run: int) -> int:
-        """Let go of a job."""
+        """Submit the task that removes a job."""
         self.submit(Task(run, "end"))
         return 1
 
     def wait(self) -> list[tuple[Task, Reply]]:
-        """Move the clock to the next end of a task."""
+        """Advance the clock to the next end of a task."""
         end, _, worker = heapq.heappop(self.heap)
         self.offset += max(0.0, end - self.now)
         _, task = self.queues[worker].popleft()
         return [(task, self.reply(task))]
 
     def reply(self, task: Task) -> Reply:
-        """Make up what a task gives."""
+        """Invent the reply to a task."""
         if task.kind == "end":
             del self.jobs[task.run]
             return Reply()
@@ -125,8 +125,8 @@ class Fake:
         return Reply(rows=[rows])
 
 
-class Quiet:
-    """Hears nothing, but looks at the memory whenever a run ends."""
+class MemoryView:
+    """A view that prints notes, and records the memory at the end of each run."""
 
     def __init__(self) -> None:
         self.after: list[int] = []
@@ -140,11 +140,11 @@ class Quiet:
         pass
 
     def update(self, finished: int, asked: int) -> None:
-        """Look at the memory."""
+        """Record the memory."""
         self.after.append(resident_bytes() or 0)
 
 
-def runs(models: int, samples: int, suite: str, results: Path, lanes: int) -> list[Any]:
+def make_runs(models: int, samples: int, suite: str, results: Path, lanes: int) -> list[Any]:
     y = torch.arange(samples) % 10
     images = Images(
         "cifar10", lambda at: torch.zeros(len(at), 3, 32, 32), y, np.arange(samples), 10, f"{samples} images"
@@ -153,7 +153,7 @@ def runs(models: int, samples: int, suite: str, results: Path, lanes: int) -> li
     target = Target(nn.Flatten().eval(), "", torch.device("cpu"), "", {})
 
     def opening(i: int) -> Any:
-        # The model is a module, so the folder's description says that nobody can go on with it by its word.
+        # The model is a module, so the run cannot be resumed from its folder alone.
         request = RunRequest.of(target.module, suite, results=results, lanes=lanes)
         mine = replace(target, name=f"model{i:04d}", weights=str(make_key(i, "weights")))
         return lambda: EvaluationRun(request, mine, images, loaded)
@@ -162,10 +162,10 @@ def runs(models: int, samples: int, suite: str, results: Path, lanes: int) -> li
 
 
 def measure(models: int, samples: int, suite: str, workers: int, lanes: int, share: float) -> dict[str, Any]:
-    """Run one sweep here."""
-    wall, pool, view = time.perf_counter(), Fake(workers, share), Quiet()
+    """Run one sweep in this process."""
+    wall, pool, view = time.perf_counter(), FakeWorkers(workers, share), MemoryView()
     with tempfile.TemporaryDirectory(prefix="robbench-sweep-") as folder:
-        outcomes = spread(runs(models, samples, suite, Path(folder), lanes), pool, view)
+        outcomes = spread(make_runs(models, samples, suite, Path(folder), lanes), pool, view)
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--suite", default="autoattack")
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--lanes", type=int, default=256)
-    parser.add_argument("--share", type=float, default=0.3, help="of what a stage sees, broken by it")
+    parser.add_argument("--share", type=float, default=0.3, help="share of its images that a stage breaks")
     parser.add_argument("--here", action="store_true", help="one line only, in this process")
     args = parser.parse_args()
     if args.here:

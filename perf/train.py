@@ -1,10 +1,10 @@
-"""Training speed: this project's loop against bare hand-written loops in the same process, and on a GPU its aims.
+"""Compares the speed of training with hand-written loops in the same process, and on a GPU with the hardware's limit.
 
     python perf/train.py                 # CPU: the MNIST network, batch 50, natural training
     python perf/train.py --device cuda   # MNIST network, WRN-16-4, WRN-28-10 and the matrix rate of the card
 
-Runs are paired: every repetition times each loop once, in turn, and the ratio is taken within a repetition. Images are
-random (what they show does not change the cost), so no data set is needed.
+Runs are paired: every repetition times each loop once, in turn, and ratios are computed within a repetition. The images
+are random, because their content does not change the cost. No data set is needed.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ WRN_16_4 = ("wide_resnet", {"depth": 16, "widen_factor": 4}, (3, 32, 32), 128)
 WRN_28_10 = ("wide_resnet", {"depth": 28, "widen_factor": 10}, (3, 32, 32), 128)
 
 
-def images(shape: tuple[int, int, int], n: int = 20_000) -> Dataset:
+def make_images(shape: tuple[int, int, int], n: int = 20_000) -> Dataset:
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (n, *shape), dtype=np.uint8)
     y = generator.integers(0, 10, n)
     return Dataset(name="custom", split="train", x=x, y=y, index=np.arange(n), num_classes=10, digest="", scale=255)
 
 
-def network(which: tuple, device: str) -> nn.Module:
+def make_network(which: tuple, device: str) -> nn.Module:
     torch.manual_seed(0)
     return build(which[0], which[1], 10, which[2]).to(device).train()
 
 
-def ours(which: tuple, data: Dataset, device: str, precision: str, compiled: bool) -> Callable[[int], None]:
+def make_our_loop(which: tuple, data: Dataset, device: str, precision: str, compiled: bool) -> Callable[[int], None]:
     adam = which is MNIST
     recipe = Recipe(
         iterations=10**6,
@@ -56,7 +56,7 @@ def ours(which: tuple, data: Dataset, device: str, precision: str, compiled: boo
         weight_decay=0.0 if adam else 2e-4,
         augment="none" if adam else "crop_flip",
     )
-    module = network(which, device).to(memory_format=torch.channels_last)
+    module = make_network(which, device).to(memory_format=torch.channels_last)
     step = Step(module, recipe, data, precision=precision, compiled=compiled)
     order = torch.randperm(len(data), device=device)
     state = {"i": 0}
@@ -71,9 +71,9 @@ def ours(which: tuple, data: Dataset, device: str, precision: str, compiled: boo
     return run
 
 
-def bare(which: tuple, data: Dataset, device: str, prepared: bool) -> Callable[[int], None]:
-    """Write the loop as one does by hand; `prepared` with channels-last images and the fused optimizer."""
-    module = network(which, device)
+def make_bare_loop(which: tuple, data: Dataset, device: str, prepared: bool) -> Callable[[int], None]:
+    """Make a usual hand-written loop. `prepared` adds channels-last layout and the fused optimizer."""
+    module = make_network(which, device)
     layout = torch.channels_last if prepared else torch.contiguous_format
     module = module.to(memory_format=layout)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, fused=prepared or None)
@@ -91,7 +91,7 @@ def bare(which: tuple, data: Dataset, device: str, prepared: bool) -> Callable[[
     return run
 
 
-def seconds(run: Callable[[int], None], iterations: int, device: str) -> float:
+def time_loop(run: Callable[[int], None], iterations: int, device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -101,70 +101,70 @@ def seconds(run: Callable[[int], None], iterations: int, device: str) -> float:
     return (time.perf_counter() - begin) / iterations
 
 
-def on_cpu(iterations: int, repetitions: int) -> str:
-    data = images(MNIST[2])
+def run_on_cpu(iterations: int, repetitions: int) -> str:
+    data = make_images(MNIST[2])
     loops = {
-        "robbench": ours(MNIST, data, "cpu", "float32", False),
-        "bare loop": bare(MNIST, data, "cpu", False),
-        "bare loop, channels-last and fused Adam": bare(MNIST, data, "cpu", True),
+        "robbench": make_our_loop(MNIST, data, "cpu", "float32", False),
+        "bare loop": make_bare_loop(MNIST, data, "cpu", False),
+        "bare loop, channels-last and fused Adam": make_bare_loop(MNIST, data, "cpu", True),
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
     for run in loops.values():
-        seconds(run, 10, "cpu")
+        time_loop(run, 10, "cpu")
     for _ in range(repetitions):
         for name, run in loops.items():
-            times[name].append(seconds(run, iterations, "cpu"))
+            times[name].append(time_loop(run, iterations, "cpu"))
     rows = []
     for name, measured in times.items():
         ratios = [a / b for a, b in zip(times["robbench"], measured, strict=True)]
         rows.append(
             {
                 "loop": name,
-                "ms per iteration, median [min, max]": spread([1000 * t for t in measured], ".1f"),
-                "robbench / this, median [min, max]": spread(ratios, ".2f"),
+                "ms per iteration, median [min, max]": format_spread([1000 * t for t in measured], ".1f"),
+                "robbench / this, median [min, max]": format_spread(ratios, ".2f"),
             }
         )
     return tabulate(rows, headers="keys", tablefmt="github")
 
 
-def spread(values: list[float], form: str) -> str:
+def format_spread(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
 
 
-def matrix_rate(size: int = 8192) -> float:
+def measure_matrix_rate(size: int = 8192) -> float:
     a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
     b = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
-    taken = min(seconds(lambda n: [a @ b for _ in range(n)] and None, 20, "cuda") for _ in range(5))
+    taken = min(time_loop(lambda n: [a @ b for _ in range(n)] and None, 20, "cuda") for _ in range(5))
     return 2 * size**3 / taken
 
 
-def flops(which: tuple) -> float:
-    """Multiply-adds of a forward and backward pass of one image, times two; the backward pass is twice the forward."""
+def count_flops(which: tuple) -> float:
+    """Count the FLOPs of a forward and backward pass of one image. The backward pass costs twice the forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    module, x = network(which, "cpu"), torch.zeros(1, *which[2])
+    module, x = make_network(which, "cpu"), torch.zeros(1, *which[2])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module.eval()(x)
     return 3.0 * counter.get_total_flops()
 
 
-def on_gpu(compiled: bool) -> str:
-    rows, rate = [], matrix_rate()
+def run_on_gpu(compiled: bool) -> str:
+    rows, rate = [], measure_matrix_rate()
     for which, iterations, aim, precision in (
         (MNIST, 100_000, "100,000 iterations in 90 s", "float32"),
         (WRN_16_4, 80_000, "80,000 iterations in 5 minutes", "bfloat16"),
         (WRN_28_10, 80_000, "45 % of the matrix rate", "bfloat16"),
     ):
-        run = ours(which, images(which[2]), "cuda", precision, compiled)
-        seconds(run, 50, "cuda")
-        taken = statistics.median(seconds(run, 500 if which is not WRN_28_10 else 100, "cuda") for _ in range(3))
+        run = make_our_loop(which, make_images(which[2]), "cuda", precision, compiled)
+        time_loop(run, 50, "cuda")
+        taken = statistics.median(time_loop(run, 500 if which is not WRN_28_10 else 100, "cuda") for _ in range(3))
         rows.append(
             {
                 "network": f"{which[0]} {which[1] or ''}",
                 "precision": precision,
                 "ms per iteration": f"{1000 * taken:.3f}",
                 "whole recipe": f"{iterations:,} in {taken * iterations:.0f} s",
-                "share of the bf16 matrix rate": f"{flops(which) * which[3] / taken / rate:.0%}",
+                "share of the bf16 matrix rate": f"{count_flops(which) * which[3] / taken / rate:.0%}",
                 "aim": aim,
             }
         )
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     keep_freed_memory()
-    table = on_gpu(given.compile) if given.device == "cuda" else on_cpu(given.iterations, given.repetitions)
+    table = run_on_gpu(given.compile) if given.device == "cuda" else run_on_cpu(given.iterations, given.repetitions)
     device = describe_device(torch.device(given.device))
     text = f"{table}\n\n{device}; {', '.join(f'{k} {v}' for k, v in versions().items())}\n"
     sys.stdout.write(text)

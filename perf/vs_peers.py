@@ -1,9 +1,8 @@
-"""Robbench beside the libraries people use today, in one run: same model, images, budgets, cores and threads.
+"""Compares robbench with other libraries in one run, with the same model, images, budgets, cores and threads.
 
-FGSM, PGD and C&W are held against torchattacks; APGD-CE, APGD-T, FAB-T, Square and the cascade of all four against
-pyautoattack (the authors' code). All are given the correctly classified ones among the first N test images; one judge
-(prediction, ball, box, finiteness; float32, on the model as loaded) looks at what each returns. `perf/fast.py` and
-`perf/flips.py` compare what is cheaper, and what does not move.
+FGSM, PGD and C&W are compared with torchattacks. APGD-CE, APGD-T, FAB-T, Square and the cascade of all four are
+compared with pyautoattack (the authors' code). All attacks get the correctly classified images among the first N test
+images. One judge checks the returned points (prediction, ball, box, finiteness; in float32, on the model as loaded).
 """
 
 import argparse
@@ -23,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from duels import duels
+from duels import list_duels
 from robbench.classifier.prepare import pick_device
 from robbench.core.errors import RobbenchError
 from robbench.core.machine import describe_device, versions
 from robbench.core.stats import mcnemar
-from sides import BATCH, Counted, Setup, given, start, wrong
+from sides import BATCH, CountingModel, Setup, find_wrong, load_input, start_process
 
 NOTES = f"""\
 - robust: of n images, those classified correctly that survive by the judge; claims: the same by the side's own account
@@ -47,45 +46,45 @@ NOTES = f"""\
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class SideRun:
     """One run of one side."""
 
     seconds: float
-    broken: NDArray[np.bool_]  # by the one judge
-    claimed: int  # left standing, by the side's own account
+    broken: NDArray[np.bool_]  # according to the judge
+    claimed: int  # robust images according to the side itself
     charged: tuple[int, int]
     computed: tuple[int, int]
 
 
-def run(setup: Setup, model: str, name: str, who: str, count: bool) -> Answer:
-    """Run one side once, in the process that it belongs to; `count` counts passes, which costs a little time."""
-    g = given(model, setup)
-    (duel,) = (d for d in duels(g) if d.name == name)
+def run_side(setup: Setup, model: str, name: str, who: str, count: bool) -> SideRun:
+    """Run one side once in this process. `count` counts passes, which costs a little time."""
+    g = load_input(model, setup)
+    (duel,) = (d for d in list_duels(g) if d.name == name)
     module = g.plain if who.endswith("plain") else g.prepared
-    asked = Counted(module) if count else module
+    asked = CountingModel(module) if count else module
     begin = time.perf_counter()
     if who == "robbench":
         x_adv, claims, charged = duel.run_ours(g, asked)
     else:
         x_adv, claims, charged = duel.run_theirs(g, asked), None, None
     seconds = time.perf_counter() - begin  # the tensors are on the CPU, so a GPU is done as well
-    broken = wrong(g.plain, g, x_adv) & duel.ball.contains(g.x, x_adv).numpy()
-    claimed = wrong(module, g, x_adv) if claims is None else claims
-    computed = (asked.seen.forwards, asked.seen.backwards) if isinstance(asked, Counted) else (0, 0)
-    return Answer(seconds, broken, int((~claimed).sum()), charged or computed, computed)
+    broken = find_wrong(g.plain, g, x_adv) & duel.ball.contains(g.x, x_adv).numpy()
+    claimed = find_wrong(module, g, x_adv) if claims is None else claims
+    computed = (asked.seen.forwards, asked.seen.backwards) if isinstance(asked, CountingModel) else (0, 0)
+    return SideRun(seconds, broken, int((~claimed).sum()), charged or computed, computed)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One side's line of the table; the fields after `seconds` hold robbench against this peer."""
+    """One row of the table, for one side. The fields after `seconds` compare robbench with this peer."""
 
     model: str
     attack: str
     who: str
-    robust: int | None  # by our judge; None for a sum of several attacks
+    robust: int | None  # robust images according to the judge; None for a sum of several attacks
     claims: int | None
     n: int
-    passes: tuple[int, int]  # samples charged, forwards and backwards
+    passes: tuple[int, int]  # charged samples, forwards and backwards
     computed: tuple[int, int]
     seconds: list[float]
     speedup: float | None = None
@@ -94,14 +93,14 @@ class Row:
     p: float | None = None
 
 
-def compare(
+def compare_peers(
     model: str, name: str, peer: str, setup: Setup, options: argparse.Namespace, processes: dict[bool, Executor]
 ) -> list[Row]:
     """Measure robbench and its peer on one model and attack."""
     sides = ["robbench", *(f"{peer}, {side}" for side in options.sides)]
 
-    def answer(who: str, count: bool = False) -> Answer:
-        return processes[not who.endswith("plain")].submit(run, setup, model, name, who, count).result()
+    def answer(who: str, count: bool = False) -> SideRun:
+        return processes[not who.endswith("plain")].submit(run_side, setup, model, name, who, count).result()
 
     warm = {who: answer(who, count=True) for who in sides}
     seconds: dict[str, list[float]] = {who: [] for who in sides}
@@ -109,47 +108,48 @@ def compare(
         for who in sides[:: -1 if repeat % 2 else 1]:
             seconds[who].append(answer(who).seconds)
     rows = []
-    n = given(model, setup).n
-    us = warm["robbench"].broken
+    n = load_input(model, setup).n
+    ours = warm["robbench"].broken
     for who, side in warm.items():
         versus: dict[str, Any] = {}
         if who != "robbench":
-            mine, its = int((us > side.broken).sum()), int((side.broken > us).sum())
+            only_ours, only_peer = int((ours > side.broken).sum()), int((side.broken > ours).sum())
             ratio = median(b / a for a, b in zip(seconds["robbench"], seconds[who], strict=True))
-            versus = {"speedup": ratio, "only_robbench": mine, "only_peer": its, "p": mcnemar(mine, its)}
+            versus = {"speedup": ratio, "only_robbench": only_ours, "only_peer": only_peer}
+            versus["p"] = mcnemar(only_ours, only_peer)
         robust = int((~side.broken).sum())
         rows.append(Row(model, name, who, robust, side.claimed, n, side.charged, side.computed, seconds[who], **versus))
     return rows
 
 
-def measure(model: str, setup: Setup, options: argparse.Namespace, processes: dict[bool, Executor]) -> list[Row]:
-    """Measure what the peers have on one model, and what torchattacks' attacks take together."""
+def measure_model(model: str, setup: Setup, options: argparse.Namespace, processes: dict[bool, Executor]) -> list[Row]:
+    """Compare all attacks on one model, and the sum of torchattacks' attacks."""
     rows = []
-    for duel in duels(given(model, setup)):
+    for duel in list_duels(load_input(model, setup)):
         if options.attacks and duel.name not in options.attacks:
             continue
-        rows += compare(model, duel.name, duel.peer, setup, options, processes)
+        rows += compare_peers(model, duel.name, duel.peer, setup, options, processes)
         print(f"{model}: {duel.name} done", flush=True)
-    return rows + together([row for row in rows if row.attack in ("FGSM", "C&W L2") or row.attack.startswith("PGD")])
+    return rows + sum_rows([row for row in rows if row.attack in ("FGSM", "C&W L2") or row.attack.startswith("PGD")])
 
 
-def together(rows: list[Row]) -> list[Row]:
-    """Add up the attacks of one peer: one row for each side, of seconds and passes."""
-    found: list[Row] = []
+def sum_rows(rows: list[Row]) -> list[Row]:
+    """Add up seconds and passes of a peer's attacks, in one row for each side."""
+    sums: list[Row] = []
     for who in dict.fromkeys(row.who for row in rows):
         mine = [row for row in rows if row.who == who]
         seconds = [sum(times) for times in zip(*(row.seconds for row in mine), strict=True)]
-        ratio = median(b / a for a, b in zip(found[0].seconds, seconds, strict=True)) if found else None
+        ratio = median(b / a for a, b in zip(sums[0].seconds, seconds, strict=True)) if sums else None
         passes, computed = (
             (sum(p[0] for p in pairs), sum(p[1] for p in pairs))
             for pairs in ([row.passes for row in mine], [row.computed for row in mine])
         )
         names = ", ".join(row.attack for row in mine)
-        found.append(Row(mine[0].model, names, who, None, None, mine[0].n, passes, computed, seconds, ratio))
-    return found if len(rows) > len(found) else []
+        sums.append(Row(mine[0].model, names, who, None, None, mine[0].n, passes, computed, seconds, ratio))
+    return sums if len(rows) > len(sums) else []
 
 
-def cells(r: Row) -> tuple[str, ...]:
+def format_cells(r: Row) -> tuple[str, ...]:
     passes = [f"{a:,}" if a == b else f"{a:,} ({b:,})" for a, b in zip(r.passes, r.computed, strict=True)]
     seconds = f"{median(r.seconds):.2f} [{min(r.seconds):.2f}–{max(r.seconds):.2f}]"
     versus = () if r.speedup is None else (f"{r.speedup:.2f}×",)
@@ -158,9 +158,9 @@ def cells(r: Row) -> tuple[str, ...]:
     return (r.model, r.attack, r.who, *counts, seconds, *passes, *versus)
 
 
-def table(rows: list[Row], style: str) -> str:
+def format_table(rows: list[Row], style: str) -> str:
     headers = ["model", "attack", "who", "robust", "claims", "seconds", "forwards", "backwards", "speedup", "only", "p"]
-    return tabulate([cells(r) for r in rows], headers, tablefmt=style, disable_numparse=True)
+    return tabulate([format_cells(r) for r in rows], headers, tablefmt=style, disable_numparse=True)
 
 
 def main() -> None:
@@ -182,7 +182,7 @@ def main() -> None:
     for peer in ("pyautoattack", "torchattacks"):
         if find_spec(peer) is None:
             parser.error(f"{peer} is not installed; pip install 'robbench[peers]'")
-    start(setup, keep=True)
+    start_process(setup, keep=True)
     found = versions() | {p: version(p) for p in ("pyautoattack", "torchattacks")}
     hardware = describe_device(pick_device(args.device))
     header = f"{hardware}; " + ", ".join(f"{k} {v}" for k, v in found.items())
@@ -192,18 +192,20 @@ def main() -> None:
     with ExitStack() as stack:
         processes: dict[bool, Executor] = {
             keep: stack.enter_context(
-                ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start, initargs=(setup, keep))
+                ProcessPoolExecutor(
+                    1, mp_context=get_context("spawn"), initializer=start_process, initargs=(setup, keep)
+                )
             )
             for keep in (True, False)
         }
         for model in args.models:
             try:
-                rows += measure(model, setup, args, processes)
+                rows += measure_model(model, setup, args, processes)
             except RobbenchError as error:
                 print(f"{model} is left out: {error}")
-    print(f"{header}\n\n{table(rows, 'simple')}\n\n{NOTES}")
+    print(f"{header}\n\n{format_table(rows, 'simple')}\n\n{NOTES}")
     if args.markdown:
-        args.markdown.write_text(f"{header}\n\n{table(rows, 'github')}\n\n{NOTES}", encoding="utf-8")
+        args.markdown.write_text(f"{header}\n\n{format_table(rows, 'github')}\n\n{NOTES}", encoding="utf-8")
     if args.json:
         record = {"hardware": hardware, "versions": found, "batch": BATCH, **asdict(setup)}
         record |= {"repeats": args.repeats, "rows": [asdict(r) for r in rows]}

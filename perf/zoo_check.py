@@ -1,18 +1,16 @@
-"""The labelled zoo, measured: what the usual attack says of each model, what the best known one says, and who notices.
+"""Measures the labelled zoo: the usual attack and the best known attacks on each model, and the verdicts of checks.
 
-Writes docs/sanity-zoo.md, and its held-out half into docs/sanity.md. What was measured stays in the cache, so that an
-interrupted run goes on.
+It writes docs/sanity-zoo.md, and the held-out half into docs/sanity.md. Measurements stay in a cache, so that an
+interrupted run can resume.
 """
 
 import argparse
-import importlib
 import json
 import logging
 import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +32,24 @@ from robbench.evaluation.inputs import Images, own_target
 from robbench.evaluation.options import Options
 from robbench.evaluation.stages import ReadyStage, ready_stages, run_stage
 from robbench.evaluation.transfer import Transfer
+from robbench.masking.run import examine
 from robbench.models.load import describe_module, digest_module
 from robbench.suite import load_suite
 from zoo import ZOO, ZooEntry
-from zoo_page import page, summary
+from zoo_page import insert_summary, render_page
 
-SUITE = Path(__file__).with_suffix(".toml")
+SUITE = Path(__file__).with_name("zoo") / "zoo.toml"
 LANES = 16
 CPU = torch.device("cpu")
 
 
-def _gradient_exists(module: nn.Module, x: Tensor) -> bool:
+def _has_gradient(module: nn.Module, x: Tensor) -> bool:
     logits: Tensor = module(x[:1].clone().requires_grad_(True))
     return logits.requires_grad
 
 
-def attack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
-    """Attack the first n images by the suite, and with the stand-in's adversarial examples: images left by each."""
+def run_attacks(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
+    """Attack the first n images with the suite and the stand-in's adversarial examples. Count the robust images."""
     images, options = Images.of(load(entry.dataset)), Options(seed=seed, samples=n)
     target, suite = own_target(module, entry.name, CPU, images, Options()), load_suite(str(SUITE))
     threat = suite.threat(entry.dataset)
@@ -59,7 +58,7 @@ def attack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, A
     prediction, flags = classify(target, x, y, images.num_classes, LANES)
     left = prediction == y.numpy()
     found: dict[str, Any] = {"n": n, "clean": int(left.sum()), "left": {}, "flags": sorted(flags)}
-    found["gradient"] = _gradient_exists(target.module, x)
+    found["gradient"] = _has_gradient(target.module, x)
     stages = ready_stages(suite, threat, target, images, options)
     stages += _by_stand_in(entry, stages, seed)
     widths = BatchWidths(target.module, x.shape[1:], LANES, x.dtype)
@@ -86,8 +85,8 @@ def attack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, A
 
 
 def _by_stand_in(entry: ZooEntry, stages: list[ReadyStage], seed: int) -> list[ReadyStage]:
-    """Make the suite's PGD attacks on the stand-in, whose final points are tried on the model."""
-    stand_in = entry.differentiable()
+    """Make transfer attacks from the stand-in with the PGD attacks of the suite."""
+    stand_in = entry.build_stand_in()
     if stand_in is None:
         return []
     return [
@@ -98,19 +97,19 @@ def _by_stand_in(entry: ZooEntry, stages: list[ReadyStage], seed: int) -> list[R
     ]
 
 
-class _Heard(logging.Handler):
-    """Keeps what pyautoattack warns of, each sentence once with its numbers left out."""
+class _WarningRecorder(logging.Handler):
+    """Records the checks of pyautoattack that warn, with the first sentence of each."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a warning."""
+        """Record a warning."""
         self.take(record.getMessage())
 
     def take(self, text: str) -> None:
-        """Name the check that a sentence comes from."""
+        """Find the check that a sentence comes from, and record it."""
         signs = {
             "randomized": "randomized defense",
             "probabilities": "probability distribution",
@@ -121,22 +120,23 @@ class _Heard(logging.Handler):
         }
         for name, sign in signs.items():
             if sign in text:
-                self.said.setdefault(name, text)
+                self.warnings.setdefault(name, text)
 
 
-def autoattack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
-    """Run pyautoattack on the first n images with its checks: which of them warn.
+def run_autoattack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[str, Any]:
+    """Run pyautoattack on the first n images, and record which of its checks warn.
 
-    Its APGD-CE, APGD-T (the only one that looks for zero gradients) and Square with 1,000 of the usual 5,000 queries.
+    It runs APGD-CE, APGD-T (the only attack that checks for zero gradients) and Square with 1,000 of the usual 5,000
+    queries.
     """
     data = load(entry.dataset)
     x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
     threat = load_suite(str(SUITE)).threat(entry.dataset)
-    heard, logger = _Heard(), logging.getLogger("auto-attack")
+    recorder, logger = _WarningRecorder(), logging.getLogger("auto-attack")
     logger.propagate = False
-    # One of its checks counts calls for as long as the process lives: one dynamic model would mark all later ones.
+    # One of its checks counts calls over the life of the process. One dynamic model would mark all later models.
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))
-    logger.addHandler(heard)
+    logger.addHandler(recorder)
     names = ["apgd-ce", "apgd-t", "square"]
     judge = AutoAttack(module, norm=threat.norm, eps=float(threat.eps), seed=seed, version="custom", attacks=names)
     judge.verbose, judge.apgd.n_restarts, judge.square.n_queries = False, 1, 1000
@@ -149,44 +149,41 @@ def autoattack(entry: ZooEntry, module: nn.Module, n: int, seed: int) -> dict[st
                 found["left"] = int((module(x_adv).argmax(1) == y).sum())
         except (RuntimeError, AssertionError, ValueError) as error:
             found["stopped"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    logger.removeHandler(heard)
+    logger.removeHandler(recorder)
     for w in caught:
-        heard.take(str(w.message))
-    return found | {"warnings": heard.said}
+        recorder.take(str(w.message))
+    return found | {"warnings": recorder.warnings}
 
 
-def verdict(entry: ZooEntry, module: nn.Module, n: int, seed: int, results: Path) -> dict[str, Any]:
-    """Ask this project's own checks, where they exist; they keep what they measured in a results tree of their own."""
-    if find_spec("robbench.masking.run") is None:
-        return {"n": n, "verdict": "unchecked", "deciding": []}
-    examine = importlib.import_module("robbench.masking.run").examine
+def check_masking(entry: ZooEntry, module: nn.Module, n: int, seed: int, results: Path) -> dict[str, Any]:
+    """Run this project's checks. They store their measurements in their own results tree."""
     found = examine(module, samples=n, seed=seed, dataset=entry.dataset, name=entry.name, results=results, device="cpu")
     return {"n": n, "verdict": found.verdict, "deciding": found.decided_by}
 
 
 PARTS: dict[str, Callable[[ZooEntry, nn.Module, int, int], dict[str, Any]]] = {
-    "attack": attack,
-    "autoattack": autoattack,
+    "attack": run_attacks,
+    "autoattack": run_autoattack,
 }
 
 
 ALL = [*PARTS, "verdict"]
 
 
-def kept_at(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> Path:
+def cache_path(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> Path:
     """Name the file for what is measured; label and half are no part of that."""
-    modules = [m for m in (entry.model(), entry.differentiable()) if m is not None]
+    modules = [m for m in (entry.build_model(), entry.build_stand_in()) if m is not None]
     about = [part, n, seed, [[digest_module(m), describe_module(m)] for m in modules], versions()]
     return cache / f"{entry.name}-{part}-{digest([*about, SUITE.read_text(encoding='utf-8')])[:12]}.json"
 
 
-def measure(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> dict[str, Any]:
-    """Measure one part of an entry, or read what an earlier run found."""
-    module = entry.model()
+def measure_part(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> dict[str, Any]:
+    """Measure one part of an entry, or read it from the cache."""
+    module = entry.build_model()
     torch.manual_seed(seed)
     if part == "verdict":
-        return verdict(entry, module, n, seed, cache / "results")
-    path = kept_at(entry, part, n, seed, cache)
+        return check_masking(entry, module, n, seed, cache / "results")
+    path = cache_path(entry, part, n, seed, cache)
     if path.exists():
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return known
@@ -199,16 +196,18 @@ def measure(entry: ZooEntry, part: str, n: int, seed: int, cache: Path) -> dict[
 
 
 def main() -> None:
-    """Measure what is not known yet, and write the page."""
+    """Measure what the cache lacks, and write the pages."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--samples", type=int, default=200, help="first N test images; the checks see half of them")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--entries", nargs="+", help="only these; no page is written")
-    parser.add_argument("--parts", nargs="+", default=ALL, choices=ALL, help="only these; no page")
-    parser.add_argument("--known", action="store_true", help="measure nothing: write what is known")
-    parser.add_argument("--cache", type=Path, default=Path("build/zoo"), help="where what was measured stays")
+    parser.add_argument("--entries", nargs="+", help="measure only these; write no page")
+    parser.add_argument("--parts", nargs="+", default=ALL, choices=ALL, help="measure only these; write no page")
+    parser.add_argument("--known", action="store_true", help="measure nothing; write what the cache holds")
+    parser.add_argument("--cache", type=Path, default=Path("build/zoo"), help="folder of the cache")
     parser.add_argument("--output", type=Path, default=Path("docs/sanity-zoo.md"))
-    parser.add_argument("--summary", type=Path, default=Path("docs/sanity.md"), help="page that gets the held-out half")
+    parser.add_argument(
+        "--summary", type=Path, default=Path("docs/sanity.md"), help="page with the table of the held-out half"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -222,13 +221,15 @@ def main() -> None:
         wanted = {
             part: n
             for part, n in parts.items()
-            if not options.known or part == "verdict" or kept_at(entry, part, n, options.seed, options.cache).exists()
+            if not options.known
+            or part == "verdict"
+            or cache_path(entry, part, n, options.seed, options.cache).exists()
         }
         if "attack" in parts and "attack" not in wanted:
             print(f"{entry.name} is left out: not measured yet")
             continue
         try:
-            found = {part: measure(entry, part, n, options.seed, options.cache) for part, n in wanted.items()}
+            found = {part: measure_part(entry, part, n, options.seed, options.cache) for part, n in wanted.items()}
         except DataError as error:
             print(f"{entry.name} is left out: {error}")
             continue
@@ -236,8 +237,8 @@ def main() -> None:
         print(entry.name, json.dumps(found), flush=True)
     if options.entries is None and options.parts == ALL:
         used = versions() | {"pyautoattack": version("pyautoattack")}
-        write_atomically(options.output, page(records, options.seed, used).encode())
-        text = summary(options.summary.read_text(encoding="utf-8"), records, options.seed, used)
+        write_atomically(options.output, render_page(records, options.seed, used).encode())
+        text = insert_summary(options.summary.read_text(encoding="utf-8"), records, options.seed, used)
         write_atomically(options.summary, text.encode())
         print(f"{options.output} and {options.summary} written.")
 

@@ -1,4 +1,4 @@
-"""The page of the zoo: a pure function of what `zoo.py` measured."""
+"""Writes docs/sanity-zoo.md from the measurements of `zoo_check.py`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,42 +12,41 @@ Record = Mapping[str, Mapping[str, Any]]
 INTRODUCTION = """\
 # The labelled zoo
 
-Written by `python perf/zoo.py`; do not edit. Small models of which it is known whether their robust accuracy under the
-usual attack can be trusted (`benchmark/robbench/sanity/zoo/`). Thresholds of checks may be chosen on the calibration
-half; what a check is worth is what it says on the held-out half.
+Written by `python perf/zoo_check.py`; do not edit. The zoo (`perf/zoo/`) holds small models with known labels. A label
+says whether the robust accuracy under the usual attack can be trusted. Thresholds of checks may be chosen on the
+calibration half. Only the held-out half shows how good a check is.
 
-A model is **masked** if it answers at random, if the usual attack, PGD on the cross-entropy from one start, leaves at
-least {masked} points more than the best attack known here, or if its backward pass is written to be that of another
-function (straight-through: attacks may get past with it, but it is the defender who chose what they follow). It is
-**honest** if the difference is at most {honest} points and neither of the others holds. Within each kind the entries
-are calibration and held-out in turn, whatever was measured of them."""
+A model is **masked** if it answers at random; if its robust accuracy under the usual attack, PGD on the cross-entropy
+from one start, is at least {masked} points above that under the best attack known here; or if its backward pass is that
+of another function (straight-through: attacks may succeed with it, but the defender chose the gradient that they
+follow). It is **honest** if the difference is at most {honest} points and no other condition holds. Within each kind
+the entries are calibration and held-out in turn, independent of their measurements."""
 
 NOTES = """\
-- **PGD**: percent of the n images that are classified correctly and stand PGD on the cross-entropy, one start: 20
-  steps of ε/4 on the digits (Linf 0.2), 40 steps of 0.01 on MNIST (Linf 0.3). "none": the model has no gradient to
-  follow, and what such an evaluation would report is the clean accuracy.
-- **best**: what also stands the stages of `fast`, PGD-100 with steps of ε, transfer from the natural network, Square
-  (1,000 queries) and, where the table in the code names a stand-in whose gradient can be used, the end points of PGD on
-  it. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in points.
-- **not confirmed**: on these n images the rule does not bear the label out.
-- A break of a model that answers at random counts if most of 11 answers are wrong.
-- **pyautoattack**: which of its own checks warn while it runs APGD-CE, APGD-T and Square (1,000 queries) on the first
-  {aa} images, its counters reset for each model; "–" is no warning, "stops" an exception.
-- **verdict**: this project's checks on the first {ours} images; "unchecked" where they were not there when the page was
-  written."""
+- **PGD**: percent of the n images that are robust under PGD on the cross-entropy with one start: 20 steps of ε/4 on the
+  digits (Linf 0.2), 40 steps of 0.01 on MNIST (Linf 0.3). "none": the model has no gradient. An evaluation with PGD
+  would report its clean accuracy.
+- **best**: percent of the n images that are also robust under the stages of `fast`, PGD-100 with steps of ε, transfer
+  from the natural network, Square (1,000 queries) and, if the model has a stand-in with a usable gradient, the end
+  points of PGD on the stand-in. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in points.
+- **not confirmed**: the rule does not give this label on these n images.
+- For a model that answers at random, an image is broken if most of 11 answers are wrong.
+- **pyautoattack**: its own checks that warn while it runs APGD-CE, APGD-T and Square (1,000 queries) on the first {aa}
+  images. Its counters are reset for each model. "–" means no warning, "stops" an exception.
+- **verdict**: that of this project's checks on the first {ours} images."""
 
 
-BEGIN, END = "<!-- written by perf/zoo.py -->", "<!-- end -->"
+BEGIN, END = "<!-- written by perf/zoo_check.py -->", "<!-- end -->"
 
 
-def summary(text: str, records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
-    """Put the held-out half into another page, between its marks.
+def insert_summary(text: str, records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
+    """Insert the table of the held-out half into another page, between the marks `BEGIN` and `END`.
 
     Args:
-        text: of that page.
-        records: as for `page`, like what follows.
-        seed: of all attacks.
-        versions: what it was measured with.
+        text: text of the page.
+        records: entry -> part (attack, autoattack, verdict) -> measurements.
+        seed: seed of all attacks.
+        versions: package -> version.
 
     Raises:
         ValueError: the page lacks the marks.
@@ -64,17 +63,17 @@ def summary(text: str, records: Mapping[str, Record], seed: int, versions: Mappi
     one = records[chosen[0].name]
     sizes = f"PGD and best known: the first {one['attack']['n']} test images; checks: {one['verdict']['n']} of them"
     about = ", ".join(f"{name} {number}" for name, number in versions.items())
-    said = f"{_score(chosen, records)} {sizes}; seed {seed}; {about}."
-    return f"{before}{BEGIN}\n\n{table}\n\n{said}\n\n{END}{after}"
+    caption = f"{_score(chosen, records)} {sizes}; seed {seed}; {about}."
+    return f"{before}{BEGIN}\n\n{table}\n\n{caption}\n\n{END}{after}"
 
 
-def page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
-    """Write the page.
+def render_page(records: Mapping[str, Record], seed: int, versions: Mapping[str, str]) -> str:
+    """Return the page as markdown.
 
     Args:
-        records: entry -> part (attack, autoattack, verdict) -> what was found.
-        seed: of all attacks.
-        versions: what it was measured with.
+        records: entry -> part (attack, autoattack, verdict) -> measurements.
+        seed: seed of all attacks.
+        versions: package -> version.
     """
     measured = [entry for entry in ZOO if entry.name in records]
     parts = [INTRODUCTION.format(masked=MASKED_FROM, honest=HONEST_UP_TO)]
@@ -106,12 +105,15 @@ def _table(entries: Sequence[ZooEntry], records: Mapping[str, Record]) -> str:
 
 def _row(entry: ZooEntry, record: Record) -> tuple[str, ...]:
     n, clean = record["attack"]["n"], record["attack"]["clean"]
-    apparent, best = apparent_and_best(record["attack"])
+    apparent, best = count_apparent_and_best(record["attack"])
     pgd = "none" if next(iter(record["attack"]["left"].values())) is None else f"{100 * apparent / n:.1f}"
-    said = record.get("autoattack")
-    theirs = "not run" if said is None else "stops" if "stopped" in said else ", ".join(said["warnings"]) or "–"
+    autoattack = record.get("autoattack")
+    if autoattack is None:
+        theirs = "not run"
+    else:
+        theirs = "stops" if "stopped" in autoattack else ", ".join(autoattack["warnings"]) or "–"
     ours = record["verdict"]
-    doubt = "" if confirmed(entry, record["attack"]) else " (not confirmed)"
+    doubt = "" if is_confirmed(entry, record["attack"]) else " (not confirmed)"
     return (
         entry.name,
         entry.label + doubt,
@@ -125,17 +127,17 @@ def _row(entry: ZooEntry, record: Record) -> tuple[str, ...]:
     )
 
 
-def apparent_and_best(attack: Mapping[str, Any]) -> tuple[int, int]:
-    """Count the images that stand the usual attack, and those that stand all that is known."""
+def count_apparent_and_best(attack: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the numbers of robust images under the usual attack and under all known attacks."""
     left = [attack["clean"] if value is None else value for value in attack["left"].values()]
     return left[0], min(left)
 
 
-def confirmed(entry: ZooEntry, attack: Mapping[str, Any]) -> bool:
-    """Tell whether the measurement bears the label out."""
+def is_confirmed(entry: ZooEntry, attack: Mapping[str, Any]) -> bool:
+    """Return whether the rule gives the entry's label on these measurements."""
     if "randomized" in attack["flags"] or not entry.own_gradient:
         return entry.label == "masked"
-    apparent, best = apparent_and_best(attack)
+    apparent, best = count_apparent_and_best(attack)
     points = 100 * (apparent - best) / attack["n"]
     return points >= MASKED_FROM if entry.label == "masked" else points <= HONEST_UP_TO
 

@@ -9,7 +9,7 @@ from robbench.data.sets import load
 from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
 from robbench.gate.baseline import write_baseline
-from robbench.gate.measure import measure
+from robbench.gate.measure import measure_entry
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.models.spec import ModelSpec
@@ -28,7 +28,7 @@ def written(net, tmp_path_factory):
     """A baseline of the module on 250 images."""
     folder = tmp_path_factory.mktemp("assert")
     options = Options(results=folder / "results", device="cpu", samples=250, sample_seed=0)
-    run = measure(ModelSpec(net, name="net", dataset="digits"), "quick", options)
+    run = measure_entry(ModelSpec(net, name="net", dataset="digits"), "quick", options)
     write_baseline(folder / "one.json", [run])
     write_baseline(folder / "two.json", [run, run.model_copy(update={"model": "other"})])
     return folder
@@ -52,7 +52,7 @@ def test_a_worse_model_fails_with_the_report(written):
 def test_a_model_below_at_least_fails_the_assertion(net):
     robust = evaluate(net, "quick", dataset="digits", samples=60).robust_accuracy.value
     assert_robust(net, at_least=robust, suite="quick", dataset="digits", samples=60)
-    with pytest.raises(AssertionError, match=r"on 60 images under quick; at least \d+\.\d % is asked for"):
+    with pytest.raises(AssertionError, match=r"on 60 images under quick; at least \d+\.\d % is required"):
         assert_robust(net, at_least=robust + 0.01, suite="quick", dataset="digits", samples=60)
 
 

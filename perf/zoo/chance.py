@@ -1,12 +1,12 @@
-"""Masked models that answer at random: one answer proves nothing, and one gradient is noise."""
+"""Masked models that answer at random. One answer proves nothing, and one gradient is noise."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from zoo.entry import ZooEntry, network
+from zoo.entry import ZooEntry, load_network
 from zoo.images import InputNoise, RandomResizePad
-from zoo.networks import Dropout, MeanOf, RandomMember, with_activation
+from zoo.networks import Dropout, MeanOf, RandomMember, replace_activations
 
 __all__ = ["AT_RANDOM"]
 
@@ -21,8 +21,8 @@ AT_RANDOM = (
         dataset="digits",
         why="Gaussian noise of 0.3 on every image it is asked about.",
         source="Cohen et al. 2019, Certified Adversarial Robustness via Randomized Smoothing; " + _ATHALYE,
-        build=lambda: nn.Sequential(InputNoise(0.3), network("digits/sigma03")),
-        stand_in=lambda: network("digits/sigma03"),
+        build=lambda: nn.Sequential(InputNoise(0.3), load_network("digits/sigma03")),
+        stand_in=lambda: load_network("digits/sigma03"),
     ),
     ZooEntry(
         name="cropped_resize_pad",
@@ -32,8 +32,8 @@ AT_RANDOM = (
         dataset="digits",
         why="Images shrunk by up to a pixel and put at a random place.",
         source="Xie et al. 2018, Mitigating Adversarial Effects Through Randomization",
-        build=lambda: nn.Sequential(RandomResizePad(7), network("digits/cropped")),
-        stand_in=lambda: network("digits/cropped"),
+        build=lambda: nn.Sequential(RandomResizePad(7), load_network("digits/cropped")),
+        stand_in=lambda: load_network("digits/cropped"),
     ),
     ZooEntry(
         name="natural_dropout",
@@ -43,8 +43,8 @@ AT_RANDOM = (
         dataset="digits",
         why="Dropout of 0.3 behind every activation, also in eval mode.",
         source="Feinman et al. 2017, Detecting Adversarial Samples from Artifacts; " + _ATHALYE,
-        build=lambda: with_activation(network("digits/natural"), lambda: Dropout(0.3)),
-        stand_in=lambda: network("digits/natural"),
+        build=lambda: replace_activations(load_network("digits/natural"), lambda: Dropout(0.3)),
+        stand_in=lambda: load_network("digits/natural"),
     ),
     ZooEntry(
         name="random_member",
@@ -54,7 +54,11 @@ AT_RANDOM = (
         dataset="digits",
         why="Every answer comes from one of three networks, drawn anew.",
         source=_ATHALYE,
-        build=lambda: RandomMember([network("digits/wide"), network("digits/cropped"), network("digits/sigma01")]),
-        stand_in=lambda: MeanOf([network("digits/wide"), network("digits/cropped"), network("digits/sigma01")]),
+        build=lambda: RandomMember(
+            [load_network("digits/wide"), load_network("digits/cropped"), load_network("digits/sigma01")]
+        ),
+        stand_in=lambda: MeanOf(
+            [load_network("digits/wide"), load_network("digits/cropped"), load_network("digits/sigma01")]
+        ),
     ),
 )

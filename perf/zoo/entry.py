@@ -1,4 +1,4 @@
-"""What an entry of the zoo says, and the networks that entries are made of."""
+"""The class of zoo entries, and the trained networks in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robbench.models.card import Registry, locate_builtin_cards
 from robbench.models.load import load_model
 from robbench.models.schema import DatasetName
 
-__all__ = ["Half", "Label", "ZooEntry", "network", "zoo_registry"]
+__all__ = ["Half", "Label", "ZooEntry", "load_network", "open_zoo_registry"]
 
 Label = Literal["masked", "honest"]
 Half = Literal["calibration", "held-out"]
@@ -21,21 +21,21 @@ Half = Literal["calibration", "held-out"]
 
 @dataclass(frozen=True, kw_only=True)
 class ZooEntry:
-    """A model of which it is known whether its robust accuracy under the usual attack can be trusted.
+    """A model with a known label: its robust accuracy under the usual attack is masked or honest.
 
     Attributes:
-        name: unique in the zoo.
-        label: `masked` or `honest`; `zoo` says by which rule.
-        half: `calibration`, on which thresholds may be chosen, or `held-out`, on which they are reported.
-        kind: what it shares with others; both halves hold every kind.
-        dataset: the data set it is for.
-        why: what makes it masked or honest, in a sentence.
-        source: where that comes from.
-        build: makes the model; use `model`.
-        stand_in: makes a model that answers alike and whose gradient can be used: its adversarial examples are tried on
-            this one. None where the model's own gradient serves.
-        own_gradient: False where the backward pass is written to be that of another function (straight-through), and
-            attacks get past with it all the same.
+        name: unique name.
+        label: `masked` or `honest`. The docstring of `zoo` gives the rule.
+        half: `calibration`, for choosing thresholds, or `held-out`, for reporting how often the checks are right.
+        kind: name of a group of similar models. Both halves hold every kind.
+        dataset: data set of the model.
+        why: the reason for the label, in one sentence.
+        source: source of the defense.
+        build: makes the model. Call `build_model` instead.
+        stand_in: makes a model with the same or similar answers and a usable gradient. Its adversarial examples are
+            tried on the model. None if the model's own gradient is usable.
+        own_gradient: False if the backward pass is that of another function (straight-through), but attacks succeed
+            with it.
     """
 
     name: str
@@ -49,19 +49,19 @@ class ZooEntry:
     stand_in: Callable[[], nn.Module] | None = None
     own_gradient: bool = True
 
-    def model(self) -> nn.Module:
-        """Build the model: in eval mode, parameters frozen; [N, C, H, W] in [0, 1] to logits [N, K].
+    def build_model(self) -> nn.Module:
+        """Build the model in eval mode with frozen parameters. It maps [N, C, H, W] in [0, 1] to logits [N, K].
 
         Raises:
-            ModelError: the weights it is made of are missing or damaged.
+            ModelError: the weights of a network in it are missing or damaged.
         """
         return _frozen(self.build())
 
-    def differentiable(self) -> nn.Module | None:
-        """Build the stand-in, if there is one, like the model.
+    def build_stand_in(self) -> nn.Module | None:
+        """Build the stand-in in eval mode with frozen parameters; None if there is none.
 
         Raises:
-            ModelError: the weights it is made of are missing or damaged.
+            ModelError: the weights of a network in it are missing or damaged.
         """
         return None if self.stand_in is None else _frozen(self.stand_in())
 
@@ -70,15 +70,15 @@ def _frozen(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def zoo_registry() -> Registry:
-    """Index the built-in cards and those of the zoo's own networks."""
+def open_zoo_registry() -> Registry:
+    """Return a registry of the built-in cards and the cards of the zoo's own networks."""
     return Registry([locate_builtin_cards(), Path(__file__).resolve().parent / "registry"])
 
 
-def network(name: str) -> nn.Module:
+def load_network(name: str) -> nn.Module:
     """Load a trained network by its full name, such as `digits/natural`.
 
     Raises:
         CardError, ModelError: there is no such card, or its weights are missing or damaged.
     """
-    return load_model(zoo_registry().find(name)).module
+    return load_model(open_zoo_registry().find(name)).module

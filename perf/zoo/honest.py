@@ -1,11 +1,11 @@
-"""The honest models of the zoo: what the usual attack says of them is about what the best known attack says."""
+"""The honest models of the zoo. The usual attack is about as strong on them as the best known attack."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from zoo.entry import ZooEntry, network
-from zoo.networks import LogProbabilities, MeanOf, with_activation
+from zoo.entry import ZooEntry, load_network
+from zoo.networks import LogProbabilities, MeanOf, replace_activations
 
 __all__ = ["HONEST"]
 
@@ -22,7 +22,7 @@ _UNDEFENDED = (
         dataset="digits",
         why="Cross-entropy on clean images: every attack breaks it.",
         source=_MADRY,
-        build=lambda: network("digits/natural"),
+        build=lambda: load_network("digits/natural"),
     ),
     ZooEntry(
         name="wide",
@@ -32,7 +32,7 @@ _UNDEFENDED = (
         dataset="digits",
         why="As natural, one and a half times as wide.",
         source=_MADRY,
-        build=lambda: network("digits/wide"),
+        build=lambda: load_network("digits/wide"),
     ),
     ZooEntry(
         name="shallow",
@@ -42,7 +42,7 @@ _UNDEFENDED = (
         dataset="digits",
         why="As natural, an eighth as wide.",
         source=_MADRY,
-        build=lambda: network("digits/shallow"),
+        build=lambda: load_network("digits/shallow"),
     ),
     ZooEntry(
         name="linear",
@@ -52,7 +52,7 @@ _UNDEFENDED = (
         dataset="digits",
         why="Logistic regression: its gradient is the same everywhere.",
         source="Goodfellow et al. 2015, Explaining and Harnessing Adversarial Examples",
-        build=lambda: network("digits/linear"),
+        build=lambda: load_network("digits/linear"),
     ),
     ZooEntry(
         name="mlp",
@@ -62,7 +62,7 @@ _UNDEFENDED = (
         dataset="digits",
         why="A perceptron with two hidden layers.",
         source=_MADRY,
-        build=lambda: network("digits/mlp"),
+        build=lambda: load_network("digits/mlp"),
     ),
     ZooEntry(
         name="batchnorm",
@@ -72,7 +72,7 @@ _UNDEFENDED = (
         dataset="digits",
         why="A residual network with batch normalization.",
         source="Zagoruyko & Komodakis 2016, Wide Residual Networks",
-        build=lambda: network("digits/batchnorm"),
+        build=lambda: load_network("digits/batchnorm"),
     ),
     ZooEntry(
         name="cropped",
@@ -82,7 +82,7 @@ _UNDEFENDED = (
         dataset="digits",
         why="Cross-entropy on randomly shifted images.",
         source=_MADRY,
-        build=lambda: network("digits/cropped"),
+        build=lambda: load_network("digits/cropped"),
     ),
     ZooEntry(
         name="mnist_natural",
@@ -92,7 +92,7 @@ _UNDEFENDED = (
         dataset="mnist",
         why="Madry et al.'s network, cross-entropy on clean images.",
         source=_MADRY,
-        build=lambda: network("mnist/natural"),
+        build=lambda: load_network("mnist/natural"),
     ),
 )
 
@@ -105,7 +105,7 @@ _NOISE = (
         dataset="digits",
         why="Trained with Gaussian noise of 0.1, and asked without.",
         source=_COHEN,
-        build=lambda: network("digits/sigma01"),
+        build=lambda: load_network("digits/sigma01"),
     ),
     ZooEntry(
         name="sigma03",
@@ -115,7 +115,7 @@ _NOISE = (
         dataset="digits",
         why="Trained with Gaussian noise of 0.3, and asked without.",
         source=_COHEN,
-        build=lambda: network("digits/sigma03"),
+        build=lambda: load_network("digits/sigma03"),
     ),
 )
 
@@ -128,7 +128,7 @@ _ADVERSARIAL = (
         dataset="digits",
         why="Trained on the attack at the benchmark's radius.",
         source=_MADRY,
-        build=lambda: network("digits/at"),
+        build=lambda: load_network("digits/at"),
     ),
     ZooEntry(
         name="trades",
@@ -138,7 +138,7 @@ _ADVERSARIAL = (
         dataset="digits",
         why="TRADES at the benchmark's radius.",
         source=_ZHANG,
-        build=lambda: network("digits/trades"),
+        build=lambda: load_network("digits/trades"),
     ),
     ZooEntry(
         name="at_eps01",
@@ -148,7 +148,7 @@ _ADVERSARIAL = (
         dataset="digits",
         why="Trained on the attack at half the benchmark's radius.",
         source=_MADRY,
-        build=lambda: network("digits/at_eps01"),
+        build=lambda: load_network("digits/at_eps01"),
     ),
     ZooEntry(
         name="at_eps03",
@@ -158,7 +158,7 @@ _ADVERSARIAL = (
         dataset="digits",
         why="Trained on the attack at one and a half times the benchmark's radius.",
         source=_MADRY,
-        build=lambda: network("digits/at_eps03"),
+        build=lambda: load_network("digits/at_eps03"),
     ),
     ZooEntry(
         name="at_mlp",
@@ -168,7 +168,7 @@ _ADVERSARIAL = (
         dataset="digits",
         why="A perceptron trained on the attack.",
         source=_MADRY,
-        build=lambda: network("digits/at_mlp"),
+        build=lambda: load_network("digits/at_mlp"),
     ),
     ZooEntry(
         name="trades_eps01",
@@ -178,7 +178,7 @@ _ADVERSARIAL = (
         dataset="digits",
         why="TRADES at half the benchmark's radius.",
         source=_ZHANG,
-        build=lambda: network("digits/trades_eps01"),
+        build=lambda: load_network("digits/trades_eps01"),
     ),
 )
 
@@ -191,7 +191,7 @@ _HARMLESS = (
         dataset="digits",
         why="Answers with log-probabilities: the cross-entropy of them is that of the logits.",
         source="log-softmax is idempotent",
-        build=lambda: nn.Sequential(network("digits/at"), LogProbabilities()),
+        build=lambda: nn.Sequential(load_network("digits/at"), LogProbabilities()),
     ),
     ZooEntry(
         name="ensemble",
@@ -201,7 +201,7 @@ _HARMLESS = (
         dataset="digits",
         why="The mean of the logits of two adversarially trained networks.",
         source="He et al. 2017, Adversarial Example Defenses: Ensembles of Weak Defenses Are Not Strong",
-        build=lambda: MeanOf([network("digits/at"), network("digits/at_eps01")]),
+        build=lambda: MeanOf([load_network("digits/at"), load_network("digits/at_eps01")]),
     ),
     ZooEntry(
         name="at_softplus",
@@ -211,7 +211,7 @@ _HARMLESS = (
         dataset="digits",
         why="Adversarially trained, then its ReLUs rounded off (softplus, β = 30): a smoother function, close to it.",
         source="Dugas et al. 2001, Incorporating Second-Order Functional Knowledge for Better Option Pricing",
-        build=lambda: with_activation(network("digits/at"), lambda: nn.Softplus(beta=30)),
+        build=lambda: replace_activations(load_network("digits/at"), lambda: nn.Softplus(beta=30)),
     ),
 )
 

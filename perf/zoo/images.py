@@ -1,6 +1,8 @@
-"""What changes an image before a network sees it: [N, C, H, W] in [0, 1] to the same shape.
+"""Modules that change an image before the network: [N, C, H, W] in [0, 1] to the same shape.
 
-Those that round or compare have no gradient; `StraightThrough(module)` gives any of them that of the identity.
+Modules that round or compare have no gradient. `StraightThrough(module)` gives them the gradient of the identity.
+
+Names and attributes of these classes are part of the identity of results. Do not rename them.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ __all__ = [
 
 
 class Described(nn.Module):
-    """A module whose `repr` holds its numbers, which are part of the identity of a result as weights are."""
+    """A module whose `repr` lists its numbers. The numbers are part of the identity of a result, as weights are."""
 
     def extra_repr(self) -> str:
-        """List the numbers that the constructor was given."""
+        """Return the numbers of the constructor as text."""
         return ", ".join(f"{k}={v}" for k, v in vars(self).items() if type(v) in (int, float))
 
 
 class Quantize(Described):
-    """Round pixels to `levels` values evenly spaced in [0, 1]; the gradient of rounding is zero everywhere.
+    """Rounds pixels to `levels` evenly spaced values in [0, 1]. The gradient of rounding is zero everywhere.
 
-    Reducing bit depth is one of the transformations of Guo et al. 2018.
+    Reducing the bit depth is one of the transformations of Guo et al. 2018.
     """
 
     def __init__(self, levels: int) -> None:
@@ -52,13 +54,13 @@ class Quantize(Described):
 
 
 class Jpeg(Described):
-    """What JPEG loses: cosine coefficients of 8x8 blocks rounded to multiples of a step; the gradient is zero.
+    """Rounds the cosine coefficients of 8x8 blocks to multiples of a step, as JPEG does. The gradient is zero.
 
     Dziugaite et al. 2016, Guo et al. 2018. The step rises linearly with the frequency, from `step` at the constant
-    term to eight times that at the highest one, which is the shape of the luminance table in the standard's Annex K.
+    term to eight times `step` at the highest frequency. The luminance table in the standard's Annex K has this shape.
 
     Args:
-        step: of the constant term, in [0, 1] pixel units per coefficient of the orthonormal transform.
+        step: step of the constant term, in [0, 1] pixel units per coefficient of the orthonormal transform.
     """
 
     basis: Tensor
@@ -91,8 +93,8 @@ class Jpeg(Described):
 class Thermometer(Described):
     """Thermometer code (Buckman et al. 2018), read back by a layer of equal weights.
 
-    A pixel becomes `levels` bits, bit l saying whether it exceeds (l + ½) / levels; the fixed layer behind averages
-    them, so that any network can follow. Comparisons leave no autograd graph: there is no gradient to ask for.
+    A pixel becomes `levels` bits. Bit l says whether the pixel exceeds (l + ½) / levels. The fixed layer averages the
+    bits, so that any network can use them. Comparisons leave no autograd graph, so there is no gradient.
     """
 
     thresholds: Tensor
@@ -107,7 +109,7 @@ class Thermometer(Described):
 
 
 class MedianFilter(Described):
-    """The median of `size` x `size` pixels, through numpy (feature squeezing, Xu et al. 2018): no autograd graph."""
+    """Computes the median of `size` x `size` pixels with numpy (Xu et al. 2018), without an autograd graph."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -120,7 +122,7 @@ class MedianFilter(Described):
 
 
 class StraightThrough(nn.Module):
-    """Compute `inner(x)` with the gradient of the identity (Bengio et al. 2013; as an attack: BPDA, Athalye 2018)."""
+    """Computes `inner(x)` with the gradient of the identity (Bengio et al. 2013; BPDA in Athalye et al. 2018)."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -133,9 +135,10 @@ class StraightThrough(nn.Module):
 
 
 class Ripple(Described):
-    """Add `amplitude` · sin(2π `frequency` x): invisible, but its slope drowns that of everything behind it.
+    """Adds `amplitude` · sin(2π `frequency` x). The change is invisible, but its slope dominates the gradient.
 
-    The gradient is exact, and of random sign from one point to the next: shattered (Athalye et al. 2018, Sec. 3).
+    The gradient is exact, but its sign changes at random between close points. It is shattered (Athalye et al. 2018,
+    Sec. 3).
     """
 
     def __init__(self, amplitude: float, frequency: float) -> None:
@@ -148,7 +151,7 @@ class Ripple(Described):
 
 
 class InputNoise(Described):
-    """Add fresh Gaussian noise of standard deviation `sigma` to every image on every call."""
+    """Adds new Gaussian noise with standard deviation `sigma` to every image on every call."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
@@ -160,9 +163,10 @@ class InputNoise(Described):
 
 
 class RandomResizePad(Described):
-    """Shrink to a random size and pad with zeros at a random place (Xie et al. 2018), once per call.
+    """Shrinks to a random size and pads with zeros at a random position (Xie et al. 2018), once per call.
 
-    Theirs enlarges; a small network takes one size only, so the image shrinks to at least `smallest` pixels a side.
+    Xie et al. enlarge the image. A small network accepts one size only, so here the image shrinks to at least
+    `smallest` pixels a side.
     """
 
     def __init__(self, smallest: int) -> None:

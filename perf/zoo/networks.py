@@ -1,4 +1,7 @@
-"""What changes a network: the gradient it passes on, its activations, its logits, or which network answers."""
+"""Modules that change a network: its gradient, its activations, its logits, or the choice of the network.
+
+Names and attributes of these classes are part of the identity of results. Do not rename them.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ __all__ = [
     "ReverseGradient",
     "RoundedReLU",
     "Scale",
-    "with_activation",
+    "replace_activations",
 ]
 
 
 class _GradientTimes(torch.autograd.Function):
-    """Return x; multiply the gradient that comes back."""
+    """Returns x, and multiplies the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -43,7 +46,7 @@ class _GradientTimes(torch.autograd.Function):
 
 
 class KillGradient(nn.Module):
-    """Change nothing but the gradient, which becomes zero (fra31/auto-attack, issue 43)."""
+    """Returns x with a gradient of zero (fra31/auto-attack, issue 43)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x."""
@@ -52,7 +55,7 @@ class KillGradient(nn.Module):
 
 
 class ReverseGradient(nn.Module):
-    """Change nothing but the sign of the gradient: every step of an attack makes its image safer."""
+    """Returns x with the sign of the gradient reversed. Every step of an attack then lowers the loss."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x."""
@@ -61,7 +64,7 @@ class ReverseGradient(nn.Module):
 
 
 class RoundedReLU(Described):
-    """ReLU rounded to multiples of `step`, as in a quantized network: the gradient is zero everywhere."""
+    """Rounds ReLU to multiples of `step`, as in a quantized network. The gradient is zero everywhere."""
 
     def __init__(self, step: float) -> None:
         super().__init__()
@@ -73,10 +76,10 @@ class RoundedReLU(Described):
 
 
 class KWinners(Described):
-    """Keep the share `keep` of a layer's activations, the largest of each image, and set the rest to zero.
+    """Keeps the largest activations of each image, a share `keep` of a layer, and sets the rest to zero.
 
-    k-winners-take-all (Xiao et al. 2020): which activations win changes all the time along a path, so that the
-    function jumps and its gradient says nothing about the next point.
+    This is k-winners-take-all (Xiao et al. 2020). The set of kept activations changes often along a path. The function
+    therefore jumps, and its gradient does not predict the next point.
     """
 
     def __init__(self, keep: float) -> None:
@@ -92,7 +95,7 @@ class KWinners(Described):
 
 
 class Dropout(Described):
-    """ReLU, then dropout that goes on in eval mode (as in Feinman et al. 2017): each call drops others."""
+    """ReLU with dropout that is active in eval mode too (Feinman et al. 2017). Each call drops other activations."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -103,11 +106,11 @@ class Dropout(Described):
         return F.dropout(F.relu(h), self.p, training=True)
 
 
-def with_activation(network: nn.Module, activation: Callable[[], nn.Module]) -> nn.Module:
-    """Return a copy of a network in which every ReLU is another activation.
+def replace_activations(network: nn.Module, activation: Callable[[], nn.Module]) -> nn.Module:
+    """Return a copy of a network with another activation in place of every ReLU.
 
     Raises:
-        ModelError: the network holds no `nn.ReLU`.
+        ModelError: the network has no `nn.ReLU`.
     """
     changed = copy.deepcopy(network)
     found = [(part, name) for part in changed.modules() for name, child in part.named_children() if _is_relu(child)]
@@ -123,10 +126,10 @@ def _is_relu(module: nn.Module) -> bool:
 
 
 class Scale(Described):
-    """Multiply logits by `factor`, which changes no prediction.
+    """Multiplies logits by `factor`, which changes no prediction.
 
-    Large factors saturate the softmax: in float32 the cross-entropy's gradient is exactly zero where the margin
-    exceeds about 104. It is what defensive distillation does (Papernot et al. 2016; Carlini & Wagner 2016).
+    Large factors saturate the softmax. In float32, the gradient of the cross-entropy is exactly zero if the margin
+    exceeds about 104. Defensive distillation has the same effect (Papernot et al. 2016; Carlini & Wagner 2016).
     """
 
     def __init__(self, factor: float) -> None:
@@ -139,7 +142,7 @@ class Scale(Described):
 
 
 class Probabilities(nn.Module):
-    """Answer with probabilities: an attack applies the softmax twice (fra31/auto-attack, flags_doc.md)."""
+    """Returns probabilities. The attack then applies the softmax twice (fra31/auto-attack, flags_doc.md)."""
 
     def forward(self, logits: Tensor) -> Tensor:
         """Map [N, K] to the same shape."""
@@ -147,7 +150,7 @@ class Probabilities(nn.Module):
 
 
 class LogProbabilities(nn.Module):
-    """Answer with log-probabilities, whose softmax is that of the logits: nothing is hidden."""
+    """Returns log-probabilities. Their softmax equals that of the logits, so nothing is hidden."""
 
     def forward(self, logits: Tensor) -> Tensor:
         """Map [N, K] to the same shape."""
@@ -155,7 +158,7 @@ class LogProbabilities(nn.Module):
 
 
 class Decoy(nn.Module):
-    """Answer with the logits of one network and the gradient of another."""
+    """Returns the logits of one network with the gradient of another."""
 
     def __init__(self, answers: nn.Module, gradients: nn.Module) -> None:
         super().__init__()
@@ -169,7 +172,7 @@ class Decoy(nn.Module):
 
 
 class MeanOf(nn.Module):
-    """Average the logits of several networks: an ensemble, which hides nothing."""
+    """Returns the mean logits of several networks. Such an ensemble hides nothing."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -181,7 +184,7 @@ class MeanOf(nn.Module):
 
 
 class RandomMember(nn.Module):
-    """Answer every image by one of several networks, drawn anew on each call."""
+    """Returns for every image the logits of one of several networks, drawn at random on each call."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()

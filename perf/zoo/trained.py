@@ -1,8 +1,8 @@
-"""Masked models that training made so: measured, for none is masked by construction."""
+"""Masked models whose training causes the masking. Their labels are measured, because no wrapper hides the gradient."""
 
 from __future__ import annotations
 
-from zoo.entry import ZooEntry, network
+from zoo.entry import ZooEntry, load_network
 
 __all__ = ["TRAINED"]
 
@@ -17,7 +17,7 @@ TRAINED = (
         dataset="digits",
         why="Label smoothing 0.95 with noise: PGD on the cross-entropy stops short.",
         source=_SHAFAHI,
-        build=lambda: network("digits/ls095_sigma03"),
+        build=lambda: load_network("digits/ls095_sigma03"),
     ),
     ZooEntry(
         name="lsq_sigma04",
@@ -27,7 +27,7 @@ TRAINED = (
         dataset="digits",
         why="Logit squeezing with noise: PGD on the cross-entropy stops short.",
         source=_SHAFAHI,
-        build=lambda: network("digits/lsq5_sigma04"),
+        build=lambda: load_network("digits/lsq5_sigma04"),
     ),
     ZooEntry(
         name="clp_sigma03",
@@ -37,7 +37,7 @@ TRAINED = (
         dataset="digits",
         why="Clean logit pairing with noise: PGD on the cross-entropy stops short.",
         source="Kannan et al. 2018, Adversarial Logit Pairing; Mosbach et al. 2018, Logit Pairing Methods Can Fool",
-        build=lambda: network("digits/clp_sigma03"),
+        build=lambda: load_network("digits/clp_sigma03"),
     ),
     ZooEntry(
         name="ls099_sigma03",
@@ -47,7 +47,7 @@ TRAINED = (
         dataset="digits",
         why="Label smoothing 0.99 with noise: PGD on the cross-entropy stops short.",
         source=_SHAFAHI,
-        build=lambda: network("digits/ls099_sigma03"),
+        build=lambda: load_network("digits/ls099_sigma03"),
     ),
     ZooEntry(
         name="mnist_lsq2_sigma05",
@@ -57,7 +57,7 @@ TRAINED = (
         dataset="mnist",
         why="Logit squeezing 2 with noise on MNIST: 40 steps of PGD stop short.",
         source=_SHAFAHI,
-        build=lambda: network("mnist/lsq2_sigma05"),
+        build=lambda: load_network("mnist/lsq2_sigma05"),
     ),
     ZooEntry(
         name="mnist_ls095_sigma03",
@@ -67,7 +67,7 @@ TRAINED = (
         dataset="mnist",
         why="Label smoothing 0.95 with noise on MNIST: 40 steps of PGD stop short.",
         source=_SHAFAHI,
-        build=lambda: network("mnist/ls095_sigma03"),
+        build=lambda: load_network("mnist/ls095_sigma03"),
     ),
     ZooEntry(
         name="mnist_at",
@@ -77,6 +77,6 @@ TRAINED = (
         dataset="mnist",
         why="Adversarial training on a tenth of its iterations and an eighth of its steps: 40 steps of PGD stop short.",
         source="Madry et al. 2018, with the CPU budget of this project's card",
-        build=lambda: network("mnist/at"),
+        build=lambda: load_network("mnist/at"),
     ),
 )

@@ -180,7 +180,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         child.send_signal(signal.SIGINT)
         told = child.stderr.read()
         assert child.wait() == 130
-    assert "The same command goes on from there" in told and "Traceback" not in told
+    assert "Run the same command again to resume" in told and "Traceback" not in told
     assert list(tmp_path.glob("results/digits/at/whitebox/.partial/*/*.parquet"))
 
 

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from robbench.commands.app import app
-from robbench.report.leaderboard import percent, ranked, with_interval
+from robbench.report.leaderboard import format_percent, format_with_interval, rank_results
 from robbench.results.store import load_results
 
 pytestmark = pytest.mark.whole
@@ -92,11 +92,11 @@ def test_the_tables_are_the_committed_ones(repo, dataset):
     expected = [
         [
             r.model,
-            percent(r.clean_accuracy),
-            *[percent(a.robust_accuracy) for a in r.attacks],
-            with_interval(r.robust_accuracy),
+            format_percent(r.clean_accuracy),
+            *[format_percent(a.robust_accuracy) for a in r.attacks],
+            format_with_interval(r.robust_accuracy),
         ]
-        for _, r in ranked(stored)
+        for _, r in rank_results(stored)
     ]
     assert shown == expected
 

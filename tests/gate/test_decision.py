@@ -10,15 +10,15 @@ import pytest
 from scipy import stats as scipy_stats
 
 from robbench.core.errors import ResultError
-from robbench.gate.baseline import Given, Run, read_baseline, record, write_baseline
-from robbench.gate.decision import Outcome, Policy, certain_to_pass, check, decide
-from robbench.gate.paired import Comparison, Question, compare
+from robbench.gate.baseline import BaselineEntry, Given, build_entry, read_baseline, write_baseline
+from robbench.gate.decision import GateOutcome, Policy, decide_gate, is_certain_to_pass, run_gate_check
+from robbench.gate.paired import Comparison, PairedTest, compare_entries
 from robbench.results.store import COLUMNS
 from robbench.results.summary import make_accuracy
 
 
 def made(verdicts, *, weights="w", steps=20, samples=None, **changed):
-    """Make a run from a letter per image and attack."""
+    """Make an entry from a letter per image and attack."""
     n = len(next(iter(verdicts.values())))
     lost = [any(v[i] in "mb" for v in verdicts.values()) for i in range(n)]
     clean = sum(all(v[i] != "m" for v in verdicts.values()) for i in range(n))
@@ -52,7 +52,7 @@ def made(verdicts, *, weights="w", steps=20, samples=None, **changed):
         "samples": " ".join(map(str, range(n) if samples is None else samples)),
         "verdicts": verdicts,
     }
-    return Run(**{**fields, **changed})
+    return BaselineEntry(**{**fields, **changed})
 
 
 def flipped(letters, *changes):
@@ -69,86 +69,88 @@ BASE = "m" * 20 + "b" * 180 + "r" * 300
 
 
 def by_what(decision):
-    return {f.question.what: f for f in decision.findings}
+    return {f.test.what: f for f in decision.findings}
 
 
 def test_the_same_run_passes_without_a_flip():
-    c = compare(made({"A": BASE, "B": BASE}), made({"A": BASE, "B": BASE}))
-    decision = decide([c], Policy())
+    c = compare_entries(made({"A": BASE, "B": BASE}), made({"A": BASE, "B": BASE}))
+    decision = decide_gate([c], Policy())
     assert not decision.failed and not c.flips and not c.changes
-    assert {f.outcome for f in decision.findings} == {Outcome.PASSED}
+    assert {f.outcome for f in decision.findings} == {GateOutcome.PASSED}
 
 
 def test_a_drop_fails_with_the_exact_adjusted_p():
     now = made({"A": flipped(BASE, ("r", "b", 25), ("b", "r", 4))}, weights="v")
-    c = compare(made({"A": BASE}), now)
-    found = by_what(decide([c], Policy()))
+    c = compare_entries(made({"A": BASE}), now)
+    found = by_what(decide_gate([c], Policy()))
     worst = found["worst case"]
-    assert (len(worst.question.lost), len(worst.question.gained)) == (25, 4)
-    assert worst.question.points == pytest.approx(-4.2)
+    assert (len(worst.test.lost), len(worst.test.gained)) == (25, 4)
+    assert worst.test.points == pytest.approx(-4.2)
     # Two tests: clean accuracy and worst case; the attack's rise is explained by the weights, and does not count.
     # The worst case weighs 8 of 9.
     assert worst.p == pytest.approx(9 / 8 * scipy_stats.binomtest(25, 29, alternative="greater").pvalue)
-    assert worst.outcome is Outcome.FAILED and [c.field for c in worst.because] == ["weights"]
-    assert found["clean accuracy"].outcome is Outcome.PASSED and not found["A"].question.counted
+    assert worst.outcome is GateOutcome.FAILED and [c.field for c in worst.because] == ["weights"]
+    assert found["clean accuracy"].outcome is GateOutcome.PASSED and not found["A"].test.counted
     flip = next(f for f in c.flips if f.sample == 200)
     assert flip.worst_case == "lost" and flip.attacks == {"A": ("robust", "broken")}
 
 
 def test_a_drop_within_the_tolerance_and_one_that_chance_explains():
     now = made({"A": flipped(BASE, ("r", "b", 25), ("b", "r", 4))}, weights="v")
-    worst = by_what(decide([compare(made({"A": BASE}), now)], Policy(max_drop=4.2)))["worst case"]
-    assert worst.outcome is Outcome.TOLERATED
+    worst = by_what(decide_gate([compare_entries(made({"A": BASE}), now)], Policy(max_drop=4.2)))["worst case"]
+    assert worst.outcome is GateOutcome.TOLERATED
     now = made({"A": flipped(BASE, ("r", "b", 25), ("b", "r", 15))}, weights="v")
-    worst = by_what(decide([compare(made({"A": BASE}), now)], Policy()))["worst case"]
-    assert worst.question.points == -2 and worst.outcome is Outcome.UNCERTAIN
+    worst = by_what(decide_gate([compare_entries(made({"A": BASE}), now)], Policy()))["worst case"]
+    assert worst.test.points == -2 and worst.outcome is GateOutcome.UNCERTAIN
 
 
 def test_a_clean_drop_fails_whatever_the_attacks_say():
     now = made({"A": flipped(BASE, ("b", "m", 15))}, weights="v")
-    found = by_what(decide([compare(made({"A": BASE}), now)], Policy()))
-    assert found["clean accuracy"].outcome is Outcome.FAILED and found["worst case"].outcome is Outcome.PASSED
+    found = by_what(decide_gate([compare_entries(made({"A": BASE}), now)], Policy()))
+    assert found["clean accuracy"].outcome is GateOutcome.FAILED and found["worst case"].outcome is GateOutcome.PASSED
 
 
 def test_fewer_breaks_of_the_same_weights_are_a_weakened_attack():
     weak = flipped(BASE, ("b", "r", 15))
     # B still breaks them all, so the worst case does not move: only the attack's own records tell.
-    c = compare(made({"A": BASE, "B": BASE}), made({"A": weak, "B": BASE}, steps=5))
-    found = by_what(decide([c], Policy()))
-    assert found["A"].outcome is Outcome.FAILED and found["B"].outcome is Outcome.PASSED
-    assert found["worst case"].question.points == 0
+    c = compare_entries(made({"A": BASE, "B": BASE}), made({"A": weak, "B": BASE}, steps=5))
+    found = by_what(decide_gate([c], Policy()))
+    assert found["A"].outcome is GateOutcome.FAILED and found["B"].outcome is GateOutcome.PASSED
+    assert found["worst case"].test.points == 0
     assert [str(x) for x in found["A"].because] == ["attack A: steps 20 → 5"]
 
 
 def test_a_weakened_attack_whose_parameters_are_the_same_is_told_by_code():
     now = made({"A": flipped(BASE, ("b", "r", 15))}, code={"engine.py": "1", "rng.py": "2"})
-    (finding,) = [f for f in decide([compare(made({"A": BASE}), now)], Policy()).findings if f.outcome == "failed"]
+    (finding,) = [
+        f for f in decide_gate([compare_entries(made({"A": BASE}), now)], Policy()).findings if f.outcome == "failed"
+    ]
     assert [str(x) for x in finding.because] == ["code: robbench's own engine.py, rng.py"]
 
 
-@pytest.mark.parametrize(("steps", "outcome"), [(20, Outcome.EXPLAINED), (5, Outcome.FAILED)])
+@pytest.mark.parametrize(("steps", "outcome"), [(20, GateOutcome.EXPLAINED), (5, GateOutcome.FAILED)])
 def test_new_weights_explain_a_rise_but_not_that_of_a_changed_attack(steps, outcome):
     now = made({"A": flipped(BASE, ("b", "r", 40))}, weights="v", steps=steps)
-    decision = decide([compare(made({"A": BASE}), now)], Policy())
+    decision = decide_gate([compare_entries(made({"A": BASE}), now)], Policy())
     assert by_what(decision)["A"].outcome is outcome and decision.failed == (steps == 5)
 
 
 def test_an_attack_that_is_gone_fails():
-    c = compare(made({"A": BASE, "B": BASE}), made({"A": BASE}))
-    decision = decide([c], Policy())
+    c = compare_entries(made({"A": BASE, "B": BASE}), made({"A": BASE}))
+    decision = decide_gate([c], Policy())
     assert c.removed == ["B"] and decision.failed
-    added = compare(made({"A": BASE}), made({"A": BASE, "B": BASE}))
-    assert not decide([added], Policy()).failed and "attack B: is new in the suite" in map(str, added.changes)
+    added = compare_entries(made({"A": BASE}), made({"A": BASE, "B": BASE}))
+    assert not decide_gate([added], Policy()).failed and "attack B: is new in the suite" in map(str, added.changes)
 
 
 def test_an_attack_is_compared_on_the_images_that_both_runs_gave_it():
     first = flipped(BASE, ("b", "r", 15))  # A is weaker, so B gets 15 images more and breaks them
     before = {"A": BASE, "B": BASE.replace("b", "s")}
     now = {"A": first, "B": "m" * 20 + "b" * 15 + "s" * 165 + "r" * 300}
-    found = by_what(decide([compare(made(before), made(now))], Policy()))
-    assert found["A"].outcome is Outcome.FAILED
-    assert found["B"].question.n == 300 and found["B"].outcome is Outcome.PASSED
-    assert found["worst case"].question.points == 0
+    found = by_what(decide_gate([compare_entries(made(before), made(now))], Policy()))
+    assert found["A"].outcome is GateOutcome.FAILED
+    assert found["B"].test.n == 300 and found["B"].outcome is GateOutcome.PASSED
+    assert found["worst case"].test.points == 0
 
 
 @pytest.mark.parametrize(
@@ -162,17 +164,17 @@ def test_an_attack_is_compared_on_the_images_that_both_runs_gave_it():
 )
 def test_what_cannot_be_compared_is_refused(now, message):
     with pytest.raises(ResultError, match=message):
-        compare(made({"A": BASE}), now)
+        compare_entries(made({"A": BASE}), now)
 
 
 def test_holm_over_all_tests_of_the_check():
     """Eight images lost are certain for one model (two tests), and not among six models (twelve tests)."""
     before, now = made({"A": BASE}), made({"A": flipped(BASE, ("r", "b", 8))}, weights="v")
-    still = compare(before, made({"A": BASE}, weights="v"))
-    assert decide([compare(before, now)], Policy()).failed
-    assert not decide([compare(before, now), *[still] * 5], Policy()).failed
-    assert decide([compare(before, now)], Policy()).resolution == 7
-    assert decide([compare(before, now), *[still] * 5], Policy()).resolution == 10
+    still = compare_entries(before, made({"A": BASE}, weights="v"))
+    assert decide_gate([compare_entries(before, now)], Policy()).failed
+    assert not decide_gate([compare_entries(before, now), *[still] * 5], Policy()).failed
+    assert decide_gate([compare_entries(before, now)], Policy()).resolution == 7
+    assert decide_gate([compare_entries(before, now), *[still] * 5], Policy()).resolution == 10
 
 
 def test_policies_that_mean_nothing():
@@ -198,7 +200,9 @@ def test_unchanged_models_fail_no_more_often_than_alpha():
     chances = np.concatenate([np.zeros(60), generator.random(80), np.ones(60)])
     alpha, checks = 0.2, 300
     failed = sum(
-        decide([compare(drawn(generator, chances), drawn(generator, chances))], Policy(max_drop=0, alpha=alpha)).failed
+        decide_gate(
+            [compare_entries(drawn(generator, chances), drawn(generator, chances))], Policy(max_drop=0, alpha=alpha)
+        ).failed
         for _ in range(checks)
     )
     assert 0 < failed <= scipy_stats.binom.ppf(0.99, checks, alpha)
@@ -215,7 +219,7 @@ def test_a_sequential_check_of_unchanged_models_fails_no_more_often_than_alpha()
     alpha, checks, failed = 0.3, 100, 0
     for _ in range(checks):
         before, now = drawn(generator, chances), drawn(generator, chances)
-        failed += check(
+        failed += run_gate_check(
             [before], lambda _, n, now=now: prefix(now, n), Policy(max_drop=0, alpha=alpha), sequential=True
         ).failed
     assert 0 < failed <= scipy_stats.binom.ppf(0.99, checks, alpha)
@@ -234,8 +238,8 @@ def test_passing_early_is_rarely_wrong(bad, n):
         for where, share in plan:
             k = round(where * n)
             lost = tuple(range(int((places < k).sum())))
-            question = Question("d/m", "worst case", "drop", k, k, k - len(lost), lost, ())
-            if certain_to_pass(Comparison(before, before, [question], [], [], [], k), policy, share):
+            question = PairedTest("d/m", "worst case", "drop", k, k, k - len(lost), lost, ())
+            if is_certain_to_pass(Comparison(before, before, [question], [], [], [], k), policy, share):
                 wrong += 1
                 break
     assert wrong <= scipy_stats.binom.ppf(0.99, orders, alpha / 2), "the last look's half is not spent on it"
@@ -252,36 +256,36 @@ def test_a_sequential_check_stops_early_either_way():
     letters = "".join(generator.permutation(list("b" * 800 + "r" * 1200)))
     before = made({"A": letters})
     current = before
-    passed = check([before], measure, Policy(), sequential=True)
+    passed = run_gate_check([before], measure, Policy(), sequential=True)
     assert not passed.failed and asked == [250, 500, 1000]
     assert passed.early == "the answer was certain after 1000 of 2000 images"
     asked.clear()
     # A tenth of the images that stood fall.
     fallen = "".join("b" if c == "r" and u < 0.1 else c for c, u in zip(letters, generator.random(2000), strict=True))
     current = made({"A": fallen}, weights="v")
-    failed = check([before], measure, Policy(), sequential=True)
+    failed = run_gate_check([before], measure, Policy(), sequential=True)
     assert failed.failed and asked[-1] < 1000 and failed.early
 
 
 def test_a_sequential_check_that_cannot_decide_early_measures_everything():
     before = made({"A": BASE})
     now = made({"A": flipped(BASE, ("r", "b", 4), ("b", "r", 2))}, weights="v")
-    decision = check([before], lambda _, n: prefix(now, n), Policy(), sequential=True)
+    decision = run_gate_check([before], lambda _, n: prefix(now, n), Policy(), sequential=True)
     assert decision.early is None and not decision.failed and decision.comparisons[0].n == 500
     official = made({"A": BASE}, sample_seed=None)
     with pytest.raises(ResultError, match="order must be random"):
-        check([official], lambda _, n: now, Policy(), sequential=True)
+        run_gate_check([official], lambda _, n: now, Policy(), sequential=True)
 
 
 def test_reseeded_runs_of_a_digits_model_pass(repo):
     """Stored verdicts of 20 seeds of the attacks on one model: 200 pairs of them, none of which may fail."""
     stored = json.loads((repo / "tests/data/reseeded.json").read_text())
-    base = Run.model_validate(stored["baseline"])
+    base = BaselineEntry.model_validate(stored["baseline"])
     runs = [base.model_copy(update={"verdicts": v, "seed": i}) for i, v in enumerate(stored["verdicts_by_seed"])]
     assert len(runs) == 20 and len({json.dumps(r.verdicts) for r in runs}) == 20, "every seed found something else"
     generator = np.random.default_rng(0)
     pairs = [generator.choice(20, 2, replace=False) for _ in range(200)]
-    failed = sum(decide([compare(runs[a], runs[b])], Policy(max_drop=0)).failed for a, b in pairs)
+    failed = sum(decide_gate([compare_entries(runs[a], runs[b])], Policy(max_drop=0)).failed for a, b in pairs)
     assert failed <= scipy_stats.binom.ppf(0.99, 200, 0.01)
     # The same verdicts, with two points of the images that stand taken away, fail.
     dropped = runs[1].model_copy(
@@ -290,7 +294,7 @@ def test_reseeded_runs_of_a_digits_model_pass(repo):
             "identity": {**base.identity, "weights": "other"},
         }
     )
-    assert decide([compare(runs[1], dropped)], Policy()).failed
+    assert decide_gate([compare_entries(runs[1], dropped)], Policy()).failed
 
 
 # --- the file
@@ -340,7 +344,7 @@ def test_incomplete_records_make_no_baseline():
         dataset, model, n = "d", "m", 2
 
     with pytest.raises(ResultError, match="not complete"):
-        record(Result(), rows, Given(model="d/m"), suite="s", sample_seed=None, code={})
+        build_entry(Result(), rows, Given(model="d/m"), suite="s", sample_seed=None, code={})
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist"])

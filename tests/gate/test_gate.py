@@ -19,7 +19,7 @@ from robbench.attacks.pgd import PGD
 from robbench.commands.app import app
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.gate.baseline import read_baseline
-from robbench.gate.measure import wanted_runs
+from robbench.gate.measure import choose_entries
 
 pytestmark = pytest.mark.whole
 
@@ -174,10 +174,10 @@ def test_a_baseline_alone_imports_no_code(folder, monkeypatch):
     strange = run.model_copy(update={"given": run.given.model_copy(update={"model": "module_of_a_stranger:net"})})
     theirs = baseline.model_copy(update={"runs": [strange]})
     with pytest.raises(ResultError, match=r"'module_of_a_stranger:net' of the baseline .* --import module_of_a_str"):
-        wanted_runs(theirs, [])
-    assert wanted_runs(theirs, ["module_of_a_stranger:net"]) == [(strange, strange.given)]  # a person named it
+        choose_entries(theirs, [])
+    assert choose_entries(theirs, ["module_of_a_stranger:net"]) == [(strange, strange.given)]  # a person named it
     monkeypatch.setitem(sys.modules, "module_of_a_stranger", sys)
-    assert wanted_runs(theirs, []) == [(strange, strange.given)]
+    assert choose_entries(theirs, []) == [(strange, strange.given)]
 
 
 def test_a_sequential_check_measures_less(folder):
@@ -201,10 +201,10 @@ def test_the_commands_and_the_code_of_the_docs_run(tmp_path):
     ("args", "message"),
     [
         (["--baseline", "none.json"], "No baseline at none.json"),
-        (["--baseline", "mine.toml"], "is no baseline"),
+        (["--baseline", "mine.toml"], "is not a valid baseline"),
         (["--baseline", "b.json", "--alpha", "2"], "alpha: 2.0 given"),
         (["--baseline", "b.json", "--result", "none"], "No result at none"),
-        (["--baseline", "b.json", "--result", "none", "--seed", "1"], "reads what is stored"),
+        (["--baseline", "b.json", "--result", "none", "--seed", "1"], "reads stored results"),
         (["--baseline", "b.json", "-m", "digits/at", "-m", "digits/natural"], "Unknown model of the baseline"),
         (["--baseline", "b.json", "-m", "digits/nobody"], "Unknown model"),
     ],

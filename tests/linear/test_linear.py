@@ -14,7 +14,7 @@ from robbench.core.errors import ModelError, ResultError, RobbenchError
 from robbench.linear.measure import measure_linear
 from robbench.linear.record import linear_folder, read_activations, read_linear, read_linearization
 from robbench.linear.theory import Linearization
-from robbench.report.linear import predicted
+from robbench.report.linear import predict_accuracy
 from support.models import Linear, small
 
 X = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -47,13 +47,14 @@ def test_an_affine_model_has_its_exact_radius_and_class(tmp_path):
         radius = {k: (z[i, label] - z[i, k]) / np.abs(w[label] - w[k]).sum() for k in others}
         nearest = min(radius, key=radius.get)
         assert found.nearest[i] == nearest
-        assert found.at_nearest("radius")[i] == pytest.approx(radius[nearest], rel=1e-5)
+        assert found.take_at_nearest("radius")[i] == pytest.approx(radius[nearest], rel=1e-5)
         for k in others:
             cosine = w[label] @ w[k] / np.linalg.norm(w[label]) / np.linalg.norm(w[k])
             assert found.cosine[i, k] == pytest.approx(cosine, rel=1e-5)
             assert found.gradient[i, k] == pytest.approx(np.abs(w[k]).sum(), rel=1e-6)
     assert file.clean_accuracy.value == pytest.approx(35 / 40)
-    assert np.array_equal(found.at_nearest("radius") <= 0, np.arange(40) % 8 == 0), "misclassified: L is not above 0"
+    misclassified = np.arange(40) % 8 == 0
+    assert np.array_equal(found.take_at_nearest("radius") <= 0, misclassified), "L of misclassified images is above 0"
 
 
 def test_prediction_is_what_one_step_on_the_margin_does_to_an_affine_model(tmp_path):
@@ -63,13 +64,13 @@ def test_prediction_is_what_one_step_on_the_margin_does_to_an_affine_model(tmp_p
     x = 0.4 + 0.2 * X
     y = model(x).argmax(1)
     found = measured(model, tmp_path, x, y)[1]
-    eps = float(np.median(found.at_nearest("radius")))
+    eps = float(np.median(found.take_at_nearest("radius")))
     sign = torch.where(y == 0, 1.0, -1.0)[:, None, None, None]
     for factor in (0.999, 1.001):
         moved = x - factor * eps * sign * w.sign().view(1, 1, 8, 8)
         assert moved.min() >= 0 and moved.max() <= 1
-        assert np.array_equal((model(moved).argmax(1) == y).numpy(), found.standing(factor * eps))
-    assert predicted(found, eps).value == 0.5, "half of 40 lie above their median"
+        assert np.array_equal((model(moved).argmax(1) == y).numpy(), found.predict_robust(factor * eps))
+    assert predict_accuracy(found, eps).value == 0.5, "half of 40 lie above their median"
 
 
 def test_gradient_gaps_agree_with_finite_differences(tmp_path):
@@ -156,8 +157,8 @@ class Rounded(nn.Module):
 def test_dead_gradients_are_flagged_and_missing_ones_refused(tmp_path):
     file, found = measured(Rounded().eval(), tmp_path, X.float())
     assert "360 of 360 pairs" in file.flags["zero_gradients"]
-    assert np.isposinf(found.at_nearest("radius")).all() and file.medians["radius"] is None
-    assert np.isnan(found.of_pairs("cosine")).all()
+    assert np.isposinf(found.take_at_nearest("radius")).all() and file.medians["radius"] is None
+    assert np.isnan(found.take_pairs("cosine")).all()
     with pytest.raises(ModelError, match="no gradient with respect to its input"):
         measured(Rounded(detach=True).eval(), tmp_path / "other", X.float())
 
@@ -168,15 +169,15 @@ def test_the_corners_of_equation_4():
     gap = np.array([[0, 0], [0, 0], [0, 0], [0, 4.0], [0, np.nan]])
     label = np.zeros(5, dtype=np.int64)
     found = Linearization(np.arange(5), label, logits, gap, gap, gap)
-    assert found.at_nearest("radius")[:4].tolist() == [np.inf, -np.inf, 0.0, 0.25]
-    assert found.standing(0.0).tolist() == [True, False, False, True, False]
-    assert found.standing(0.25).tolist() == [True, False, False, False, False], "L must exceed the radius"
+    assert found.take_at_nearest("radius")[:4].tolist() == [np.inf, -np.inf, 0.0, 0.25]
+    assert found.predict_robust(0.0).tolist() == [True, False, False, True, False]
+    assert found.predict_robust(0.25).tolist() == [True, False, False, False, False], "L must exceed the radius"
 
 
 def test_a_class_that_nothing_is_known_of_makes_no_image_robust():
     gap = np.array([[0.0, 1.0, np.nan]])
     found = Linearization(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([[5.0, 1.0, 0.0]]), gap, gap, gap)
-    assert found.nearest.tolist() == [2] and found.standing(0.1).tolist() == [False]
+    assert found.nearest.tolist() == [2] and found.predict_robust(0.1).tolist() == [False]
 
 
 @pytest.mark.parametrize(

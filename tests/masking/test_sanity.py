@@ -15,18 +15,18 @@ from typer.testing import CliRunner
 from robbench import evaluate
 from robbench.commands.app import app
 from robbench.core.errors import CardError, ModelError, ResultError
-from robbench.masking.chance import kept_on
 from robbench.masking.checks import load_thresholds, run_checks
-from robbench.masking.compare import challenges
+from robbench.masking.compare import compare_attacks
+from robbench.masking.dropout import keep_dropout_on
 from robbench.masking.landscape import POINTS
-from robbench.masking.measure import Budget
+from robbench.masking.measure import CheckBudget
 from robbench.masking.measurements import Challenge
-from robbench.masking.record import FILE, LANDSCAPE, CheckResult, Verdicts, dump_sanity, read_sanity
+from robbench.masking.record import FILE, LANDSCAPE, CheckResult, VerdictIndex, dump_sanity, read_sanity
 from robbench.masking.run import examine
-from robbench.masking.verdict import advise, decide
+from robbench.masking.verdict import advise_next_suite, decide_verdict
 from robbench.models.card import Registry
 from robbench.models.load import load_model
-from robbench.report.leaderboard import leaderboard
+from robbench.report.leaderboard import render_leaderboard
 from robbench.report.sheet import draw_sheet
 from robbench.results.consistency import find_record_mismatches
 from robbench.results.schema import read_result
@@ -50,11 +50,11 @@ def check(name, decides=""):
 @pytest.fixture(scope="module", autouse=True)
 def on_few_images():
     """Every measurement on a handful of images: these tests are about what becomes of them."""
-    few = Budget(
+    few = CheckBudget(
         gradients=8, traces=8, unstable=4, curve=8, grid=8, binarization=4, linear=8, transfers=8, randomness=16
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robbench.masking.measure.Budget", lambda: few)
+        patch.setattr("robbench.masking.measure.CheckBudget", lambda: few)
         yield
 
 
@@ -76,7 +76,7 @@ def tree(tmp_path_factory):
 )
 def test_the_gravest_verdict_counts_and_names_its_checks(asked, verdict, by):
     checks = [check(str(i), decides) for i, decides in enumerate(asked)]
-    assert decide([*checks, check("fine")]) == (verdict, by)
+    assert decide_verdict([*checks, check("fine")]) == (verdict, by)
 
 
 def test_what_is_advised_follows_from_what_broke(tree):
@@ -86,14 +86,14 @@ def test_what_is_advised_follows_from_what_broke(tree):
         c = Challenge(name=role, role=role, given=30, broken=broken, beyond=broken, behind=0, alone=0)
         return m.model_copy(update={"challenges": [c], **changed})
 
-    assert advise("trustworthy", [], m).suite == ""
-    assert advise("randomized", ["randomized"], m).suite == "eot"
-    assert advise("masked", ["square"], with_challenge("square", 9)).suite == "blackbox"
-    assert advise("masked", ["step_sizes"], with_challenge("other steps", 9)).suite == "masked"
-    assert advise("suspicious", ["finite_differences"], with_challenge("other steps", 0)).suite == "masked"
+    assert advise_next_suite("trustworthy", [], m).suite == ""
+    assert advise_next_suite("randomized", ["randomized"], m).suite == "eot"
+    assert advise_next_suite("masked", ["square"], with_challenge("square", 9)).suite == "blackbox"
+    assert advise_next_suite("masked", ["step_sizes"], with_challenge("other steps", 9)).suite == "masked"
+    assert advise_next_suite("suspicious", ["finite_differences"], with_challenge("other steps", 0)).suite == "masked"
     dead = with_challenge("other loss", 9, differentiable=False)
-    assert advise("masked", ["zero_gradients"], dead).suite == "blackbox"
-    gain = advise("masked", [], with_challenge("square", 9)).gain
+    assert advise_next_suite("masked", ["zero_gradients"], dead).suite == "blackbox"
+    gain = advise_next_suite("masked", [], with_challenge("square", 9)).gain
     assert gain == pytest.approx(100 * (m.pgd.value - m.best.value))
 
 
@@ -126,7 +126,7 @@ def test_the_landscape_is_the_models_own(tree):
 
 def test_a_known_run_is_not_measured_again(tree, monkeypatch):
     root, found = tree
-    monkeypatch.setattr("robbench.masking.run.measure", None)
+    monkeypatch.setattr("robbench.masking.run.run_measurements", None)
     assert examine("digits/natural", samples=40, results=root) == found
     with pytest.raises(TypeError):  # other images are another measurement
         examine("digits/natural", samples=41, results=root)
@@ -159,12 +159,12 @@ def test_the_same_seed_measures_the_same(tree, tmp_path):
 def test_the_verdict_holds_for_these_weights_and_this_threat_alone(tree):
     root, found = tree
     result = read_result(root / "digits" / "natural" / "sanity" / "result.json")
-    verdicts = Verdicts(root)
-    assert verdicts.of(result) == found.verdict
+    verdicts = VerdictIndex(root)
+    assert verdicts.find(result) == found.verdict
     for change in ({"weights": "0" * 64}, {"threat": {"norm": "Linf", "eps": "0.1"}}, {"data": "other"}):
-        assert verdicts.of(result.model_copy(update={"identity": result.identity | change})) == "unchecked"
-    assert verdicts.of(result.model_copy(update={"model": "at"})) == "unchecked"
-    assert Verdicts(None).of(result) == "unchecked"
+        assert verdicts.find(result.model_copy(update={"identity": result.identity | change})) == "unchecked"
+    assert verdicts.find(result.model_copy(update={"model": "at"})) == "unchecked"
+    assert VerdictIndex(None).find(result) == "unchecked"
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -257,7 +257,7 @@ def test_a_challenge_gives_every_attack_what_the_first_left(tree):
         assert wide.loc[first == "robust", attack.name].isin(["broken", "robust"]).all()
     everything = (wide.isin(["robust", "skipped"]) & (first != "broken").to_numpy()[:, None]).all(axis=1)
     assert result.robust_accuracy.value == pytest.approx(everything.mean())
-    assert challenges(result, rows) == found.measurements.challenges
+    assert compare_attacks(result, rows) == found.measurements.challenges
 
 
 def test_eval_with_the_suite_gives_the_verdict_too(tree):
@@ -293,7 +293,7 @@ def test_the_verdict_stands_in_the_leaderboard(tree):
     root, _ = tree
     evaluate("digits/natural", "quick", samples=16, results=root)
     evaluate("digits/at", "quick", samples=16, results=root)
-    lines = leaderboard(root).splitlines()
+    lines = render_leaderboard(root).splitlines()
     assert sum("| trustworthy" in line for line in lines) == 2  # natural, in both suites
     assert sum("| unchecked" in line for line in lines) == 1
     assert len(load_results(root)) == 3
@@ -304,7 +304,7 @@ def test_stored_verdicts_are_those_of_todays_checks(repo):
         stored = read_sanity(path)
         checks = run_checks(stored.measurements)
         assert checks == stored.checks, f"{path} is stale: robbench sanity {stored.dataset}/{stored.model}"
-        assert decide(checks) == (stored.verdict, stored.decided_by)
+        assert decide_verdict(checks) == (stored.verdict, stored.decided_by)
 
 
 def test_the_documentation_has_the_thresholds_in_force(repo):
@@ -325,16 +325,16 @@ class AsksForMode(nn.Module):
 def test_dropout_left_on_is_kept_on_and_nothing_else():
     layers = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)]
     model = nn.Sequential(*layers).train()
-    ours = kept_on(model)
+    ours = keep_dropout_on(model)
     x = torch.rand(64, 1, 4, 4)
     assert not any(part.training for part in ours.modules()) and model.training
     assert not torch.equal(ours(x), ours(x))
     left = nn.Sequential(*ours[:2])(torch.ones(64, 1, 4, 4))
     assert set(left.unique().tolist()) == {0.0, 2.0}
-    assert kept_on(model.eval()) is model
+    assert keep_dropout_on(model.eval()) is model
     for other in (nn.BatchNorm1d(16), AsksForMode()):
         mixed = nn.Sequential(nn.Flatten(), other, nn.Dropout(0.5)).train()
-        assert kept_on(mixed) is mixed  # refused by the run, with a reason
+        assert keep_dropout_on(mixed) is mixed  # refused by the run, with a reason
 
 
 def test_more_samples_of_a_challenge_continue_it(tmp_path):

@@ -20,9 +20,9 @@ from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import EvaluationRun, run_here
 from robbench.evaluation.stages import ready_stages
 from robbench.masking import gradients, measure
-from robbench.masking.binarization import binarization
+from robbench.masking.binarization import run_binarization_test
 from robbench.masking.checks import CHECKS, load_thresholds, run_checks
-from robbench.masking.probe import Connected, Probe
+from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel
 from robbench.masking.run import examine
 from robbench.models.card import Registry
 from robbench.models.load import load_model
@@ -109,7 +109,7 @@ MODELS = {
 
 
 @cache
-def subject(name):
+def extract_subject(name):
     """A prepared model, its test images, and the radius."""
     module, x, y = MODELS[name]()
     images = own_images(x, y, "digits" if x is None else None, Options())
@@ -117,19 +117,19 @@ def subject(name):
     inputs = images.x(np.arange(2)).requires_grad_(True)
     connected = target.module(inputs).requires_grad
     if not connected:
-        target = own_target(Connected(module).eval(), name, CPU, images, Options())
+        target = own_target(ZeroGradientModel(module).eval(), name, CPU, images, Options())
     return SimpleNamespace(target=target, images=images, eps="0.2", connected=connected)
 
 
 @cache
 def probe(name):
-    s = subject(name)
+    s = extract_subject(name)
     x, y = s.images.x(np.arange(min(60, len(s.images.y)))), s.images.y[:60]
     with torch.no_grad():
         right = np.flatnonzero((s.target.module(x).argmax(1) == y).numpy())[:32]
     ball = Ball.of(parse_threat("Linf", s.eps))
     widths = BatchWidths(s.target.module, x.shape[1:], 64, x.dtype)
-    return Probe(s.target, x[right], y[right], s.images.index[right], ball, 0, widths)
+    return GradientProbe(s.target, x[right], y[right], s.images.index[right], ball, 0, widths)
 
 
 @cache
@@ -138,7 +138,7 @@ def suite(name, eps="0.2"):
     import tempfile
     from pathlib import Path
 
-    s = subject(name)
+    s = extract_subject(name)
     with tempfile.TemporaryDirectory() as folder:
         request = RunRequest.of(s.target.module, "sanity", samples=48, results=folder, norm="Linf", eps=eps)
         result = run_here(EvaluationRun(request, s.target, s.images, load_suite("sanity")))
@@ -148,41 +148,44 @@ def suite(name, eps="0.2"):
         "pgd": result.attacks[0].robust_accuracy,
         "best": result.robust_accuracy,
         "zero_gradients": measure._zero_share(result, rows),
-        "challenges": measure.challenges(result, rows),
+        "challenges": measure.compare_attacks(result, rows),
     }
 
 
 def transferred(name):
-    s = subject(name)
+    s = extract_subject(name)
     stages = ready_stages(load_suite("sanity"), parse_threat("Linf", s.eps), s.target, s.images, Options())
     only = [
         s for s in stages if s.name == "BB-natural"
     ]  # what an adversarially trained surrogate finds carries further
-    made = [measure._transferred(probe(name), stage) for stage in only]
+    made = [measure._measure_transfer(probe(name), stage) for stage in only]
     return {"transferred": made, "differentiable": s.connected}
 
 
 def linear(name):
     stands = torch.tensor([c.given > 0 for c in suite(name)["challenges"][:1]] * len(probe(name)))
-    broken = probe(name).attack("standing", USUAL).broken
-    return {"linear": gradients.linear_estimate(probe(name), stands & ~torch.from_numpy(broken))}
+    broken = probe(name).run_attack("standing", USUAL).broken
+    return {"linear": gradients.measure_linear_estimate(probe(name), stands & ~torch.from_numpy(broken))}
 
 
 PARTS = {
     "suite": suite,
     "larger": lambda name: suite(name, "0.6" if name == "flat stairs" else "0.2"),
-    "randomness": lambda name: {"randomness": gradients.randomness(probe(name))},
+    "randomness": lambda name: {"randomness": gradients.measure_randomness(probe(name))},
     "outputs": lambda name: {
-        "autograd_calls": gradients.autograd_calls(probe(name)),
-        "probabilities": bool((probe(name).logits(probe(name).x).sum(1) - 1).abs().max() < 1e-5),
-        "classes": probe(name).logits(probe(name).x).shape[1],
+        "autograd_calls": gradients.count_autograd_calls(probe(name)),
+        "probabilities": bool((probe(name).compute_logits(probe(name).x).sum(1) - 1).abs().max() < 1e-5),
+        "classes": probe(name).compute_logits(probe(name).x).shape[1],
     },
-    "scale": lambda name: {"scale": gradients.loss_scale(probe(name)), "differentiable": subject(name).connected},
-    "gradients": lambda name: {"gradients": gradients.gradient_quality(probe(name))},
-    "traces": lambda name: {"traces": measure._traces(probe(name), USUAL, 8)},
-    "curve": lambda name: {"curve": measure._curve(probe(name), USUAL)},
-    "grid": lambda name: {"grid": measure._grid(probe(name))},
-    "binarization": lambda name: {"binarization": binarization(probe(name).first(12), [USUAL])},
+    "scale": lambda name: {
+        "scale": gradients.measure_logit_scale(probe(name)),
+        "differentiable": extract_subject(name).connected,
+    },
+    "gradients": lambda name: {"gradients": gradients.measure_gradient_quality(probe(name))},
+    "traces": lambda name: {"traces": measure._measure_traces(probe(name), USUAL, 8)},
+    "curve": lambda name: {"curve": measure._measure_curve(probe(name), USUAL)},
+    "grid": lambda name: {"grid": measure._measure_grid(probe(name))},
+    "binarization": lambda name: {"binarization": run_binarization_test(probe(name).take_first(12), [USUAL])},
     "transferred": transferred,
     "linear": linear,
 }
@@ -235,9 +238,9 @@ MODELS["periodic"] = periodic
 @pytest.fixture(scope="module")
 def base():
     """Measurements of an honest model, of which each test replaces a part."""
-    few = measure.Budget(curve=8, grid=8, traces=8, binarization=4)
+    few = measure.CheckBudget(curve=8, grid=8, traces=8, binarization=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robbench.masking.measure.Budget", lambda: few)
+        patch.setattr("robbench.masking.measure.CheckBudget", lambda: few)
         return examine("digits/at", samples=16).measurements
 
 

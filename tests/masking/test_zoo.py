@@ -17,7 +17,7 @@ from robbench.models.card import Registry
 from robbench.models.families import list_stale_cards
 from robbench.models.load import describe_module, digest_module
 from support.attacks import run_attack
-from zoo import HONEST_UP_TO, ZOO, find_entry, network, zoo_registry
+from zoo import HONEST_UP_TO, ZOO, find_entry, load_network, open_zoo_registry
 from zoo.images import (
     InputNoise,
     Jpeg,
@@ -40,7 +40,7 @@ from zoo.networks import (
     ReverseGradient,
     RoundedReLU,
     Scale,
-    with_activation,
+    replace_activations,
 )
 
 pytestmark = pytest.mark.whole
@@ -62,7 +62,7 @@ def gradient(model, x, y):
 
 @pytest.fixture(scope="module")
 def natural():
-    return network("digits/natural")
+    return load_network("digits/natural")
 
 
 # ---- the table
@@ -81,7 +81,7 @@ def test_names_are_unique_and_both_halves_hold_every_kind():
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_builds_and_answers_finite_logits(name):
     entry = find_entry(name)
-    model = entry.model()
+    model = entry.build_model()
     assert not any(part.training for part in model.modules())
     assert not any(p.requires_grad for p in model.parameters())
     x = digits(8)[0] if entry.dataset == "digits" else torch.rand(8, 1, 28, 28)
@@ -96,8 +96,8 @@ def test_an_entry_builds_and_answers_finite_logits(name):
 def test_a_stand_in_answers_like_the_model_and_has_a_gradient(name):
     entry = find_entry(name)
     x, y = digits(200)
-    stand_in = entry.differentiable()
-    model, expected = entry.model(), stand_in(x).argmax(1)
+    stand_in = entry.build_stand_in()
+    model, expected = entry.build_model(), stand_in(x).argmax(1)
     torch.manual_seed(0)  # some models answer at random
     assert torch.stack([model(x).argmax(1) == expected for _ in range(10)]).float().mean() > 0.85
     with torch.enable_grad():
@@ -106,7 +106,7 @@ def test_a_stand_in_answers_like_the_model_and_has_a_gradient(name):
 
 def test_no_two_models_share_an_identity():
     """Results are told apart by tensors and structure, so the numbers of a wrapper must show in its structure."""
-    models = [entry.model() for entry in ZOO]
+    models = [entry.build_model() for entry in ZOO]
     assert len({(digest_module(m), str(describe_module(m))) for m in models}) == len(ZOO)
     assert str(Scale(10.0)) != str(Scale(100.0)) and "levels=8" in str(Quantize(8))
 
@@ -117,7 +117,7 @@ def test_an_unknown_entry_is_told_with_the_closest_name():
 
 
 def test_the_registry_is_current_small_and_not_among_the_users_models():
-    builtin, ours = zoo_registry().roots
+    builtin, ours = open_zoo_registry().roots
     assert list_stale_cards(ours) == []
     own = Registry([ours]).entries()
     assert not {e.full_name for e in own} & {e.full_name for e in Registry([builtin]).entries()}
@@ -151,7 +151,7 @@ def test_comparisons_and_numpy_leave_no_graph(natural, cut):
         (lambda base: nn.Sequential(ReverseGradient(), base), 1.0),
         (lambda base: nn.Sequential(StraightThrough(Quantize(17)), base), 1.0),
         (lambda base: nn.Sequential(Ripple(0.002, 3000.0), base), 0.99),
-        (lambda base: with_activation(base, lambda: RoundedReLU(0.05)), 0.99),
+        (lambda base: replace_activations(base, lambda: RoundedReLU(0.05)), 0.99),
         (lambda base: MeanOf([base, base]), 1.0),
     ],
 )
@@ -163,7 +163,7 @@ def test_what_only_hides_the_gradient_keeps_the_predictions(natural, wrapped, le
 
 def test_rounded_activations_and_huge_logits_have_a_gradient_of_zero(natural):
     x, y = digits(100)
-    assert (gradient(with_activation(natural, lambda: RoundedReLU(0.05)), x, y) == 0).all()
+    assert (gradient(replace_activations(natural, lambda: RoundedReLU(0.05)), x, y) == 0).all()
     # Where the margin is above 0.104, which is almost everywhere, exp(-1000 margin) is 0 in float32.
     dead = (gradient(nn.Sequential(natural, Scale(1000)), x, y) == 0).flatten(1).all(1)
     assert dead.float().mean() > 0.9
@@ -192,7 +192,7 @@ def test_a_straight_through_module_computes_its_inner_with_the_gradient_of_the_i
 
 def test_a_decoy_answers_by_one_network_and_points_by_another(natural):
     x, y = digits(10)
-    other = network("digits/mlp")
+    other = load_network("digits/mlp")
     decoy = Decoy(natural, other).eval()
     torch.testing.assert_close(decoy(x), natural(x))
     weight = F.softmax(natural(x), 1) - F.one_hot(y, 10)
@@ -206,8 +206,8 @@ def test_a_decoy_answers_by_one_network_and_points_by_another(natural):
     [
         lambda base: nn.Sequential(InputNoise(0.1), base),
         lambda base: nn.Sequential(RandomResizePad(7), base),
-        lambda base: with_activation(base, lambda: Dropout(0.3)),
-        lambda base: RandomMember([base, network("digits/mlp")]),
+        lambda base: replace_activations(base, lambda: Dropout(0.3)),
+        lambda base: RandomMember([base, load_network("digits/mlp")]),
     ],
 )
 @torch.no_grad()
@@ -261,11 +261,11 @@ def test_a_padded_image_is_the_shrunk_one_somewhere():
 def test_activations_are_replaced_in_a_copy(natural):
     x, _ = digits(5)
     before = natural(x)
-    dead = with_activation(natural, lambda: Scale(0.0))
+    dead = replace_activations(natural, lambda: Scale(0.0))
     assert (dead(x) == dead(x[:1])).all()
     assert (natural(x) == before).all()
     with pytest.raises(ModelError, match=r"Flatten holds no nn\.ReLU"):
-        with_activation(nn.Flatten(), nn.Tanh)
+        replace_activations(nn.Flatten(), nn.Tanh)
 
 
 # ---- labels, measured
@@ -288,18 +288,18 @@ def transferred(stand_in, model, x, y):
 def test_the_usual_attack_overstates_a_masked_model(name):
     entry = find_entry(name)
     x, y = digits(60)
-    model = entry.model()
+    model = entry.build_model()
     with torch.no_grad():
         right = model(x).argmax(1) == y
     x, y = x[right], y[right]
     assert robust(model, USUAL, x, y) > 0.6
-    assert transferred(entry.differentiable(), model, x, y) < 0.4
+    assert transferred(entry.build_stand_in(), model, x, y) < 0.4
 
 
 def test_the_usual_attack_on_the_linear_model_is_near_the_exact_answer():
     """Under a linear map the worst point within ball and box is known in closed form."""
     x, y = digits(300)
-    model = find_entry("linear").model()
+    model = find_entry("linear").build_model()
     layer = next(part for part in model.modules() if isinstance(part, nn.Linear))
     flat = x.flatten(1)
     low, high = (flat - EPS).clamp(min=0), (flat + EPS).clamp(max=1)
@@ -339,7 +339,7 @@ def test_the_page_holds_both_halves_and_counts_who_is_flagged(zoo_page):
         "natural": measured({"PGD": 4, "Square": 2}, warnings=["dynamic"], verdict="trustworthy"),
         "wide": measured({"PGD": 40, "Square": 2}),
     }
-    text = zoo_page.page(records, 0, {"robbench": "0"})
+    text = zoo_page.render_page(records, 0, {"robbench": "0"})
     calibration, held_out = text.split("## Held-out half")
     assert "| natural_times_1000  | masked  | 90.0    | 88.0  | 3.0    | 85.0" in calibration
     assert "| natural_thermometer | masked  | 90.0    | none  | 10.0   | 80.0" in calibration
@@ -347,17 +347,17 @@ def test_the_page_holds_both_halves_and_counts_who_is_flagged(zoo_page):
     assert "robbench flags 1 of 2 masked and 0 of 1 honest models." in calibration
     # 38 points are not honest, and the page says so.
     assert "| wide    | honest (not confirmed) | 90.0" in held_out and "robbench flags" not in held_out.split("##")[0]
-    assert zoo_page.page(records, 0, {"robbench": "0"}) == text
+    assert zoo_page.render_page(records, 0, {"robbench": "0"}) == text
 
 
 def test_the_held_out_half_goes_between_the_marks_of_another_page(zoo_page):
     records = {"natural": measured({"PGD": 4}), "wide": measured({"PGD": 4}, warnings=["Square"], verdict="masked")}
     empty = f"before {zoo_page.BEGIN}old{zoo_page.END} after"
-    text = zoo_page.summary(empty, records, 0, {"robbench": "0"})
+    text = zoo_page.insert_summary(empty, records, 0, {"robbench": "0"})
     assert text.startswith("before ") and text.endswith(" after") and "old" not in text
     assert "| wide    | honest  | 4.0   | 4.0          | Square" in text and "natural" not in text
     assert "pyautoattack flags 0 of 0 masked and 1 of 1 honest models. robbench flags 0 of 0 masked and 1 of 1" in text
-    assert zoo_page.summary(text, records, 0, {"robbench": "0"}) == text
+    assert zoo_page.insert_summary(text, records, 0, {"robbench": "0"}) == text
 
 
 @pytest.mark.parametrize(
@@ -374,4 +374,4 @@ def test_the_held_out_half_goes_between_the_marks_of_another_page(zoo_page):
 )
 def test_a_label_is_borne_out_by_the_rule(zoo_page, name, left, flags, borne_out):
     record = measured({"PGD": 90, "Square": left}, flags)["attack"]
-    assert zoo_page.confirmed(find_entry(name), record) is borne_out
+    assert zoo_page.is_confirmed(find_entry(name), record) is borne_out

@@ -20,10 +20,10 @@ from robbench.evaluation.run import evaluate
 from robbench.linear.record import read_linearization
 from robbench.models.card import Registry
 from robbench.papers.figures.definitions import FIGURES, find_figure
-from robbench.papers.figures.histograms import _counts
-from robbench.papers.figures.write import every_figure, write_figure
-from robbench.report.figures.canvas import DASHES, OKABE_ITO, blank, png
-from robbench.report.figures.source import Source
+from robbench.papers.figures.histograms import _count_values
+from robbench.papers.figures.write import write_figure, write_figures
+from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure, render_png
+from robbench.report.figures.source import FigureData
 from robbench.results.schema import read_result
 
 NAMES = ("natural", "at")
@@ -40,7 +40,7 @@ def tree(tmp_path, repo):
 
 def numbers(name, root, dataset="digits"):
     figure = find_figure(name)
-    return figure.make(Source(Registry.default(), root), figure.heading(dataset), dataset).numbers
+    return figure.make(FigureData(Registry.default(), root), figure.format_heading(dataset), dataset).numbers
 
 
 def run(*args, code=0):
@@ -76,10 +76,10 @@ def test_histograms_count_every_value_once(tree, figure, panels):
         assert rows["count"].iloc[0] == (values[panel] < edges[0]).sum()
 
 
-def test_a_value_on_an_edge_counts_to_the_right_and_infinity_beyond_the_last():
+def test_a_value_on_an_edge_count_values_to_the_right_and_infinity_beyond_the_last():
     edges = np.array([-np.inf, 0.0, 1.0, 2.0, np.inf])
     values = np.array([-np.inf, -1.0, 0.0, 1.0, 1.5, 2.0, np.inf, np.nan])
-    counted = _counts("radius", "m", values, edges, 8)
+    counted = _count_values("radius", "m", values, edges, 8)
     assert counted["count"].tolist() == [2, 1, 2, 2] and counted["total"].iloc[0] == 8, "NaN is in no bin"
 
 
@@ -123,7 +123,7 @@ def test_the_prediction_over_the_radius_stands_beside_the_attacks(tree):
     found = numbers("accuracy-eps", tree)
     at = found[found["model"] == "digits/at"]
     predicted = at[at["series"] == "Equation 4"]
-    radius = read_linearization(tree / "digits/at/linear").at_nearest("radius")
+    radius = read_linearization(tree / "digits/at/linear").take_at_nearest("radius")
     assert predicted["value"].tolist() == [(radius > eps).mean() for eps in predicted["eps"]]
     stored = read_result(tree / "digits/at/whitebox/result.json")
     worst = at[at["series"] == "worst case"].set_index("eps")["value"]
@@ -150,7 +150,7 @@ def test_other_weights_than_the_cards_are_not_drawn(tree):
     stored["identity"]["weights"] = "0" * 64
     path.write_text(json.dumps(stored), encoding="utf-8")
     figure = find_figure("1")
-    picture = figure.make(Source(Registry.default(), tree), "", "digits")
+    picture = figure.make(FigureData(Registry.default(), tree), "", "digits")
     assert set(picture.numbers["model"]) == {"digits/natural"}
     assert "robbench measure linear -m digits/at --overwrite" in picture.missing
 
@@ -179,7 +179,7 @@ def test_the_gallery_shows_the_stored_points_and_the_images_of_the_data_set(kept
         assert str(data.y[position]) == rows["label"].iloc[0] != rows["prediction"].iloc[0]
         assert np.abs(adversarial - clean).max() == pytest.approx(rows["distance"].iloc[0], abs=1e-3)
         assert 0 < rows["distance"].iloc[0] <= 0.2 + 1e-6
-    written = write_figure(Source(Registry.default(), kept), FIGURES["gallery"], "digits", kept / "figures")
+    written = write_figure(FigureData(Registry.default(), kept), FIGURES["gallery"], "digits", kept / "figures")
     with Image.open(written.paths[0]) as image:
         assert image.size[0] > 800
 
@@ -189,7 +189,7 @@ def test_the_gallery_refuses_other_images(kept):
     stored = json.loads(path.read_text(encoding="utf-8"))
     stored["identity"]["data"] = "0" * 64
     path.write_text(json.dumps(stored), encoding="utf-8")
-    with pytest.raises(ResultError, match="other images than the data set digits"):
+    with pytest.raises(ResultError, match="other images than those of the data set digits"):
         numbers("gallery", kept)
 
 
@@ -211,20 +211,20 @@ def test_written_again_they_are_the_same_and_check_tells_what_is_stale(tree):
     table.write_bytes(first[1].replace(b"digits/at", b"digits/AT"))
     assert "per-class.csv is stale: run `robbench figure per-class`" in run(*check, code=1)
     table.write_bytes(first[1])
-    picture.write_bytes(png(lambda: blank(2, 2), {"Title": "per-class", "Numbers-SHA256": "0" * 64}))
+    picture.write_bytes(render_png(lambda: make_figure(2, 2), {"Title": "per-class", "Numbers-SHA256": "0" * 64}))
     assert "per-class.png was drawn from other numbers" in run(*check, code=1)
     picture.write_bytes(first[0][:200])
     assert "per-class.png is missing or damaged" in run(*check, code=1)
 
 
 def test_a_matplotlibrc_changes_nothing(tree):
-    source, figure = Source(Registry.default(), tree), FIGURES["per-class"]
-    plain = write_figure(source, figure, "digits", tree / "a").paths[0].read_bytes()
+    data, figure = FigureData(Registry.default(), tree), FIGURES["per-class"]
+    plain = write_figure(data, figure, "digits", tree / "a").paths[0].read_bytes()
     with mpl.rc_context({"font.size": 30, "savefig.dpi": 50, "axes.grid": False, "lines.linewidth": 9}):
-        assert write_figure(source, figure, "digits", tree / "b").paths[0].read_bytes() == plain
+        assert write_figure(data, figure, "digits", tree / "b").paths[0].read_bytes() == plain
 
 
-def test_every_figure_is_listed_and_documented(repo):
+def test_write_figures_is_listed_and_documented(repo):
     listed, page = run("list", "figures", "--json"), (repo / "docs/figures.md").read_text(encoding="utf-8")
     assert [row["figure"] for row in json.loads(listed)] == list(FIGURES)
     assert all(f"| `{name}` |" in page for name in FIGURES)
@@ -253,18 +253,18 @@ def test_a_figure_whose_images_are_not_here_leaves_the_others(tree, kept, tmp_pa
     path = tree / "mnist/someone/quick/result.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**stored, "dataset": "mnist", "model": "someone"}), encoding="utf-8")
-    found = {w.name: w for w in every_figure(Source(Registry.default(), tree), tree / "figures", check=True)}
+    found = {w.name: w for w in write_figures(FigureData(Registry.default(), tree), tree / "figures", check=True)}
     assert not found["gallery, mnist"].paths and "mnist" in found["gallery, mnist"].missing[0]
     assert found["per-class, digits"].paths
 
 
 def test_every_model_has_a_colour_and_a_dash_of_its_own(repo):
-    source = Source(Registry.default(), repo / "results")
+    data = FigureData(Registry.default(), repo / "results")
     names = [f"mnist/{n}" for n in ("natural", "at", "ls095_sigma03", "lsq2", "lsq2_sigma05", "sigma05")]
-    looks = source.looks(names)
+    looks = data.choose_styles(names)
     assert len({look.colour for look in looks.values()}) == len(names) and len(set(map(str, DASHES))) == len(DASHES)
     assert looks["mnist/at"].colour == OKABE_ITO["blue"], "a kind of training has its colour in every figure"
-    assert source.looks(["mnist/at"])["mnist/at"].colour == OKABE_ITO["blue"]
+    assert data.choose_styles(["mnist/at"])["mnist/at"].colour == OKABE_ITO["blue"]
 
 
 # ---- everything a person reads
@@ -309,7 +309,7 @@ def test_everything_a_person_reads_comes_without_torch_and_twice_the_same(tree):
 
 
 def test_open_bins_survive_the_csv(tree):
-    written = write_figure(Source(Registry.default(), tree), FIGURES["shafahi2019-2"], "digits", tree / "figures")
+    written = write_figure(FigureData(Registry.default(), tree), FIGURES["shafahi2019-2"], "digits", tree / "figures")
     rows = pd.read_csv(io.BytesIO(written.paths[1].read_bytes()))
     assert np.isneginf(rows["low"].iloc[0]) and np.isposinf(rows["high"].max())
     assert rows["count"].sum() == 2 * 8990

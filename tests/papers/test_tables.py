@@ -14,12 +14,12 @@ from markdown_it import MarkdownIt
 from robbench.core.errors import ResultError
 from robbench.models.card import Registry
 from robbench.models.families import read_table
-from robbench.papers.layout import FORMATS, Commands, render
-from robbench.papers.published import TABLES, find_table, paper_rows
-from robbench.papers.tables import fill
+from robbench.papers.layout import FORMATS, Commands, render_table
+from robbench.papers.published import TABLES, find_table, read_paper_rows
+from robbench.papers.tables import fill_table
 from robbench.results.schema import dump_result
 from robbench.results.store import COLUMNS
-from robbench.results.summary import accuracy
+from robbench.results.summary import make_accuracy
 from robbench.suite import load_suite
 from support.papers import SHA, attack, line_of, put, result
 
@@ -44,7 +44,7 @@ def test_excerpts_agree_with_the_complete_tables(excerpt, whole):
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda t: t.id)
 def test_every_row_has_one_card_and_every_column_an_attack(table):
-    rows = paper_rows(table, Registry.default().entries())
+    rows = read_paper_rows(table, Registry.default().entries())
     assert [len(row.cards) for row in rows if row.dataset != "cifar100"] == [1] * sum(
         row.dataset != "cifar100" for row in rows
     )
@@ -55,13 +55,13 @@ def test_every_row_has_one_card_and_every_column_an_attack(table):
 
 
 def test_rows_that_the_paper_has_twice_have_a_card_each():
-    rows = paper_rows(TABLES["shafahi2019-5"], Registry.default().entries())
+    rows = read_paper_rows(TABLES["shafahi2019-5"], Registry.default().entries())
     twice = [row for row in rows if row.labels == ("0", "0", "0.3", "400k")]
     assert [row.cards[0].name for row in twice] == ["sigma03", "sigma03_seed1"]
 
 
 def test_the_excerpts_of_the_wide_networks_also_know_the_small_ones():
-    rows = paper_rows(TABLES["shafahi2019-4"], Registry.default().entries())
+    rows = read_paper_rows(TABLES["shafahi2019-4"], Registry.default().entries())
     assert [c.name for c in rows[0].cards] == ["ls095_sigma20_wrn28_10"]
     assert [c.name for c in rows[0].others] == ["ls095_sigma20"]
 
@@ -80,7 +80,7 @@ def test_our_figure_the_papers_the_difference_and_the_worst_case(cards, tmp_path
     put(root, result("ls095_sigma03", "paper-mnist", 735, PAPER_MNIST, judge="final"))
     put(root, result("ls095_sigma03", "whitebox", 90, {"PGD-40-xent": 500, "APGD-DLR": 120}, n=900, flags={"x": "Y."}))
     put(root, result("ls095_sigma03", "quick", 0, {"FGSM-xent": 5}, n=5))  # 0 of 5 is no better bound than 90 of 900
-    line = line_of(fill(TABLES["shafahi2019-5"], registry, root), "mnist/ls095_sigma03")
+    line = line_of(fill_table(TABLES["shafahi2019-5"], registry, root), "mnist/ls095_sigma03")
     assert (line.labels, line.network, line.trained, line.n) == (
         ("0.95", "0", "0.3", "400k"),
         "madry_mnist",
@@ -90,25 +90,25 @@ def test_our_figure_the_papers_the_difference_and_the_worst_case(cards, tmp_path
     train, test, xent, cw, *_ = line.cells
     assert train.ours is None and train.paper.text == "99.99"
     assert test.ours.value == 0.99 and test.difference == pytest.approx(99.0 - 99.44)
-    assert (xent.ours, xent.difference) == (accuracy(740, 1000), pytest.approx(74.0 - 74.02))
+    assert (xent.ours, xent.difference) == (make_accuracy(740, 1000), pytest.approx(74.0 - 74.02))
     assert cw.paper.value == 75.46
     assert (line.worst.suite, line.worst.attack.name, line.worst.n) == ("whitebox", "APGD-DLR", 900)
-    assert line.worst.accuracy == accuracy(90, 900)
-    assert not line.todo.runs
+    assert line.worst.accuracy == make_accuracy(90, 900)
+    assert not line.missing.runs
 
 
 def test_only_results_on_the_weights_of_the_card_at_its_radius_count(cards, tmp_path):
     registry, root = cards("ls095_sigma03", "natural"), tmp_path / "results"
     put(root, result("ls095_sigma03", "paper-mnist", 735, PAPER_MNIST, identity={"weights": "e" * 64}))
     put(root, result("ls095_sigma03", "whitebox", 1, {"APGD-CE": 1}, eps="0.4", overrides={"eps": "0.4"}))
-    sheet = fill(TABLES["shafahi2019-2"], registry, root)
+    sheet = fill_table(TABLES["shafahi2019-2"], registry, root)
     line = line_of(sheet, "mnist/ls095_sigma03")
     assert line.n is None and line.worst is None and all(cell.ours is None for cell in line.cells)
-    assert list(Commands().of(line.todo)) == [
+    assert list(Commands().list_commands(line.missing)) == [
         "robbench eval -m mnist/ls095_sigma03 --suite paper-mnist --overwrite",
         "robbench eval -m mnist/ls095_sigma03 --suite whitebox",
     ]
-    assert [(run.model, run.suite) for run in sheet.runs] == [
+    assert [(run.model, run.suite) for run in sheet.missing_runs] == [
         ("mnist/ls095_sigma03", "paper-mnist"),
         ("mnist/ls095_sigma03", "whitebox"),
     ]
@@ -119,24 +119,24 @@ def test_a_result_made_with_another_surrogate_does_not_count(cards, tmp_path):
     config = {"kind": "transfer", "surrogate": "mnist/natural", "surrogate_weights": "f" * 64}
     columns = [attack(name, left, **(config if name.startswith("BB") else {})) for name, left in PAPER_MNIST.items()]
     path = put(root, result("ls095_sigma03", "paper-mnist", 735, {}).model_copy(update={"attacks": columns}))
-    assert line_of(fill(TABLES["shafahi2019-2"], registry, root), "mnist/ls095_sigma03").n is None
+    assert line_of(fill_table(TABLES["shafahi2019-2"], registry, root), "mnist/ls095_sigma03").n is None
     path.write_text(path.read_text().replace("f" * 64, SHA["natural"]))
-    assert line_of(fill(TABLES["shafahi2019-2"], registry, root), "mnist/ls095_sigma03").n == 1000
+    assert line_of(fill_table(TABLES["shafahi2019-2"], registry, root), "mnist/ls095_sigma03").n == 1000
 
 
 def test_commands_train_first_what_has_no_weights(cards, tmp_path):
     registry = cards("ls095_sigma03")
-    sheet = fill(TABLES["shafahi2019-2"], registry, tmp_path / "results")
+    sheet = fill_table(TABLES["shafahi2019-2"], registry, tmp_path / "results")
     here = Commands([tmp_path / "my models"], tmp_path / "elsewhere")
     ending = f" --models '{tmp_path}/my models'"
-    assert list(here.of(line_of(sheet, "mnist/lsq2_sigma03").todo)) == [
+    assert list(here.list_commands(line_of(sheet, "mnist/lsq2_sigma03").missing)) == [
         f"robbench train mnist/natural{ending}",
         f"robbench train mnist/lsq2_sigma03{ending}",
         f"robbench eval -m mnist/lsq2_sigma03 --suite paper-mnist{ending} --results {tmp_path}/elsewhere",
         f"robbench eval -m mnist/lsq2_sigma03 --suite whitebox{ending} --results {tmp_path}/elsewhere",
     ]
     # Its own weights are there, the surrogate's are not: only the white-box suite can run now.
-    assert [(run.model, run.suite) for run in sheet.runs] == [("mnist/ls095_sigma03", "whitebox")]
+    assert [(run.model, run.suite) for run in sheet.missing_runs] == [("mnist/ls095_sigma03", "whitebox")]
 
 
 def test_the_surrogate_itself_and_flags_are_noted(cards, tmp_path):
@@ -145,7 +145,7 @@ def test_the_surrogate_itself_and_flags_are_noted(cards, tmp_path):
         root,
         result("at", "paper-cifar10", 700, {"BB-FGSM-CW": 700}, dataset="cifar10", eps="8/255", flags={"dead": "Z."}),
     )
-    sheet = fill(TABLES["shafahi2019-7"], registry, root)
+    sheet = fill_table(TABLES["shafahi2019-7"], registry, root)
     assert any("cifar10/at is the surrogate" in note for note in sheet.notes)
     assert "cifar10/at, suite paper-cifar10: dead: Z." in sheet.notes
     assert [cell.ours is None for cell in line_of(sheet, "cifar10/at").cells] == [True] * 5 + [False]
@@ -175,20 +175,20 @@ def test_an_accuracy_under_two_attacks_is_read_from_the_records(cards, tmp_path)
             "FGSM-CW": ["misclassified", "robust", "robust", "broken"],  # not a part of the paper's column
         },
     )
-    line = line_of(fill(TABLES["seguin2021-1"], registry, root), "cifar10/st_resnet18")
-    assert line.cells[1].ours == accuracy(1, 4)
+    line = line_of(fill_table(TABLES["seguin2021-1"], registry, root), "cifar10/st_resnet18")
+    assert line.cells[1].ours == make_accuracy(1, 4)
     assert line.cells[1].paper.text == "0.00 ± 0.00"
-    assert not line.todo.runs
+    assert not line.missing.runs
     path.write_text(dump_result(found.model_copy(update={"n": 5})))
-    with pytest.raises(ResultError, match=r"has 4 images, result\.json 5"):
-        fill(TABLES["seguin2021-1"], registry, root)
+    with pytest.raises(ResultError, match=r"has 4 images, result\.json has 5"):
+        fill_table(TABLES["seguin2021-1"], registry, root)
 
 
 def test_a_row_without_a_card_says_so(tmp_path):
-    sheet = fill(TABLES["seguin2021-1"], Registry.default(), tmp_path)
-    bare = [line for line in sheet.lines if not line.model]
+    sheet = fill_table(TABLES["seguin2021-1"], Registry.default(), tmp_path)
+    bare = [line for line in sheet.rows if not line.model]
     assert [line.labels[1] for line in bare] == ["cifar100", "cifar100"]
-    assert "no card" in bare[0].todo.reason and "no card" in render(sheet, "markdown", Commands())
+    assert "no card" in bare[0].missing.reason and "no card" in render_table(sheet, "markdown", Commands())
 
 
 # ---- as text
@@ -200,29 +200,31 @@ def filled(cards, tmp_path):
     registry = cards("ls095_sigma03", "natural")
     put(root, result("ls095_sigma03", "paper-mnist", 735, PAPER_MNIST))
     put(root, result("ls095_sigma03", "whitebox", 90, {"APGD-DLR": 120}))
-    return lambda: fill(TABLES["shafahi2019-2"], registry, root)
+    return lambda: fill_table(TABLES["shafahi2019-2"], registry, root)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_same_results_give_the_same_bytes(filled, kind):
-    first = render(filled(), kind, Commands())
-    assert first == render(filled(), kind, Commands()) and first.endswith("\n")
+    first = render_table(filled(), kind, Commands())
+    assert first == render_table(filled(), kind, Commands()) and first.endswith("\n")
     for part in ("74.0", "74.02", "APGD-DLR", "paper-mnist"):
         assert part in first, part
 
 
 def test_markdown_and_terminal_show_both_figures_and_the_commands(filled):
-    text = render(filled(), "markdown", Commands())
+    text = render_table(filled(), "markdown", Commands())
     assert "| 74.0 [71.2, 76.6] / 74.02 (+0.0) |" in re.sub(" +", " ", text)
     assert "whitebox: APGD-DLR 12.0" in text and "9.0 [7.4, 10.9]" in text
     assert "`robbench train mnist/lsq2`, then `robbench eval -m mnist/lsq2 --suite paper-mnist`" in text
-    shown = render(filled(), "terminal", Commands())
+    shown = render_table(filled(), "terminal", Commands())
     assert "74.0 [71.2, 76.6]" in shown and "74.02 (+0.0)" in shown and "robbench train mnist/lsq2 &&" in shown
-    assert max(map(len, render(filled(), "terminal", Commands(), width=120).split("Percent")[0].splitlines())) <= 120
+    assert (
+        max(map(len, render_table(filled(), "terminal", Commands(), width=120).split("Percent")[0].splitlines())) <= 120
+    )
 
 
 def test_csv_has_numbers_in_columns_of_their_own(filled):
-    rows = list(csv.DictReader(io.StringIO(render(filled(), "csv", Commands()))))
+    rows = list(csv.DictReader(io.StringIO(render_table(filled(), "csv", Commands()))))
     row = next(r for r in rows if r["card"] == "mnist/ls095_sigma03")
     assert (row["α"], row["n"], row["WB-PGD-40-xent"], row["WB-PGD-40-xent paper"]) == (
         "0.95",
@@ -239,7 +241,7 @@ def test_csv_has_numbers_in_columns_of_their_own(filled):
 
 def test_an_unknown_format_is_refused(filled):
     with pytest.raises(ResultError, match="Did you mean latex"):
-        render(filled(), "latx", Commands())
+        render_table(filled(), "latx", Commands())
 
 
 class Tags(HTMLParser):
@@ -275,11 +277,11 @@ def hostile(cards, tmp_path):
     name = "a`b|c$d&e<i>[f](g)_h_"
     (registry.roots[0] / "mnist" / f"{name}.toml").write_text(text, encoding="utf-8")
     put(root, result(name, "whitebox", 90, {HOSTILE: 120}, flags={HOSTILE: HOSTILE}))
-    return fill(TABLES["shafahi2019-2"], Registry([registry.roots[0]]), root)
+    return fill_table(TABLES["shafahi2019-2"], Registry([registry.roots[0]]), root)
 
 
 def test_html_holds_no_markup_of_others(hostile):
-    page = tags(render(hostile, "html", Commands()))
+    page = tags(render_table(hostile, "html", Commands()))
     assert page.seen == {
         "html", "meta", "title", "style", "h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li",
         "code",
@@ -288,7 +290,7 @@ def test_html_holds_no_markup_of_others(hostile):
 
 
 def test_markdown_holds_no_markup_of_others(hostile):
-    text = render(hostile, "markdown", Commands())
+    text = render_table(hostile, "markdown", Commands())
     page = tags(MarkdownIt("commonmark").enable("table").render(text))
     assert page.seen == {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code"}
     assert "<script>alert(1)</script> | `x` $\\input" in page.text
@@ -296,7 +298,7 @@ def test_markdown_holds_no_markup_of_others(hostile):
 
 
 def test_latex_holds_no_commands_of_others(hostile):
-    text = render(hostile, "latex", Commands())
+    text = render_table(hostile, "latex", Commands())
     allowed = {
         "begin", "end", "caption", "toprule", "midrule", "bottomrule", "item", "texttt", "textbackslash", "usepackage",
         "textasciitilde", "textasciicircum", "textless", "textgreater", "textasciigrave", "alpha", "beta", "sigma",
@@ -312,16 +314,16 @@ def test_latex_holds_no_commands_of_others(hostile):
 
 
 def test_a_spreadsheet_finds_no_formula(hostile):
-    rows = list(csv.DictReader(io.StringIO(render(hostile, "csv", Commands()))))
+    rows = list(csv.DictReader(io.StringIO(render_table(hostile, "csv", Commands()))))
     assert len({len(row) for row in rows}) == 1
-    line = hostile.lines[0]
+    line = hostile.rows[0]
     worst = line_of(hostile, "mnist/a`b|c$d&e<i>[f](g)_h_").worst
     formula = replace(worst, attack=worst.attack.model_copy(update={"name": '=HYPERLINK("x")'}))
-    sheet = replace(hostile, lines=(replace(line, worst=formula),))
-    (row,) = csv.DictReader(io.StringIO(render(sheet, "csv", Commands())))
+    sheet = replace(hostile, rows=(replace(line, worst=formula),))
+    (row,) = csv.DictReader(io.StringIO(render_table(sheet, "csv", Commands())))
     assert row["lowest attack"] == '\'=HYPERLINK("x")'
 
 
 def test_a_terminal_gets_no_control_characters(hostile):
-    text = render(hostile, "terminal", Commands())
+    text = render_table(hostile, "terminal", Commands())
     assert "\x1b" not in text and "alert(1)" in text

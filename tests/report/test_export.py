@@ -7,7 +7,7 @@ import pytest
 from robbench.core.errors import ResultError
 from robbench.core.stats import wilson
 from robbench.models.card import Registry
-from robbench.report.export import export_result, robustbench
+from robbench.report.export import build_robustbench_entry, export_result
 from robbench.results.schema import Accuracy, AttackResult, dump_result, read_result
 
 FIELDS = [
@@ -69,7 +69,7 @@ def test_a_committed_result_exports_with_all_fields(repo):
     ],
 )
 def test_only_autoattack_fills_its_field(stored, suite, kinds, expected):
-    entry = robustbench(attacked(stored, suite, *kinds), None)
+    entry = build_robustbench_entry(attacked(stored, suite, *kinds), None)
     assert entry["autoattack_acc"] == expected
     assert ("Not an AutoAttack" in entry["footnote"]) is not bool(expected)
     assert "external" not in entry  # readers would take it for the robust accuracy
@@ -88,7 +88,10 @@ def test_what_is_not_known_stays_empty(stored, tmp_path):
 
 def test_names_of_networks_are_the_fields(stored):
     identity = {"model": {"architecture": {"name": "wide_resnet", "args": {"depth": 28, "widen_factor": 10}}}}
-    assert robustbench(stored.model_copy(update={"identity": identity}), None)["architecture"] == "WideResNet-28-10"
+    assert (
+        build_robustbench_entry(stored.model_copy(update={"identity": identity}), None)["architecture"]
+        == "WideResNet-28-10"
+    )
 
 
 def test_wrong_input_is_named(tmp_path):

@@ -9,7 +9,7 @@ from robbench.core.errors import ResultError
 from robbench.core.stats import wilson
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run
-from robbench.report.leaderboard import leaderboard, overestimation, ranked, table
+from robbench.report.leaderboard import build_group_table, compute_overestimation, rank_results, render_leaderboard
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult, dump_result, read_result
 from robbench.results.store import COLUMNS, locate_result
 
@@ -44,10 +44,10 @@ def put(root: Path, r: ResultFile, folder="whitebox"):
 def test_overlapping_intervals_are_ties_with_the_best_of_the_rank():
     group = [result("d", 100), result("b", 490), result("a", 500), result("c", 440)]
     # 500 reaches down to 469; 490 and 440's upper end 471 overlap it; 100 does not.
-    assert [(rank, r.model) for rank, r in ranked(group)] == [("1=", "a"), ("1=", "b"), ("1=", "c"), ("4", "d")]
+    assert [(rank, r.model) for rank, r in rank_results(group)] == [("1=", "a"), ("1=", "b"), ("1=", "c"), ("4", "d")]
     chain = [result("a", 500), result("b", 460), result("c", 420)]
     # b overlaps a, c overlaps b but not a: c does not ride along.
-    assert [rank for rank, _ in ranked(chain)] == ["1=", "1=", "3"]
+    assert [rank for rank, _ in rank_results(chain)] == ["1=", "1=", "3"]
 
 
 def records(root: Path, r: ResultFile, robust: list[bool], first=0):
@@ -74,13 +74,17 @@ def test_ties_are_what_the_same_images_do_not_tell_apart(tmp_path):
     group = [of("good", good), of("worse", worse), of("mixed", mixed)]
     for r, robust in zip(group, (good, worse, mixed), strict=True):
         records(tmp_path, r, robust)
-    assert [(rank, r.model) for rank, r in ranked(group, tmp_path)] == [("1=", "good"), ("1=", "mixed"), ("3", "worse")]
-    assert [rank for rank, _ in ranked(group)] == ["1=", "1=", "1="]  # intervals cannot tell
+    assert [(rank, r.model) for rank, r in rank_results(group, tmp_path)] == [
+        ("1=", "good"),
+        ("1=", "mixed"),
+        ("3", "worse"),
+    ]
+    assert [rank for rank, _ in rank_results(group)] == ["1=", "1=", "1="]  # intervals cannot tell
     # Order of the records does not matter, the images do.
     path = locate_result(tmp_path, group[1]) / "outcomes.parquet"
     shuffled = pd.read_parquet(path).sample(frac=1, random_state=0)
     shuffled.to_parquet(path, index=False)
-    assert [rank for rank, _ in ranked(group, tmp_path)] == ["1=", "1=", "3"]
+    assert [rank for rank, _ in rank_results(group, tmp_path)] == ["1=", "1=", "3"]
 
 
 @pytest.mark.parametrize("case", ["other images", "other data", "fewer images", "no records"])
@@ -92,7 +96,7 @@ def test_without_common_images_intervals_decide(tmp_path, case):
     if case != "no records":
         shown = worse[:900] if case == "fewer images" else worse
         records(tmp_path, second, shown, first=7 if case == "other images" else 0)
-    assert [rank for rank, _ in ranked([of("good", good), second], tmp_path)] == ["1=", "1="]
+    assert [rank for rank, _ in rank_results([of("good", good), second], tmp_path)] == ["1=", "1="]
 
 
 def test_a_paired_test_can_tie_what_intervals_tell_apart(tmp_path):
@@ -100,8 +104,8 @@ def test_a_paired_test_can_tie_what_intervals_tell_apart(tmp_path):
     group = [of("all", [True] * 5), of("none", [False] * 5)]  # p = 1/16
     for r, robust in zip(group, (True, False), strict=True):
         records(tmp_path, r, [robust] * 5)
-    assert [rank for rank, _ in ranked(group)] == ["1", "2"]
-    assert [rank for rank, _ in ranked(group, tmp_path)] == ["1=", "1="]
+    assert [rank for rank, _ in rank_results(group)] == ["1", "2"]
+    assert [rank for rank, _ in rank_results(group, tmp_path)] == ["1=", "1="]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_overestimation_is_by_the_first_single_start_of_pgd(configs, mode, expec
         base.attacks[0].model_copy(update={"config": c, "robust_accuracy": accuracy(500 - 50 * i)})
         for i, c in enumerate(configs)
     ]
-    points = overestimation(base.model_copy(update={"attacks": attacks}))
+    points = compute_overestimation(base.model_copy(update={"attacks": attacks}))
     assert points == (None if expected is None else pytest.approx([10.0, 5.0][expected]))
 
 
@@ -143,8 +147,8 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
     put(root, result("at", 500, flags={"randomized": "It rolls dice."}))
     put(root, result("at", 300, eps="0.3", overrides={"eps": "0.3"}), "whitebox@abababab")
     put(root, result("at", 500, overrides={"seed": "1"}), "whitebox@cdcdcdcd")
-    text = leaderboard(root)
-    assert text == leaderboard(root)
+    text = render_leaderboard(root)
+    assert text == render_leaderboard(root)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         "## digits, Linf 0.2, suite whitebox",
@@ -155,7 +159,7 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
     assert "[at](results/digits/at/whitebox@abababab/result.json)" in text
     assert "- at, randomized: It rolls dice." in text
     assert text.index("[at]") < text.index("[natural]")
-    frame = table([result("natural", 20)])
+    frame = build_group_table([result("natural", 20)])
     assert frame.loc[0, "Worst case"].startswith("2.0 [")
     assert frame.loc[0, "Fwd + bwd per image"] == "3"
 
@@ -163,20 +167,20 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
 def test_a_model_without_some_attack_shows_a_dash():
     other = result("b", 100)
     renamed = other.model_copy(update={"attacks": [other.attacks[0].model_copy(update={"name": "APGD"})]})
-    frame = table([result("a", 500), renamed])
+    frame = build_group_table([result("a", 500), renamed])
     assert frame.loc[0, "APGD"] == "–" and frame.loc[1, "PGD"] == "–"
 
 
 def test_names_and_flags_are_no_markup(tmp_path):
     root = tmp_path / "results"
     put(root, result("a|b<i>(c)", 20, flags={"x<script>": "`y` | [z](w)\n# n"}))
-    text = leaderboard(root)
+    text = render_leaderboard(root)
     assert r"[a\|b&lt;i&gt;(c)](results/digits/a%7Cb%3Ci%3E%28c%29/whitebox/result.json)" in text
     assert r"x&lt;script&gt;: \`y\` \| [z\](w) # n" in text and "<script" not in text
 
 
 def test_an_empty_tree_says_what_to_do(tmp_path):
-    assert "robbench eval" in leaderboard(tmp_path)
+    assert "robbench eval" in render_leaderboard(tmp_path)
 
 
 @pytest.mark.parametrize(("change", "where"), [('"n": 1000', "n"), ('"low"', "low"), ("{", "")])
@@ -185,7 +189,7 @@ def test_a_damaged_result_is_named(tmp_path, change, where):
     path = tmp_path / "digits/a/whitebox/result.json"
     path.write_text(path.read_text().replace(change, '"x": 1' if where == "n" else "[", 1))
     with pytest.raises(ResultError, match=r"result\.json"):
-        leaderboard(tmp_path)
+        render_leaderboard(tmp_path)
 
 
 def test_the_committed_results_are_those_of_todays_suites(repo):
@@ -203,4 +207,4 @@ def test_the_committed_results_are_those_of_todays_suites(repo):
 
 @pytest.mark.whole
 def test_the_committed_leaderboard_is_current(repo):
-    assert (repo / "leaderboard.md").read_text(encoding="utf-8") == leaderboard(repo / "results")
+    assert (repo / "leaderboard.md").read_text(encoding="utf-8") == render_leaderboard(repo / "results")

@@ -8,7 +8,7 @@ import pytest
 
 from robbench.core.errors import ResultError
 from robbench.evaluation.run import evaluate
-from robbench.report.spread import spread, write_spread
+from robbench.report.spread import build_spread, write_spread
 from robbench.results.store import locate_result
 from support.commands import run
 
@@ -28,7 +28,7 @@ def standing(root, result):
 
 def test_the_worst_over_seeds_is_taken_per_image(seeded):
     root, results = seeded
-    found = spread(root, results)
+    found = build_spread(root, results)
     stands = np.array([standing(root, r) for r in results])
     worst = found.attacks[-1]
     assert worst.name == "worst case" and worst.values == stands.mean(axis=1).tolist()
@@ -42,7 +42,7 @@ def test_other_images_are_refused(seeded):
     root, results = seeded
     fewer = evaluate("digits/ls095_sigma03", "quick", samples=60, seed=0, results=root)
     with pytest.raises(ResultError, match="not on the same images"):
-        spread(root, [fewer, *results[1:]])
+        build_spread(root, [fewer, *results[1:]])
 
 
 def test_the_command_stores_and_prints_it(seeded):
@@ -54,6 +54,6 @@ def test_the_command_stores_and_prints_it(seeded):
     stored = json.loads(path.read_text())
     assert stored == json.loads(run(*args, "--json").stdout)
     assert stored["attacks"][-1]["low"] == min(r.robust_accuracy.value for r in results)
-    assert write_spread(spread(root, results), root) == path and json.loads(path.read_text()) == stored
+    assert write_spread(build_spread(root, results), root) == path and json.loads(path.read_text()) == stored
     assert "at a single radius" in run(*args, "--eps", "0.1,0.2", code=2).stderr
     assert "1 or more" in run("eval", "-m", "digits/at", "--seeds", 0, code=2).stderr

@@ -12,7 +12,7 @@ from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_radii
 from robbench.core.types import Threat
 from robbench.evaluation.run import evaluate
-from robbench.report.sweep import sweep, write_sweep
+from robbench.report.sweep import build_sweep, write_sweep
 from robbench.results.store import COLUMNS, load_results
 from robbench.results.summary import summarize
 from robbench.suite import Suite
@@ -58,7 +58,7 @@ def first(k, n=100):
 def test_a_break_at_a_smaller_radius_counts_at_the_larger(tmp_path):
     small = stored(tmp_path, "0.1", {"A": first(60), "B": first(70)})
     large = stored(tmp_path, "0.2", {"A": first(30) | ~first(98), "B": first(50) | ~first(95)})
-    s = sweep(tmp_path, [large, small], clean=True)
+    s = build_sweep(tmp_path, [large, small], clean=True)
     assert [p.eps for p in s.points] == ["0", "0.1", "0.2"]
     assert [p.worst_case.value for p in s.points] == [0.99, 0.59, 0.29]
     assert [p.measured.value for p in s.points] == [0.99, 0.59, 0.31]
@@ -72,26 +72,28 @@ def test_a_break_at_a_smaller_radius_counts_at_the_larger(tmp_path):
 def test_a_rise_that_chance_does_not_explain_is_told(tmp_path):
     small = stored(tmp_path, "0.1", {"A": first(60), "B": first(70)})
     large = stored(tmp_path, "0.2", {"A": first(80), "B": first(72)})
-    rises = [note for note in sweep(tmp_path, [small, large]).notes if "RISES" in note]
+    rises = [note for note in build_sweep(tmp_path, [small, large]).notes if "RISES" in note]
     assert len(rises) == 2, "A and the worst case; two images more are chance"
-    assert rises[0].startswith("A: robust accuracy RISES from 59.0 at Linf 0.1 to 79.0 at 0.2 (20 images stand only")
+    assert rises[0].startswith(
+        "A: robust accuracy RISES from 59.0 at Linf 0.1 to 79.0 at 0.2 (20 images are robust only"
+    )
     assert rises[1].startswith("worst case:")
 
 
 def test_only_the_images_that_were_asked_for_count(tmp_path):
     small = stored(tmp_path, "0.1", {"A": first(60)}, n=50)
     large = stored(tmp_path, "0.2", {"A": first(30)}, n=50)
-    s = sweep(tmp_path, [small, large])
+    s = build_sweep(tmp_path, [small, large])
     assert s.n == 50 and [p.worst_case.value for p in s.points] == [0.98, 0.58]
     other = stored(tmp_path, "0.3", {"A": first(30)}, n=60)
     with pytest.raises(ResultError, match="same images"):
-        sweep(tmp_path, [small, other])
+        build_sweep(tmp_path, [small, other])
 
 
 def test_csv_and_curve_of_a_sweep_hold_its_points(tmp_path):
     many = {f"attack {i}": first(90 - 5 * i) for i in range(9)}
     results = [stored(tmp_path, "2/255", many), stored(tmp_path, "4/255", {k: v & first(40) for k, v in many.items()})]
-    s = sweep(tmp_path, results, clean=True)
+    s = build_sweep(tmp_path, results, clean=True)
     table, curve = write_sweep(s, tmp_path)
     assert [p.relative_to(tmp_path).as_posix() for p in (table, curve)] == [
         f"d/m/s@sweep-Linf.{suffix}" for suffix in ("csv", "png")
@@ -113,7 +115,7 @@ def test_a_cascades_columns_are_those_of_its_results(problem, tmp_path):
     model, x, y = problem
     call = {"x": x, "y": y, "name": "small", "results": tmp_path / "r", "seed": 3}
     results = [evaluate(model, write_suite(tmp_path, "cascade"), eps=e, **call) for e in (0.02, 0.05)]
-    s = sweep(tmp_path / "r", results)
+    s = build_sweep(tmp_path / "r", results)
     assert s.stem == "custom/small/s@sweep-Linf-seed-3"
     for p, r in zip(s.points, results, strict=True):
         assert p.measured == r.robust_accuracy

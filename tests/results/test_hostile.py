@@ -31,9 +31,9 @@ from robbench.evaluation.run import evaluate
 from robbench.models.architectures import build
 from robbench.models.card import Registry, load_card
 from robbench.models.load import load_model, parse_state
-from robbench.papers.trained import trained_models
-from robbench.report.escape import markdown_text
-from robbench.report.leaderboard import leaderboard
+from robbench.papers.trained import render_trained_page
+from robbench.report.escape import escape_markdown
+from robbench.report.leaderboard import render_leaderboard
 from robbench.results.schema import dump_result, read_result
 from robbench.suite import load_suite
 from support.datasets import idx, pixels
@@ -314,7 +314,7 @@ def test_pages_hold_names_as_text(repo, tmp_path):
     place = tmp_path / "digits" / "m" / "s" / "result.json"
     place.parent.mkdir(parents=True)
     place.write_text(dump_result(hostile))
-    page = leaderboard(tmp_path)
+    page = render_leaderboard(tmp_path)
     assert "<img" not in page and "](javascript" not in page.replace("\\](", "")
 
 
@@ -323,7 +323,7 @@ def test_the_page_of_trained_models_holds_cards_as_text(tmp_path):
     text = entry.path.read_text().replace('hardware = "', f'hardware = "{HOSTILE} ')
     assert HOSTILE in text
     entry.path.write_text(text)
-    page = trained_models(Registry([tmp_path]).entries(), tmp_path)
+    page = render_trained_page(Registry([tmp_path]).entries(), tmp_path)
     assert "onerror" in page and "<img" not in page
 
 
@@ -336,7 +336,7 @@ def test_tables_in_the_terminal_show_markup_as_text(capsys):
 @pytest.mark.whole
 @given(st.text(max_size=80))
 def test_escaped_text_has_no_tag_and_no_cell(text):
-    out = markdown_text(text)
+    out = escape_markdown(text)
     assert "<" not in out.replace("&lt;", "") and "\n" not in out
     assert all(out[i - 1] == "\\" for i, c in enumerate(out) if c == "|")
 

@@ -1,4 +1,4 @@
-"""The command line: argument parsing and printing only. Torch is imported by the commands that need it."""
+"""The command line. It parses arguments and prints. Commands that need torch import it themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How robust is this classifier, really? Attack it, judge every break, and print numbers with intervals.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Where test images come from.")
+data_app = typer.Typer(no_args_is_help=True, help="Download data sets.")
 app.add_typer(data_app, name="data")
 
 

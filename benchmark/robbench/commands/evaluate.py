@@ -312,9 +312,9 @@ def _parse_radii(eps: str | None) -> list[str | None]:
 
 def _show_spread(groups: Iterable[list[ResultFile]], results: Path, as_json: bool) -> None:
     """Print and write what came out with several seeds."""
-    from robbench.report.spread import print_spreads, spread, write_spread
+    from robbench.report.spread import build_spread, print_spreads, write_spread
 
-    found = [spread(results, group) for group in groups]
+    found = [build_spread(results, group) for group in groups]
     written = [write_spread(s, results) for s in found]
     if as_json:
         print_objects([s.as_json() for s in found])
@@ -326,9 +326,9 @@ def _show_spread(groups: Iterable[list[ResultFile]], results: Path, as_json: boo
 
 def _show_sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_json: bool) -> None:
     """Print and write what came out at several radii."""
-    from robbench.report.sweep import print_sweep, sweep, write_sweep
+    from robbench.report.sweep import build_sweep, print_sweep, write_sweep
 
-    found = [sweep(results, group, clean) for group in groups]
+    found = [build_sweep(results, group, clean) for group in groups]
     for s in found:
         table, curve = write_sweep(s, results)
         if not as_json:

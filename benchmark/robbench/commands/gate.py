@@ -37,17 +37,17 @@ from robbench.core.user_code import import_user_modules
 if TYPE_CHECKING:
     from robbench.evaluation.options import Options
     from robbench.evaluation.progress import Reporter
-    from robbench.gate.baseline import Run
+    from robbench.gate.baseline import BaselineEntry
     from robbench.models.spec import SpecFields
 
 __all__ = ["check_baseline", "make_baseline"]
 
 Stored = Annotated[
-    list[Path] | None, typer.Option("--result", help="Take a stored result instead of measuring (repeatable).")
+    list[Path] | None, typer.Option("--result", help="Read a stored result instead of measuring (repeatable).")
 ]
 Kept = Annotated[
     Path | None,
-    typer.Option("--results", help="Keep the records in this results tree; what is there is not measured again."),
+    typer.Option("--results", help="Keep the records in this results tree. Stored records are not measured again."),
 ]
 
 
@@ -74,20 +74,20 @@ def make_baseline(
     data_dir: DataDir = None,
     results: Kept = None,
 ) -> None:
-    """Write a baseline: what attacks find on models now, image by image, for `robbench check`.
+    """Attack models and write their verdicts, image by image, as a baseline for `robbench check`.
 
     Commit the file. It holds no images and no weights.
     """
     from robbench.core.numbers import parse_threat
     from robbench.gate.baseline import write_baseline
-    from robbench.gate.measure import stored_run
+    from robbench.gate.measure import read_stored_entry
 
     import_user_modules(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
-    runs = [stored_run(path) for path in result or []]
+    entries = [read_stored_entry(path) for path in result or []]
     if model:
-        from robbench.gate.measure import measure
+        from robbench.gate.measure import measure_entry
         from robbench.models.card import Registry
 
         about: SpecFields = {
@@ -99,12 +99,12 @@ def make_baseline(
         specs = make_specs(model, Registry.default(models or []), about)
         with _measure_into(results, device, lanes, data_dir, models, samples is None) as (options, reporter):
             options = replace(options, samples=samples, sample_seed=sample_seed, seed=seed, norm=norm, eps=eps)
-            runs = [measure(spec, suite, options, reporter) for spec in specs]
-    write_baseline(out, runs)
-    for run in runs:
-        clean, robust = run.clean_accuracy, run.robust_accuracy
+            entries = [measure_entry(spec, suite, options, reporter) for spec in specs]
+    write_baseline(out, entries)
+    for entry in entries:
+        clean, robust = entry.clean_accuracy, entry.robust_accuracy
         print(
-            f"{run.name} · {run.identity['suite']['name']} · {parse_threat(**run.threat)}: {run.n} images, "
+            f"{entry.name} · {entry.identity['suite']['name']} · {parse_threat(**entry.threat)}: {entry.n} images, "
             f"clean {100 * clean.value:.1f} %, worst case {100 * robust.value:.1f} % "
             f"[{100 * robust.low:.1f}, {100 * robust.high:.1f}]"
         )
@@ -115,13 +115,13 @@ def check_baseline(
     baseline: Annotated[Path, typer.Option(help="The file that `robbench baseline` wrote.")],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Models of the baseline; or, if it has only one, another in its place."),
+        typer.Option("--model", "-m", help="Models of the baseline. If it holds only one, any other model."),
     ] = None,
     result: Stored = None,
-    max_drop: Annotated[float, typer.Option(help="Points that an accuracy may fall.")] = 1.0,
-    alpha: Annotated[float, typer.Option(help="Probability with which unchanged models may fail.")] = 0.01,
+    max_drop: Annotated[float, typer.Option(help="Largest allowed drop of an accuracy, in points.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Largest allowed probability that unchanged models fail.")] = 0.01,
     sequential: Annotated[bool, typer.Option("--sequential", help="Stop as soon as the answer is certain.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Another seed of the attacks than the baseline's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the attacks, instead of the baseline's.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a summary for a job's page to this file.")] = None,
     lanes: Lanes = None,
@@ -132,16 +132,16 @@ def check_baseline(
     results: Kept = None,
     as_json: Json = False,
 ) -> None:
-    """Measure again and compare with a baseline image by image.
+    """Measure again and compare with a baseline, image by image.
 
-    Exit code 0: nothing got worse. 1: a model is significantly less robust, or an attack weaker. 2: wrong input, or
-    not comparable.
+    Exit code 0: the check passed. 1: a model is significantly less robust, or an attack is weaker. 2: wrong input, or
+    measurements that cannot be compared.
     """
     from robbench.core.files import write_atomically
     from robbench.gate.baseline import read_baseline
-    from robbench.gate.decision import Policy, check, decide
-    from robbench.gate.measure import measure_again, stored_run, wanted_runs
-    from robbench.gate.paired import compare
+    from robbench.gate.decision import Policy, decide_gate, run_gate_check
+    from robbench.gate.measure import choose_entries, measure_entry_again, read_stored_entry
+    from robbench.gate.paired import compare_entries
     from robbench.report import gate
 
     import_user_modules(imports or [])
@@ -149,38 +149,40 @@ def check_baseline(
     stored = read_baseline(baseline)
     if result:
         if model or sequential or seed is not None:
-            raise RobbenchError("--result reads what is stored; --model, --seed and --sequential measure.")
-        found = [stored_run(path) for path in result]
-        decision = decide([compare(_beside(stored.runs, run), run) for run in found], policy)
+            raise RobbenchError(
+                "--result reads stored results; --model, --seed and --sequential measure. Give one or the others."
+            )
+        entries = [read_stored_entry(path) for path in result]
+        decision = decide_gate([compare_entries(_find_entry(stored.runs, e), e) for e in entries], policy)
     else:
-        wanted = wanted_runs(stored, model or [])
-        givens = {run.name: given for run, given in wanted}
+        wanted = choose_entries(stored, model or [])
+        givens = {entry.name: given for entry, given in wanted}
         with _measure_into(results, device, lanes, data_dir, models, False) as (options, reporter):
 
-            def measure_first(run: Run, n: int) -> Run:
-                spec = givens[run.name].spec()
-                return measure_again(run, options, reporter, spec=spec, n=n, seed=seed)
+            def measure_first(entry: BaselineEntry, n: int) -> BaselineEntry:
+                spec = givens[entry.name].spec()
+                return measure_entry_again(entry, options, reporter, spec=spec, n=n, seed=seed)
 
-            decision = check([run for run, _ in wanted], measure_first, policy, sequential)
-    for path, text in ((junit, gate.as_junit), (markdown, gate.as_markdown)):
+            decision = run_gate_check([entry for entry, _ in wanted], measure_first, policy, sequential)
+    for path, text in ((junit, gate.format_junit), (markdown, gate.format_markdown)):
         if path is not None:
             write_atomically(path, text(decision).encode())
     if as_json:
-        print(json.dumps(gate.as_json(decision), indent=2, ensure_ascii=False))
+        print(json.dumps(gate.dump_decision(decision), indent=2, ensure_ascii=False))
     else:
         gate.print_decision(decision)
     if decision.failed:
         raise typer.Exit(1)
 
 
-def _beside(runs: list[Run], found: Run) -> Run:
-    """Find the run of a baseline that a stored result belongs to; with only one, it is meant."""
+def _find_entry(baseline: list[BaselineEntry], now: BaselineEntry) -> BaselineEntry:
+    """Find the entry of a baseline with the name of `now`. A baseline with one entry is compared with any model."""
     from robbench.core.errors import ResultError, unknown_name
 
-    named = {run.name: run for run in runs}
-    if found.name not in named and len(runs) > 1:
-        raise ResultError(unknown_name("model of the baseline", found.name, named))
-    return named.get(found.name, runs[0])
+    by_name = {entry.name: entry for entry in baseline}
+    if now.name not in by_name and len(baseline) > 1:
+        raise ResultError(unknown_name("model of the baseline", now.name, by_name))
+    return by_name.get(now.name, baseline[0])
 
 
 @contextlib.contextmanager
@@ -194,10 +196,10 @@ def _measure_into(
 ) -> Iterator[tuple[Options, Reporter]]:
     """Yield the options and the reporter of measurements; their records go into the user's tree, or nowhere."""
     from robbench.evaluation.options import Options
-    from robbench.gate.measure import results_tree
+    from robbench.gate.measure import open_results_tree
     from robbench.report.terminal import TerminalReporter
 
     reporter = TerminalReporter(hint_samples=hint_samples)
     kept = "Every image that was finished is kept." if results else "Nothing is kept without --results DIR."
-    with results_tree(results) as tree, explain_interrupt(kept), contextlib.closing(reporter):
+    with open_results_tree(results) as tree, explain_interrupt(kept), contextlib.closing(reporter):
         yield Options(results=tree, device=device, lanes=lanes, data_dir=data_dir, models=models or ()), reporter

@@ -1,4 +1,4 @@
-"""What `robbench list` shows: models, suites, attacks and data sets, as rows of a table."""
+"""The rows of `robbench list`: models, suites, attacks, data sets and figures."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
     ] + [
         {
             "kind": "transfer",
-            "what": "Perturbations made on a surrogate model, tried on the target.",
+            "what": "Adversarial examples of a surrogate model, tried on the target.",
             "parameters": "surrogate, attack, and that attack's own",
         },
         {
             "kind": "torchattacks:NAME",
-            "what": "An attack of torchattacks, judged here.",
+            "what": "An attack of torchattacks, judged by robbench.",
             "parameters": "batch=100, and the class's own",
         },
         {
@@ -116,4 +116,4 @@ LISTINGS: dict[str, Callable[[list[Path], Path | None], list[dict[str, Any]]]] =
     "data": _data,
     "figures": _figures,
 }
-"""Further registries and the data directory -> rows, by what is listed."""
+"""Name of a list -> function that returns its rows. The function gets further registries and the data directory."""

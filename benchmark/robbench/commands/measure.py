@@ -1,4 +1,4 @@
-"""`robbench measure`: what is measured without an attack."""
+"""`robbench measure`: measurements that need no attack."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def measure(
         list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable).")
     ],
     samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
-    eps: Annotated[str | None, typer.Option(help="Linf radius to predict the accuracy at; by the data set.")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Linf radius of the predicted accuracy; the data set's usual one if left out.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
@@ -34,11 +36,11 @@ def measure(
     overwrite: Annotated[bool, typer.Option(help="Replace a stored measurement of something else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure models without attacking them: what a linear approximation of the network predicts."""
+    """Predict the robust accuracy of models from a linear approximation of the network, without attacks."""
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
     from robbench.models.sources import parse_source
-    from robbench.report.linear import linear_rows
+    from robbench.report.linear import make_linear_rows
 
     if what != "linear":
         raise RobbenchError(unknown_name("measurement", what, ["linear"]))
@@ -71,7 +73,7 @@ def measure(
     if as_json:
         print_objects([file.model_dump(mode="json") for file in files])
         return
-    print_table(list(linear_rows(files, results, radius)), as_json=False)
+    print_table(list(make_linear_rows(files, results, radius)), as_json=False)
     print("Medians over the images, each at the wrong class of its smallest L (Eq. 4 of Shafahi et al. 2019).")
     for file in files:
         for flag, text in sorted(file.flags.items()):

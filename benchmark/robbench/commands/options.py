@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they are read."""
+"""Options of several commands, and functions that parse and check them."""
 
 from __future__ import annotations
 
@@ -66,21 +66,21 @@ def explain_interrupt(kept: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nrobbench: stopped. {kept} The same command goes on from there.", file=sys.stderr)
+        print(f"\nrobbench: stopped. {kept} Run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
 def per_channel(option: str, text: str | None) -> list[float] | None:
-    """Read one number per channel, with commas between.
+    """Parse one number per channel, separated by commas.
 
     Raises:
-        RobbenchError: something else was given.
+        RobbenchError: the text is not a list of numbers.
     """
     try:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise RobbenchError(
-            f"{option}: {text!r} given; allowed: numbers with commas, one per channel, such as 0.49,0.48,0.45."
+            f"{option}: {text!r} given; allowed: one number per channel, separated by commas, such as 0.49,0.48,0.45."
         ) from None
 
 
@@ -88,11 +88,12 @@ def check_about(sources: set[str], about: Mapping[str, object]) -> None:
     """Refuse what describes a source where there is none.
 
     Raises:
-        RobbenchError: options of a source with registered models only.
+        RobbenchError: such an option is given, and no model is a source.
     """
     if not sources and any(v is not None for v in about.values()):
         raise RobbenchError(
-            f"--dataset, --architecture, --mean and --std go with a source ({SOURCES}); a card names its own."
+            f"--dataset, --architecture, --mean and --std go with a source ({SOURCES}). The card of a registered model "
+            "sets them."
         )
 
 

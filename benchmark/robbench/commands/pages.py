@@ -1,4 +1,4 @@
-"""What is made from stored results alone: leaderboard, tables, figures, exports."""
+"""Commands that read stored results: leaderboard, tables, figures and exports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from robbench.commands.printing import tree
 from robbench.core.errors import ResultError, RobbenchError
 
 if TYPE_CHECKING:
-    from robbench.papers.tables import Sheet
-
+    from robbench.papers.tables import FilledTable
 
 __all__ = ["export", "figure", "leaderboard", "table_", "trained"]
 
@@ -26,9 +25,9 @@ def leaderboard(
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
     """Write leaderboard.md from the results tree."""
-    from robbench.report.leaderboard import leaderboard as render
+    from robbench.report.leaderboard import render_leaderboard
 
-    _page(render(tree(results)), output, check, "leaderboard")
+    _write_page(render_leaderboard(tree(results)), output, check, "leaderboard")
 
 
 def trained(
@@ -36,11 +35,13 @@ def trained(
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("docs/trained.md"),
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
-    """Write docs/trained.md: the models trained here beside the papers' figures."""
+    """Write docs/trained.md, which compares the models trained here with the papers."""
     from robbench.models.card import Registry, locate_builtin_cards
-    from robbench.papers.trained import trained_models
+    from robbench.papers.trained import render_trained_page
 
-    _page(trained_models(Registry([locate_builtin_cards()]).entries(), tree(results)), output, check, "trained")
+    _write_page(
+        render_trained_page(Registry([locate_builtin_cards()]).entries(), tree(results)), output, check, "trained"
+    )
 
 
 def table_(
@@ -57,11 +58,11 @@ def table_(
     data_dir: DataDir = None,
     results: Results = Path("results"),
 ) -> None:
-    """Set our results beside a table of a paper; "all" writes every table to RESULTS/tables/."""
+    """Print a table of a paper with our results; "all" writes every table to RESULTS/tables/."""
     from robbench.models.card import Registry
-    from robbench.papers.layout import Commands, check_format, render
+    from robbench.papers.layout import Commands, check_format, render_table
     from robbench.papers.published import TABLES, find_table
-    from robbench.papers.tables import fill
+    from robbench.papers.tables import fill_table
 
     tables = list(TABLES.values()) if name == "all" else [find_table(name)]
     if name == "all" and (kind != "terminal" or output):
@@ -75,22 +76,22 @@ def table_(
     if run:
         options = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
         for table in tables:
-            _make(fill(table, registry, results), results, options)
+            _run_missing(fill_table(table, registry, results), results, options)
     tree(results)
     commands = Commands(models or [], results)
     for table in tables:
-        sheet = fill(table, registry, results)
+        filled = fill_table(table, registry, results)
         if name == "all":
-            for ending, written in (("md", "markdown"), ("csv", "csv")):
+            for ending, page_format in (("md", "markdown"), ("csv", "csv")):
                 page = results / "tables" / f"{table.id}.{ending}"
-                _page(render(sheet, written, commands), page, check, "table all")
+                _write_page(render_table(filled, page_format, commands), page, check, "table all")
         elif output:
-            _page(render(sheet, kind, commands), output, False, "table")
+            _write_page(render_table(filled, kind, commands), output, False, "table")
         else:
             from rich.console import Console
 
             console = Console()
-            print(render(sheet, kind, commands, console.width if console.is_terminal else None), end="")
+            print(render_table(filled, kind, commands, console.width if console.is_terminal else None), end="")
 
 
 def figure(
@@ -105,30 +106,30 @@ def figure(
     """Draw a figure from stored results: a PNG and the plotted numbers as CSV; "all" draws every one."""
     from robbench.models.card import Registry
     from robbench.papers.figures.definitions import find_figure
-    from robbench.papers.figures.write import every_figure, write_figure
-    from robbench.report.figures.source import Source
+    from robbench.papers.figures.write import write_figure, write_figures
+    from robbench.report.figures.source import FigureData
 
     if name == "all" and dataset:
         raise RobbenchError("--dataset goes with one figure; all draws every data set.")
-    source = Source(Registry.default(models or []), tree(results), data_dir)
+    data = FigureData(Registry.default(models or []), tree(results), data_dir)
     folder = output or results / "figures"
     if name == "all":
-        found = every_figure(source, folder, check)
+        outcomes = write_figures(data, folder, check)
     else:
-        one = find_figure(name)
-        found = iter([write_figure(source, one, dataset or one.datasets[0], folder, check)])
-    out_of_date = False
-    for written in found:
-        for line in written.missing:
-            print(f"{written.name}: not measured: {line}", file=sys.stderr)
+        definition = find_figure(name)
+        outcomes = iter([write_figure(data, definition, dataset or definition.datasets[0], folder, check)])
+    any_stale = False
+    for written in outcomes:
+        for command in written.missing:
+            print(f"{written.name}: not measured: {command}", file=sys.stderr)
         if not written.paths and name != "all":
             raise ResultError(f"Nothing to draw for {written.name}. " + " Or: ".join(written.missing))
         if written.stale:
             print(f"{written.stale}: run `robbench figure {name}`.", file=sys.stderr)
-            out_of_date = True
+            any_stale = True
         elif written.paths:
             print(f"{written.paths[0]} {'is up to date' if check else 'written'}.")
-    if out_of_date:
+    if any_stale:
         raise typer.Exit(1)
 
 
@@ -138,7 +139,7 @@ def export(
     output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
     models: Models = None,
 ) -> None:
-    """Print a result in the form of another leaderboard."""
+    """Print a result as an entry of another leaderboard."""
     from robbench.models.card import Registry
     from robbench.report.export import export_result
 
@@ -146,34 +147,35 @@ def export(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if output:
-        _page(text, output, False, "export")
+        _write_page(text, output, False, "export")
     else:
         print(text, end="")
 
 
-def _make(sheet: Sheet, results: Path, options: dict[str, Any]) -> None:
-    """Make the results that a table lacks and that need no training first."""
+def _run_missing(table: FilledTable, results: Path, options: dict[str, Any]) -> None:
+    """Make the missing results of a table that need no training first."""
     from robbench.report.terminal import TerminalReporter
 
-    waiting = sum(bool(line.todo.train) for line in sheet.lines)
-    print(f"{sheet.table.id}: {len(sheet.runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
-    if not sheet.runs:
+    runs = table.missing_runs
+    waiting = sum(bool(row.missing.train) for row in table.rows)
+    print(f"{table.paper_table.id}: {len(runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
+    if not runs:
         return
     from robbench.evaluation.run import evaluate
     from robbench.linear.measure import measure_linear
 
     reporter = TerminalReporter(hint_samples=options["samples"] is None)
     with explain_interrupt("Every image that was finished is kept."), contextlib.closing(reporter):
-        for job in sheet.runs:
-            common = {"results": results, "overwrite": job.overwrite, **options}
-            if job.suite:
-                evaluate(job.model, job.suite, reporter=reporter, **common)
+        for run in runs:
+            common = {"results": results, "overwrite": run.overwrite, **options}
+            if run.suite:
+                evaluate(run.model, run.suite, reporter=reporter, **common)
             else:
-                measure_linear(job.model, note=reporter.note, **common)
+                measure_linear(run.model, note=reporter.note, **common)
 
 
-def _page(text: str, output: Path, check: bool, command: str) -> None:
-    """Write a generated page, or tell whether the one there is up to date."""
+def _write_page(text: str, output: Path, check: bool, command: str) -> None:
+    """Write a generated page, or check whether the page on disk is up to date."""
     from robbench.core.files import write_atomically
 
     if not check:

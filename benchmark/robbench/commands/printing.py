@@ -1,4 +1,4 @@
-"""What several commands print, and where they look for results."""
+"""Printing of tables and JSON, and the check for a results tree."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def print_objects(objects: list[dict[str, Any]]) -> None:
-    """Print JSON: a list, or the object if there is one."""
+    """Print a list of objects as JSON. A single object is printed without a list."""
     print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
 
 
 def tree(results: Path) -> Path:
-    """Return the results tree.
+    """Return the path of the results tree if it exists.
 
     Raises:
-        ResultError: there is none.
+        ResultError: it does not exist.
     """
     if not results.is_dir():
         raise ResultError(f"No results tree at {results}; give another with --results DIR.")

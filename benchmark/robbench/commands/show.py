@@ -29,10 +29,10 @@ __all__ = ["as_object", "show", "verify_result"]
 
 def as_object(result: ResultFile, results: Path) -> dict[str, Any]:
     """Say a result as JSON, with what stands beside a robust accuracy wherever it is printed."""
-    from robbench.masking.record import Verdicts
-    from robbench.report.leaderboard import overestimation
+    from robbench.masking.record import VerdictIndex
+    from robbench.report.leaderboard import compute_overestimation
 
-    trust = {"verdict": Verdicts(results).of(result), "overestimation": overestimation(result)}
+    trust = {"verdict": VerdictIndex(results).find(result), "overestimation": compute_overestimation(result)}
     return result.model_dump(mode="json") | trust
 
 

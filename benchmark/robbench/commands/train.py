@@ -1,4 +1,4 @@
-"""`robbench train`, and the cards that it reads."""
+"""`robbench train`, and `robbench cards`, which writes the cards that it reads."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _PRECISIONS = ("auto", "float32", "bfloat16")
 def train(
     card: Annotated[str | None, typer.Argument(help="The model to train, by its card's name.")] = None,
     all_missing: Annotated[
-        bool, typer.Option("--all-missing", help="Train all that lack weights or are partly trained, in order.")
+        bool,
+        typer.Option("--all-missing", help="Train all models without weights or with unfinished training, in order."),
     ] = False,
     time_limit: Annotated[str | None, typer.Option(help="Stop after this long (90, 90s, 9m, 2h); resumable.")] = None,
-    restart: Annotated[bool, typer.Option(help="Forget an earlier, unfinished training.")] = False,
+    restart: Annotated[bool, typer.Option(help="Start again, without an earlier unfinished training.")] = False,
     budget: Annotated[
         str, typer.Option(help="full, cpu (the card's smaller recipe for a CPU), or auto: by the device.")
     ] = "auto",
@@ -36,14 +37,14 @@ def train(
 ) -> None:
     """Train a model by its card's recipe.
 
-    Writes the weights and their digest into the registry; stopped anywhere, the same command goes on.
+    It writes the weights and their digest into the registry. If it is interrupted, the same command resumes.
     """
     from robbench.models.card import Entry, Registry
 
     if (card is None) != all_missing:
         raise RobbenchError("Give either the name of a card to train, or --all-missing.")
     if restart and all_missing:
-        raise RobbenchError("--restart forgets the training of one card; give its name instead of --all-missing.")
+        raise RobbenchError("--restart works for one card. Give its name instead of --all-missing.")
     for option, given, allowed in (("--budget", budget, _BUDGETS), ("--precision", precision, _PRECISIONS)):
         if given not in allowed:
             raise RobbenchError(f"{option}: {unknown_name('value', given, allowed)}")
@@ -56,15 +57,18 @@ def train(
 
     def report(p: Progress) -> None:
         left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
-        seen = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
-        print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{seen}", file=sys.stderr)
+        tested = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
+        print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{tested}", file=sys.stderr)
 
-    def done(entry: Entry, trained: TrainingResult) -> None:
+    def finish(entry: Entry, trained: TrainingResult) -> None:
         draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
         table = trained.table
         print(f"{entry.full_name}: {table['iterations']} of {trained.wanted} iterations in {table['seconds']} s.")
         if not trained.written:
-            print("The card keeps its weights: they have seen more iterations. The same command goes on with these.")
+            print(
+                "The card keeps its old weights, because they were trained for more iterations. Run the same command "
+                "again to continue this training."
+            )
         print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
 
     options: dict[str, Any] = {
@@ -80,10 +84,12 @@ def train(
     with explain_interrupt(f"The last checkpoint is in {runs}."):
         if entry is not None:
             command = f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else "")
-            done(entry, train(entry, restart=restart, command=command, **options))
+            finish(entry, train(entry, restart=restart, command=command, **options))
             return
         before = list_missing(registry, device=device, budget=options["budget"])
-        train_missing(registry, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=done, **options)
+        train_missing(
+            registry, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=finish, **options
+        )
         left = list_missing(Registry.default(models or []), device=device, budget=options["budget"])
         print(
             f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else "")
@@ -94,7 +100,7 @@ def cards(
     models: Annotated[Path | None, typer.Option("--models", help="A registry other than the built-in one.")] = None,
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a card is stale.")] = False,
 ) -> None:
-    """Write the cards that a registry's families.toml describes; trained weights stay."""
+    """Write the cards that a registry's families.toml describes. Trained weights stay."""
     from robbench.models.card import locate_builtin_cards
     from robbench.models.families import list_stale_cards, write_cards
 

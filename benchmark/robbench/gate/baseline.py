@@ -1,4 +1,4 @@
-"""A baseline on disk: what runs found, image by image, in one small text file to commit. Imports no torch.
+"""A baseline: the verdicts of attacks on models, image by image, in one small text file to commit. Imports no torch.
 
 ```
 {
@@ -8,9 +8,9 @@
    "model": "at", "dataset": "digits", "given": {"model": "digits/at", ...}, "suite": "quick", "n": 899, ...
    "attacks": ["FGSM-xent", ...],
    "identity": {...},                     what was measured, as in result.json
-   "code": {"engine/lanes.py": "3f0c...", ...}  digests of the modules that verdicts come from
-   "samples": "1021 934 ...",             official indices, in the order of the run
-   "verdicts": {"FGSM-xent": "rrbm...", ...}   a letter per image: m, b, r or s
+   "code": {"engine/lanes.py": "3f0c...", ...}  digests of the modules that compute verdicts
+   "samples": "1021 934 ...",             official indices of the images, in the order of the run
+   "verdicts": {"FGSM-xent": "rrbm...", ...}   one letter per image: m, b, r or s
   }
  ]
 }
@@ -35,18 +35,18 @@ from robbench.core.types import Status
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import Accuracy, ResultFile, StrictModel
 
-__all__ = ["STATUS", "Baseline", "Given", "Run", "read_baseline", "record", "write_baseline"]
+__all__ = ["STATUS_OF_LETTER", "Baseline", "BaselineEntry", "Given", "build_entry", "read_baseline", "write_baseline"]
 
 _LETTERS = {Status.MISCLASSIFIED: "m", Status.BROKEN: "b", Status.ROBUST: "r", Status.SKIPPED: "s"}
-STATUS = {letter: status for status, letter in _LETTERS.items()}
-"""What a letter stands for."""
+STATUS_OF_LETTER = {letter: status for status, letter in _LETTERS.items()}
+"""Letter in a baseline -> status of an image under an attack."""
 
 
 class Given(StrictModel):
-    """How the model was named, so that it can be measured again with the same words."""
+    """How the user named the model. The gate loads the model again with the same words."""
 
     model: str
-    """A card's name or a source, as `robbench eval --model` takes it."""
+    """A card's name or a source, as `robbench eval --model` accepts it."""
     dataset: str | None = None
     architecture: str | None = None
     mean: list[float] | None = None
@@ -72,15 +72,19 @@ class Given(StrictModel):
 class Run(StrictModel):
     """One model under one suite."""
 
+
+class BaselineEntry(StrictModel):
+    """The verdicts of one suite on one model, and everything needed to measure them again."""
+
     model: str
     dataset: str
     given: Given
     suite: str
-    """A suite's name, or the path of a suite file as it was given."""
+    """A suite's name, or the path of a suite file as the user gave it."""
     n: int
     seed: int
     sample_seed: int | None
-    """The images are the first n of this random order; None: of the official order."""
+    """The images are the first n of the random order with this seed. None means the official order."""
     selection: str
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
@@ -90,34 +94,34 @@ class Run(StrictModel):
     hardware: str
     date: str
     code: dict[str, str]
-    """File of the package -> first 16 hexadecimal digits of its SHA-256; empty where a stored result was read."""
+    """File of the package -> first 16 hexadecimal digits of its SHA-256. Empty for a stored result."""
     attacks: list[str]
-    """In the order of the suite."""
+    """Names of the attacks, in the order of the suite."""
     samples: str
-    """Official indices of the images, in the order of the run, with spaces between."""
+    """Official indices of the images, in the order of the run, separated by spaces."""
     verdicts: dict[str, str]
-    """Attack -> a letter per image: m misclassified, b broken, r robust, s skipped (broken by an earlier attack)."""
+    """Attack -> one letter per image: m misclassified, b broken, r robust, s skipped (broken by an earlier attack)."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_lengths(self) -> Self:
         ids = self.samples.split()
         if not all(s.isdecimal() for s in ids) or len(set(ids)) != self.n:
             raise ValueError(f"samples holds {len(set(ids))} different indices; expected n = {self.n}")
         if list(self.verdicts) != self.attacks:
             raise ValueError(f"verdicts of {list(self.verdicts)} given; expected one line for each of {self.attacks}")
         for name, letters in self.verdicts.items():
-            if len(letters) != self.n or set(letters) - set(STATUS):
-                raise ValueError(f"verdicts of {name}: expected {self.n} letters out of {''.join(STATUS)}")
+            if len(letters) != self.n or set(letters) - set(STATUS_OF_LETTER):
+                raise ValueError(f"verdicts of {name}: expected {self.n} letters out of {''.join(STATUS_OF_LETTER)}")
         return self
 
     @property
     def name(self) -> str:
-        """The model as people call it: `digits/at`."""
+        """The full name of the model, such as `digits/at`."""
         return f"{self.dataset}/{self.model}"
 
     @property
     def threat(self) -> dict[str, str]:
-        """Norm and exact radius."""
+        """The norm and the exact radius, such as {"norm": "Linf", "eps": "1/5"}."""
         return {key: self.identity["threat"][key] for key in ("norm", "eps")}
 
     def index(self) -> NDArray[np.int64]:
@@ -125,39 +129,39 @@ class Run(StrictModel):
         return np.array(self.samples.split(), dtype=np.int64)
 
     def letters(self) -> dict[str, NDArray[np.str_]]:
-        """Return the verdicts: attack -> a letter per image, [n] (`STATUS` says what it stands for)."""
+        """Return the verdicts: attack -> one letter per image, [n] (see `STATUS_OF_LETTER`)."""
         return {name: np.array(list(letters)) for name, letters in self.verdicts.items()}
 
 
 class Baseline(StrictModel):
-    """The file: one run per model."""
+    """The content of a baseline file: one entry per model."""
 
     schema_version: Literal[1]
-    runs: list[Run]
+    runs: list[BaselineEntry]
 
     @model_validator(mode="after")
-    def _unique(self) -> Self:
+    def _check_names(self) -> Self:
         names = [r.name for r in self.runs]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"runs of {names} given; expected at least one, and each model once")
         return self
 
 
-def record(
+def build_entry(
     result: ResultFile, rows: pd.DataFrame, given: Given, *, suite: str, sample_seed: int | None, code: dict[str, str]
-) -> Run:
-    """Take what a baseline keeps of a result.
+) -> BaselineEntry:
+    """Build the entry of a baseline from a result and its records.
 
     Args:
-        result: the summary.
-        rows: the records of its images, and of no others, in their order (`store.COLUMNS`).
-        given: how the model was named.
-        suite: how the suite was named.
-        sample_seed: of the run.
-        code: `version.digest_verdict_code()`, or nothing where this code did not make the result.
+        result: the content of result.json.
+        rows: the records of exactly the images of the result, in the order of the run (`store.COLUMNS`).
+        given: how the user named the model.
+        suite: how the user named the suite.
+        sample_seed: seed of the random order of the images; None for the official order.
+        code: `version.digest_verdict_code()`; empty if another version of robbench may have made the result.
 
     Raises:
-        ResultError: an image lacks a record of an attack.
+        ResultError: the record of an attack on an image is missing.
     """
     attacks = [a.name for a in result.attacks]
     order = rows["sample"].drop_duplicates()
@@ -167,7 +171,7 @@ def record(
             f"The records of {result.dataset}/{result.model} are not complete: {len(wide)} images with records under "
             f"{', '.join(attacks)}; result.json counts {result.n}."
         )
-    return Run(
+    return BaselineEntry(
         model=result.model,
         dataset=result.dataset,
         given=given,
@@ -190,9 +194,9 @@ def record(
     )
 
 
-def write_baseline(path: Path, runs: Sequence[Run]) -> None:
-    """Write a baseline; the same runs give the same bytes."""
-    baseline = Baseline(schema_version=1, runs=list(runs))
+def write_baseline(path: Path, entries: Sequence[BaselineEntry]) -> None:
+    """Write a baseline file. The same entries give the same bytes."""
+    baseline = Baseline(schema_version=1, runs=list(entries))
     text = json.dumps(baseline.model_dump(mode="json"), indent=1, ensure_ascii=False)
     write_atomically(path, f"{text}\n".encode())
 
@@ -201,7 +205,7 @@ def read_baseline(path: Path) -> Baseline:
     """Read and validate a baseline.
 
     Raises:
-        ResultError: no such file, or not a baseline of this schema.
+        ResultError: the file does not exist, or does not have this schema.
     """
     try:
         return Baseline.model_validate_json(path.read_text(encoding="utf-8"))
@@ -212,4 +216,4 @@ def read_baseline(path: Path) -> Baseline:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path} is no baseline: {where}: {first['msg']}") from None
+        raise ResultError(f"{path} is not a valid baseline. {where}: {first['msg']}") from None

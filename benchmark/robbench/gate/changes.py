@@ -1,4 +1,4 @@
-"""What differs between two runs besides their verdicts: the possible causes of a difference. Imports no torch."""
+"""Differences between two entries in everything but their verdicts. They are possible causes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from robbench.core.errors import ResultError
-from robbench.gate.baseline import Run
+from robbench.gate.baseline import BaselineEntry
 
-__all__ = ["Change", "changes", "check_comparable"]
+__all__ = ["Change", "check_comparable", "list_changes"]
 
-_MOST_FILES = 8  # that a message names: after an upgrade nearly all files differ
+_MAX_FILES = 8  # named in a message; after an upgrade nearly all files differ
 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference between two runs.
+    """One difference between two entries.
 
     Attributes:
         field: `weights`, `model`, `attack`, `suite`, `seed`, `engine`, `code`, `versions` or `hardware`.
-        text: what it was and what it is.
-        attack: the attack's name, where one is meant.
+        text: the old and the new value.
+        attack: the attack's name; None if the difference is not about one attack.
     """
 
     field: str
@@ -34,11 +34,11 @@ class Change:
         return f"{where}: {self.text}"
 
 
-def check_comparable(before: Run, now: Run) -> None:
-    """Refuse two runs that are not about the same question.
+def check_comparable(before: BaselineEntry, now: BaselineEntry) -> None:
+    """Refuse two entries with different images, labels or threats.
 
     Raises:
-        ResultError: other images, labels or another threat; or an image of the baseline is missing.
+        ResultError: data set, images, labels or threat differ.
     """
     wrong = [
         f"{what}: {old} in the baseline, {new} now"
@@ -52,60 +52,61 @@ def check_comparable(before: Run, now: Run) -> None:
     if wrong:
         raise ResultError(
             f"{before.name} cannot be compared image by image with its baseline. {'; '.join(wrong)}. "
-            "Measure with the same ones, or write a new baseline."
+            "Measure with the values of the baseline, or write a new baseline."
         )
 
 
-def changes(before: Run, now: Run) -> list[Change]:
-    """List what differs, the model first, the machine last."""
-    return [*_model(before, now), *_attacks(before, now), *_rest(before, now)]
+def list_changes(before: BaselineEntry, now: BaselineEntry) -> list[Change]:
+    """List all differences. Differences of the model come first, differences of the machine last."""
+    return [*_model_changes(before, now), *_attack_changes(before, now), *_other_changes(before, now)]
 
 
-def _model(before: Run, now: Run) -> Iterator[Change]:
+def _model_changes(before: BaselineEntry, now: BaselineEntry) -> Iterator[Change]:
     if before.identity["weights"] != now.identity["weights"]:
         yield Change("weights", f"{_short(before.identity['weights'])} → {_short(now.identity['weights'])}")
-    old, new = (_function(r) for r in (before, now))
+    old, new = (_model_identity(entry) for entry in (before, now))
     if old != new:
-        yield Change("model", ", ".join(_differing(old, new)))
+        yield Change("model", ", ".join(_list_differences(old, new)))
 
 
-def _function(run: Run) -> dict[str, Any]:
-    # The words by which a model was found are no part of what it computes.
-    return {key: value for key, value in run.identity["model"].items() if key != "source"}
+def _model_identity(entry: BaselineEntry) -> dict[str, Any]:
+    # The source says where the model was found. It does not change what the model computes.
+    return {key: value for key, value in entry.identity["model"].items() if key != "source"}
 
 
-def _attacks(before: Run, now: Run) -> Iterator[Change]:
-    old, new = ({a["name"]: a for a in r.identity["attacks"]} for r in (before, now))
+def _attack_changes(before: BaselineEntry, now: BaselineEntry) -> Iterator[Change]:
+    old, new = ({a["name"]: a for a in entry.identity["attacks"]} for entry in (before, now))
     for name in old:
         if name not in new:
             yield Change("attack", "is gone from the suite", name)
-        elif differing := list(_differing(old[name], new[name])):
-            yield Change("attack", ", ".join(differing), name)
+        elif differences := list(_list_differences(old[name], new[name])):
+            yield Change("attack", ", ".join(differences), name)
     for name in new:
         if name not in old:
             yield Change("attack", "is new in the suite", name)
     for key in ("judge", "mode"):
-        if (was := before.identity["suite"][key]) != (found := now.identity["suite"][key]):
-            yield Change("suite", f"{key} {was} → {found}")
+        old_value, new_value = (entry.identity["suite"][key] for entry in (before, now))
+        if old_value != new_value:
+            yield Change("suite", f"{key} {old_value} → {new_value}")
 
 
-def _rest(before: Run, now: Run) -> Iterator[Change]:
+def _other_changes(before: BaselineEntry, now: BaselineEntry) -> Iterator[Change]:
     for key in ("seed", "engine", "dtype"):
-        was, found = before.identity.get(key), now.identity.get(key)
-        if was != found:
-            yield Change("engine" if key == "dtype" else key, f"{was} → {found}")
-    if before.code and now.code:  # a stored result does not say which code made it
+        old_value, new_value = before.identity.get(key), now.identity.get(key)
+        if old_value != new_value:
+            yield Change("engine" if key == "dtype" else key, f"{old_value} → {new_value}")
+    if before.code and now.code:  # an entry made from a stored result has no digests of the code
         files = [f for f in dict.fromkeys([*before.code, *now.code]) if before.code.get(f) != now.code.get(f)]
         if files:
-            named = ", ".join(files) if len(files) <= _MOST_FILES else f"{', '.join(files[:_MOST_FILES])} and more"
-            yield Change("code", f"robbench's own {named}")
-    if differing := list(_differing(before.versions, now.versions)):
-        yield Change("versions", ", ".join(differing))
+            shown = ", ".join(files) if len(files) <= _MAX_FILES else f"{', '.join(files[:_MAX_FILES])} and more"
+            yield Change("code", f"robbench's own {shown}")
+    if differences := list(_list_differences(before.versions, now.versions)):
+        yield Change("versions", ", ".join(differences))
     if before.hardware != now.hardware:
         yield Change("hardware", f"{before.hardware} → {now.hardware}")
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+def _list_differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     for key in dict.fromkeys([*old, *new]):
         if old.get(key) != new.get(key):
             yield f"{key} {_short(old.get(key))} → {_short(new.get(key))}"
@@ -118,5 +119,5 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _threat(run: Run) -> str:
-    return f"{run.threat['norm']} {run.threat['eps']}"
+def _threat(entry: BaselineEntry) -> str:
+    return f"{entry.threat['norm']} {entry.threat['eps']}"

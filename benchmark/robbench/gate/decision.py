@@ -1,23 +1,21 @@
-"""The gate's decision: is a model less robust than its baseline, or an attack weaker? Pure; imports no torch.
+"""The gate's decision whether a model is less robust than its baseline, or an attack is weaker. Imports no torch.
 
-Two runs of a suite on the same images are compared image by image with McNemar's exact test, one-sided:
+The gate compares two runs of a suite on the same images, image by image, with McNemar's exact one-sided test:
 
-* **drop**, for clean accuracy and for the worst case: more images are lost than chance explains, and the net loss is
-  above `max_drop` points.
-* **rise**, for each attack: it breaks fewer of the images that both runs gave it than chance explains. Weights that
-  did not change cannot have become more robust, so the attack is weaker. With new weights an unchanged attack is not
-  tested for this: the weights explain it.
+* **drop**, for clean accuracy and for the worst case. The test fails if significantly more images are lost than gained,
+  and the net loss is above `max_drop` points.
+* **rise**, for each attack. The test fails if the attack breaks significantly fewer of the images that it attacked in
+  both runs. Unchanged weights cannot have become more robust, so the attack is weaker. With new weights, the test of an
+  unchanged attack does not count: new weights can explain the rise.
 
-The p-values of one check, over all models and attacks, are adjusted by Holm's method, so that a check of unchanged
-models fails with a probability of at most alpha, whatever seeds the two runs had. The worst case is what a gate is
-for, so it has eight times the weight of any other test. Which tests there are and what they weigh does not depend on
-verdicts.
+Holm's method adjusts the p-values of all models and attacks of one check. A check of unchanged models fails with a
+probability of at most alpha, for any seeds of the two runs. The worst case is the main purpose of the gate. Its test
+therefore has eight times the weight of any other test. The list of tests and their weights do not depend on verdicts.
 
-A sequential check looks several times, after a growing share of the images (in random order). It may fail at a look
-with that look's part of alpha; the parts add up to alpha, so the bound holds for all looks together. A model passes
-early once each of its tests has an exact upper bound, from sampling without replacement, at or below `max_drop`: that
-this happens although all of the images would show more has a probability of at most alpha again, shared out in the same
-way.
+A sequential check tests several times, after a growing share of the images (in random order). Each of these looks
+spends a part of alpha. The parts add up to alpha, so the bound holds for all looks together. A model passes early when
+each of its tests has an exact upper bound (sampling without replacement) of at most `max_drop` on the loss over all
+images. The probability of a wrong early pass is at most alpha again, divided over the looks in the same way.
 """
 
 from __future__ import annotations
@@ -28,17 +26,17 @@ from enum import StrEnum
 
 from robbench.core.errors import ResultError
 from robbench.core.stats import holm, hypergeometric_upper, least_discordant
-from robbench.gate.baseline import Run
+from robbench.gate.baseline import BaselineEntry
 from robbench.gate.changes import Change
-from robbench.gate.paired import CLEAN, WORST, Comparison, Question, compare
+from robbench.gate.paired import CLEAN, WORST, Comparison, PairedTest, compare_entries
 
-__all__ = ["Decision", "Finding", "Outcome", "Policy", "certain_to_pass", "check", "decide"]
+__all__ = ["Decision", "GateFinding", "GateOutcome", "Policy", "decide_gate", "is_certain_to_pass", "run_gate_check"]
 
-_WEIGHT = 8.0  # of the worst case in Holm's method, beside 1 for every other test
-_SHARES = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Parts of alpha that the looks of a sequential check spend; half is left for the last."""
+_WORST_WEIGHT = 8.0  # of the worst case in Holm's method; every other test has weight 1
 _LOOKS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-"""Shares of the images after which they happen."""
+"""Shares of the images after which a sequential check tests."""
+_ALPHA_SHARES = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""The part of alpha that each look spends. The last look has half of alpha."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,169 +44,174 @@ class Policy:
     """What a check tolerates.
 
     Attributes:
-        max_drop: points (percent of the images) that an accuracy may fall, even where the fall is certain.
-        alpha: probability with which an unchanged model may fail the whole check.
+        max_drop: largest allowed drop of an accuracy in points (percent of the images). A significant drop passes too.
+        alpha: largest allowed probability that a check of unchanged models fails.
     """
 
     max_drop: float = 1.0
     alpha: float = 0.01
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuse values outside the allowed ranges."""
         if not 0 <= self.max_drop <= 100:
             raise ResultError(f"max_drop: {self.max_drop} given; allowed: points from 0 to 100.")
         if not 0 < self.alpha < 1:
             raise ResultError(f"alpha: {self.alpha} given; allowed: above 0 and below 1.")
 
 
-class Outcome(StrEnum):
-    """What became of a question."""
+class GateOutcome(StrEnum):
+    """The outcome of one test."""
 
     PASSED = "passed"
     FAILED = "failed"
-    TOLERATED = "tolerated"  # a certain drop of no more than max_drop
-    UNCERTAIN = "uncertain"  # a drop above max_drop that chance explains
-    EXPLAINED = "explained"  # fewer breaks, of other weights
+    TOLERATED = "tolerated"  # a significant drop of at most max_drop
+    UNCERTAIN = "uncertain"  # a drop above max_drop that is not significant
+    EXPLAINED = "explained"  # the attack breaks fewer images, and the weights are new
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A question with its answer.
+class GateFinding:
+    """A test with its outcome.
 
     Attributes:
-        question: what was asked.
-        p: of the exact test, adjusted for all tests of the check (Holm).
-        outcome: the answer.
-        because: what changed that can be the cause; empty where nothing is recorded.
+        test: the paired test.
+        p: p-value, adjusted for all tests of the check (Holm); not adjusted if the test does not count.
+        outcome: the outcome.
+        because: changes that can have caused a failure or an explained rise; empty for other outcomes.
     """
 
-    question: Question
+    test: PairedTest
     p: float
-    outcome: Outcome
+    outcome: GateOutcome
     because: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """The outcome of a check.
+    """The outcome of a whole check.
 
     Attributes:
-        policy: what was tolerated.
+        policy: what the check tolerates.
         comparisons: one per model.
-        findings: one per question, in order.
-        resolution: images that a model must lose in the worst case, and gain none, before it can fail.
-        early: why a sequential check ended before the last image; None where all were measured.
+        findings: one per test, in order.
+        resolution: smallest number of lost images at which the worst case of a model can fail, if no image is gained.
+        early: why a sequential check ended before the last image; None if it measured all images.
     """
 
     policy: Policy
     comparisons: list[Comparison]
-    findings: list[Finding]
+    findings: list[GateFinding]
     resolution: int
     early: str | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether the gate is closed."""
-        return any(f.outcome is Outcome.FAILED for f in self.findings) or any(c.removed for c in self.comparisons)
+        """Whether a test failed, or an attack of the baseline did not run."""
+        return any(f.outcome is GateOutcome.FAILED for f in self.findings) or any(c.removed for c in self.comparisons)
 
 
-def decide(comparisons: Sequence[Comparison], policy: Policy, share: float = 1.0) -> Decision:
-    """Answer all questions of a check.
+def decide_gate(comparisons: Sequence[Comparison], policy: Policy, share: float = 1.0) -> Decision:
+    """Decide all tests of a check.
 
     Args:
         comparisons: one per model.
-        policy: what is tolerated.
-        share: part of alpha that may be spent.
+        policy: what the check tolerates.
+        share: part of alpha that this decision may spend.
     """
-    questions = [q for c in comparisons for q in c.questions]
-    counted = [q for q in questions if q.counted]
+    counted = [t for c in comparisons for t in c.tests if t.counted]
     alpha = policy.alpha * share
-    weights = [_WEIGHT if q.what == WORST else 1.0 for q in counted]
-    adjusted = dict(zip(map(id, counted), holm([q.p for q in counted], weights), strict=True))
+    weights = [_WORST_WEIGHT if t.what == WORST else 1.0 for t in counted]
+    adjusted = dict(zip(map(id, counted), holm([t.p for t in counted], weights), strict=True))
     findings = []
     for c in comparisons:
-        for q in c.questions:
-            p = adjusted.get(id(q), q.p)
-            outcome = _outcome(q, p, alpha, policy.max_drop)
-            told = outcome in (Outcome.FAILED, Outcome.EXPLAINED)
-            findings.append(Finding(q, p, outcome, tuple(_causes(q, c.changes)) if told else ()))
-    return Decision(policy, list(comparisons), findings, least_discordant(alpha * _WEIGHT / sum(weights)))
+        for t in c.tests:
+            p = adjusted.get(id(t), t.p)
+            outcome = _decide_test(t, p, alpha, policy.max_drop)
+            has_causes = outcome in (GateOutcome.FAILED, GateOutcome.EXPLAINED)
+            findings.append(GateFinding(t, p, outcome, tuple(_possible_causes(t, c.changes)) if has_causes else ()))
+    return Decision(policy, list(comparisons), findings, least_discordant(alpha * _WORST_WEIGHT / sum(weights)))
 
 
-def _outcome(q: Question, p: float, alpha: float, max_drop: float) -> Outcome:
-    certain = p <= alpha
-    if q.kind == "rise":
-        if not certain:
-            return Outcome.PASSED
-        return Outcome.FAILED if q.counted else Outcome.EXPLAINED
-    # Counted in images: the same division on both sides would leave the tie to rounding.
-    beyond = 100 * (len(q.lost) - len(q.gained)) > max_drop * q.n
-    if certain:
-        return Outcome.FAILED if beyond else Outcome.TOLERATED
-    return Outcome.UNCERTAIN if beyond else Outcome.PASSED
+def _decide_test(t: PairedTest, p: float, alpha: float, max_drop: float) -> GateOutcome:
+    significant = p <= alpha
+    if t.kind == "rise":
+        if not significant:
+            return GateOutcome.PASSED
+        return GateOutcome.FAILED if t.counted else GateOutcome.EXPLAINED
+    # Compare counts of images. A division by n could round a drop of exactly max_drop to more than max_drop.
+    too_large = 100 * (len(t.lost) - len(t.gained)) > max_drop * t.n
+    if significant:
+        return GateOutcome.FAILED if too_large else GateOutcome.TOLERATED
+    return GateOutcome.UNCERTAIN if too_large else GateOutcome.PASSED
 
 
-def _causes(q: Question, found: list[Change]) -> Iterator[Change]:
-    """Name what can have caused an answer: a clean accuracy is no matter of attacks, nor one attack of another."""
-    for c in found:
-        if q.what == CLEAN and c.field in ("attack", "suite", "seed"):
+def _possible_causes(t: PairedTest, changes: list[Change]) -> Iterator[Change]:
+    """Yield the changes that can affect a test. Attacks do not affect the clean accuracy, nor each other."""
+    for change in changes:
+        if t.what == CLEAN and change.field in ("attack", "suite", "seed"):
             continue
-        if q.what not in (CLEAN, WORST) and c.attack not in (None, q.what):
+        if t.what not in (CLEAN, WORST) and change.attack not in (None, t.what):
             continue
-        yield c
+        yield change
 
 
-def certain_to_pass(comparison: Comparison, policy: Policy, share: float) -> bool:
-    """Tell whether the rest of a model's images can be left out, but for a probability of `share` times alpha.
+def is_certain_to_pass(comparison: Comparison, policy: Policy, share: float) -> bool:
+    """Return whether a model passes without its remaining images.
 
-    Every test must pass for that, so none of them needs an adjustment for their number. The images not measured yet may
-    hold as many changes as the exact bound for sampling without replacement allows, and none to the good.
+    The answer is wrong with a probability of at most share * alpha. All tests must pass, so their p-values need no
+    adjustment for the number of tests. The exact bound for sampling without replacement says how many images may change
+    for the worse in total. The remaining images are assumed to contain no change for the better.
     """
     if comparison.removed:
         return False
     total, drawn = comparison.before.n, comparison.n
-    for q in comparison.questions:
-        if not q.counted:
+    for t in comparison.tests:
+        if not t.counted:
             continue
-        bad = hypergeometric_upper(len(q.bad), drawn, total, policy.alpha * share)
-        good = len(q.lost) + len(q.gained) - len(q.bad)
+        bad = hypergeometric_upper(len(t.bad), drawn, total, policy.alpha * share)
+        good = len(t.lost) + len(t.gained) - len(t.bad)
         if 100 * (bad - good) > policy.max_drop * total:
             return False
     return True
 
 
-def check(
-    runs: Sequence[Run], measure: Callable[[Run, int], Run], policy: Policy, sequential: bool = False
+def run_gate_check(
+    entries: Sequence[BaselineEntry],
+    measure: Callable[[BaselineEntry, int], BaselineEntry],
+    policy: Policy,
+    sequential: bool = False,
 ) -> Decision:
     """Measure models again and compare them with their baseline.
 
     Args:
-        runs: of the baseline.
-        measure: what measures the first n images of a run again; called with a growing n when sequential.
-        policy: what is tolerated.
+        entries: of the baseline.
+        measure: measures the first n images of an entry again. A sequential check calls it with a growing n.
+        policy: what the check tolerates.
         sequential: stop as soon as the answer is certain.
 
     Raises:
-        ResultError: the runs cannot be compared, or a sequential check is asked for on images in official order.
+        ResultError: the entries cannot be compared, or the check is sequential and the images are in official order.
     """
     if not sequential:
-        return decide([compare(run, measure(run, run.n)) for run in runs], policy)
-    for run in runs:
-        if run.sample_seed is None:
+        return decide_gate([compare_entries(entry, measure(entry, entry.n)) for entry in entries], policy)
+    for entry in entries:
+        if entry.sample_seed is None:
             raise ResultError(
-                f"{run.name}: its baseline has the images in official order ({run.selection}); a sequential check "
-                "concludes from the first of them, so their order must be random. Write it with --sample-seed N."
+                f"The baseline of {entry.name} has its images in official order ({entry.selection}). A sequential "
+                "check concludes from the first images, so the order must be random. Write the baseline with "
+                "--sample-seed N."
             )
-    found: dict[str, Comparison] = {}
-    undecided = list(runs)
-    for where, share in zip(_LOOKS, _SHARES, strict=True):
-        for run in undecided:
-            found[run.name] = compare(run, measure(run, max(1, round(where * run.n))), partial=True)
-        decision = decide(list(found.values()), policy, share)
+    comparisons: dict[str, Comparison] = {}
+    undecided = list(entries)
+    for look, share in zip(_LOOKS, _ALPHA_SHARES, strict=True):
+        for entry in undecided:
+            n = max(1, round(look * entry.n))
+            comparisons[entry.name] = compare_entries(entry, measure(entry, n), partial=True)
+        decision = decide_gate(list(comparisons.values()), policy, share)
         if not decision.failed:
-            undecided = [r for r in undecided if not certain_to_pass(found[r.name], policy, share)]
+            undecided = [e for e in undecided if not is_certain_to_pass(comparisons[e.name], policy, share)]
         if decision.failed or not undecided:
             break
-    measured, total = sum(c.n for c in found.values()), sum(run.n for run in runs)
-    stopped = f"the answer was certain after {measured} of {total} images" if measured < total else None
-    return replace(decision, early=stopped)
+    measured, total = sum(c.n for c in comparisons.values()), sum(entry.n for entry in entries)
+    early = f"the answer was certain after {measured} of {total} images" if measured < total else None
+    return replace(decision, early=early)

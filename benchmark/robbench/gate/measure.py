@@ -17,7 +17,7 @@ from robbench.core.user_code import require_imported
 from robbench.core.version import digest_verdict_code
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
-from robbench.gate.baseline import Baseline, Given, Run, record
+from robbench.gate.baseline import Baseline, BaselineEntry, Given, build_entry
 from robbench.models.sources import parse_source
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile, read_result
@@ -27,12 +27,12 @@ from robbench.suite import SuiteSource
 if TYPE_CHECKING:
     from robbench.evaluation.run import Reporter
 
-__all__ = ["measure", "measure_again", "results_tree", "stored_run", "wanted_runs"]
+__all__ = ["choose_entries", "measure_entry", "measure_entry_again", "open_results_tree", "read_stored_entry"]
 
 
 @contextlib.contextmanager
-def results_tree(path: Path | None) -> Iterator[Path]:
-    """Yield a results tree to measure into: the user's, or one that goes away."""
+def open_results_tree(path: Path | None) -> Iterator[Path]:
+    """Yield the given results tree, or a temporary one that is deleted afterwards."""
     if path is not None:
         yield path
         return
@@ -40,41 +40,43 @@ def results_tree(path: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def measure(spec: ModelSpec, suite: SuiteSource, options: Options, reporter: Reporter | None = None) -> Run:
-    """Run a suite on a model and take what a baseline keeps of it.
+def measure_entry(
+    spec: ModelSpec, suite: SuiteSource, options: Options, reporter: Reporter | None = None
+) -> BaselineEntry:
+    """Run a suite on a model, and make the entry of a baseline from the result.
 
     Args:
         spec: the model and its images.
         suite: as for `evaluate`.
-        options: what else is asked for; `results` says where the records are kept (see `results_tree`).
+        options: what else is asked for; `results` says where the records are kept (see `open_results_tree`).
         reporter: hears of progress.
 
     Raises:
-        RobbenchError: what `evaluate` refuses.
+        RobbenchError: as `evaluate`.
     """
     from robbench.evaluation.run import make_run, run_here  # needs torch; a stored result is compared without
 
     if options.results is None:
-        raise RobbenchError("measure given options without results: say where to (results=DIR).")
+        raise RobbenchError("measure_entry given options without results: say where to (results=DIR).")
     result = run_here(make_run(RunRequest(spec, suite, options), reporter))
     folder = locate_result(Path(options.results), result)
     named = str(suite) if isinstance(suite, str | Path) else result.suite
-    return _run(result, folder, Given.of(spec), named, digest_verdict_code())
+    return _entry_of(result, folder, Given.of(spec), named, digest_verdict_code())
 
 
-def measure_again(
-    before: Run,
+def measure_entry_again(
+    before: BaselineEntry,
     options: Options,
     reporter: Reporter | None = None,
     *,
     spec: ModelSpec | None = None,
     n: int | None = None,
     seed: int | None = None,
-) -> Run:
-    """Measure what a baseline measured: the same suite, threat, images and seed.
+) -> BaselineEntry:
+    """Measure an entry of a baseline again, with the same suite, threat, images and seed.
 
     Args:
-        before: the run of the baseline.
+        before: the entry of the baseline.
         options: how to measure: results, device, lanes, data_dir and models count.
         reporter: hears of progress.
         spec: another model in the place of the baseline's.
@@ -89,64 +91,65 @@ def measure_again(
         norm=before.threat["norm"],
         eps=before.threat["eps"],
     )
-    return measure(spec or before.given.spec(), before.suite, asked, reporter)
+    return measure_entry(spec or before.given.spec(), before.suite, asked, reporter)
 
 
-def stored_run(path: Path) -> Run:
-    """Take what a baseline keeps of a stored result; imports no torch.
+def read_stored_entry(path: Path) -> BaselineEntry:
+    """Build the entry of a baseline from a stored result. Imports no torch.
 
     Args:
         path: the folder of a result, or its result.json.
 
     Raises:
-        ResultError: there is no result, or it is damaged.
+        ResultError: the result is missing or damaged.
     """
     folder = path.parent if path.name == "result.json" else path
     if not (folder / "result.json").is_file():
         raise ResultError(f"No result at {path}; expected a folder with result.json and outcomes.parquet in it.")
     result = read_result(folder / "result.json")
-    return _run(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
+    return _entry_of(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
 
 
-def _run(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> Run:
+def _entry_of(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> BaselineEntry:
     rows = read_rows(folder / "outcomes.parquet")
-    # Records lie in the order in which images are selected, and there may be more than were asked for this time.
+    # The records are in the order of selection. An earlier run may have stored more images than this result has.
     rows = rows[rows["sample"].isin(rows["sample"].unique()[: result.n])]
     sample_seed = result.identity.get("sample_seed")
-    return record(result, rows, given, suite=suite, sample_seed=sample_seed, code=code)
+    return build_entry(result, rows, given, suite=suite, sample_seed=sample_seed, code=code)
 
 
-def wanted_runs(baseline: Baseline, models: list[str]) -> list[tuple[Run, Given]]:
-    """Choose what a check measures: all runs of a baseline, some, or another model in the place of its only one.
+def choose_entries(baseline: Baseline, models: list[str]) -> list[tuple[BaselineEntry, Given]]:
+    """Choose the entries that a check measures, and the model that it loads for each.
 
     Args:
-        baseline: as read.
-        models: what was asked for; nothing means all.
+        baseline: the baseline.
+        models: names of models of the baseline; empty means all. If the baseline holds one model, the name of another
+            model is allowed too. This model then takes the place of the baseline's model.
 
     Raises:
-        ResultError: a model is not in the baseline, and the baseline has several; or the baseline, and nobody else,
-            names a function of a module that is not imported.
+        ResultError: the baseline holds several models, and a name is none of them; or an entry names a function of a
+            module that the user did not import.
     """
-    known = {name: run for run in baseline.runs for name in (run.given.model, run.name)}
+    known = {name: entry for entry in baseline.runs for name in (entry.given.model, entry.name)}
     if all(m in known for m in models):
-        for run in baseline.runs if not models else ():
-            source = parse_source(run.given.model)
+        for entry in baseline.runs if not models else ():
+            source = parse_source(entry.given.model)
             if source is not None and source.kind == "function":
-                require_imported(source.parts[0], f"Model {run.given.model!r} of the baseline", ResultError)
-        return [(run, run.given) for run in ([known[m] for m in models] or baseline.runs)]
+                require_imported(source.parts[0], f"Model {entry.given.model!r} of the baseline", ResultError)
+        return [(entry, entry.given) for entry in ([known[m] for m in models] or baseline.runs)]
     if len(models) > 1 or len(baseline.runs) > 1:
-        strange = next(m for m in models if m not in known)
-        names = [run.name for run in baseline.runs]
+        unknown = next(m for m in models if m not in known)
+        names = [entry.name for entry in baseline.runs]
         raise ResultError(
-            unknown_name("model of the baseline", strange, names)
-            + " Another model is compared with a baseline that holds one model."
+            unknown_name("model of the baseline", unknown, names)
+            + " Only a baseline with one model can be compared with a model that it does not hold."
         )
-    (run,) = baseline.runs
-    return [(run, _in_place_of(run.given, models[0]))]
+    (entry,) = baseline.runs
+    return [(entry, _replace_model(entry.given, models[0]))]
 
 
-def _in_place_of(given: Given, model: str) -> Given:
-    """Name another model; what describes a source stays, as far as it means something for the other one."""
+def _replace_model(given: Given, model: str) -> Given:
+    """Name another model. The description of the source stays where the new source needs it."""
     source = parse_source(model)
     if source is None:
         return Given(model=model)

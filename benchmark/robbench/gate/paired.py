@@ -1,4 +1,4 @@
-"""Two runs beside each other, image by image. Pure; imports no torch."""
+"""Comparison of two baseline entries, image by image. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from numpy.typing import NDArray
 
 from robbench.core.errors import ResultError
 from robbench.core.stats import mcnemar, paired_difference
-from robbench.gate.baseline import STATUS, Run
-from robbench.gate.changes import Change, changes, check_comparable
+from robbench.gate.baseline import STATUS_OF_LETTER, BaselineEntry
+from robbench.gate.changes import Change, check_comparable, list_changes
 
-__all__ = ["CLEAN", "WORST", "Comparison", "Flip", "Question", "compare"]
+__all__ = ["CLEAN", "WORST", "Comparison", "Flip", "PairedTest", "compare_entries"]
 
 CLEAN, WORST = "clean accuracy", "worst case"
-_ATTACKED, _LOST = ("b", "r"), ("m", "b")  # letters of a baseline's verdicts
+_ATTACKED, _WRONG = ("b", "r"), ("m", "b")  # letters of a baseline's verdicts
 
-Marks = NDArray[np.bool_]
-"""Whether each image stands, [n]."""
+BoolRow = NDArray[np.bool_]
+"""Whether each image is correct (clean, or under attacks), [n]."""
 
-Verdicts = dict[str, NDArray[np.str_]]
-"""Attack -> a letter per image, [n]."""
+Letters = dict[str, NDArray[np.str_]]
+"""Attack -> one letter per image, [n]."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """One paired comparison.
+class PairedTest:
+    """One paired test of one accuracy of one model.
 
     Attributes:
-        model: `digits/at`.
-        what: clean accuracy, worst case, or an attack's name.
-        kind: whether a drop or a rise is looked for.
-        n: images compared.
-        before: how many of them stood in the baseline.
-        now: how many stand now.
-        lost: images that stood in the baseline only, by official index.
-        gained: images that stand now only.
-        counted: whether the answer decides; a rise under new weights does not.
+        model: full name of the model, such as `digits/at`.
+        what: "clean accuracy", "worst case", or the name of an attack.
+        kind: whether the test looks for a drop or for a rise.
+        n: number of compared images.
+        before: number of images that are correct in the baseline.
+        now: number of images that are correct now.
+        lost: official indices of the images that are correct only in the baseline.
+        gained: official indices of the images that are correct only now.
+        counted: whether the test can fail the check. A rise with new weights cannot.
     """
 
     model: str
@@ -54,12 +54,12 @@ class Question:
 
     @property
     def p(self) -> float:
-        """P-value of the exact one-sided test, not adjusted."""
+        """P-value of McNemar's exact one-sided test, not adjusted."""
         return mcnemar(len(self.bad), len(self.lost) + len(self.gained) - len(self.bad), "greater")
 
     @property
     def bad(self) -> tuple[int, ...]:
-        """Images that changed in the direction that is looked for."""
+        """Images that changed in the direction that the test looks for."""
         return self.lost if self.kind == "drop" else self.gained
 
     @property
@@ -76,12 +76,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Flip:
-    """An image on which some verdict changed.
+    """An image with a changed verdict.
 
     Attributes:
-        sample: official index.
+        sample: official index of the image.
         worst_case: lost, gained, or unchanged.
-        attacks: attack -> (status in the baseline, status now), where they differ.
+        attacks: attack -> (status in the baseline, status now), for the attacks with a changed status.
     """
 
     sample: int
@@ -91,98 +91,100 @@ class Flip:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A model beside its baseline.
+    """A new measurement of a model compared with its baseline.
 
     Attributes:
-        before: the run of the baseline.
-        now: the run that is checked.
-        questions: what was compared.
-        changes: what differs besides the verdicts.
+        before: the entry of the baseline.
+        now: the new entry.
+        tests: the paired tests.
+        changes: differences other than verdicts.
         flips: images with a changed verdict, in the order of the run.
-        removed: attacks of the baseline that did not run.
-        n: images compared.
+        removed: attacks of the baseline that did not run now.
+        n: number of compared images.
     """
 
-    before: Run
-    now: Run
-    questions: list[Question]
+    before: BaselineEntry
+    now: BaselineEntry
+    tests: list[PairedTest]
     changes: list[Change]
     flips: list[Flip]
     removed: list[str]
     n: int
 
 
-def compare(before: Run, now: Run, partial: bool = False) -> Comparison:
-    """Compare two runs image by image.
+def compare_entries(before: BaselineEntry, now: BaselineEntry, partial: bool = False) -> Comparison:
+    """Compare two entries image by image.
 
     Args:
-        before: from the baseline.
-        now: what is checked; further images are left out.
-        partial: whether `now` may have measured only some of the baseline's images yet.
+        before: the entry of the baseline.
+        now: the new entry. Images that the baseline does not hold are ignored.
+        partial: whether `now` may lack images of the baseline.
 
     Raises:
-        ResultError: the runs are not about the same images, labels and threat.
+        ResultError: the entries differ in images, labels or threat, or `now` lacks images and `partial` is False.
     """
     check_comparable(before, now)
-    index, place = before.index(), {sample: i for i, sample in enumerate(now.index().tolist())}
-    measured = np.array([sample in place for sample in index.tolist()], dtype=bool)
+    index = before.index()
+    position_now = {sample: i for i, sample in enumerate(now.index().tolist())}
+    measured = np.array([sample in position_now for sample in index.tolist()], dtype=bool)
     if not partial and not measured.all():
         raise ResultError(
             f"{before.name}: {int((~measured).sum())} of the {before.n} images of the baseline were not measured. "
-            f"Measure the same ones (baseline: {before.selection})."
+            f"Measure the images of the baseline ({before.selection})."
         )
     index = index[measured]
-    at = np.array([place[sample] for sample in index.tolist()], dtype=np.int64)
+    positions = np.array([position_now[sample] for sample in index.tolist()], dtype=np.int64)
     old = {name: letters[measured] for name, letters in before.letters().items()}
-    new = {name: letters[at] for name, letters in now.letters().items()}
-    found = changes(before, now)
-    questions = list(_questions(before.name, index, old, new, found))
+    new = {name: letters[positions] for name, letters in now.letters().items()}
+    changes = list_changes(before, now)
+    tests = list(_make_tests(before.name, index, old, new, changes))
     removed = [name for name in old if name not in new]
-    return Comparison(before, now, questions, found, list(_flips(index, old, new)), removed, len(index))
+    return Comparison(before, now, tests, changes, list(_list_flips(index, old, new)), removed, len(index))
 
 
-def _questions(
-    model: str, index: NDArray[np.int64], old: Verdicts, new: Verdicts, found: list[Change]
-) -> Iterator[Question]:
-    yield _question(model, CLEAN, "drop", index, _right(old), _right(new))
-    yield _question(model, WORST, "drop", index, _standing(old), _standing(new))
-    other_model = any(c.field in ("weights", "model") for c in found)
-    other_judge = any(c.field == "suite" for c in found)
+def _make_tests(
+    model: str, index: NDArray[np.int64], old: Letters, new: Letters, changes: list[Change]
+) -> Iterator[PairedTest]:
+    yield _make_test(model, CLEAN, "drop", index, _is_clean_correct(old), _is_clean_correct(new))
+    yield _make_test(model, WORST, "drop", index, _is_robust(old), _is_robust(new))
+    model_changed = any(c.field in ("weights", "model") for c in changes)
+    suite_changed = any(c.field == "suite" for c in changes)
     for name in [a for a in old if a in new]:
         both = np.isin(old[name], _ATTACKED) & np.isin(new[name], _ATTACKED)
-        changed = other_judge or any(c.attack == name for c in found)
-        stood, stands = old[name][both] == "r", new[name][both] == "r"
-        yield _question(model, name, "rise", index[both], stood, stands, counted=changed or not other_model)
+        attack_changed = suite_changed or any(c.attack == name for c in changes)
+        robust_before, robust_now = old[name][both] == "r", new[name][both] == "r"
+        counted = attack_changed or not model_changed
+        yield _make_test(model, name, "rise", index[both], robust_before, robust_now, counted)
 
 
-def _right(verdicts: Verdicts) -> Marks:
+def _is_clean_correct(verdicts: Letters) -> BoolRow:
     return np.asarray(np.all([letters != "m" for letters in verdicts.values()], axis=0), dtype=bool)
 
 
-def _standing(verdicts: Verdicts) -> Marks:
-    return np.asarray(~np.any([np.isin(letters, _LOST) for letters in verdicts.values()], axis=0), dtype=bool)
+def _is_robust(verdicts: Letters) -> BoolRow:
+    return np.asarray(~np.any([np.isin(letters, _WRONG) for letters in verdicts.values()], axis=0), dtype=bool)
 
 
-def _question(
+def _make_test(
     model: str,
     what: str,
     kind: Literal["drop", "rise"],
     index: NDArray[np.int64],
-    old: Marks,
-    new: Marks,
+    old: BoolRow,
+    new: BoolRow,
     counted: bool = True,
-) -> Question:
+) -> PairedTest:
     lost, gained = (tuple(index[which].tolist()) for which in (old & ~new, new & ~old))
-    return Question(model, what, kind, len(old), int(old.sum()), int(new.sum()), lost, gained, counted)
+    return PairedTest(model, what, kind, len(old), int(old.sum()), int(new.sum()), lost, gained, counted)
 
 
-def _flips(index: NDArray[np.int64], old: Verdicts, new: Verdicts) -> Iterator[Flip]:
+def _list_flips(index: NDArray[np.int64], old: Letters, new: Letters) -> Iterator[Flip]:
     names = [a for a in old if a in new]
-    stood, stands = _standing(old), _standing(new)
-    changed = np.any([stood != stands, *(old[name] != new[name] for name in names)], axis=0)
+    robust_before, robust_now = _is_robust(old), _is_robust(new)
+    changed = np.any([robust_before != robust_now, *(old[name] != new[name] for name in names)], axis=0)
     for i in np.flatnonzero(changed).tolist():
         worst: Literal["lost", "gained", "unchanged"] = "unchanged"
-        if stood[i] != stands[i]:
-            worst = "lost" if stood[i] else "gained"
-        pairs = {name: (STATUS[old[name][i]].value, STATUS[new[name][i]].value) for name in names}
+        if robust_before[i] != robust_now[i]:
+            worst = "lost" if robust_before[i] else "gained"
+        pairs = {name: (STATUS_OF_LETTER[old[name][i]].value, STATUS_OF_LETTER[new[name][i]].value) for name in names}
         yield Flip(int(index[i]), worst, {name: pair for name, pair in pairs.items() if pair[0] != pair[1]})

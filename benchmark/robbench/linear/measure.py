@@ -1,4 +1,4 @@
-"""Measures logits, their gradients and the activations of the last two layers, in batches of one width."""
+"""Measures logits, their gradients, and the activations of the last two layers."""
 
 from __future__ import annotations
 
@@ -158,32 +158,35 @@ def _measure(
 def linearize(
     target: Target, images: Images, at: np.typing.NDArray[np.int64], lanes: int
 ) -> tuple[Linearization, pd.DataFrame]:
-    """Take logits, gradients and activations at these images.
+    """Measure logits, gradients and activations at test images.
 
-    Batches are padded to one width, so that kernels see one shape and a number depends on its image alone.
+    All batches are padded to the same width. The kernels then see one shape, and each number depends on its image only.
 
     Args:
         target: the model.
         images: the test images.
-        at: their positions, [n].
+        at: positions of the images to measure, [n].
         lanes: batch width.
 
     Returns:
-        What was found, and the columns of activations.parquet; no rows where the model ends in no linear layer.
+        The logits and gradients, and the rows of activations.parquet. There are no rows if the model does not end in a
+        linear layer.
 
     Raises:
-        ModelError: the model gives no gradients, or memory runs out.
+        ModelError: the model has no gradients, or memory runs out.
     """
-    found: dict[str, list[Tensor]] = {}
+    collected: dict[str, list[Tensor]] = {}
     with _LastLinear(target.module) as last:
         for start in range(0, len(at), lanes):
             batch = at[start : start + lanes]
-            padded = np.resize(batch, lanes)  # repeats the batch; any images would do
-            parts = _of_batch(target.module, images.x(padded).to(target.device), images.y[padded].to(target.device))
-            parts |= last.activations(parts["logits"])
+            padded = np.resize(batch, lanes)  # repeats the batch; its extra rows are dropped below
+            parts = _measure_batch(
+                target.module, images.x(padded).to(target.device), images.y[padded].to(target.device)
+            )
+            parts |= last.take_activations(parts["logits"])
             for key, value in parts.items():
-                found.setdefault(key, []).append(value[: len(batch)].cpu())
-    values = {key: torch.cat(parts).numpy() for key, parts in found.items()}
+                collected.setdefault(key, []).append(value[: len(batch)].cpu())
+    values = {key: torch.cat(parts).numpy() for key, parts in collected.items()}
     layers = {key: values.pop(key) for key in ("penultimate",) if key in values}
     measured = Linearization(
         sample=images.index[at],
@@ -192,66 +195,71 @@ def linearize(
     )
     if layers:
         layers["logits"] = values["logits"]
-    return measured, _activity(layers)
+    return measured, _summarize_activations(layers)
 
 
-def _of_batch(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def _measure_batch(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Compute logits [L, K], and per class ‖∇z_k‖_1, ‖∇z_y − ∇z_k‖_1 and cos(∇z_y, ∇z_k), each [L, K]."""
     x = x.requires_grad_(True)
     try:
         with torch.enable_grad():
             logits = model(x)
-        right = _gradient(logits.gather(1, y[:, None]).sum(), x)
+        true_gradient = _compute_gradient(logits.gather(1, y[:, None]).sum(), x)
         rows = []
         for k in range(logits.shape[1]):
-            other = _gradient(logits[:, k].sum(), x)
-            both = right.norm(dim=1) * other.norm(dim=1)
-            # 0 / 0 is NaN: a zero vector has no direction.
-            cosine = ((right * other).sum(1) / both).clamp(-1, 1)
-            gap = torch.where(y == k, 0.0, (right - other).abs().sum(1))
-            rows.append(torch.stack([other.abs().sum(1), gap, cosine]))
+            gradient_k = _compute_gradient(logits[:, k].sum(), x)
+            lengths = true_gradient.norm(dim=1) * gradient_k.norm(dim=1)
+            # A zero vector has no direction. Its cosine is 0 / 0 = NaN.
+            cosine = ((true_gradient * gradient_k).sum(1) / lengths).clamp(-1, 1)
+            gap = torch.where(y == k, 0.0, (true_gradient - gradient_k).abs().sum(1))
+            rows.append(torch.stack([gradient_k.abs().sum(1), gap, cosine]))
     except torch.OutOfMemoryError:
-        raise ModelError(f"Out of memory for {len(x)} images at once; use fewer: --lanes N.") from None
+        raise ModelError(
+            f"Out of memory with {len(x)} images in a batch. Use a smaller batch width: --lanes N."
+        ) from None
     gradient, gap, cosine = torch.stack(rows, dim=2)
     return {"logits": logits.detach(), "gradient": gradient, "gradient_gap": gap, "cosine": cosine}
 
 
-def _gradient(value: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of a sum over lanes as rows, [L, C · H · W], in float64: sums keep float32 precision."""
+def _compute_gradient(value: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of a sum over lanes as rows, [L, C · H · W].
+
+    The rows are float64, so that sums over their entries are as precise as the float32 entries.
+    """
     grad = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)[0] if value.requires_grad else None
     if grad is None:
         raise ModelError(
-            "The model's answers have no gradient with respect to its input (detached, or computed without autograd). "
-            "The linear model of robustness is made of these gradients; `robbench eval --suite blackbox` needs none."
+            "The model's output has no gradient with respect to its input (it is detached, or computed without "
+            "autograd). The linear model of robustness needs it. `robbench eval --suite blackbox` does not."
         )
     return grad.double().flatten(1)
 
 
 class _LastLinear:
-    """Remembers what the linear layer that ran last was given."""
+    """Records the input of the linear layer that ran last."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.given, self.width = model, torch.empty(0), 0
+        self.model, self.input, self.width = model, torch.empty(0), 0
 
     def __enter__(self) -> _LastLinear:
-        def remember(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.given, self.width = args[0].detach(), getattr(layer, "out_features", 0)
+        def record(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.input, self.width = args[0].detach(), getattr(layer, "out_features", 0)
 
         layers = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
-        self.handles = [layer.register_forward_pre_hook(remember) for layer in layers]
+        self.handles = [layer.register_forward_pre_hook(record) for layer in layers]
         return self
 
-    def activations(self, logits: Tensor) -> dict[str, Tensor]:
-        """Return the penultimate activations, [L, H]; nothing if no linear layer makes these logits."""
-        fits = self.given.dim() == 2 and self.given.shape[0] == len(logits) and self.width == logits.shape[1]
-        return {"penultimate": self.given} if fits else {}
+    def take_activations(self, logits: Tensor) -> dict[str, Tensor]:
+        """Return the penultimate activations, [L, H], or nothing if a linear layer cannot have made these logits."""
+        fits = self.input.dim() == 2 and self.input.shape[0] == len(logits) and self.width == logits.shape[1]
+        return {"penultimate": self.input} if fits else {}
 
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:
             handle.remove()
 
 
-def _activity(layers: dict[str, np.typing.NDArray[Any]]) -> pd.DataFrame:
+def _summarize_activations(layers: dict[str, np.typing.NDArray[Any]]) -> pd.DataFrame:
     frames = [pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in ACTIVATIONS.items()})]
     for layer, values in layers.items():
         mean, active = np.abs(values.astype(np.float64)).mean(0), (values != 0).mean(0)

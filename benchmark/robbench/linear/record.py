@@ -1,4 +1,4 @@
-"""Measurements of the linear model on disk. Imports no torch.
+"""The files of the linear model's measurements. Imports no torch.
 
 ```
 results/<dataset>/<model>/linear/linear.json          the summary (`LinearFile`)
@@ -29,61 +29,63 @@ __all__ = [
     "FOLDER",
     "LINEAR_VERSION",
     "LinearFile",
-    "linear_files",
     "linear_folder",
     "read_activations",
     "read_linear",
+    "read_linear_files",
     "read_linearization",
     "summarize_linear",
     "write_linear",
 ]
 
 FOLDER = "linear"
-LINEAR_VERSION = 1  # raised when what is measured, or what its numbers mean, changes
+LINEAR_VERSION = 1  # increased whenever a measurement or the meaning of a number changes
 
 CLASSES = {
     "sample": "int64",  # official index
     "label": "int64",  # true class
-    "class": "int64",  # the class k that this row is about
+    "class": "int64",  # the class k of this row
     "logit": "float32",  # z_k
     "gradient": "float32",  # ‖∇z_k‖_1
     "gradient_gap": "float32",  # ‖∇z_y − ∇z_k‖_1; 0 at k = y
-    "cosine": "float32",  # of the angle between ∇z_y and ∇z_k; NaN where one of them is zero
+    "cosine": "float32",  # cosine of the angle between ∇z_y and ∇z_k; NaN if one of them is zero
 }
 """The columns of classes.parquet, in order."""
 
 ACTIVATIONS = {
-    "layer": "str",  # penultimate: what the last linear layer is given; logits: what it answers
+    "layer": "str",  # penultimate: the input of the last linear layer; logits: its output
     "neuron": "int64",
-    "mean": "float64",  # of |activation| over the images
+    "mean": "float64",  # mean of |activation| over the images
     "active": "float64",  # share of the images with an activation other than 0
 }
 """The columns of activations.parquet, in order."""
 
 
 class LinearFile(StrictModel):
-    """linear.json. Its numbers are derived from classes.parquet, its run_id from `identity`."""
+    """The content of linear.json. Its numbers are computed from classes.parquet."""
 
     schema_version: Literal[1]
     run_id: str
-    """SHA-256 of `identity`: what was measured. Batch width, device and number of images are not part of it."""
+    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
     model: str
     dataset: str
     n: int
     """Number of images: the first n of the test set."""
     total: int
-    """Images of the test set."""
+    """Number of images of the whole test set."""
     classes: int
     """Number of logits, K."""
     clean_accuracy: Accuracy
     medians: dict[str, float | None]
-    """Over the images, at the class of the smallest L: logit_gap, gradient_gap, radius (L), cosine; null: no number."""
+    """Medians over the images of `QUANTITIES` at the nearest class. null if the median is not finite."""
     flags: dict[str, str]
-    """What a reader must know before trusting the numbers: name of the problem -> sentence."""
+    """Problems that make the numbers doubtful: name of the problem -> sentence."""
     identity: dict[str, Any]
+    """What the numbers depend on."""
     forwards: int
     """Forward passes, summed over images."""
     backwards: int
+    """Backward passes, summed over images."""
     seconds: float
     lanes: int
     hardware: str
@@ -93,51 +95,53 @@ class LinearFile(StrictModel):
 
 
 def linear_folder(root: Path, dataset: str, model: str) -> Path:
-    """Name the folder of a results tree that holds a model's measurement."""
+    """Return the folder of a results tree that holds a model's measurement."""
     return root / dataset / model / FOLDER
 
 
 def summarize_linear(
     measured: Linearization, identity: dict[str, Any], flags: dict[str, str], described: dict[str, Any]
 ) -> LinearFile:
-    """Make the summary of a measurement.
+    """Compute the summary of a measurement.
 
     Args:
-        measured: what was found.
-        identity: what was measured.
-        flags: what was noticed about the model's answers.
+        measured: the measured logits and gradients.
+        identity: what the numbers depend on.
+        flags: problems with the model's outputs: name of the problem -> sentence.
         described: the remaining fields of `LinearFile`.
     """
-    right = int((measured.logits.argmax(1) == measured.label).sum())
-    medians = {name: float(np.median(measured.at_nearest(name))) for name in QUANTITIES}
+    correct = int((measured.logits.argmax(1) == measured.label).sum())
+    medians = {name: float(np.median(measured.take_at_nearest(name))) for name in QUANTITIES}
     return LinearFile(
         schema_version=1,
         run_id=digest(identity),
         identity=identity,
         n=len(measured),
         classes=measured.logits.shape[1],
-        clean_accuracy=make_accuracy(right, len(measured)),
+        clean_accuracy=make_accuracy(correct, len(measured)),
         medians={k: float(f"{v:.6g}") if np.isfinite(v) else None for k, v in medians.items()},
-        flags=flags | _dead(measured),
+        flags=flags | _find_flags(measured),
         **described,
     )
 
 
-def _dead(measured: Linearization) -> dict[str, str]:
+def _find_flags(measured: Linearization) -> dict[str, str]:
     flags = {}
-    gap = measured.of_pairs("gradient_gap")
-    if dead := int((gap == 0).sum()):
+    gap = measured.take_pairs("gradient_gap")
+    if zero := int((gap == 0).sum()):
         flags["zero_gradients"] = (
-            f"In {dead} of {len(gap)} pairs of an image and a wrong class the gradient gap is exactly zero, so Eq. 4 "
+            f"In {zero} of {len(gap)} pairs of an image and a wrong class the gradient gap is exactly zero, so Eq. 4 "
             "calls them robust at any radius. Dead gradients are a sign of masking, not of robustness."
         )
-    if bad := int((~np.isfinite(gap)).sum()):
-        flags["nonfinite"] = f"{bad} of {len(gap)} gradient gaps are NaN or infinite; these images count as broken."
+    if nonfinite := int((~np.isfinite(gap)).sum()):
+        flags["nonfinite"] = (
+            f"{nonfinite} of {len(gap)} gradient gaps are NaN or infinite; these images count as broken."
+        )
     return flags
 
 
 def write_linear(folder: Path, file: LinearFile, measured: Linearization, activations: pd.DataFrame) -> None:
-    """Write a measurement; the summary last, so that where it is, the rest is."""
+    """Write a measurement. The summary is written last, so that a summary on disk means a complete measurement."""
     n, k = measured.logits.shape
     columns = {
         "sample": np.repeat(measured.sample, k),
@@ -155,11 +159,11 @@ def write_linear(folder: Path, file: LinearFile, measured: Linearization, activa
     write_atomically(folder / "linear.json", text.encode())
 
 
-def linear_files(root: Path) -> dict[str, LinearFile]:
-    """Read the summary of every measurement below a results tree, by `dataset/model`, ordered.
+def read_linear_files(root: Path) -> dict[str, LinearFile]:
+    """Read the summaries of all measurements of a results tree: `dataset/model` -> summary, sorted by name.
 
     Raises:
-        ResultError: one of them is damaged.
+        ResultError: a summary is damaged.
     """
     files = [read_linear(path.parent) for path in sorted(root.glob(f"*/*/{FOLDER}/linear.json"))]
     return {f"{file.dataset}/{file.model}": file for file in files}
@@ -169,24 +173,24 @@ def read_linear(folder: Path) -> LinearFile:
     """Read the summary of a measurement.
 
     Raises:
-        ResultError: not a summary of this schema.
+        ResultError: the file is missing or does not have this schema.
     """
     path = folder / "linear.json"
     try:
         return LinearFile.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise ResultError(f"{path}: {said}. Measure it again: robbench measure linear.") from None
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ResultError(f"{path}: {problem}. Measure it again: robbench measure linear.") from None
 
 
 def read_linearization(folder: Path) -> Linearization:
-    """Read what was found per image and class.
+    """Read the measured logits and gradients.
 
     Raises:
-        ResultError: not readable, or not one row for every image and class.
+        ResultError: the file cannot be read, or does not hold one row for every image and class.
     """
     path = folder / "classes.parquet"
-    rows = _read(path, CLASSES)
+    rows = _read_table(path, CLASSES)
     k = int(rows["class"].max()) + 1 if len(rows) else 0
     n = len(rows) // max(k, 1)
     samples = rows["sample"].to_numpy()[::k] if k else rows["sample"].to_numpy()
@@ -207,19 +211,21 @@ def read_linearization(folder: Path) -> Linearization:
 
 
 def read_activations(folder: Path) -> pd.DataFrame:
-    """Read how active the neurons of the last two layers are.
+    """Read the activations of the last two layers: one row per neuron, with the columns of `ACTIVATIONS`.
 
     Raises:
-        ResultError: not readable, or without the columns of `ACTIVATIONS`.
+        ResultError: the file cannot be read, or has other columns.
     """
-    return _read(folder / "activations.parquet", ACTIVATIONS)
+    return _read_table(folder / "activations.parquet", ACTIVATIONS)
 
 
-def _read(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise ResultError(f"{path} cannot be read ({error}). Measure it again with --overwrite.") from None
     if list(rows.columns) != list(columns):
-        raise ResultError(f"{path} has the columns {list(rows.columns)}; expected {list(columns)}.")
+        raise ResultError(
+            f"{path} has the columns {list(rows.columns)}; expected {list(columns)}. Measure it again with --overwrite."
+        )
     return rows

@@ -1,13 +1,13 @@
-"""What a model's logits and their gradients at an image predict: Eq. 2-4 of Shafahi et al. 2019. Imports no torch.
+"""The linear model of robustness: Eq. 2-4 of Shafahi et al. 2019. Imports no torch.
 
-To first order, moving x by δ with ‖δ‖_∞ = ε closes the gap between the logit of the true class y and that of another
-class ȳ once ε exceeds
+To first order, a perturbation δ of x with ‖δ‖_∞ = ε can close the gap between the logit of the true class y and the
+logit of another class ȳ if ε exceeds
 
     L(ȳ) = (z_y − z_ȳ) / ‖∇z_y − ∇z_ȳ‖_1                                                            (Eq. 4)
 
-The image changes its class at the smallest of these, so L without a class is the minimum over ȳ ≠ y. The approximation
-knows neither curvature nor the box [0, 1]: clipping at 0 and 1 takes something from a real attack, curvature may give
-or take.
+The image changes its class at the smallest of these radii. L without a class is therefore the minimum over ȳ ≠ y. The
+approximation ignores curvature and the box [0, 1]. Clipping to the box weakens a real attack. Curvature can weaken or
+strengthen it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["QUANTITIES", "Linearization", "Per"]
+__all__ = ["QUANTITIES", "Linearization", "Values"]
 
-Per = NDArray[np.float64]
-"""A number per image, [n], or per image and class, [n, K]."""
+Values = NDArray[np.float64]
+"""One number per image, [n], or per image and class, [n, K]."""
 
 QUANTITIES = ("logit_gap", "gradient_gap", "radius", "cosine")
-"""What Eq. 4 is made of, per image and wrong class."""
+"""The quantities of Eq. 4, per image and wrong class."""
 
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """A classifier around n images, to first order; gradients are with respect to x in [0, 1] pixel units.
+    """The first-order approximation of a classifier at n images. Gradients are with respect to x in [0, 1] pixel units.
 
     Attributes:
         sample: official index of each image, [n] int64.
@@ -36,77 +36,79 @@ class Linearization:
         logits: z, [n, K].
         gradient: ‖∇z_k‖_1, [n, K].
         gradient_gap: ‖∇z_y − ∇z_k‖_1, [n, K]; 0 at k = y.
-        cosine: of the angle between ∇z_y and ∇z_k, [n, K]; NaN where one of them is zero.
+        cosine: cosine of the angle between ∇z_y and ∇z_k, [n, K]; NaN if one of them is zero.
     """
 
     sample: NDArray[np.int64]
     label: NDArray[np.int64]
-    logits: Per
-    gradient: Per
-    gradient_gap: Per
-    cosine: Per
+    logits: Values
+    gradient: Values
+    gradient_gap: Values
+    cosine: Values
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.sample)
 
     @property
-    def wrong(self) -> NDArray[np.bool_]:
-        """Tell which classes are not the true one, [n, K]."""
+    def is_wrong_class(self) -> NDArray[np.bool_]:
+        """Whether each class is not the true class, [n, K]."""
         return np.asarray(np.arange(self.logits.shape[1]) != self.label[:, None])
 
     @property
-    def logit_gap(self) -> Per:
-        """z_y − z_k, [n, K]: negative where another class is ahead."""
+    def logit_gap(self) -> Values:
+        """The gap z_y − z_k, [n, K]. It is negative if the logit of class k is larger."""
         return np.take_along_axis(self.logits, self.label[:, None], 1) - self.logits
 
     @property
-    def radius(self) -> Per:
-        """L(k) of Eq. 4, [n, K], in pixel units; NaN at k = y.
+    def radius(self) -> Values:
+        """The radius L(k) of Eq. 4, [n, K], in [0, 1] pixel units; NaN at k = y.
 
-        Negative where class k is ahead already. Infinite where the two gradients are equal: to first order, no
-        perturbation changes the order of these classes.
+        It is negative if the logit of class k is larger than that of the true class. It is infinite if the two
+        gradients are equal, because then no perturbation changes the logit gap to first order.
         """
         gap = self.logit_gap
         with np.errstate(divide="ignore", invalid="ignore"):
             radius = gap / self.gradient_gap
         radius[(self.gradient_gap == 0) & (gap == 0)] = 0.0
-        radius[~self.wrong] = np.nan
+        radius[~self.is_wrong_class] = np.nan
         return radius
 
     @property
     def nearest(self) -> NDArray[np.int64]:
-        """The class ȳ ≠ y of the smallest L(ȳ), [n]; the lower of two equal ones. NaN counts as nearest."""
+        """The class ȳ ≠ y with the smallest L(ȳ), [n]. Of equal ones, the lowest class. NaN counts as the smallest."""
         radius = self.radius
         radius[np.isnan(radius)] = -np.inf
-        radius[~self.wrong] = np.inf
-        # Where every radius is infinite, the first wrong class stands for all of them.
-        first = np.argmax(self.wrong, axis=1)
-        found: NDArray[np.int64] = np.where(np.isposinf(radius.min(1)), first, radius.argmin(1)).astype(np.int64)
-        return found
+        radius[~self.is_wrong_class] = np.inf
+        # If every radius is infinite, argmin could return the true class. Take the first wrong class.
+        first = np.argmax(self.is_wrong_class, axis=1)
+        nearest: NDArray[np.int64] = np.where(np.isposinf(radius.min(1)), first, radius.argmin(1)).astype(np.int64)
+        return nearest
 
-    def at_nearest(self, quantity: str) -> Per:
-        """Return a quantity at the class that is nearest by Eq. 4, [n]; `radius` there is the L of the image.
-
-        Args:
-            quantity: one of `QUANTITIES`.
-        """
-        values: Per = np.take_along_axis(getattr(self, quantity), self.nearest[:, None], 1)[:, 0]
-        return values
-
-    def of_pairs(self, quantity: str) -> Per:
-        """Return a quantity for every image and wrong class, image by image, [n · (K − 1)].
+    def take_at_nearest(self, quantity: str) -> Values:
+        """Return a quantity at the nearest class of each image, [n]. For `radius`, this is the L of the image.
 
         Args:
             quantity: one of `QUANTITIES`.
         """
-        values: Per = getattr(self, quantity)[self.wrong]
+        values: Values = np.take_along_axis(getattr(self, quantity), self.nearest[:, None], 1)[:, 0]
         return values
 
-    def standing(self, eps: float) -> NDArray[np.bool_]:
-        """Tell which images Eq. 4 predicts to withstand a radius, [n]: L > eps. Misclassified ones never do.
+    def take_pairs(self, quantity: str) -> Values:
+        """Return a quantity for every pair of an image and a wrong class, image by image, [n · (K − 1)].
+
+        Args:
+            quantity: one of `QUANTITIES`.
+        """
+        values: Values = getattr(self, quantity)[self.is_wrong_class]
+        return values
+
+    def predict_robust(self, eps: float) -> NDArray[np.bool_]:
+        """Return whether Eq. 4 predicts each image to be robust at a radius (L > eps), [n].
+
+        Misclassified images are never predicted to be robust.
 
         Args:
             eps: Linf radius in [0, 1] pixel units.
         """
-        return np.asarray(self.at_nearest("radius") > eps)
+        return np.asarray(self.take_at_nearest("radius") > eps)

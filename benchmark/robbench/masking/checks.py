@@ -1,21 +1,22 @@
-"""The checks: pure functions from measurements to a value and a sentence, judged by thresholds.toml. No torch.
+"""The checks of gradient masking. Imports no torch.
 
-A check returns its value, the sentence that says what was seen, and whether chance can be ruled out; the thresholds
-make a status of it. docs/sanity.md defines every value.
+A check is a function from measurements to a value, a sentence that explains the value, and whether the value is
+significant. thresholds.toml turns the value into a status. docs/sanity.md defines every value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from robbench.core.stats import mcnemar
 from robbench.masking.measurements import Challenge, Measurements
 from robbench.masking.record import CheckResult
-from robbench.masking.thresholds import Finding, Thresholds, parse_thresholds
+from robbench.masking.thresholds import CheckOutcome, Thresholds, parse_thresholds
 
 __all__ = ["CHECKS", "load_thresholds", "run_checks"]
 
-_LEVEL = 0.05  # of the paired test of an attack against the control
+_LEVEL = 0.05  # significance level of the paired test of an attack against the control
 
 
 def load_thresholds(text: str | None = None) -> Thresholds:
@@ -24,198 +25,187 @@ def load_thresholds(text: str | None = None) -> Thresholds:
 
 
 def run_checks(m: Measurements, thresholds: Thresholds | None = None) -> list[CheckResult]:
-    """Run every check on measurements."""
-    limits = (thresholds or load_thresholds()).check
-    found = []
+    """Run all checks on measurements, with the given thresholds or the package's."""
+    table = (thresholds or load_thresholds()).check
+    results = []
     for name, check in CHECKS.items():
-        limit, finding = limits[name], check(m)
-        status = limit.status(finding)
-        found.append(
+        threshold, outcome = table[name], check(m)
+        status = threshold.judge(outcome)
+        results.append(
             CheckResult(
                 name=name,
-                title=limit.title,
-                value=None if finding.value is None else round(finding.value, 6),
-                threshold=limit.wanted,
+                title=threshold.title,
+                value=None if outcome.value is None else round(outcome.value, 6),
+                threshold=threshold.passing_range,
                 status=status,
-                reason=finding.reason,
-                source=limit.source,
-                decides={"warn": limit.on_warn, "fail": limit.on_fail}.get(status, ""),
+                reason=outcome.reason,
+                source=threshold.source,
+                decides={"warn": threshold.on_warn, "fail": threshold.on_fail}.get(status, ""),
             )
         )
-    return found
+    return results
+
+
+# The sentences of the checks are stored in sanity.json and compared with those of this code. Changing one makes stored
+# files stale.
 
 
 def _points(count: float, m: Measurements) -> float:
     return 100 * count / m.n
 
 
-def _randomized(m: Measurements) -> Finding:
+def _randomized(m: Measurements) -> CheckOutcome:
     r = m.randomness
-    said = (
-        f"{r.draws} answers to each of {r.images} images: {r.flips} predictions change, logits by up to {r.change:.1e}"
+    return CheckOutcome(
+        max(r.change, float(r.flips > 0)),
+        f"{r.draws} answers to each of {r.images} images: {r.flips} predictions change, logits by up to {r.change:.1e} "
+        "of their length.",
     )
-    return Finding(max(r.change, float(r.flips > 0)), f"{said} of their length.")
 
 
-def _probabilities(m: Measurements) -> Finding:
-    said = "lie in [0, 1] and sum to 1" if m.probabilities else "are no probabilities"
-    return Finding(float(m.probabilities), f"The model's answers {said}.")
+def _probabilities(m: Measurements) -> CheckOutcome:
+    predicate = "lie in [0, 1] and sum to 1" if m.probabilities else "are no probabilities"
+    return CheckOutcome(float(m.probabilities), f"The model's answers {predicate}.")
 
 
-def _classes(m: Measurements) -> Finding:
-    return Finding(float(m.classes), f"The model has {m.classes} classes.")
+def _classes(m: Measurements) -> CheckOutcome:
+    return CheckOutcome(float(m.classes), f"The model has {m.classes} classes.")
 
 
-def _autograd_inside(m: Measurements) -> Finding:
-    return Finding(float(m.autograd_calls), f"{m.autograd_calls} calls of autograd inside one forward pass.")
+def _autograd_inside(m: Measurements) -> CheckOutcome:
+    return CheckOutcome(float(m.autograd_calls), f"{m.autograd_calls} calls of autograd inside one forward pass.")
 
 
-def _unavailable_gradients(m: Measurements) -> Finding:
+def _unavailable_gradients(m: Measurements) -> CheckOutcome:
     if not m.differentiable:
-        return Finding(1.0, "The model's output does not depend on its input through autograd: there is no gradient.")
+        return CheckOutcome(
+            1.0, "The model's output does not depend on its input through autograd: there is no gradient."
+        )
     share = m.scale.unavailable
-    return Finding(share, f"{share:.1%} of {m.scale.images} clean images have a gradient of exactly zero.")
+    return CheckOutcome(share, f"{share:.1%} of {m.scale.images} clean images have a gradient of exactly zero.")
 
 
-def _zero_gradients(m: Measurements) -> Finding:
-    return Finding(m.zero_gradients, f"{m.zero_gradients:.2%} of all gradients that PGD asked for are exactly zero.")
+def _zero_gradients(m: Measurements) -> CheckOutcome:
+    return CheckOutcome(
+        m.zero_gradients, f"{m.zero_gradients:.2%} of all gradients that PGD asked for are exactly zero."
+    )
 
 
-def _underflow(m: Measurements) -> Finding:
+def _underflow(m: Measurements) -> CheckOutcome:
     share = m.scale.underflow
-    return Finding(share, f"{share:.1%} of {m.scale.images} clean images have a gradient below 1e-20 but not zero.")
+    return CheckOutcome(
+        share, f"{share:.1%} of {m.scale.images} clean images have a gradient below 1e-20 but not zero."
+    )
 
 
-def _logit_range(m: Measurements) -> Finding:
-    return Finding(m.scale.logit_range, f"Largest minus smallest logit: {m.scale.logit_range:.2f} (median).")
+def _logit_range(m: Measurements) -> CheckOutcome:
+    return CheckOutcome(m.scale.logit_range, f"Largest minus smallest logit: {m.scale.logit_range:.2f} (median).")
 
 
-def _squeezed_logits(m: Measurements) -> Finding:
+def _squeezed_logits(m: Measurements) -> CheckOutcome:
     s = m.scale
     if s.wrong_spread is None:
-        return Finding(None, "With two classes there is one wrong logit.")
-    return Finding(
+        return CheckOutcome(None, "With two classes there is one wrong logit.")
+    return CheckOutcome(
         s.wrong_spread,
         f"The wrong classes' logits spread by {s.wrong_spread:.3f} of their distance to the largest, which is "
         f"{s.log_odds:.2f}.",
     )
 
 
-def _of(m: Measurements, *roles: str) -> list[Challenge]:
+def _with_role(m: Measurements, *roles: str) -> list[Challenge]:
     return [c for c in m.challenges if c.role in roles]
 
 
-def _beyond_control(m: Measurements, roles: tuple[str, ...]) -> Finding:
-    """Compare the strongest attack of some roles with the control, on what the usual PGD left."""
-    found = max(_of(m, *roles), key=lambda c: (c.beyond - c.behind, c.beyond), default=None)
+def _beyond_control(m: Measurements, roles: tuple[str, ...]) -> CheckOutcome:
+    """Compare the strongest attack with one of the roles with the control."""
+    found = max(_with_role(m, *roles), key=lambda c: (c.beyond - c.behind, c.beyond), default=None)
     if found is None:
-        return Finding(None, "The suite has no such attack.")
+        return CheckOutcome(None, "The suite has no such attack.")
     if not found.given:
-        return Finding(None, "The usual PGD left no image standing.")
+        return CheckOutcome(None, "The usual PGD left no image standing.")
     value = _points(found.beyond - found.behind, m)
     p = mcnemar(found.beyond, found.behind)
-    control = _of(m, "control")[0]
-    return Finding(
+    control = _with_role(m, "control")[0]
+    return CheckOutcome(
         value,
         f"{found.name} breaks {found.broken} of the {found.given} images that the usual PGD left, PGD again "
         f"{control.broken}: {value:+.1f} points of {m.n} images (p = {p:.2g}).",
-        sure=p < _LEVEL,
+        significant=p < _LEVEL,
     )
 
 
-def _loss_disagreement(m: Measurements) -> Finding:
-    return _beyond_control(m, ("other loss",))
-
-
-def _single_step(m: Measurements) -> Finding:
-    return _beyond_control(m, ("single step",))
-
-
-def _steps(m: Measurements) -> Finding:
-    return _beyond_control(m, ("more steps",))
-
-
-def _step_sizes(m: Measurements) -> Finding:
-    return _beyond_control(m, ("other steps",))
-
-
-def _alone(m: Measurements, role: str) -> Finding:
-    """Count what attacks without the model's gradient broke and none with it."""
-    found = max(_of(m, role), key=lambda c: (c.alone, c.broken), default=None)
+def _alone(m: Measurements, role: str) -> CheckOutcome:
+    """Count the images that an attack without the model's gradient broke and no attack with the gradient did."""
+    found = max(_with_role(m, role), key=lambda c: (c.alone, c.broken), default=None)
     if found is None:
-        return Finding(None, "No such attack ran: there is no surrogate for this data set.")
+        return CheckOutcome(None, "No such attack ran: there is no surrogate for this data set.")
     if not found.given:
-        return Finding(None, "The usual PGD left no image standing.")
-    return Finding(
+        return CheckOutcome(None, "The usual PGD left no image standing.")
+    return CheckOutcome(
         _points(found.alone, m),
         f"{found.name} breaks {found.broken} of the {found.given} images that the usual PGD left, {found.alone} of "
         "which no attack with gradients breaks.",
     )
 
 
-def _noise(m: Measurements) -> Finding:
-    return _alone(m, "noise")
-
-
-def _transfer(m: Measurements) -> Finding:
-    return _alone(m, "transfer")
-
-
-def _square(m: Measurements) -> Finding:
-    return _alone(m, "square")
-
-
-def _restarts(m: Measurements) -> Finding:
-    control = _of(m, "control")[0]
+def _restarts(m: Measurements) -> CheckOutcome:
+    control = _with_role(m, "control")[0]
     if not control.given:
-        return Finding(None, "The usual PGD left no image standing.")
+        return CheckOutcome(None, "The usual PGD left no image standing.")
     value = _points(control.broken, m)
-    return Finding(
+    return CheckOutcome(
         value, f"From another start PGD breaks {control.broken} of {control.given} more ({value:.1f} points)."
     )
 
 
-def _finite_differences(m: Measurements) -> Finding:
+def _finite_differences(m: Measurements) -> CheckOutcome:
     g = m.gradients
     if g.cosine is None:
-        return Finding(None, "Neither the gradient nor the differences move: the function is flat there.")
-    return Finding(
+        return CheckOutcome(None, "Neither the gradient nor the differences move: the function is flat there.")
+    return CheckOutcome(
         g.cosine,
         f"Gradient and central differences along {g.directions} random directions have a cosine of {g.cosine:.2f} "
         f"(median of {g.images} images).",
     )
 
 
-def _nearby_gradients(m: Measurements) -> Finding:
+def _nearby_gradients(m: Measurements) -> CheckOutcome:
     g = m.gradients
     if g.nearby is None:
-        return Finding(None, "All gradients there are zero.")
-    return Finding(g.nearby, f"Gradients within {g.radius:.3g} of each other have a cosine of {g.nearby:.2f} (median).")
-
-
-def _local_linearity(m: Measurements) -> Finding:
-    value = m.gradients.nonlinearity
-    if value is None:
-        return Finding(None, "The function is flat there.")
-    return Finding(value, f"Across the ball the gradient misses {value:.0%} of the margin's change (median).")
-
-
-def _grid(m: Measurements) -> Finding:
-    g = m.grid
-    usual = g.standing[g.usual[0]][g.usual[1]]
-    if not usual:
-        return Finding(None, "The usual step size and iterations leave nothing standing.")
-    value, p = 100 * (g.beyond - g.behind) / g.images, mcnemar(g.beyond, g.behind)
-    lowest = min((n, s, i) for i_s, s in enumerate(g.sizes) for n, i in zip(g.standing[i_s], g.iterations, strict=True))
-    return Finding(
-        value,
-        f"Of {g.images} images {usual} stand in the usual cell and {lowest[0]} at step {lowest[1]:g} of eps with "
-        f"{lowest[2]} iterations (p = {p:.2g}).",
-        sure=p < _LEVEL,
+        return CheckOutcome(None, "All gradients there are zero.")
+    return CheckOutcome(
+        g.nearby, f"Gradients within {g.radius:.3g} of each other have a cosine of {g.nearby:.2f} (median)."
     )
 
 
-def _monotone(m: Measurements) -> Finding:
+def _local_linearity(m: Measurements) -> CheckOutcome:
+    value = m.gradients.nonlinearity
+    if value is None:
+        return CheckOutcome(None, "The function is flat there.")
+    return CheckOutcome(value, f"Across the ball the gradient misses {value:.0%} of the margin's change (median).")
+
+
+def _grid(m: Measurements) -> CheckOutcome:
+    g = m.grid
+    usual = g.standing[g.usual[0]][g.usual[1]]
+    if not usual:
+        return CheckOutcome(None, "The usual step size and iterations leave nothing standing.")
+    value, p = 100 * (g.beyond - g.behind) / g.images, mcnemar(g.beyond, g.behind)
+    lowest = min(
+        (n, size, iterations)
+        for size, counts in zip(g.sizes, g.standing, strict=True)
+        for n, iterations in zip(counts, g.iterations, strict=True)
+    )
+    return CheckOutcome(
+        value,
+        f"Of {g.images} images {usual} stand in the usual cell and {lowest[0]} at step {lowest[1]:g} of eps with "
+        f"{lowest[2]} iterations (p = {p:.2g}).",
+        significant=p < _LEVEL,
+    )
+
+
+def _monotone(m: Measurements) -> CheckOutcome:
     c = m.curve
     images = len(c.broken[0])
     rises, p = 0, 1.0
@@ -224,85 +214,90 @@ def _monotone(m: Measurements) -> Finding:
         beyond = sum(b and not a for a, b in zip(low, high, strict=True))
         if behind - beyond > rises:
             rises, p = behind - beyond, mcnemar(beyond, behind)
-    said = f"rises by {rises} of {images} images (p = {p:.2g})" if rises else "never rises"
-    return Finding(100 * rises / images, f"Over {len(c.eps)} radii the robust accuracy {said}.", sure=p < _LEVEL)
+    predicate = f"rises by {rises} of {images} images (p = {p:.2g})" if rises else "never rises"
+    sentence = f"Over {len(c.eps)} radii the robust accuracy {predicate}."
+    return CheckOutcome(100 * rises / images, sentence, significant=p < _LEVEL)
 
 
-def _unbounded(m: Measurements) -> Finding:
+def _unbounded(m: Measurements) -> CheckOutcome:
     last = m.curve.broken[-1]
-    return Finding(100 * sum(last) / len(last), f"With the whole box PGD breaks {sum(last)} of {len(last)} images.")
+    return CheckOutcome(
+        100 * sum(last) / len(last), f"With the whole box PGD breaks {sum(last)} of {len(last)} images."
+    )
 
 
-def _unstable_predictions(m: Measurements) -> Finding:
+def _unstable_predictions(m: Measurements) -> CheckOutcome:
     value = m.traces.unstable
     if value is None:
-        return Finding(None, "There are no final points.")
-    return Finding(value, f"Among 100 neighbours of the final points the margin changes by {value:.0%} (median).")
+        return CheckOutcome(None, "There are no final points.")
+    return CheckOutcome(value, f"Among 100 neighbours of the final points the margin changes by {value:.0%} (median).")
 
 
-def _silent_success(m: Measurements) -> Finding:
+def _silent_success(m: Measurements) -> CheckOutcome:
     t = m.traces
-    return Finding(100 * t.silent / t.images, f"{t.silent} of {t.images} images are broken on the way, not at the end.")
+    return CheckOutcome(
+        100 * t.silent / t.images, f"{t.silent} of {t.images} images are broken on the way, not at the end."
+    )
 
 
-def _incomplete_optimization(m: Measurements) -> Finding:
+def _incomplete_optimization(m: Measurements) -> CheckOutcome:
     value = m.traces.unfinished
     if value is None:
-        return Finding(None, "Every image is broken.")
-    return Finding(value, f"{value:.0%} of the loss's rise comes in the last 10 of 40 steps (median).")
+        return CheckOutcome(None, "Every image is broken.")
+    return CheckOutcome(value, f"{value:.0%} of the loss's rise comes in the last 10 of 40 steps (median).")
 
 
-def _transfer_failure(m: Measurements) -> Finding:
+def _transfer_failure(m: Measurements) -> CheckOutcome:
     if m.differentiable and m.zero_gradients < 0.5:
-        return Finding(None, "The attacks climb the model's own gradient, no stand-in's.")
+        return CheckOutcome(None, "The attacks climb the model's own gradient, no stand-in's.")
     if not any(t.fooled for t in m.transferred):
-        return Finding(None, "No surrogate was fooled.")
+        return CheckOutcome(None, "No surrogate was fooled.")
     best = max((t for t in m.transferred if t.fooled), key=lambda t: t.broken / t.fooled)
     share = 1 - best.broken / best.fooled
-    return Finding(
+    return CheckOutcome(
         share, f"{best.name}: of {best.fooled} points that fool the surrogate, {best.broken} fool the model too."
     )
 
 
-def _binarization(m: Measurements) -> Finding:
+def _binarization(m: Measurements) -> CheckOutcome:
     b = m.binarization
     if not b.separable:
-        return Finding(None, "No linear readout tells the boundary point from the inner ones.")
+        return CheckOutcome(None, "No linear readout tells the boundary point from the inner ones.")
     if 2 * b.random > b.separable:
-        return Finding(None, f"Random sampling already breaks {b.random} of {b.separable}: the test says nothing.")
-    return Finding(
+        return CheckOutcome(None, f"Random sampling already breaks {b.random} of {b.separable}: the test says nothing.")
+    return CheckOutcome(
         100 * b.attack / b.separable,
         f"PGD, usual or annealed, breaks {b.attack} of {b.separable} two-class problems that have an adversarial "
         f"example, random sampling {b.random}.",
     )
 
 
-def _linear_estimate(m: Measurements) -> Finding:
+def _linear_estimate(m: Measurements) -> CheckOutcome:
     linear = m.linear
     if 2 * linear.defined < linear.images or linear.radius is None:
-        return Finding(None, f"Only {linear.defined} of {linear.images} images have a gradient gap.")
+        return CheckOutcome(None, f"Only {linear.defined} of {linear.images} images have a gradient gap.")
     value = 100 * (linear.standing - linear.predicted) / linear.defined
-    return Finding(
+    return CheckOutcome(
         value,
         f"PGD leaves {linear.standing} of {linear.defined} images, the linear estimate {linear.predicted} (its median "
         f"radius: {linear.radius:.3g}).",
     )
 
 
-def _overestimation(m: Measurements) -> Finding:
+def _overestimation(m: Measurements) -> CheckOutcome:
     gap = 100 * (m.pgd.value - m.best.value)
-    control = _of(m, "control")[0]
+    control = _with_role(m, "control")[0]
     if not control.given:
-        return Finding(None, "The usual PGD left no image standing.")
+        return CheckOutcome(None, "The usual PGD left no image standing.")
     value = gap - _points(control.broken, m)
-    return Finding(
+    return CheckOutcome(
         value,
         f"PGD leaves {m.pgd.value:.1%}, everything together {m.best.value:.1%}; {control.broken} images of the "
         "difference are the control's.",
     )
 
 
-CHECKS: dict[str, Callable[[Measurements], Finding]] = {
+CHECKS: dict[str, Callable[[Measurements], CheckOutcome]] = {
     "randomized": _randomized,
     "probabilities": _probabilities,
     "classes": _classes,
@@ -315,14 +310,14 @@ CHECKS: dict[str, Callable[[Measurements], Finding]] = {
     "finite_differences": _finite_differences,
     "nearby_gradients": _nearby_gradients,
     "local_linearity": _local_linearity,
-    "loss_disagreement": _loss_disagreement,
-    "single_step": _single_step,
-    "noise": _noise,
-    "transfer": _transfer,
-    "square": _square,
+    "loss_disagreement": partial(_beyond_control, roles=("other loss",)),
+    "single_step": partial(_beyond_control, roles=("single step",)),
+    "noise": partial(_alone, role="noise"),
+    "transfer": partial(_alone, role="transfer"),
+    "square": partial(_alone, role="square"),
     "restarts": _restarts,
-    "steps": _steps,
-    "step_sizes": _step_sizes,
+    "steps": partial(_beyond_control, roles=("more steps",)),
+    "step_sizes": partial(_beyond_control, roles=("other steps",)),
     "grid": _grid,
     "monotone": _monotone,
     "unbounded": _unbounded,
@@ -334,4 +329,4 @@ CHECKS: dict[str, Callable[[Measurements], Finding]] = {
     "linear_estimate": _linear_estimate,
     "overestimation": _overestimation,
 }
-"""By name, in the order of the report."""
+"""Name -> check, in the order of the report."""

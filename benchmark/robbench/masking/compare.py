@@ -1,4 +1,4 @@
-"""Records of the suite `sanity` → what each attack did with what the usual PGD left. A pure function; no torch."""
+"""Compares the attacks of the suite `sanity` on the images that the usual PGD did not break. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from robbench.core.types import Status
 from robbench.masking.measurements import Challenge, Role
 from robbench.results.schema import ResultFile
 
-__all__ = ["challenges", "standing"]
+__all__ = ["compare_attacks", "mark_robust"]
 
 _GRADIENT = ("control", "single step", "more steps", "other loss", "other steps")
-"""Roles of the attacks that climb the model's gradient."""
+"""Roles of the attacks that use the model's gradient."""
 
 
-def _role(config: Mapping[str, Any], usual: Mapping[str, Any], weights: object) -> Role:
-    """Tell what an attack differs in from the usual PGD; a model's transfer to itself is another loss."""
+def _find_role(config: Mapping[str, Any], usual: Mapping[str, Any], weights: object) -> Role:
+    """Return in what an attack differs from the usual PGD. Transfer from the model itself counts as another loss."""
     if config["kind"] == "transfer" and config["surrogate_weights"] == weights:
         return "other loss"
     if config["kind"] in ("transfer", "square", "noise"):
@@ -27,7 +27,10 @@ def _role(config: Mapping[str, Any], usual: Mapping[str, Any], weights: object) 
     if config["kind"] == "fgsm":
         return "single step"
     if config["kind"] != "pgd":
-        raise ResultError(f"An attack of kind {config['kind']!r} has no role in the suite sanity.")
+        raise ResultError(
+            f"An attack of kind {config['kind']!r} has no role in the suite sanity; "
+            "allowed: pgd, fgsm, noise, transfer and square."
+        )
     differs = {key for key in config if config[key] != usual.get(key)}
     if not differs:
         return "control"
@@ -36,41 +39,42 @@ def _role(config: Mapping[str, Any], usual: Mapping[str, Any], weights: object) 
     return "other loss" if differs == {"objective"} else "other steps"
 
 
-def standing(rows: pd.DataFrame, attack: str) -> pd.Series[bool]:
-    """Tell per sample whether it is classified correctly and an attack did not break it; indexed by sample."""
-    mine = rows[rows["attack"] == attack].set_index("sample")["status"]
-    return mine == Status.ROBUST
+def mark_robust(rows: pd.DataFrame, attack: str) -> pd.Series[bool]:
+    """Return whether each image is robust under one attack, indexed by sample."""
+    status = rows[rows["attack"] == attack].set_index("sample")["status"]
+    return status == Status.ROBUST
 
 
-def challenges(result: ResultFile, rows: pd.DataFrame) -> list[Challenge]:
-    """Compare each further attack with the control on the images that the first one left standing.
+def compare_attacks(result: ResultFile, rows: pd.DataFrame) -> list[Challenge]:
+    """Compare each further attack with the control on the images that the first attack did not break.
 
     Args:
-        result: of a suite in the mode `challenge`.
-        rows: its records.
+        result: the result of a suite in the mode `challenge`.
+        rows: the records of the result.
 
     Raises:
-        ResultError: an attack has no role, or there is no control.
+        ResultError: an attack has no role, or the suite has no control.
     """
     usual = result.attacks[0]
-    rows = rows[rows["sample"].isin(standing(rows, usual.name).loc[lambda s: s].index)]
-    broke = rows.assign(broken=rows["status"] == Status.BROKEN).pivot(index="sample", columns="attack", values="broken")
-    roles = {a.name: _role(a.config, usual.config, result.identity.get("weights")) for a in result.attacks[1:]}
+    rows = rows[rows["sample"].isin(mark_robust(rows, usual.name).loc[lambda s: s].index)]
+    marked = rows.assign(broken=rows["status"] == Status.BROKEN)
+    broken = marked.pivot(index="sample", columns="attack", values="broken")
+    roles = {a.name: _find_role(a.config, usual.config, result.identity.get("weights")) for a in result.attacks[1:]}
     controls = [name for name, role in roles.items() if role == "control"]
     if not controls:
-        raise ResultError("The suite has no control: PGD as the first attack is, a second time.")
-    broke = broke.reindex(columns=list(roles)).fillna(False).astype(bool)
-    climbed = broke[[name for name, role in roles.items() if role in _GRADIENT]].any(axis=1)
-    control = broke[controls[0]]
+        raise ResultError("The suite has no control. List the first attack a second time, under another name.")
+    broken = broken.reindex(columns=list(roles)).fillna(False).astype(bool)
+    by_gradient = broken[[name for name, role in roles.items() if role in _GRADIENT]].any(axis=1)
+    control = broken[controls[0]]
     return [
         Challenge(
             name=name,
             role=role,
-            given=len(broke),
-            broken=int(broke[name].sum()),
-            beyond=int((broke[name] & ~control).sum()),
-            behind=int((control & ~broke[name]).sum()),
-            alone=int((broke[name] & ~climbed).sum()),
+            given=len(broken),
+            broken=int(broken[name].sum()),
+            beyond=int((broken[name] & ~control).sum()),
+            behind=int((control & ~broken[name]).sum()),
+            alone=int((broken[name] & ~by_gradient).sum()),
         )
         for name, role in roles.items()
     ]

@@ -1,4 +1,4 @@
-"""Everything that the checks look at, measured on one model; the records of the suite `sanity` are made before."""
+"""Measurements of one model for the checks. The suite `sanity` must have run on the model before."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ from robbench.attacks import PGD
 from robbench.core.threat import Ball, whole_box
 from robbench.evaluation.stages import ReadyStage
 from robbench.evaluation.transfer import Transfer
-from robbench.masking.binarization import binarization
-from robbench.masking.compare import challenges, standing
-from robbench.masking.gradients import autograd_calls, gradient_quality, linear_estimate, loss_scale, randomness
-from robbench.masking.measurements import Cost, Curve, Grid, Measurements, Traces, Transferred
-from robbench.masking.probe import Probe, Trace
+from robbench.masking.binarization import run_binarization_test
+from robbench.masking.compare import compare_attacks, mark_robust
+from robbench.masking.gradient_probe import AttackTrace, GradientProbe
+from robbench.masking.gradients import (
+    count_autograd_calls,
+    measure_gradient_quality,
+    measure_linear_estimate,
+    measure_logit_scale,
+    measure_randomness,
+)
+from robbench.masking.measurements import Cost, LossTraces, Measurements, RadiusCurve, StepGrid, Transferred
 from robbench.results.schema import ResultFile
 
-__all__ = ["Budget", "measure"]
+__all__ = ["CheckBudget", "run_measurements"]
 
 _T = TypeVar("_T")
 
-_RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of eps; the whole box comes last
-_SIZES = (0.05, 0.25, 1.0, 2.0)  # of eps
+_RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # shares of eps; a radius that contains the whole box is added
+_SIZES = (0.05, 0.25, 1.0, 2.0)  # shares of eps
 _ITERATIONS = (5, 10, 20, 40)
-_USUAL = (1, 2)  # the cell of the usual PGD: a quarter of eps, 20 steps
-_LAST = 10  # steps in which a finished attack no longer rises (Pintor et al. 2022, indicator 4)
-_NEIGHBOURS, _WIDTH = 100, 8 / 255  # of the indicator of unstable predictions
+_USUAL = (1, 2)  # indices in _SIZES and _ITERATIONS of the usual PGD: eps/4, 20 steps
+_LAST = 10  # last steps, in which the loss of a converged attack no longer rises (Pintor et al. 2022, indicator 4)
+_NEIGHBOURS, _WIDTH = 100, 8 / 255  # number and side of the box of neighbours (Pintor et al. 2022, indicator 2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """On how many images the dear measurements are made; docs/sanity.md says what each costs."""
+class CheckBudget:
+    """Number of images of each expensive measurement. docs/sanity.md gives the cost of each."""
 
     gradients: int = 32
     traces: int = 64
@@ -49,40 +55,41 @@ class Budget:
     randomness: int = 128
 
 
-def measure(
-    probe: Probe,
+def run_measurements(
+    probe: GradientProbe,
     result: ResultFile,
     rows: pd.DataFrame,
     transfers: Sequence[ReadyStage],
     *,
     differentiable: bool,
     probabilities: bool,
-    budget: Budget | None = None,
+    budget: CheckBudget | None = None,
 ) -> Measurements:
     """Measure a model on its correctly classified images.
 
     Args:
-        probe: model and images.
-        result: of the suite `sanity` on them.
-        rows: its records.
-        transfers: its transfer stages.
-        differentiable: whether the model's answer has a path for gradients at all.
-        probabilities: whether its answers are probabilities.
-        budget: how many images each measurement looks at.
+        probe: the model and the correctly classified images.
+        result: the result of the suite `sanity` on this model.
+        rows: the records of the result.
+        transfers: the transfer stages of the suite.
+        differentiable: whether autograd connects the model's output to its input.
+        probabilities: whether the model's outputs are probabilities.
+        budget: number of images of each measurement; None means the defaults.
     """
-    b = budget or Budget()
+    b = budget or CheckBudget()
     usual = PGD(objective="ce", steps=20)
     annealed = PGD(objective="ce_scaled", steps=20, relative_step=2.0, anneal=True)
 
-    def timed(name: str, images: int, run: Callable[[Probe], _T]) -> _T:
-        part = probe.first(images)
-        with part.counting(name):
+    def timed(name: str, images: int, run: Callable[[GradientProbe], _T]) -> _T:
+        part = probe.take_first(images)
+        with part.count_cost(name):
             return run(part)
 
     zero = _zero_share(result, rows)
-    dead = not differentiable or zero >= 0.5  # only then do a stand-in's points carry the number
-    left = standing(rows, result.attacks[0].name)
-    left_of = torch.from_numpy(left.reindex(probe.sample).to_numpy(dtype=bool, copy=True))
+    no_gradient = not differentiable or zero >= 0.5
+    transfers = transfers if no_gradient else ()  # all other models are attacked by their own gradient
+    robust = mark_robust(rows, result.attacks[0].name)
+    robust_of = torch.from_numpy(robust.reindex(probe.sample).to_numpy(dtype=bool, copy=True))
     with torch.no_grad():
         classes = probe.target.module(probe.x[:2].to(probe.target.device)).shape[1]
     measurements = Measurements(
@@ -94,17 +101,17 @@ def measure(
         differentiable=differentiable,
         probabilities=probabilities,
         zero_gradients=zero,
-        challenges=challenges(result, rows),
-        autograd_calls=timed("autograd", 2, autograd_calls),
-        randomness=timed("randomness", b.randomness, randomness),
-        scale=timed("loss scale", len(probe), loss_scale),
-        gradients=timed("gradient quality", b.gradients, gradient_quality),
-        traces=timed("loss curves", b.traces, lambda part: _traces(part, usual, b.unstable)),
-        curve=timed("radii", b.curve, lambda part: _curve(part, usual)),
-        grid=timed("step sizes", b.grid, _grid),
-        binarization=timed("binarization", b.binarization, lambda part: binarization(part, (usual, annealed))),
-        linear=timed("linear estimate", b.linear, lambda part: linear_estimate(part, left_of[: b.linear])),
-        transferred=timed("transfer", b.transfers, lambda part: [_transferred(part, s) for s in transfers if dead]),
+        challenges=compare_attacks(result, rows),
+        autograd_calls=timed("autograd", 2, count_autograd_calls),
+        randomness=timed("randomness", b.randomness, measure_randomness),
+        scale=timed("loss scale", len(probe), measure_logit_scale),
+        gradients=timed("gradient quality", b.gradients, measure_gradient_quality),
+        traces=timed("loss curves", b.traces, lambda part: _measure_traces(part, usual, b.unstable)),
+        curve=timed("radii", b.curve, lambda part: _measure_curve(part, usual)),
+        grid=timed("step sizes", b.grid, _measure_grid),
+        binarization=timed("binarization", b.binarization, lambda part: run_binarization_test(part, (usual, annealed))),
+        linear=timed("linear estimate", b.linear, lambda part: measure_linear_estimate(part, robust_of[: b.linear])),
+        transferred=timed("transfer", b.transfers, lambda part: [_measure_transfer(part, s) for s in transfers]),
         cost={},
     )
     cost = {"suite": Cost(forwards=result.forwards - result.backwards, pairs=result.backwards, seconds=result.seconds)}
@@ -112,45 +119,46 @@ def measure(
 
 
 def _zero_share(result: ResultFile, rows: pd.DataFrame) -> float:
-    """Share of exactly zero gradients among all that the usual PGD and its control asked for."""
+    """Return the share of exactly zero gradients among all gradients of the usual PGD and the control."""
     usual = result.attacks[0]
     names = [a.name for a in result.attacks if a.config == usual.config]
-    mine = rows[rows["attack"].isin(names)]
-    asked = int(mine["backwards"].sum())
-    return int(mine["zero_gradients"].sum()) / asked if asked else 0.0
+    usual_rows = rows[rows["attack"].isin(names)]
+    gradients = int(usual_rows["backwards"].sum())
+    return int(usual_rows["zero_gradients"].sum()) / gradients if gradients else 0.0
 
 
-def _traces(probe: Probe, usual: PGD, unstable: int) -> Traces:
-    """Follow the usual PGD and one of twice its steps to their ends."""
-    longer = probe.trace("trace", replace(usual, steps=2 * usual.steps))
-    # The first half is the usual attack: the same start and the same constant step.
+def _measure_traces(probe: GradientProbe, usual: PGD, unstable: int) -> LossTraces:
+    """Record the losses of the usual PGD and of PGD with twice its steps."""
+    longer = probe.trace_attack("trace", replace(usual, steps=2 * usual.steps))
+    # Both attacks have the same start and step size, so the first half of the longer trace is the usual PGD's trace.
     end = usual.steps + 1
-    short = Trace(longer.loss[:end], longer.margin[:end], longer.x)
+    short = AttackTrace(longer.loss[:end], longer.margin[:end], longer.x)
     broken = short.margin > 0
-    until = broken.cummax(0).values
-    stands = ~longer.margin.gt(0).any(0)
+    broken_so_far = broken.cummax(0).values
+    robust = ~longer.margin.gt(0).any(0)
     low, middle, high = (short.loss.double().quantile(q, dim=1).tolist() for q in (0.1, 0.5, 0.9))
-    return Traces(
+    return LossTraces(
         images=len(probe),
-        standing=int((~until[-1]).sum()),
-        silent=int((until[-1] & ~broken[-1]).sum()),
-        unfinished=_unfinished(longer, stands),
-        unstable=_unstable(probe.first(unstable), short),
+        standing=int((~broken_so_far[-1]).sum()),
+        silent=int((broken_so_far[-1] & ~broken[-1]).sum()),
+        unfinished=_measure_unfinished(longer, robust),
+        unstable=_measure_unstable(probe.take_first(unstable), short),
         loss=_finite(middle),
         loss_low=_finite(low),
         loss_high=_finite(high),
         longer=_finite(longer.loss.double().quantile(0.5, dim=1).tolist()),
-        share=(1 - until.double().mean(1)).tolist(),
+        share=(1 - broken_so_far.double().mean(1)).tolist(),
     )
 
 
 def _finite(values: list[float]) -> list[float]:
+    """Replace infinite and undefined values, which JSON cannot store, by 1e30."""
     return [v if math.isfinite(v) else 1e30 for v in values]
 
 
-def _unfinished(found: Trace, stands: torch.Tensor) -> float | None:
-    """Measure, over images that stand, the median share of the best loss's rise that came in the last steps."""
-    best = found.loss[:, stands].double().cummax(0).values
+def _measure_unfinished(trace: AttackTrace, robust: torch.Tensor) -> float | None:
+    """Return the share of the best loss's rise in the last steps, as a median over robust images."""
+    best = trace.loss[:, robust].double().cummax(0).values
     if not best.shape[1]:
         return None
     rise = best[-1] - best[0]
@@ -158,58 +166,57 @@ def _unfinished(found: Trace, stands: torch.Tensor) -> float | None:
     return float((last / rise.clamp(min=1e-12)).median())
 
 
-def _unstable(probe: Probe, found: Trace) -> float | None:
-    """Measure how much the margin at the final points changes among their neighbours, as a share of itself."""
-    p = probe.problem("unstable")
+def _measure_unstable(probe: GradientProbe, trace: AttackTrace) -> float | None:
+    """Return the relative change of the margin between final points and their neighbours, as a median over images."""
+    p = probe.make_problem("unstable")
     ball = Ball("Linf", _WIDTH / 2)
-    x, y = found.x[: len(probe)], p.y
-    middle = replace(p, x=x)
-
-    here = probe.margins(x, y)
-    changes = torch.stack([(probe.margins(ball.random(middle, step=k), y) - here).abs() for k in range(_NEIGHBOURS)])
-    share = (changes / here.abs()).nan_to_num(0.0, 1.0, 1.0).clamp(max=1).mean(0)
+    x, y = trace.x[: len(probe)], p.y
+    centre = replace(p, x=x)
+    margins = probe.compute_margins(x, y)
+    moved = [probe.compute_margins(ball.random(centre, step=k), y) for k in range(_NEIGHBOURS)]
+    share = ((torch.stack(moved) - margins).abs() / margins.abs()).nan_to_num(0.0, 1.0, 1.0).clamp(max=1).mean(0)
     return float(share.median()) if len(share) else None
 
 
-def _curve(probe: Probe, usual: PGD) -> Curve:
-    """Attack at other radii, and with the whole box."""
+def _measure_curve(probe: GradientProbe, usual: PGD) -> RadiusCurve:
+    """Attack at several radii, up to one that contains the whole box."""
     norm, pixels = probe.ball.norm, probe.x[0].numel()
     whole = whole_box(norm, pixels)
     radii = [*(r * probe.ball.eps for r in _RADII if r * probe.ball.eps < whole), whole]
-    broken = [probe.attack("radii", usual, Ball(norm, eps)).broken.tolist() for eps in radii]
-    return Curve(eps=radii, broken=broken)
+    broken = [probe.run_attack("radii", usual, Ball(norm, eps)).broken.tolist() for eps in radii]
+    return RadiusCurve(eps=radii, broken=broken)
 
 
-def _grid(probe: Probe) -> Grid:
-    """Attack with each step size; fewer iterations are read off the records."""
+def _measure_grid(probe: GradientProbe) -> StepGrid:
+    """Attack once with each step size. The records give the result for fewer iterations."""
     broken = []
     for size in _SIZES:
-        rows = probe.attack("grid", PGD(objective="ce", steps=max(_ITERATIONS), relative_step=size))
-        broken.append([rows.broken & (rows.step <= most) for most in _ITERATIONS])
+        rows = probe.run_attack("grid", PGD(objective="ce", steps=max(_ITERATIONS), relative_step=size))
+        broken.append([rows.broken & (rows.step <= steps) for steps in _ITERATIONS])
     usual = broken[_USUAL[0]][_USUAL[1]]
-    strongest = max((cell for line in broken for cell in line), key=lambda cell: int(cell.sum()))
-    return Grid(
+    strongest = max((cell for cells in broken for cell in cells), key=lambda cell: int(cell.sum()))
+    return StepGrid(
         images=len(probe),
         sizes=list(_SIZES),
         iterations=list(_ITERATIONS),
-        standing=[[int((~cell).sum()) for cell in line] for line in broken],
+        standing=[[int((~cell).sum()) for cell in cells] for cells in broken],
         usual=_USUAL,
         beyond=int((strongest & ~usual).sum()),
         behind=int((usual & ~strongest).sum()),
     )
 
 
-def _transferred(probe: Probe, stage: ReadyStage) -> Transferred:
-    """Try a surrogate's points on the surrogate and on the model."""
+def _measure_transfer(probe: GradientProbe, stage: ReadyStage) -> Transferred:
+    """Count the points of a transfer attack that the surrogate and the model classify wrongly."""
     assert isinstance(stage.attack, Transfer)
     fooled = broken = 0
     device = next(stage.attack.surrogate.parameters()).device
-    for at, given in stage.attack.propose(probe.x, probe.y, probe.sample, probe.ball, stage.key, probe.widths.lanes):
+    for at, batch in stage.attack.propose(probe.x, probe.y, probe.sample, probe.ball, stage.key, probe.widths.lanes):
         order = np.argsort(probe.sample[at])
         y = probe.y[torch.from_numpy(at[order])]
         with torch.no_grad():
-            wrong = stage.attack.surrogate(given.points.to(device)).argmax(1).cpu() != y
-        held = probe.logits(given.points.to(probe.target.device)).argmax(1).cpu() != y
-        fooled += int(wrong.sum())
-        broken += int((wrong & held).sum())
+            surrogate_wrong = stage.attack.surrogate(batch.points.to(device)).argmax(1).cpu() != y
+        model_wrong = probe.compute_logits(batch.points.to(probe.target.device)).argmax(1).cpu() != y
+        fooled += int(surrogate_wrong.sum())
+        broken += int((surrogate_wrong & model_wrong).sum())
     return Transferred(name=stage.name, images=len(probe), fooled=fooled, broken=broken)

@@ -1,4 +1,8 @@
-"""What is measured of a model, as it is stored and as the checks read it. Imports no torch."""
+"""The measurements of a model in sanity.json. The checks read them. Imports no torch.
+
+"The usual PGD" is the first attack of the suite `sanity`: PGD on cross-entropy with 20 steps of eps/4 and one start.
+"The control" is the same attack with another random start.
+"""
 
 from __future__ import annotations
 
@@ -10,141 +14,146 @@ __all__ = [
     "Binarization",
     "Challenge",
     "Cost",
-    "Curve",
-    "Gradients",
-    "Grid",
-    "Linear",
+    "GradientQuality",
+    "LinearEstimate",
+    "LogitScale",
+    "LossTraces",
     "Measurements",
+    "RadiusCurve",
     "Randomness",
     "Role",
-    "Scale",
-    "Traces",
+    "StepGrid",
     "Transferred",
 ]
 
 Role = Literal["control", "single step", "noise", "more steps", "other loss", "other steps", "transfer", "square"]
-"""What an attack of the suite differs in from the usual PGD."""
+"""In what an attack of the suite differs from the usual PGD."""
 
 
 class Challenge(StrictModel):
-    """What one attack did with the images that the usual PGD left standing."""
+    """Counts of images for one attack on the images that the usual PGD did not break."""
 
     name: str
     role: Role
     given: int
-    """How many images it was given."""
+    """Images that the attack got."""
     broken: int
+    """Images that the attack broke."""
     beyond: int
-    """Broken by it and not by the control, which is the usual PGD from another start."""
+    """Images that the attack broke and the control did not."""
     behind: int
-    """Broken by the control and not by it."""
+    """Images that the control broke and the attack did not."""
     alone: int
-    """Broken by it and by no attack that climbs the model's gradient."""
+    """Images that the attack broke and no attack with the model's gradient did."""
 
 
 class Transferred(StrictModel):
-    """Points made on a surrogate, on the surrogate and on the model."""
+    """Counts of images for one transfer attack. Its points are computed on a surrogate and tried on the model."""
 
     name: str
     images: int
     fooled: int
-    """Images that the surrogate gets wrong there."""
+    """Images whose point the surrogate classifies wrongly."""
     broken: int
-    """Of these, how many the model gets wrong too."""
+    """Images whose point the surrogate and the model classify wrongly."""
 
 
 class Randomness(StrictModel):
-    """Answers to the same images, asked again."""
+    """Differences between repeated answers to the same images."""
 
     draws: int
+    """Answers per image."""
     images: int
     flips: int
-    """Images whose prediction changed."""
+    """Images with more than one prediction."""
     change: float
-    """Largest change of the logits, as a share of their length."""
+    """Largest change of the logits, divided by their Euclidean length."""
 
 
-class Scale(StrictModel):
-    """Logits and cross-entropy gradients at the clean images that are classified correctly."""
+class LogitScale(StrictModel):
+    """Size of the logits and of the cross-entropy gradients at correctly classified clean images."""
 
     images: int
     unavailable: float
-    """Share of images whose gradient does not exist or is exactly zero everywhere."""
+    """Share of images whose gradient does not exist or is exactly zero in every pixel."""
     underflow: float
-    """Share whose largest gradient entry is above zero and below 1e-20."""
+    """Share of images whose largest gradient entry is above zero and below 1e-20."""
     logit_range: float
     """Median over images of the largest minus the smallest logit."""
     log_odds: float
     """Median of the largest logit minus the mean of the others."""
     wrong_spread: float | None
-    """Median of the standard deviation of the other logits over the log-odds; None with two classes."""
+    """Median of the standard deviation of the other logits, divided by the log-odds. None with two classes."""
     confidence: float
-    """Mean softmax probability of the prediction."""
+    """Mean softmax probability of the predicted class."""
 
 
-class Gradients(StrictModel):
-    """The margin's gradient at random points of the ball, against finite differences and against its neighbours."""
+class GradientQuality(StrictModel):
+    """The margin's gradient at random points of the ball, compared with finite differences and nearby gradients."""
 
     images: int
     directions: int
+    """Directions of the finite differences, per image."""
     radius: float
-    """Length of a half step of the difference quotients, in the threat's norm."""
+    """Radius of the neighbourhood for `nearby`, in the threat's norm."""
     cosine: float | None
-    """Median over images; None where both are zero for all."""
+    """Median over images of the cosine between slopes and finite differences. None if all of them are zero."""
     nearby: float | None
-    """Median cosine between gradients at a point and at random points within `radius` of it."""
+    """Median cosine between the gradients at a point and at random points within `radius` of it."""
     nonlinearity: float | None
-    """Median of |ΔL − δ·∇L| / |ΔL| for random δ of the whole radius of the threat, capped at 1."""
+    """Median of |ΔL − δ·∇L| / |ΔL| for random δ on the surface of the threat's ball, capped at 1."""
     flat: int
-    """Images whose gradient is exactly zero there."""
+    """Images whose gradient is exactly zero at the random point."""
 
 
-class Traces(StrictModel):
-    """The usual PGD and one of twice its steps, without early stop: loss curves and what they tell."""
+class LossTraces(StrictModel):
+    """Loss curves of the usual PGD and of PGD with twice its steps, both without early stop."""
 
     images: int
     standing: int
-    """How many of the images it broke at no step."""
+    """Images that the usual PGD broke at no step."""
     silent: int
-    """Images broken on the way whose final point is not adversarial."""
+    """Images that the usual PGD broke at some step, but not at its last point."""
     unfinished: float | None
-    """Among images that stand: median share of the loss's whole rise that came in the last 10 of twice the steps."""
+    """Median over robust images of the share of the loss's rise in the last 10 of twice the steps. None if none is."""
     unstable: float | None
     """Median over images of mean |ΔL| / |L|, capped at 1, over 100 neighbours of the final points."""
     loss: list[float]
     """Median cross-entropy at each step of the usual PGD."""
     loss_low: list[float]
+    """First decile of the cross-entropy at each step."""
     loss_high: list[float]
-    """Deciles."""
+    """Ninth decile of the cross-entropy at each step."""
     longer: list[float]
-    """Median cross-entropy at each step with twice the steps."""
+    """Median cross-entropy at each step of PGD with twice the steps."""
     share: list[float]
-    """Share of images not broken until each step (the usual PGD)."""
+    """Share of images that the usual PGD has not broken up to each step."""
 
 
-class Curve(StrictModel):
-    """The usual PGD at other radii: whether each image is broken."""
+class RadiusCurve(StrictModel):
+    """The images that the usual PGD breaks at each radius."""
 
     eps: list[float]
-    """Increasing; the last is the whole box."""
+    """The radii, increasing. The last one contains the whole box [0, 1]."""
     broken: list[list[bool]]
-    """[radius][image]."""
+    """Whether an image is broken: [radius][image]."""
 
 
-class Grid(StrictModel):
+class StepGrid(StrictModel):
     """PGD on cross-entropy by step size and iterations (Mosbach et al. 2018)."""
 
     images: int
     sizes: list[float]
-    """As shares of eps."""
+    """Step sizes, as shares of eps."""
     iterations: list[int]
     standing: list[list[int]]
-    """[size][iterations]: images not broken."""
+    """Number of images that are not broken: [size][iterations]."""
     usual: tuple[int, int]
-    """Position of the usual cell."""
+    """Indices of the cell with the step size and iterations of the usual PGD."""
     beyond: int
-    """Images broken in the strongest cell of all and not in the usual one."""
+    """Images broken in the strongest cell and not in the usual cell."""
     behind: int
+    """Images broken in the usual cell and not in the strongest cell."""
 
 
 class Binarization(StrictModel):
@@ -152,63 +161,69 @@ class Binarization(StrictModel):
 
     images: int
     separable: int
-    """For how many a linear readout tells the boundary point from all inner ones."""
+    """Images for which a linear readout separates the boundary point from all inner points."""
     attack: int
-    """Of these, how many the usual PGD or the annealed one breaks."""
+    """Separable images that the usual PGD or the annealed PGD breaks."""
     random: int
-    """How many random sampling breaks."""
+    """Separable images that random sampling breaks."""
     features: int
-    """Their number."""
+    """Number of features of the readout."""
 
 
-class Linear(StrictModel):
-    """The linear estimate of the nearest boundary (Shafahi et al. 2019, Eq. 4) beside what was measured."""
+class LinearEstimate(StrictModel):
+    """The linear estimate of the distance to the boundary (Shafahi et al. 2019, Eq. 4), compared with the usual PGD."""
 
     images: int
     defined: int
-    """Images with a gradient gap that is not zero."""
+    """Images with a gradient gap other than zero, for which the estimate is defined."""
     radius: float | None
-    """Median estimate in the threat's norm."""
+    """Median estimate, in the threat's norm."""
     predicted: int
-    """Of the defined, how many the estimate calls robust at eps."""
+    """Defined images that the estimate predicts to be robust at eps."""
     standing: int
-    """How many of these images the usual PGD leaves standing."""
+    """Defined images that the usual PGD did not break."""
 
 
 class Cost(StrictModel):
-    """What the measurements cost, over all images."""
+    """The cost of one measurement, over all images."""
 
     forwards: int
-    """Forward passes alone."""
+    """Forward passes without a backward pass."""
     pairs: int
-    """Forward and backward passes together."""
+    """Forward passes with a backward pass."""
     seconds: float
+    """Wall time."""
 
 
 class Measurements(StrictModel):
-    """Everything that the checks look at."""
+    """All measurements that the checks read."""
 
     n: int
+    """Test images."""
     correct: int
+    """Test images that are classified correctly."""
     classes: int
     pgd: Accuracy
-    """What the usual PGD on cross-entropy, one start, leaves standing."""
+    """Robust accuracy under the usual PGD."""
     best: Accuracy
-    """What nothing of the suite broke."""
+    """Robust accuracy under all attacks of the suite together."""
     differentiable: bool
+    """Whether autograd connects the model's output to its input."""
     autograd_calls: int
     """Calls of autograd inside one forward pass."""
     probabilities: bool
+    """Whether the model's outputs are probabilities."""
     zero_gradients: float
-    """Share of exactly zero gradients over all steps and images of the usual PGD and its control."""
+    """Share of exactly zero gradients over all steps and images of the usual PGD and the control."""
     challenges: list[Challenge]
     randomness: Randomness
-    scale: Scale
-    gradients: Gradients
-    traces: Traces
-    curve: Curve
-    grid: Grid
+    scale: LogitScale
+    gradients: GradientQuality
+    traces: LossTraces
+    curve: RadiusCurve
+    grid: StepGrid
     binarization: Binarization
-    linear: Linear
+    linear: LinearEstimate
     transferred: list[Transferred]
     cost: dict[str, Cost]
+    """Name of a measurement -> its cost."""

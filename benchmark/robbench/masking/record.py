@@ -1,4 +1,4 @@
-"""What the gradient-masking checks store: measurements, checks, verdict, and where they lie. Imports no torch.
+"""The files of the gradient-masking checks: measurements, checks and verdict. Imports no torch.
 
 ```
 results/<dataset>/<model>/sanity/sanity.json        `SanityFile`
@@ -6,13 +6,12 @@ results/<dataset>/<model>/sanity/landscape.parquet  the losses around the first 
 results/<dataset>/<model>/sanity/sheet.png          one page to look at
 ```
 
-The folder is that of the suite `sanity`, whose result.json and outcomes.parquet the verdict rests on too.
+The folder is that of the suite `sanity`. The verdict also depends on its result.json and outcomes.parquet.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,58 +27,58 @@ __all__ = [
     "PROBE_VERSION",
     "SHEET",
     "UNCHECKED",
-    "Acted",
     "Advice",
     "CheckResult",
     "CheckStatus",
+    "FollowUpResult",
     "SanityFile",
+    "VerdictIndex",
     "VerdictName",
-    "Verdicts",
     "dump_sanity",
+    "extract_subject",
     "read_sanity",
     "sanity_folder",
-    "subject",
 ]
 
 FILE = "sanity.json"
 LANDSCAPE = "landscape.parquet"
 SHEET = "sheet.png"
-PROBE_VERSION = 2  # raised when what is measured, or how, changes
-UNCHECKED = "unchecked"  # of a model without a sanity run on these weights and this threat
+PROBE_VERSION = 2  # increased whenever a measurement changes
+UNCHECKED = "unchecked"  # the verdict on a model without a sanity run on these weights and this threat
 
 VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]
 CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
 
 
 class CheckResult(StrictModel):
-    """One check: a pure function of measurements and thresholds."""
+    """The result of one check. It follows from measurements and thresholds alone."""
 
     name: str
     title: str
     value: float | None
-    """None where it does not apply."""
+    """None if the check does not apply."""
     threshold: str
-    """What the value must be to pass, in words."""
+    """The values that pass, in words."""
     status: CheckStatus
     reason: str
     """One sentence."""
     source: str
     decides: str = ""
-    """The verdict that this status asks for, if any."""
+    """The verdict that this status gives; empty if it gives none."""
 
 
 class Advice(StrictModel):
-    """What to run next."""
+    """The suite to run next."""
 
     suite: str
-    """Empty: nothing more is needed."""
+    """Name of the suite; empty if no further suite is needed."""
     reason: str
     gain: float
-    """How many points lower the robust accuracy is to be expected, as measured by this run, than the usual PGD says."""
+    """Robust accuracy under the usual PGD minus that under all attacks of this run, in points."""
 
 
-class Acted(StrictModel):
-    """What came out of the suite that was advised."""
+class FollowUpResult(StrictModel):
+    """The result of the advised suite."""
 
     suite: str
     run_id: str
@@ -87,17 +86,17 @@ class Acted(StrictModel):
 
 
 class SanityFile(StrictModel):
-    """sanity.json."""
+    """The content of sanity.json."""
 
     schema_version: Literal[1]
     identity: dict[str, Any]
-    """The run_id of the suite's result, the images it holds, and the versions of measurements and thresholds."""
+    """What the measurements depend on: the run_id of the suite's result, the number of images and `PROBE_VERSION`."""
     run_id: str
     """SHA-256 of `identity`."""
     folder: str
     """Name of the folder of the results tree, below data set and model."""
     measured: dict[str, Any]
-    """What the suite's result says of model, weights and data: the verdict holds for these alone."""
+    """Model, weights, data, dtype and threat of the suite's result. The verdict holds for these only."""
     model: str
     dataset: str
     threat: ThreatResult
@@ -105,11 +104,11 @@ class SanityFile(StrictModel):
     seed: int
     verdict: VerdictName
     decided_by: list[str]
-    """Names of the checks that decided it."""
+    """Names of the checks that gave the verdict."""
     overestimation: float
-    """The usual PGD minus the best of this run, in points."""
+    """Robust accuracy under the usual PGD minus that under all attacks of this run, in points."""
     advice: Advice
-    acted: Acted | None
+    acted: FollowUpResult | None
     checks: list[CheckResult]
     measurements: Measurements
     seconds: float
@@ -118,52 +117,49 @@ class SanityFile(StrictModel):
     date: str
 
 
-def dump_sanity(found: SanityFile) -> str:
-    """Print it as the JSON that is stored and that `--json` shows."""
-    return json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+def dump_sanity(file: SanityFile) -> str:
+    """Return the JSON text that is stored and that `--json` prints."""
+    return json.dumps(file.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_sanity(path: Path) -> SanityFile:
     """Read and validate a sanity.json.
 
     Raises:
-        ResultError: not one of this schema.
+        ResultError: the file does not have this schema.
     """
     try:
         return SanityFile.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}. Make it again: `robbench sanity`.") from None
+        raise ResultError(f"{path}: {where}: {first['msg']}. Write it again with `robbench sanity`.") from None
 
 
-def sanity_folder(root: Path, found: SanityFile) -> Path:
-    """Name the folder of a results tree that holds it."""
-    return root / found.dataset / found.model / found.folder
+def sanity_folder(root: Path, file: SanityFile) -> Path:
+    """Return the folder of a results tree that holds a sanity.json."""
+    return root / file.dataset / file.model / file.folder
 
 
-def subject(identity: dict[str, Any]) -> dict[str, Any]:
-    """Take from a result's identity what a verdict is about: the function, the data and the threat."""
+def extract_subject(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a result's identity that a verdict depends on: model, weights, data, dtype and threat."""
     return {key: identity.get(key) for key in ("model", "weights", "data", "dtype", "threat")}
 
 
-class Verdicts:
-    """The verdicts of a results tree, by what they are about."""
+class VerdictIndex:
+    """The verdicts of a results tree, to be found by model, weights, data and threat."""
 
     def __init__(self, root: Path | None) -> None:
-        self._found: dict[tuple[str, str], list[SanityFile]] = {}
+        self._by_model: dict[tuple[str, str], list[SanityFile]] = {}
         for path in sorted(root.glob(f"*/*/sanity*/{FILE}")) if root is not None else ():
-            found = read_sanity(path)
-            self._found.setdefault((found.dataset, found.model), []).append(found)
+            file = read_sanity(path)
+            self._by_model.setdefault((file.dataset, file.model), []).append(file)
 
-    def of(self, result: ResultFile) -> str:
-        """Return the verdict on a result's model: on the same weights, data and threat; else "unchecked".
+    def find(self, result: ResultFile) -> str:
+        """Return the verdict on the same weights, data and threat as a result, or "unchecked" if there is none.
 
-        Of several (other seeds), the one on the most images counts.
+        If there are several (with other seeds), the one on the most images counts.
         """
-        about = subject(result.identity)
-        fitting = [s for s in self._candidates(result) if s.measured == about]
-        return max(fitting, key=lambda s: (s.n, s.run_id)).verdict if fitting else UNCHECKED
-
-    def _candidates(self, result: ResultFile) -> Iterator[SanityFile]:
-        yield from self._found.get((result.dataset, result.model), [])
+        subject = extract_subject(result.identity)
+        files = [f for f in self._by_model.get((result.dataset, result.model), []) if f.measured == subject]
+        return max(files, key=lambda f: (f.n, f.run_id)).verdict if files else UNCHECKED

@@ -31,14 +31,23 @@ from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.run import EvaluationRun, Reporter, Silent, run_here
 from robbench.evaluation.stages import ready_stages
 from robbench.evaluation.transfer import Transfer
-from robbench.masking.chance import kept_on
 from robbench.masking.checks import run_checks
-from robbench.masking.landscape import landscape
-from robbench.masking.measure import measure
+from robbench.masking.dropout import keep_dropout_on
+from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel
+from robbench.masking.landscape import compute_landscape
+from robbench.masking.measure import run_measurements
 from robbench.masking.measurements import Measurements
-from robbench.masking.probe import Connected, Probe
-from robbench.masking.record import FILE, LANDSCAPE, PROBE_VERSION, Acted, SanityFile, dump_sanity, read_sanity, subject
-from robbench.masking.verdict import advise, decide
+from robbench.masking.record import (
+    FILE,
+    LANDSCAPE,
+    PROBE_VERSION,
+    FollowUpResult,
+    SanityFile,
+    dump_sanity,
+    extract_subject,
+    read_sanity,
+)
+from robbench.masking.verdict import advise_next_suite, decide_verdict
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
 from robbench.results.store import locate_result, read_rows
@@ -48,7 +57,7 @@ __all__ = ["SAMPLES", "SUITE", "Examined", "examine", "run_sanity"]
 
 SUITE = "sanity"
 SAMPLES = 200
-_SHOWN = 8  # images whose loss landscape is drawn
+_SHOWN = 8  # images with a drawn loss landscape
 
 
 class Examined(NamedTuple):
@@ -104,7 +113,7 @@ def run_sanity(request: RunRequest, reporter: Reporter | None = None, *, act: bo
         )
     request = replace(request, suite=SUITE)
     if isinstance(request.spec.model, nn.Module):
-        request = replace(request, spec=replace(request.spec, model=kept_on(request.spec.model)))
+        request = replace(request, spec=replace(request.spec, model=keep_dropout_on(request.spec.model)))
     target, images = resolve(request.spec, request.options)
     with contextlib.ExitStack() as stack:
         if request.options.results is None:
@@ -118,7 +127,7 @@ class _Examination:
 
     def __init__(self, request: RunRequest, target: Target, images: Images, reporter: Reporter) -> None:
         self.differentiable = _differentiable(target, images)
-        self.target = target if self.differentiable else replace(target, module=Connected(target.module).eval())
+        self.target = target if self.differentiable else replace(target, module=ZeroGradientModel(target.module).eval())
         self.request, self.images, self.options, self.reporter = request, images, request.options, reporter
         self.suite = load_suite(SUITE)
 
@@ -166,7 +175,7 @@ class _Examination:
         threat = parse_threat(result.threat.norm, result.threat.eps)
         stages = ready_stages(self.suite, threat, self.target, self.images, self.options)
         self.reporter.note(f"{self.images.dataset}/{self.target.name}: measuring gradients, radii, step sizes, curves.")
-        measurements = measure(
+        measurements = run_measurements(
             probe,
             result,
             rows,
@@ -177,17 +186,17 @@ class _Examination:
         shown = np.zeros(len(self.images.y), bool)
         shown[select(len(self.images.y), self.options)[:_SHOWN]] = True
         picture = self._probe(shown, result, 1)
-        with picture.counting("landscape"):
-            frame = landscape(picture, PGD(objective="ce", steps=20))
+        with picture.count_cost("landscape"):
+            frame = compute_landscape(picture, PGD(objective="ce", steps=20))
         write_atomically(folder / LANDSCAPE, frame.to_parquet(index=False))
         return measurements.model_copy(update={"cost": measurements.cost | picture.costs})
 
-    def _probe(self, where: np.ndarray[Any, np.dtype[np.bool_]], result: ResultFile, draws: int) -> Probe:
+    def _probe(self, where: np.ndarray[Any, np.dtype[np.bool_]], result: ResultFile, draws: int) -> GradientProbe:
         at = np.flatnonzero(where)
         x = self.images.x(at)
         shape, device = tuple(x.shape[1:]), self.target.device
         lanes = self.options.lanes or default_lanes(shape, device)
-        return Probe(
+        return GradientProbe(
             target=self.target,
             x=x,
             y=self.images.y[torch.from_numpy(at)],
@@ -204,7 +213,7 @@ class _Examination:
             "identity": identity,
             "run_id": digest(identity),
             "folder": locate_result(Path(), result).name,
-            "measured": subject(result.identity),
+            "measured": extract_subject(result.identity),
             "model": result.model,
             "dataset": result.dataset,
             "threat": result.threat,
@@ -217,7 +226,7 @@ class _Examination:
         }
         return _judged(described | {"acted": None}, measurements)
 
-    def _act(self, suite: str) -> Acted:
+    def _act(self, suite: str) -> FollowUpResult:
         """Run the advised suite on the same images."""
         loaded, options = load_suite(suite), self.options
         # Images of one's own have no surrogate; the other attacks are still worth their time.
@@ -228,7 +237,7 @@ class _Examination:
             options = replace(options, norm=threat.norm, eps=threat.eps_text)
         request = replace(self.request, suite=suite, options=options)
         result = run_here(EvaluationRun(request, self.target, self.images, loaded, self.reporter))
-        return Acted(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
+        return FollowUpResult(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
 
 
 _DESCRIBED = (
@@ -240,7 +249,7 @@ _DESCRIBED = (
 def _judged(described: dict[str, Any], measurements: Measurements) -> SanityFile:
     """Add what follows from the measurements."""
     checks = run_checks(measurements)
-    verdict, decided_by = decide(checks)
+    verdict, decided_by = decide_verdict(checks)
     return SanityFile(
         schema_version=1,
         **described,
@@ -249,12 +258,12 @@ def _judged(described: dict[str, Any], measurements: Measurements) -> SanityFile
         verdict=verdict,
         decided_by=decided_by,
         overestimation=round(100 * (measurements.pgd.value - measurements.best.value), 6),
-        advice=advise(verdict, decided_by, measurements),
+        advice=advise_next_suite(verdict, decided_by, measurements),
     )
 
 
 def _differentiable(target: Target, images: Images) -> bool:
-    """Tell whether the model's answer depends on the image through autograd at all."""
+    """Return whether autograd connects the model's output to its input."""
     x = images.x(np.arange(min(2, len(images.y)))).to(target.device).requires_grad_(True)
     with torch.enable_grad():
         answer = target.module(x)

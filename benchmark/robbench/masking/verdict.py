@@ -1,4 +1,4 @@
-"""Checks → a verdict, and what to run next. Pure functions; no torch."""
+"""The verdict that follows from checks, and the suite to run next. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from robbench.masking.measurements import Challenge, Measurements
 from robbench.masking.record import Advice, CheckResult, VerdictName
 
-__all__ = ["ORDER", "advise", "decide"]
+__all__ = ["ORDER", "advise_next_suite", "decide_verdict"]
 
 ORDER: tuple[VerdictName, ...] = ("trustworthy", "suspicious", "masked", "randomized")
-"""From the mildest to the one that goes before all others: of a model that answers at random, no other check counts."""
+"""The verdicts by increasing priority. If a model answers at random, no other check counts."""
 
 _GRADIENT_FREE = ("noise", "transfer", "square")
 
 
-def decide(checks: Sequence[CheckResult]) -> tuple[VerdictName, list[str]]:
-    """Take the gravest verdict that any check asks for, and the checks that ask for it."""
-    asked = {c.name: c.decides for c in checks if c.decides}
-    verdict: VerdictName = max((v for v in ORDER if v in asked.values()), key=ORDER.index, default="trustworthy")
-    return verdict, [name for name, v in asked.items() if v == verdict]
+def decide_verdict(checks: Sequence[CheckResult]) -> tuple[VerdictName, list[str]]:
+    """Return the verdict with the highest priority that any check gives, and the names of the checks that give it."""
+    given = {c.name: c.decides for c in checks if c.decides}
+    verdict: VerdictName = max((v for v in ORDER if v in given.values()), key=ORDER.index, default="trustworthy")
+    return verdict, [name for name, v in given.items() if v == verdict]
 
 
-def advise(verdict: VerdictName, decided_by: Sequence[str], m: Measurements) -> Advice:
-    """Say which suite to run next, why, and how much lower it is expected to come out, from what was measured."""
+def advise_next_suite(verdict: VerdictName, decided_by: Sequence[str], m: Measurements) -> Advice:
+    """Choose the suite to run next from the measurements. The gain is the difference already measured, in points."""
     gain = 100 * (m.pgd.value - m.best.value)
     strongest = max(m.challenges, key=lambda c: (c.broken, c.alone), default=None)
     if verdict == "randomized":
@@ -43,15 +43,12 @@ def advise(verdict: VerdictName, decided_by: Sequence[str], m: Measurements) -> 
     if strongest is None or not strongest.broken:
         why = "no attack of this run broke more, but " + ", ".join(decided_by) + " cannot be explained away"
         return Advice(suite="masked", reason=f"Run everything made for masked models: {why}.", gain=gain)
-    return Advice(suite=_suite(strongest), reason=_reason(strongest), gain=gain)
+    suite = "blackbox" if strongest.role in _GRADIENT_FREE else "masked"
+    return Advice(suite=suite, reason=_explain_advice(strongest), gain=gain)
 
 
-def _suite(strongest: Challenge) -> str:
-    return "blackbox" if strongest.role in _GRADIENT_FREE else "masked"
-
-
-def _reason(c: Challenge) -> str:
-    what = {
+def _explain_advice(c: Challenge) -> str:
+    means = {
         "control": "more restarts",
         "single step": "a single step: the iterated attack is broken",
         "noise": "random noise: the gradient misleads",
@@ -61,4 +58,4 @@ def _reason(c: Challenge) -> str:
         "transfer": "transfer from another model",
         "square": "queries alone (Square)",
     }[c.role]
-    return f"{c.name} broke {c.broken} of the {c.given} images that the usual PGD left: the model yields to {what}."
+    return f"{c.name} broke {c.broken} of the {c.given} images that the usual PGD left: the model yields to {means}."

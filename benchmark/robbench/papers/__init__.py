@@ -1,1 +1,1 @@
-"""The reproduction of the papers: their published tables, ours beside them, and their figures."""
+"""Tables and figures that compare our results with the papers'."""

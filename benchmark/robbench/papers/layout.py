@@ -1,7 +1,7 @@
-"""A filled table as text: for a terminal, markdown, LaTeX, CSV or HTML. Imports no torch.
+"""Formats a filled table for a terminal, or as markdown, LaTeX, CSV or HTML. Imports no torch.
 
-What comes from cards and results is data, not markup: `plain` takes line breaks and control characters out of it, and
-every format escapes what is left.
+Text from cards and results is data, not markup. `flatten_text` removes line breaks and control characters, and every
+format escapes the rest.
 """
 
 from __future__ import annotations
@@ -20,185 +20,190 @@ from rich.text import Text
 from tabulate import tabulate
 
 from robbench.core.errors import ResultError, unknown_name
-from robbench.papers.tables import Cell, Line, Sheet, Todo, Worst
-from robbench.report.escape import markdown_code, markdown_text, plain, spreadsheet_text, tex_text
-from robbench.report.leaderboard import percent, shown_points, with_interval
+from robbench.papers.tables import Cell, FilledRow, FilledTable, Missing, WorstCase
+from robbench.report.escape import escape_markdown, escape_spreadsheet, escape_tex, flatten_text, wrap_markdown_code
+from robbench.report.leaderboard import format_percent, format_points, format_with_interval
 
-__all__ = ["FORMATS", "Commands", "check_format", "render"]
+__all__ = ["FORMATS", "Commands", "check_format", "render_table"]
 
-_WIDTH = 220  # of a table that no terminal shows
+_WIDTH = 220  # characters, if there is no terminal
 _PREDICTION = (
-    " Equation 4 is a prediction, not an attack: the share of the same images with L > ε, where L is the smallest "
-    "ratio of logit gap to gradient gap (the 1-norm) over the wrong classes, as `robbench measure linear` finds it."
+    " Equation 4 is a prediction, not an attack. It is the share of the same images with L > ε. L is the smallest "
+    "ratio of logit gap to gradient gap (the 1-norm) over the wrong classes, from `robbench measure linear`."
 )
 _STYLE = "<style>td, th { padding: 0.2em 0.6em; text-align: left; white-space: nowrap }</style>\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """How the missing results are made, with the folders that this table was asked for.
+    """The folders in the commands that make missing results.
 
     Attributes:
-        models: further registries, as they were given.
+        models: further model registries.
         results: the results tree.
     """
 
     models: Sequence[Path] = ()
     results: Path = Path("results")
 
-    def of(self, todo: Todo) -> Iterator[str]:
-        """List the commands, in order; each can be pasted into a shell."""
+    def list_commands(self, missing: Missing) -> Iterator[str]:
+        """Yield the shell commands that make the missing results, in order."""
         registries = "".join(f" --models {shlex.quote(str(m))}" for m in self.models)
         tree = "" if self.results == Path("results") else f" --results {shlex.quote(str(self.results))}"
-        for name in todo.train:
+        for name in missing.train:
             yield f"robbench train {shlex.quote(name)}{registries}"
-        for run in todo.runs:
-            again = " --overwrite" if run.overwrite else ""
+        for run in missing.runs:
+            overwrite = " --overwrite" if run.overwrite else ""
             command = f"eval -m {shlex.quote(run.model)} --suite {run.suite}"
             if not run.suite:
                 command = f"measure linear -m {shlex.quote(run.model)}"
-            yield f"robbench {command}{registries}{tree}{again}"
+            yield f"robbench {command}{registries}{tree}{overwrite}"
 
 
-def render(sheet: Sheet, kind: str, commands: Commands, width: int | None = None) -> str:
-    """Print a table; the same table gives the same text.
+def render_table(table: FilledTable, kind: str, commands: Commands, width: int | None = None) -> str:
+    """Format a table. The same table gives the same text.
 
     Args:
-        sheet: the table.
+        table: the table.
         kind: one of `FORMATS`.
-        commands: how missing results are asked for.
-        width: of the terminal, in characters.
+        commands: the folders in the commands that make missing results.
+        width: width of the terminal in characters; None means no terminal.
 
     Raises:
         ResultError: unknown format.
     """
     check_format(kind)
-    return _terminal(sheet, commands, width or _WIDTH) if kind == "terminal" else FORMATS[kind](sheet, commands)
+    return _terminal(table, commands, width or _WIDTH) if kind == "terminal" else FORMATS[kind](table, commands)
 
 
 def check_format(kind: str) -> None:
-    """Refuse a format that `render` does not know.
+    """Refuse an unknown format.
 
     Raises:
-        ResultError: with the known ones.
+        ResultError: the format is none of `FORMATS`.
     """
     if kind not in FORMATS:
         raise ResultError("--format: " + unknown_name("format", kind, FORMATS))
 
 
-def _title(sheet: Sheet) -> str:
-    return f"{sheet.table.source}, Table {sheet.table.number}: {sheet.table.title}"
+def _title(table: FilledTable) -> str:
+    return f"{table.paper_table.source}, Table {table.paper_table.number}: {table.paper_table.title}"
 
 
-def _reading(sheet: Sheet) -> str:
-    several = ", mean and standard deviation of three runs," if sheet.table.columns[0].spread else ""
+def _explain(table: FilledTable) -> str:
+    several = ", mean and standard deviation of three runs," if table.paper_table.columns[0].deviation else ""
     return (
-        f"Percent of the n test images that stay correct: ours with the 95 % Wilson interval / the paper's{several} on "
-        f"the full test set (difference in points). Our columns come from the suite {sheet.table.suite}; – was not "
-        "measured. Worst case: what withstands every attack of the strongest suite that was run at the same radius "
-        "(the one whose interval ends lowest), and the attack that left fewest there. Overestimation: "
-        "PGD on cross-entropy from one start minus that worst case. Verdict: of robbench sanity on the same weights."
-    ) + (_PREDICTION if sheet.table.predicts else "")
+        "Percent of the n test images that stay correct. A cell holds ours with the 95 % Wilson interval / the "
+        f"paper's{several} on the full test set (difference in points). Our columns come from the suite "
+        f"{table.paper_table.suite}; – was not measured. Worst case: the robust accuracy under all attacks of the "
+        "strongest suite at the same radius (the suite whose interval ends lowest), and the attack of this suite with "
+        "the lowest accuracy. Overestimation: PGD on cross-entropy from one start minus that worst case. Verdict: "
+        "that of robbench sanity on the same weights."
+    ) + (_PREDICTION if table.paper_table.predicts else "")
 
 
-def _row(sheet: Sheet, line: Line) -> str:
-    """Name a row of the paper on one line; numbers need their headings."""
-    named = zip(sheet.table.labels, line.labels, strict=True)
-    return ", ".join(f"{heading} {v}" if v[:1].isdigit() else v for heading, v in named if v)
+def _row_name(table: FilledTable, row: FilledRow) -> str:
+    """Join the labels of a row. Labels that are numbers get their headings."""
+    labels = zip(table.paper_table.labels, row.labels, strict=True)
+    return ", ".join(f"{heading} {v}" if v[:1].isdigit() else v for heading, v in labels if v)
 
 
-def _pair(cell: Cell) -> tuple[str, str]:
-    """Print our figure, and the paper's with the difference."""
+def _format_pair(cell: Cell) -> tuple[str, str]:
+    """Format our accuracy, and the paper's number with the difference."""
     if cell.ours is None or cell.difference is None:
         return "–", cell.paper.text
-    return with_interval(cell.ours), f"{cell.paper.text} ({round(cell.difference, 1) + 0.0:+.1f})"  # no -0.0
+    return format_with_interval(cell.ours), f"{cell.paper.text} ({round(cell.difference, 1) + 0.0:+.1f})"  # no -0.0
 
 
-def _lowest(worst: Worst) -> str:
-    return f"{worst.attack.name} {percent(worst.attack.robust_accuracy)}"
+def _format_lowest(worst: WorstCase) -> str:
+    return f"{worst.attack.name} {format_percent(worst.attack.robust_accuracy)}"
 
 
-def _frame(sheet: Sheet) -> pd.DataFrame:
-    """Lay the table out, a row per line; every value is one line of text."""
+def _make_frame(table: FilledTable) -> pd.DataFrame:
+    """Make the table as text, one row per filled row. Every value is one line of text."""
     rows = [
         {
-            **dict(zip(sheet.table.labels, line.labels, strict=True)),
-            "Card": line.model or "–",
-            "Network": line.network or "–",
-            "Iterations": line.trained or "–",
-            "n": "–" if line.n is None else str(line.n),
-            **{c.heading: " / ".join(_pair(value)) for c, value in zip(sheet.table.columns, line.cells, strict=True)},
-            "Worst case": "–" if line.worst is None else with_interval(line.worst.accuracy),
-            "Strongest suite: its lowest": f"{line.worst.suite}: {_lowest(line.worst)}" if line.worst else "–",
-            "Its n": "–" if line.worst is None else str(line.worst.n),
-            "Overestimation": "–" if line.worst is None else shown_points(line.worst.overestimation),
-            "Verdict": "–" if line.worst is None else line.worst.verdict,
+            **dict(zip(table.paper_table.labels, row.labels, strict=True)),
+            "Card": row.model or "–",
+            "Network": row.network or "–",
+            "Iterations": row.trained or "–",
+            "n": "–" if row.n is None else str(row.n),
+            **{
+                column.heading: " / ".join(_format_pair(cell))
+                for column, cell in zip(table.paper_table.columns, row.cells, strict=True)
+            },
+            "Worst case": "–" if row.worst is None else format_with_interval(row.worst.accuracy),
+            "Strongest suite: its lowest": f"{row.worst.suite}: {_format_lowest(row.worst)}" if row.worst else "–",
+            "Its n": "–" if row.worst is None else str(row.worst.n),
+            "Overestimation": "–" if row.worst is None else format_points(row.worst.overestimation),
+            "Verdict": "–" if row.worst is None else row.worst.verdict,
         }
-        for line in sheet.lines
+        for row in table.rows
     ]
-    return pd.DataFrame(rows).map(plain)
+    return pd.DataFrame(rows).map(flatten_text)
 
 
-def _missing(sheet: Sheet, commands: Commands) -> list[tuple[str, list[str], str]]:
-    """List what lacks results: name, commands, and the reason where no command helps; names once."""
-    found = {}
-    for line in sheet.lines:
-        if line.todo.runs or line.todo.reason:
-            found[plain(line.model or _row(sheet, line))] = (
-                [plain(c) for c in commands.of(line.todo)],
-                line.todo.reason,
+def _list_missing(table: FilledTable, commands: Commands) -> list[tuple[str, list[str], str]]:
+    """List the models without results, each once: name, commands, and the reason if no command helps."""
+    by_name = {}
+    for row in table.rows:
+        if row.missing.runs or row.missing.reason:
+            by_name[flatten_text(row.model or _row_name(table, row))] = (
+                [flatten_text(c) for c in commands.list_commands(row.missing)],
+                row.missing.reason,
             )
-    return [(name, listed, reason) for name, (listed, reason) in found.items()]
+    return [(name, listed, reason) for name, (listed, reason) in by_name.items()]
 
 
-def _markdown(sheet: Sheet, commands: Commands) -> str:
-    frame = _frame(sheet).map(markdown_text).rename(columns=markdown_text)
+def _markdown(table: FilledTable, commands: Commands) -> str:
+    frame = _make_frame(table).map(escape_markdown).rename(columns=escape_markdown)
     parts = [
-        f"# {_title(sheet)}",
-        markdown_text(_reading(sheet)),
+        f"# {_title(table)}",
+        escape_markdown(_explain(table)),
         frame.to_markdown(index=False, disable_numparse=True),
     ]
-    if sheet.notes:
-        parts += ["## Notes", "\n".join(f"- {markdown_text(note)}" for note in sheet.notes)]
-    if missing := _missing(sheet, commands):
+    if table.notes:
+        parts += ["## Notes", "\n".join(f"- {escape_markdown(note)}" for note in table.notes)]
+    if missing := _list_missing(table, commands):
         lines = [
-            f"- {markdown_text(name)}: " + (markdown_text(reason) or ", then ".join(map(markdown_code, listed)))
+            f"- {escape_markdown(name)}: "
+            + (escape_markdown(reason) or ", then ".join(map(wrap_markdown_code, listed)))
             for name, listed, reason in missing
         ]
         parts += ["## Not measured yet, and how to", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def _html(sheet: Sheet, commands: Commands) -> str:
+def _html(table: FilledTable, commands: Commands) -> str:
     def text(value: str) -> str:
-        return html.escape(plain(value))
+        return html.escape(flatten_text(value))
 
     def items(values: Sequence[str]) -> str:
         return "<ul>\n" + "\n".join(f"<li>{value}</li>" for value in values) + "\n</ul>"
 
-    frame = _frame(sheet)  # tabulate escapes cells and headings
-    table = str(tabulate(frame.values.tolist(), list(frame.columns), tablefmt="html", disable_numparse=True))
-    parts = [f"<h1>{text(_title(sheet))}</h1>", f"<p>{text(_reading(sheet))}</p>", table]
-    if sheet.notes:
-        parts += ["<h2>Notes</h2>", items([text(note) for note in sheet.notes])]
-    if missing := _missing(sheet, commands):
+    frame = _make_frame(table)  # tabulate escapes cells and headings
+    body = str(tabulate(frame.values.tolist(), list(frame.columns), tablefmt="html", disable_numparse=True))
+    parts = [f"<h1>{text(_title(table))}</h1>", f"<p>{text(_explain(table))}</p>", body]
+    if table.notes:
+        parts += ["<h2>Notes</h2>", items([text(note) for note in table.notes])]
+    if missing := _list_missing(table, commands):
         how = [
             f"{text(name)}: " + (text(reason) or ", then ".join(f"<code>{text(c)}</code>" for c in listed))
             for name, listed, reason in missing
         ]
         parts += ["<h2>Not measured yet, and how to</h2>", items(how)]
-    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{text(_title(sheet))}</title>\n{_STYLE}'
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{text(_title(table))}</title>\n{_STYLE}'
     return head + "\n".join(parts) + "\n</html>\n"
 
 
-def _latex(sheet: Sheet, commands: Commands) -> str:
-    """Print a floating table for the package booktabs, and the notes after it."""
-    frame = _frame(sheet).map(tex_text).rename(columns=tex_text)
+def _latex(table: FilledTable, commands: Commands) -> str:
+    """Format a floating table for the package booktabs, and the notes after it."""
+    frame = _make_frame(table).map(escape_tex).rename(columns=escape_tex)
     rows = [" & ".join(row) + r" \\" for row in [list(frame.columns), *frame.values.tolist()]]
     lines = [
         "% needs \\usepackage{booktabs}; wide: set it in a landscape or resizebox environment",
         r"\begin{table}",
-        rf"\caption{{{tex_text(_title(sheet))}. {tex_text(_reading(sheet))}}}",
+        rf"\caption{{{escape_tex(_title(table))}. {escape_tex(_explain(table))}}}",
         rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
         r"\toprule",
         rows[0],
@@ -208,25 +213,25 @@ def _latex(sheet: Sheet, commands: Commands) -> str:
         r"\end{tabular}",
         r"\end{table}",
     ]
-    notes = [tex_text(note) for note in sheet.notes]
-    for name, listed, reason in _missing(sheet, commands):
-        how = tex_text(reason) or ", then ".join(rf"\texttt{{{tex_text(c)}}}" for c in listed)
-        notes.append(f"{tex_text(name)}: not measured; {how}")
+    notes = [escape_tex(note) for note in table.notes]
+    for name, listed, reason in _list_missing(table, commands):
+        how = escape_tex(reason) or ", then ".join(rf"\texttt{{{escape_tex(c)}}}" for c in listed)
+        notes.append(f"{escape_tex(name)}: not measured; {how}")
     if notes:
         lines += [r"\begin{itemize}", *[rf"\item {note}" for note in notes], r"\end{itemize}"]
     return "\n".join(lines) + "\n"
 
 
-def _csv(sheet: Sheet, commands: Commands) -> str:
-    """Print numbers in columns of their own, in percent; an empty field was not measured."""
+def _csv(table: FilledTable, commands: Commands) -> str:
+    """Format each number in its own column, in percent. An empty field was not measured."""
     rows = []
-    for line in sheet.lines:
-        row: dict[str, str] = dict(zip(sheet.table.labels, line.labels, strict=True))
-        row |= {"card": line.model, "network": line.network, "iterations": line.trained, "n": str(line.n or "")}
-        for column, cell in zip(sheet.table.columns, line.cells, strict=True):
-            row |= {f"{column.heading}{end}": value for end, value in _numbers(cell).items()}
-        worst = line.worst
-        row |= {
+    for row in table.rows:
+        fields: dict[str, str] = dict(zip(table.paper_table.labels, row.labels, strict=True))
+        fields |= {"card": row.model, "network": row.network, "iterations": row.trained, "n": str(row.n or "")}
+        for column, cell in zip(table.paper_table.columns, row.cells, strict=True):
+            fields |= {f"{column.heading}{end}": value for end, value in _cell_fields(cell).items()}
+        worst = row.worst
+        fields |= {
             "worst case": f"{100 * worst.accuracy.value:.2f}" if worst else "",
             "worst case low": f"{100 * worst.accuracy.low:.2f}" if worst else "",
             "worst case high": f"{100 * worst.accuracy.high:.2f}" if worst else "",
@@ -236,15 +241,15 @@ def _csv(sheet: Sheet, commands: Commands) -> str:
             "lowest attack alone": f"{100 * worst.attack.robust_accuracy.value:.2f}" if worst else "",
             "overestimation": f"{worst.overestimation:.2f}" if worst and worst.overestimation is not None else "",
             "verdict": worst.verdict if worst else "",
-            "missing": line.todo.reason or " && ".join(commands.of(line.todo)),
+            "missing": row.missing.reason or " && ".join(commands.list_commands(row.missing)),
         }
-        rows.append({key: spreadsheet_text(plain(value)) for key, value in row.items()})
+        rows.append({key: escape_spreadsheet(flatten_text(value)) for key, value in fields.items()})
     text = io.StringIO()
     pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n")
     return text.getvalue()
 
 
-def _numbers(cell: Cell) -> dict[str, str]:
+def _cell_fields(cell: Cell) -> dict[str, str]:
     ours, difference = cell.ours, cell.difference
     return {
         "": f"{100 * ours.value:.2f}" if ours else "",
@@ -255,44 +260,44 @@ def _numbers(cell: Cell) -> dict[str, str]:
     }
 
 
-def _terminal(sheet: Sheet, commands: Commands, width: int = _WIDTH) -> str:
-    """Print the table with two lines in a cell: ours over the paper's."""
-    view = Table(title=Text(_title(sheet)), title_justify="left", pad_edge=False, show_lines=True)
+def _terminal(table: FilledTable, commands: Commands, width: int = _WIDTH) -> str:
+    """Format the table with two lines in a cell: our accuracy above the paper's number."""
+    view = Table(title=Text(_title(table)), title_justify="left", pad_edge=False, show_lines=True)
     for heading in (
         "Row",
         "Card",
         "n",
-        *(c.heading for c in sheet.table.columns),
+        *(c.heading for c in table.paper_table.columns),
         "Worst case",
         "Strongest suite",
         "Verdict",
     ):
         view.add_column(Text(heading.replace("-xent", "\n-xent").replace("-CW", "\n-CW")), overflow="fold")
-    for line in sheet.lines:
-        worst, n = line.worst, "–" if line.n is None else str(line.n)
-        cells: list[tuple[str, ...]] = [(_row(sheet, line),), (line.model or "–", line.network, line.trained), (n,)]
-        cells += [_pair(cell) for cell in line.cells]
+    for row in table.rows:
+        worst, n = row.worst, "–" if row.n is None else str(row.n)
+        cells: list[tuple[str, ...]] = [(_row_name(table, row),), (row.model or "–", row.network, row.trained), (n,)]
+        cells += [_format_pair(cell) for cell in row.cells]
         cells += (
             [
-                tuple(with_interval(worst.accuracy).split(" ", 1)),
-                (worst.suite, _lowest(worst), f"n {worst.n}"),
+                tuple(format_with_interval(worst.accuracy).split(" ", 1)),
+                (worst.suite, _format_lowest(worst), f"n {worst.n}"),
                 (worst.verdict,),
             ]
             if worst
             else [("–",), ("–",), ("–",)]
         )
-        view.add_row(*[Text("\n".join(plain(part) for part in cell if part)) for cell in cells])
+        view.add_row(*[Text("\n".join(flatten_text(part) for part in cell if part)) for cell in cells])
     console = Console(width=width, highlight=False, file=io.StringIO(), force_terminal=False, color_system=None)
     console.print(view)
-    for text in (_reading(sheet).replace(" / ", " over "), *sheet.notes):
-        console.print(Text(plain(text)))
-    for name, listed, reason in _missing(sheet, commands):
+    for text in (_explain(table).replace(" / ", " over "), *table.notes):
+        console.print(Text(flatten_text(text)))
+    for name, listed, reason in _list_missing(table, commands):
         console.print(Text(f"{name}: {reason or 'not measured; ' + ' && '.join(listed)}"), soft_wrap=True)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sheet, Commands], str]] = {
+FORMATS: dict[str, Callable[[FilledTable, Commands], str]] = {
     "terminal": _terminal,
     "markdown": _markdown,
     "latex": _latex,

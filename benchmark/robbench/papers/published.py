@@ -1,4 +1,4 @@
-"""The papers' tables: which rows and columns each holds, and which cards claim which row. Imports no torch."""
+"""The papers' tables: their rows and columns, and the cards of each row. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from robbench.core.errors import ResultError, unknown_name
 from robbench.models.card import Entry
 from robbench.models.families import read_table
 
-__all__ = ["TABLES", "Column", "Figure", "PaperRow", "PaperTable", "find_table", "paper_rows"]
+__all__ = ["TABLES", "Column", "PaperNumber", "PaperRow", "PaperTable", "find_table", "read_paper_rows"]
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of figures.
+    """A column of numbers in a paper's table.
 
     Attributes:
-        heading: as printed; where one attack stands for the column, its name.
+        heading: printed heading; the name of the attack if the column is about one attack.
         csv: name of the column in the table's CSV file.
-        attacks: an image counts if it withstands all of these; none of them: clean accuracy; None: not measured here.
-        figure: name of the column among the figures of a card.
-        spread: CSV column of the paper's standard deviation over its runs.
-        predicted: the accuracy that the linear model of robustness predicts, from `robbench measure linear`.
+        attacks: the attacks whose worst case is our accuracy. Empty means clean accuracy. None means not measured.
+        card_key: key of the column in `paper.figures` of cards, if it is not `csv`.
+        deviation: CSV column of the paper's standard deviation over its runs.
+        predicted: whether our accuracy is the prediction of the linear model, from `robbench measure linear`.
     """
 
     heading: str
     csv: str
     attacks: tuple[str, ...] | None
-    figure: str = ""
-    spread: str = ""
+    card_key: str = ""
+    deviation: str = ""
     predicted: bool = False
 
     @property
     def key(self) -> str:
-        """How cards call this column."""
-        return self.figure or self.csv
+        """The key of this column in `paper.figures` of cards."""
+        return self.card_key or self.csv
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +46,20 @@ class PaperTable:
     """A table of a paper.
 
     Attributes:
-        id: its name on the command line.
-        source: the paper; the `paper.source` of cards begins with it.
-        number: as the paper counts.
-        title: what it holds.
+        id: name of the table on the command line.
+        source: the paper. The `paper.source` of its cards begins with this text.
+        number: number of the table in the paper.
+        title: title of the table.
         csv: file in `papers/`.
-        labels: heading to CSV column, of what names a row.
-        columns: the figures.
-        suite: whose attacks stand for the columns.
-        cards: cards of these tables of the paper are always shown.
-        others: cards of these tables hold the same figures (another network) and are shown once they have a result.
-        dataset: of all rows; empty where the CSV file has a column for it, or `models` says.
-        models: by the first label of a row, the models that stand for it where the cards claim no such row: the first
-            is always shown, the others once they have a result.
+        labels: heading -> CSV column, for the labels of a row.
+        columns: the columns of numbers.
+        suite: the suite whose attacks give our accuracies.
+        cards: tables of the paper whose cards are always shown.
+        others: tables of the paper whose cards have the same numbers for another network. They are shown if they have a
+            result.
+        dataset: data set of all rows; empty if the CSV file or `models` gives it.
+        models: first label of a row -> models of the row, if cards do not quote the table. The first model is always
+            shown, the others are shown if they have a result.
     """
 
     id: str
@@ -81,8 +82,8 @@ class PaperTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A published figure: as text, with the paper's own marks, and as a number (NaN never occurs)."""
+class PaperNumber:
+    """A number in a paper's table: its text with the paper's marks, and its value (never NaN)."""
 
     text: str
     value: float
@@ -90,11 +91,11 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
-    """A row of a paper's table, and the cards that claim its figures."""
+    """A row of a paper's table, and the cards that quote its numbers."""
 
     labels: tuple[str, ...]
     dataset: str
-    figures: tuple[Figure, ...]
+    numbers: tuple[PaperNumber, ...]
     cards: tuple[Entry, ...] = field(default=())
     others: tuple[Entry, ...] = field(default=())
 
@@ -107,8 +108,8 @@ _QUOTED = {"madry_adv_tr": "Madry et al. adv. tr.", "madry2017": "Madry et al. 2
 _ACCURACY = (Column("Train", "train", None), Column("Test", "test", ()))
 
 
-def _single(heading: str, csv: str, figure: str = "") -> Column:
-    return Column(heading, csv, (heading,), figure)
+def _single(heading: str, csv: str, card_key: str = "") -> Column:
+    return Column(heading, csv, (heading,), card_key)
 
 
 _MNIST_COLUMNS = (
@@ -133,7 +134,7 @@ _BLACK_BOX = (
     _single("BB-FGSM-xent", "fgsm_xent", "bb_fgsm_xent"),
     _single("BB-FGSM-CW", "fgsm_cw", "bb_fgsm_cw"),
 )
-# Their adversarial accuracy: the first two attacks of AutoAttack, one after the other.
+# The adversarial accuracy of Seguin et al. is that of the first two attacks of AutoAttack, one after the other.
 _NATURAL_ADVERSARIAL = (
     Column("Natural", "natural_mean", (), "natural", "natural_std"),
     Column("Adversarial", "adversarial_mean", ("APGD-CE", "APGD-DLR"), "adversarial", "adversarial_std"),
@@ -172,7 +173,7 @@ def _seguin(number: str, title: str, csv: str, labels: Mapping[str, str], datase
     )
 
 
-# Every row is a recipe that the paper's other tables hold too, so the cards quote those.
+# Every row is also in another table of the paper, and the cards quote that table.
 _LINEAR_MODEL = PaperTable(
     id="shafahi2019-1",
     source=_SHAFAHI,
@@ -207,14 +208,14 @@ _ALL = (
     _seguin("2", "students of changed logits", "distillation", {"Student": "student"}, "cifar10"),
 )
 TABLES = {table.id: table for table in _ALL}
-"""Every table that results can fill, by its name."""
+"""Id -> table, for all tables that results can fill."""
 
 
 def find_table(name: str) -> PaperTable:
-    """Look a table up by its id; a number alone is that table of Shafahi et al. 2019.
+    """Return the table with an id. A number alone is the number of a table of Shafahi et al. 2019.
 
     Raises:
-        ResultError: unknown; the known ones are named.
+        ResultError: there is no such table. The error names the known tables.
     """
     name = f"shafahi2019-{name}" if name.isdecimal() else name
     if name not in TABLES:
@@ -222,62 +223,62 @@ def find_table(name: str) -> PaperTable:
     return TABLES[name]
 
 
-def paper_rows(table: PaperTable, entries: Sequence[Entry]) -> list[PaperRow]:
-    """Read a table's rows and find their cards: same paper, same table, and every figure of the row.
+def read_paper_rows(table: PaperTable, entries: Sequence[Entry]) -> list[PaperRow]:
+    """Read a table's rows and find the cards that quote this paper, this table and all numbers of the row.
 
-    Figures, not parameters, tell the rows apart: a paper that trained the same recipe twice prints it twice.
+    Cards are matched by numbers, not by parameters, because a paper that trained the same recipe twice has two rows.
 
     Raises:
         CardError: a card is invalid.
     """
-    claims = [e for e in entries if e.card.paper and e.card.paper.source.startswith(table.source)]
+    quoting = [e for e in entries if e.card.paper and e.card.paper.source.startswith(table.source)]
     rows = []
     for raw in read_table(table.csv):
-        figures = {column.key: _figure(raw, column) for column in table.columns}
+        numbers = {column.key: _parse_number(raw, column) for column in table.columns}
         labels = tuple(_QUOTED.get(raw[key], raw[key]) for key in table.labels.values())
         if table.models:
-            rows.append(_named(labels, figures, table.models[labels[0]], entries))
+            rows.append(_row_of_models(labels, numbers, table.models[labels[0]], entries))
             continue
         dataset = table.dataset or raw["dataset"]
-        mine = [e for e in claims if e.dataset == dataset and _same(e, figures)]
+        claiming = [e for e in quoting if e.dataset == dataset and _has_numbers(e, numbers)]
         rows.append(
             PaperRow(
                 labels=labels,
                 dataset=dataset,
-                figures=tuple(figures.values()),
-                cards=tuple(e for e in mine if _of(e, table.cards)),
-                others=tuple(e for e in mine if not _of(e, table.cards) and _of(e, table.others)),
+                numbers=tuple(numbers.values()),
+                cards=tuple(e for e in claiming if _is_in_table(e, table.cards)),
+                others=tuple(e for e in claiming if not _is_in_table(e, table.cards) and _is_in_table(e, table.others)),
             )
         )
     return rows
 
 
-def _named(
-    labels: tuple[str, ...], figures: Mapping[str, Figure], names: Sequence[str], entries: Sequence[Entry]
+def _row_of_models(
+    labels: tuple[str, ...], numbers: Mapping[str, PaperNumber], names: Sequence[str], entries: Sequence[Entry]
 ) -> PaperRow:
-    """Make a row whose models the table names; one that no registry has is left out."""
+    """Make a row whose models the table names. Models that no registry has are left out."""
     known = {e.full_name: e for e in entries}
     return PaperRow(
         labels=labels,
         dataset=names[0].partition("/")[0],
-        figures=tuple(figures.values()),
+        numbers=tuple(numbers.values()),
         cards=tuple(known[n] for n in names[:1] if n in known),
         others=tuple(known[n] for n in names[1:] if n in known),
     )
 
 
-def _figure(raw: Mapping[str, str], column: Column) -> Figure:
+def _parse_number(raw: Mapping[str, str], column: Column) -> PaperNumber:
     number = _NUMBER.match(raw[column.csv])
     assert number is not None, f"{column.csv} = {raw[column.csv]!r} in a paper's table"
-    text = raw[column.csv] + (f" ± {raw[column.spread]}" if column.spread else "")
-    return Figure(text, float(number[0]))
+    text = raw[column.csv] + (f" ± {raw[column.deviation]}" if column.deviation else "")
+    return PaperNumber(text, float(number[0]))
 
 
-def _same(entry: Entry, figures: Mapping[str, Figure]) -> bool:
+def _has_numbers(entry: Entry, numbers: Mapping[str, PaperNumber]) -> bool:
     claimed = entry.card.paper.figures if entry.card.paper else {}
-    return all(claimed.get(key) == figure.value for key, figure in figures.items())
+    return all(claimed.get(key) == number.value for key, number in numbers.items())
 
 
-def _of(entry: Entry, numbers: Sequence[str]) -> bool:
+def _is_in_table(entry: Entry, tables: Sequence[str]) -> bool:
     given = entry.card.paper.table if entry.card.paper else ""
-    return not set(given.split(" and ")).isdisjoint(numbers)
+    return not set(given.split(" and ")).isdisjoint(tables)

@@ -1,6 +1,6 @@
-"""The papers' tables filled with our results: a pure function of cards, results and the papers' figures. No torch.
+"""Fills the papers' tables with our results. Imports no torch.
 
-A result counts only if it was measured on the weights that the card (and a surrogate's card) has now.
+A result counts only if it was measured on the present weights of its card and of the surrogates' cards.
 """
 
 from __future__ import annotations
@@ -13,42 +13,48 @@ from robbench.core.errors import CardError, ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.stats import wilson
 from robbench.core.types import Threat
-from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
-from robbench.masking.record import UNCHECKED, Verdicts
+from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
+from robbench.masking.record import UNCHECKED, VerdictIndex
 from robbench.models.card import Entry, ModelCard, Registry
-from robbench.papers.published import Column, Figure, PaperRow, PaperTable, paper_rows
-from robbench.papers.trained import iterations
-from robbench.report.leaderboard import overestimation
-from robbench.report.linear import predicted
+from robbench.papers.published import Column, PaperNumber, PaperRow, PaperTable, read_paper_rows
+from robbench.papers.trained import format_iterations
+from robbench.report.leaderboard import compute_overestimation
+from robbench.report.linear import predict_accuracy
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
 from robbench.results.store import load_results, locate_result, read_rows
 from robbench.results.summary import find_robust_samples
 from robbench.suite import load_suite
 
-__all__ = ["Cell", "Line", "Run", "Sheet", "Todo", "Worst", "fill", "network"]
+__all__ = ["Cell", "FilledRow", "FilledTable", "Missing", "MissingRun", "WorstCase", "fill_table", "format_network"]
 
-_STRONG = "whitebox"  # the suite to ask for where only the paper's own columns have been measured,
-_WEAK = {"quick", "sanity"}  # or only a first look, or what asks whether to believe it
+_STRONG = "whitebox"  # the suite that is missing if a model has only results of the paper's suite or of weak suites
+_WEAK = {"quick", "sanity"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Our figure, where there is one, beside the paper's."""
+    """Our accuracy, None if it was not measured, and the paper's number."""
 
     ours: Accuracy | None
-    paper: Figure
+    paper: PaperNumber
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, in points."""
+        """Our accuracy minus the paper's number, in points."""
         return None if self.ours is None else 100 * self.ours.value - self.paper.value
 
 
 @dataclass(frozen=True, slots=True)
-class Worst:
-    """What the strongest suite left standing, the one attack of it that left fewest, and whether to trust it.
+class WorstCase:
+    """The worst case of the strongest suite.
 
-    `overestimation`: points between the usual PGD of that suite and its worst case; None without such an attack.
+    Attributes:
+        accuracy: robust accuracy under all attacks of the suite.
+        suite: name of the suite's folder in the results tree.
+        n: number of images.
+        attack: the attack of the suite with the lowest robust accuracy.
+        verdict: verdict of `robbench sanity` on the model.
+        overestimation: points between the usual PGD of the suite and its worst case; None without such an attack.
     """
 
     accuracy: Accuracy
@@ -60,10 +66,14 @@ class Worst:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A run to be made, once the models it `needs` are trained.
+class MissingRun:
+    """A run whose result is missing.
 
-    `robbench eval -m MODEL --suite SUITE`, or `robbench measure linear -m MODEL` where the suite is empty.
+    Attributes:
+        model: full name of the model.
+        suite: suite of `robbench eval`; empty means `robbench measure linear`.
+        overwrite: whether the run replaces a result of other weights.
+        needs: models that must be trained before the run.
     """
 
     model: str
@@ -73,21 +83,21 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
-    """What a line lacks; `reason` where no command can help."""
+class Missing:
+    """The missing runs of a row, or the reason why no run can fill it."""
 
-    runs: tuple[Run, ...] = ()
+    runs: tuple[MissingRun, ...] = ()
     reason: str = ""
 
     @property
     def train(self) -> list[str]:
-        """The models to be trained before all of the runs can be made, each once."""
+        """The models that must be trained before the runs, each once."""
         return list(dict.fromkeys(name for run in self.runs for name in run.needs))
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One row of the paper on one card; `model` is empty where no card claims the row."""
+class FilledRow:
+    """One row of the paper for one card. `model` is empty if no card quotes the row."""
 
     labels: tuple[str, ...]
     model: str
@@ -95,88 +105,93 @@ class Line:
     trained: str
     n: int | None
     cells: tuple[Cell, ...]
-    worst: Worst | None
-    todo: Todo
+    worst: WorstCase | None
+    missing: Missing
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """A table of a paper, filled."""
+class FilledTable:
+    """A table of a paper with our results."""
 
-    table: PaperTable
-    lines: tuple[Line, ...]
+    paper_table: PaperTable
+    rows: tuple[FilledRow, ...]
     notes: tuple[str, ...]
 
     @property
-    def runs(self) -> list[Run]:
+    def missing_runs(self) -> list[MissingRun]:
         """The missing runs that need no training first, each once."""
-        return list(dict.fromkeys(run for line in self.lines for run in line.todo.runs if not run.needs))
+        return list(dict.fromkeys(run for row in self.rows for run in row.missing.runs if not run.needs))
 
 
-def fill(table: PaperTable, registry: Registry, results: Path) -> Sheet:
-    """Set our results beside a paper's table.
+def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTable:
+    """Fill a paper's table with our results.
+
+    Args:
+        table: the paper's table.
+        registry: the cards.
+        results: the results tree.
 
     Raises:
         CardError: a card is invalid.
         ResultError: a stored result is damaged.
     """
-    measured = _Measured(registry, results)
-    lines: list[Line] = []
+    stored = _StoredResults(registry, results)
+    rows: list[FilledRow] = []
     notes: list[str] = []
-    for row in paper_rows(table, registry.entries()):
-        shown = [*row.cards, *(e for e in row.others if measured.of(e)[0])]
-        for entry in shown:
-            line, said = _line(table, row, entry, measured)
-            lines.append(line)
-            notes += said
-        if not shown:
-            cells = tuple(Cell(None, figure) for figure in row.figures)
-            reason = f"no card of the registry claims this row ({row.dataset}); a card with the row's figures fills it"
-            lines.append(Line(row.labels, "", "", "", None, cells, None, Todo(reason=reason)))
-    return Sheet(table, tuple(lines), tuple(dict.fromkeys(notes)))
+    for row in read_paper_rows(table, registry.entries()):
+        entries = [*row.cards, *(e for e in row.others if stored.find_results(e)[0])]
+        for entry in entries:
+            filled, row_notes = _fill_row(table, row, entry, stored)
+            rows.append(filled)
+            notes += row_notes
+        if not entries:
+            cells = tuple(Cell(None, number) for number in row.numbers)
+            reason = f"no card of the registry quotes this row ({row.dataset}); add a card with the row's numbers"
+            rows.append(FilledRow(row.labels, "", "", "", None, cells, None, Missing(reason=reason)))
+    return FilledTable(table, tuple(rows), tuple(dict.fromkeys(notes)))
 
 
-class _Measured:
-    """The results tree, by card."""
+class _StoredResults:
+    """The results, verdicts and linear measurements of a results tree, to be found by card."""
 
     def __init__(self, registry: Registry, root: Path) -> None:
         self.registry, self.root = registry, root
-        self.verdicts = Verdicts(root)
+        self.verdicts = VerdictIndex(root)
         self.results: dict[str, list[ResultFile]] = {}
         for r in load_results(root):
             self.results.setdefault(f"{r.dataset}/{r.model}", []).append(r)
-        self.linear = linear_files(root)
+        self.linear = read_linear_files(root)
 
-    def of(self, entry: Entry) -> tuple[list[ResultFile], list[ResultFile]]:
-        """Return a card's results, and those that were measured on other weights."""
+    def find_results(self, entry: Entry) -> tuple[list[ResultFile], list[ResultFile]]:
+        """Return the results on a card's present weights, and the results on other weights."""
         stored = self.results.get(entry.full_name, [])
-        current = [r for r in stored if self._current(r, entry)]
+        current = [r for r in stored if self._is_current(r, entry)]
         return current, [r for r in stored if r not in current]
 
-    def _current(self, result: ResultFile, entry: Entry) -> bool:
+    def _is_current(self, result: ResultFile, entry: Entry) -> bool:
         pairs = [(entry, result.identity.get("weights"))]
         for attack in result.attacks:
             if "surrogate" in attack.config:
                 try:
                     pairs.append((self.registry.find(attack.config["surrogate"]), attack.config["surrogate_weights"]))
-                except CardError:  # a surrogate that no registry has any more
+                except CardError:  # no registry has the surrogate any more
                     return False
         return all(e.card.weights is not None and e.card.weights.sha256 == weights for e, weights in pairs)
 
-    def prediction(self, entry: Entry, threat: Threat, n: int | None) -> Accuracy | None:
-        """Return what Eq. 4 predicts on the first n images; None if these weights were not measured."""
+    def predict(self, entry: Entry, threat: Threat, n: int | None) -> Accuracy | None:
+        """Return the accuracy that Eq. 4 predicts on the first n images; None if the weights were not measured."""
         file = self.linear.get(entry.full_name)
         if file is None or entry.card.weights is None or file.identity.get("weights") != entry.card.weights.sha256:
             return None
-        return predicted(read_linearization(linear_folder(self.root, file.dataset, file.model)), threat.eps, n)
+        return predict_accuracy(read_linearization(linear_folder(self.root, file.dataset, file.model)), threat.eps, n)
 
-    def surrogates(self, table: PaperTable, dataset: str) -> list[Entry]:
-        """List the models that a table's black-box columns are made on."""
-        named = [s.params["surrogate"] for s in load_suite(table.suite).stages(dataset) if s.kind == "transfer"]
-        return [self.registry.find(n if "/" in n else f"{dataset}/{n}") for n in dict.fromkeys(named)]
+    def find_surrogates(self, table: PaperTable, dataset: str) -> list[Entry]:
+        """Return the surrogates of a table's black-box columns."""
+        names = [s.params["surrogate"] for s in load_suite(table.suite).stages(dataset) if s.kind == "transfer"]
+        return [self.registry.find(n if "/" in n else f"{dataset}/{n}") for n in dict.fromkeys(names)]
 
-    def left_standing(self, result: ResultFile, attacks: Sequence[str]) -> Accuracy | None:
-        """Return the share of images that withstand all of these attacks; None if not each was tried on each image."""
+    def compute_accuracy(self, result: ResultFile, attacks: Sequence[str]) -> Accuracy | None:
+        """Return the robust accuracy under all of these attacks; None if an attack was not tried on every image."""
         if not attacks:
             return result.clean_accuracy
         alone = {a.name: a.robust_accuracy for a in result.attacks}
@@ -188,46 +203,51 @@ class _Measured:
         rows = read_rows(path)
         robust = find_robust_samples(rows[rows["attack"].isin(attacks)])
         if len(robust) != result.n:
-            raise ResultError(f"{path} has {len(robust)} images, result.json {result.n}; make the result again.")
+            raise ResultError(
+                f"{path} has {len(robust)} images, result.json has {result.n}. Evaluate the model again with "
+                "--overwrite."
+            )
         low, high = wilson(int(robust.sum()), result.n)
         return Accuracy(value=float(robust.mean()), low=low, high=high)
 
 
-def _line(table: PaperTable, row: PaperRow, entry: Entry, measured: _Measured) -> tuple[Line, list[str]]:
-    """Make the line of a card, and what a reader must know about it."""
-    current = measured.of(entry)[0]
+def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredResults) -> tuple[FilledRow, list[str]]:
+    """Fill the row of a card. Return it with its notes."""
+    current = stored.find_results(entry)[0]
     threat = load_suite(table.suite).threat(row.dataset)
-    same = [r for r in current if r.attacks and _threat(r) == threat]
-    columns = next((r for r in same if r.suite == table.suite and not r.overrides), None)
-    # Few images make a wide interval: by its upper end, luck on them rarely passes for strength.
-    # Of equals, one that is not the paper's own suite.
+    comparable = [r for r in current if r.attacks and _threat(r) == threat]
+    columns = next((r for r in comparable if r.suite == table.suite and not r.overrides), None)
+    # Compare the upper ends of the intervals. A result on few images then rarely counts as strongest by luck.
+    # Of equal results, prefer one that is not the paper's suite.
     strongest = min(
-        same, key=lambda r: (r.robust_accuracy.high, -r.n, r.suite == table.suite, r.suite, r.run_id), default=None
+        comparable,
+        key=lambda r: (r.robust_accuracy.high, -r.n, r.suite == table.suite, r.suite, r.run_id),
+        default=None,
     )
     n = columns.n if columns else None
-    prediction = measured.prediction(entry, threat, n) if table.predicts else None
+    prediction = stored.predict(entry, threat, n) if table.predicts else None
 
-    def ours(column: Column) -> Accuracy | None:
+    def find_ours(column: Column) -> Accuracy | None:
         if column.predicted:
             return prediction
-        return None if columns is None or column.attacks is None else measured.left_standing(columns, column.attacks)
+        return None if columns is None or column.attacks is None else stored.compute_accuracy(columns, column.attacks)
 
-    cells = tuple(Cell(ours(c), figure) for c, figure in zip(table.columns, row.figures, strict=True))
-    have = [r.suite for r in same if r.suite != table.suite or r is columns]
-    line = Line(
+    cells = tuple(Cell(find_ours(c), number) for c, number in zip(table.columns, row.numbers, strict=True))
+    suites = [r.suite for r in comparable if r.suite != table.suite or r is columns]
+    filled = FilledRow(
         labels=row.labels,
         model=entry.full_name,
-        network=network(entry.card.architecture.name, entry.card.architecture.args),
-        trained=_trained(entry.card),
+        network=format_network(entry.card.architecture.name, entry.card.architecture.args),
+        trained=_format_training(entry.card),
         n=n,
         cells=cells,
-        worst=None if strongest is None else _worst(strongest, measured),
-        todo=Todo(tuple(_missing(table, row, entry, have, measured, prediction))),
+        worst=None if strongest is None else _find_worst_case(strongest, stored),
+        missing=Missing(tuple(_list_missing_runs(table, row, entry, suites, stored, prediction))),
     )
-    notes = list(_notes(table, row, entry, [r for r in (columns, strongest) if r], measured))
+    notes = list(_list_notes(table, row, entry, [r for r in (columns, strongest) if r], stored))
     if prediction is not None:
-        notes += _linear_notes(entry.full_name, measured.linear[entry.full_name], n)
-    return line, notes
+        notes += _list_linear_notes(entry.full_name, stored.linear[entry.full_name], n)
+    return filled, notes
 
 
 def _threat(result: ResultFile) -> Threat:
@@ -237,62 +257,62 @@ def _threat(result: ResultFile) -> Threat:
         raise ResultError(f"The result of {result.dataset}/{result.model}, suite {result.suite}: {error}") from None
 
 
-def _missing(
+def _list_missing_runs(
     table: PaperTable,
     row: PaperRow,
     entry: Entry,
-    have: Sequence[str],
-    measured: _Measured,
+    suites: Sequence[str],
+    stored: _StoredResults,
     prediction: Accuracy | None,
-) -> Iterator[Run]:
-    """List the runs a line lacks: those that fill its columns, and one that is stronger than these."""
-    stale = {r.suite for r in measured.of(entry)[1] if not r.overrides}
-    if table.suite not in have:
-        models = [*measured.surrogates(table, row.dataset), entry]
+) -> Iterator[MissingRun]:
+    """Yield the missing runs of a row: those that fill its columns, and one with a strong suite."""
+    stale = {r.suite for r in stored.find_results(entry)[1] if not r.overrides}
+    if table.suite not in suites:
+        models = [*stored.find_surrogates(table, row.dataset), entry]
         needs = dict.fromkeys(e.full_name for e in models if e.card.weights is None)
-        yield Run(entry.full_name, table.suite, table.suite in stale, tuple(needs))
+        yield MissingRun(entry.full_name, table.suite, table.suite in stale, tuple(needs))
     if table.predicts and prediction is None:
         needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
-        yield Run(entry.full_name, "", entry.full_name in measured.linear, tuple(needs))
-    if table.suite != _STRONG and set(have) <= {table.suite, *_WEAK}:
+        yield MissingRun(entry.full_name, "", entry.full_name in stored.linear, tuple(needs))
+    if table.suite != _STRONG and set(suites) <= {table.suite, *_WEAK}:
         needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
-        yield Run(entry.full_name, _STRONG, _STRONG in stale, tuple(needs))
+        yield MissingRun(entry.full_name, _STRONG, _STRONG in stale, tuple(needs))
 
 
-def _worst(result: ResultFile, measured: _Measured) -> Worst:
+def _find_worst_case(result: ResultFile, stored: _StoredResults) -> WorstCase:
     lowest = min(result.attacks, key=lambda a: a.robust_accuracy.value)
-    folder, verdict = locate_result(measured.root, result).name, measured.verdicts.of(result)
-    return Worst(result.robust_accuracy, folder, result.n, lowest, verdict, overestimation(result))
+    folder, verdict = locate_result(stored.root, result).name, stored.verdicts.find(result)
+    return WorstCase(result.robust_accuracy, folder, result.n, lowest, verdict, compute_overestimation(result))
 
 
-def _notes(
-    table: PaperTable, row: PaperRow, entry: Entry, used: Sequence[ResultFile], measured: _Measured
+def _list_notes(
+    table: PaperTable, row: PaperRow, entry: Entry, used: Sequence[ResultFile], stored: _StoredResults
 ) -> Iterator[str]:
-    """Say what a reader must know about the results that a line shows."""
+    """Yield notes about the results of a row."""
     for result in {r.run_id: r for r in used}.values():
         for flag, text in sorted(result.flags.items()):
             yield f"{entry.full_name}, suite {result.suite}: {flag}: {text}"
-    if any(r.suite == table.suite for r in used) and entry in measured.surrogates(table, row.dataset):
+    if any(r.suite == table.suite for r in used) and entry in stored.find_surrogates(table, row.dataset):
         yield (
-            f"{entry.full_name} is the surrogate of the black-box columns: on itself these are white-box attacks, "
-            "which the paper's figures in this row are not."
+            f"{entry.full_name} is the surrogate of the black-box columns. On this model itself they are white-box "
+            "attacks, unlike the paper's numbers in this row."
         )
 
 
-def _linear_notes(model: str, file: LinearFile, n: int | None) -> Iterator[str]:
-    """Say what a reader must know about a prediction that stands beside attacks on n images."""
+def _list_linear_notes(model: str, file: LinearFile, n: int | None) -> Iterator[str]:
+    """Yield notes about a prediction of Eq. 4 that is compared with attacks on n images."""
     if n is None or file.n < n:
-        yield f"{model}: Equation 4 is of the first {file.n} images."
+        yield f"{model}: Equation 4 uses the first {file.n} images."
     for flag, text in sorted(file.flags.items()):
         yield f"{model}, Equation 4: {flag}: {text}"
 
 
-def network(name: str, args: Mapping[str, object]) -> str:
-    """Name an architecture with its sizes: `wide_resnet 16-4`."""
+def format_network(name: str, args: Mapping[str, object]) -> str:
+    """Format an architecture with its sizes, such as `wide_resnet 16-4`."""
     return " ".join([name, *(["-".join(str(v) for v in args.values())] if args else [])])
 
 
-def _trained(card: ModelCard) -> str:
+def _format_training(card: ModelCard) -> str:
     if card.weights is None:
         return "not trained"
-    return iterations(card) if card.trained and card.recipe else "elsewhere"
+    return format_iterations(card) if card.trained and card.recipe else "elsewhere"

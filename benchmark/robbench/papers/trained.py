@@ -1,4 +1,4 @@
-"""docs/trained.md: what this project trained beside what the papers report, a function of cards and results."""
+"""Writes docs/trained.md, which compares the models trained here with the papers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from pathlib import Path
 
 import pandas as pd
 
-from robbench.masking.record import Verdicts
+from robbench.masking.record import VerdictIndex
 from robbench.models.card import Entry, ModelCard
-from robbench.report.escape import markdown_text
-from robbench.report.leaderboard import percent, with_interval
+from robbench.report.escape import escape_markdown
+from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.results.schema import ResultFile
 from robbench.results.store import load_results
 
-__all__ = ["iterations", "trained_models"]
+__all__ = ["format_iterations", "render_trained_page"]
 
 _INTRO = """\
-# Trained models beside the papers
+# Trained models and the papers
 
-Generated from the cards in `models/` and from `results/` by `robbench trained`; do not edit. Percentages of the n test
-images, ours first, the paper's after the slash (– where it gives none). Ours count any queried point that breaks an
-image; the papers judged the last one. **Worst case**, with its 95 % interval, counts an image as robust only if no
-attack of the suite `whitebox` broke it: the papers have no such column. **Verdict** is that of `robbench sanity`
-(unchecked without a run). A model that was trained for less than its
-recipe, or by the smaller recipe for a CPU, says so, and its figures are not a verdict on the recipe.
+Generated from the cards in `models/` and from `results/` by `robbench trained`; do not edit. Numbers are percentages of
+the n test images: ours before the slash, the paper's after it (– if the paper gives none). In our numbers, an image is
+broken if any queried point breaks it. The papers judged the last point only. **Worst case**, with its 95 % interval,
+counts an image as robust only if no attack of the suite `whitebox` broke it. The papers have no such column.
+**Verdict** is that of `robbench sanity` (unchecked if it has not run). The column Iterations says whether a model was
+trained for less than its recipe, or by the smaller recipe for a CPU. The numbers of such a model say nothing about the
+recipe.
 """
 
-# Columns of the papers, by the name of the attack here.
-_FIGURES = {
+# Our column -> keys of the papers' columns in cards.
+_PAPER_KEYS = {
     "clean": ("test",),
     "PGD-xent": ("wb_pgd40_xent", "pgd20_rand_xent"),
     "PGD-CW": ("wb_pgd40_cw", "pgd20_rand_cw"),
@@ -44,10 +45,10 @@ _ATTACKS = {
 }
 
 
-def trained_models(entries: Sequence[Entry], results: Path) -> str:
-    """Write the page as markdown: one table per data set, one row per trained model.
+def render_trained_page(entries: Sequence[Entry], results: Path) -> str:
+    """Return the page as markdown: one table per data set, one row per trained model.
 
-    A result counts only if it was measured on the weights that the card has now.
+    A result counts only if it was measured on the card's present weights.
 
     Raises:
         CardError: a card is invalid.
@@ -56,9 +57,9 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
     measured = {
         r.identity.get("weights"): r for r in load_results(results) if r.suite == "whitebox" and not r.overrides
     }
-    ours = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
-    parts, verdicts = [_INTRO], Verdicts(results)
-    for dataset, members in groupby(ours, key=lambda e: e.dataset):
+    trained = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
+    parts, verdicts = [_INTRO], VerdictIndex(results)
+    for dataset, members in groupby(trained, key=lambda e: e.dataset):
         rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None, verdicts) for e in members]
         text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
         parts.append(f"## {dataset}\n\n{text}\n")
@@ -67,29 +68,29 @@ def trained_models(entries: Sequence[Entry], results: Path) -> str:
     return "\n".join(parts)
 
 
-def _row(entry: Entry, result: ResultFile | None, verdicts: Verdicts) -> dict[str, str]:
+def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dict[str, str]:
     card = entry.card
-    cells = {"Model": entry.name, "Iterations": iterations(card)}
-    values = {} if result is None else {a.name: percent(a.robust_accuracy) for a in result.attacks}
+    cells = {"Model": entry.name, "Iterations": format_iterations(card)}
+    values = {} if result is None else {a.name: format_percent(a.robust_accuracy) for a in result.attacks}
     if result is not None:
-        values["clean"] = percent(result.clean_accuracy)
+        values["clean"] = format_percent(result.clean_accuracy)
     paper = card.paper.figures if card.paper else {}
-    for column, keys in _FIGURES.items():
+    for column, keys in _PAPER_KEYS.items():
         own = next((values[n] for n in _ATTACKS.get(column, (column,)) if n in values), "not measured")
         published = next((f"{paper[key]:.1f}" for key in keys if key in paper), "–")
         cells[column[0].upper() + column[1:]] = f"{own} / {published}"
-    cells["Worst case"] = "not measured" if result is None else with_interval(result.robust_accuracy)
-    cells["Verdict"] = "–" if result is None else verdicts.of(result)
+    cells["Worst case"] = "not measured" if result is None else format_with_interval(result.robust_accuracy)
+    cells["Verdict"] = "–" if result is None else verdicts.find(result)
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"
-    return {column: markdown_text(text) for column, text in cells.items()}
+    return {column: escape_markdown(text) for column, text in cells.items()}
 
 
-def iterations(card: ModelCard) -> str:
-    """Say how far a trained model got, and what was done otherwise than its recipe says."""
+def format_iterations(card: ModelCard) -> str:
+    """Format the iterations of a trained model, and the differences from its recipe."""
     assert card.trained is not None and card.recipe is not None
-    done, wanted = card.trained.iterations, card.recipe.iterations
-    text = f"{done:,}" if done == wanted else f"{done:,} of {wanted:,}"
-    others = [part for part in card.trained.instead.split(", ") if part and not part.startswith("iterations ")]
-    return text + (f"; {', '.join(others)}" if others else "")
+    done, planned = card.trained.iterations, card.recipe.iterations
+    text = f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
+    differences = [part for part in card.trained.instead.split(", ") if part and not part.startswith("iterations ")]
+    return text + (f"; {', '.join(differences)}" if differences else "")

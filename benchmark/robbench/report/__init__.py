@@ -1,1 +1,1 @@
-"""What a person reads, made from stored results alone: no torch here."""
+"""Tables, figures and texts for people, made from stored results. Imports no torch."""

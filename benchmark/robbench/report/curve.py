@@ -1,4 +1,4 @@
-"""The curve of a training run, drawn from its log."""
+"""The figure of a training run, drawn from its log."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["draw_curve"]
 
 
 def draw_curve(log: Path, output: Path, title: str) -> None:
-    """Draw loss, and clean and quick robust accuracy where the log has them, over iterations, as PNG.
+    """Draw the loss over iterations as a PNG, with clean and quick robust accuracy if the log has them.
 
     Raises:
-        ResultError: the log has no lines.
+        ResultError: the log is empty.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not lines:
-        raise ResultError(f"{log} is empty: nothing to draw.")
+        raise ResultError(f"The log {log} is empty. Train for at least one point of the log, then draw it again.")
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.subplots()
@@ -29,13 +29,13 @@ def draw_curve(log: Path, output: Path, title: str) -> None:
     left.set_xlabel("iteration")
     left.set_ylabel("loss (mean since the last point)")
     left.set_title(title)
-    seen = [line for line in lines if "clean" in line]
-    if seen:
+    tested = [line for line in lines if "clean" in line]
+    if tested:
         right = left.twinx()
-        at = [line["iteration"] for line in seen]
-        # Two colours that are told apart with any colour vision, and two markers.
-        right.plot(at, [100 * line["clean"] for line in seen], "o-", color="#0072B2", label="clean accuracy")
-        right.plot(at, [100 * line["robust"] for line in seen], "s--", color="#D55E00", label="quick robust accuracy")
+        at = [line["iteration"] for line in tested]
+        # Different markers and colours that people with any colour vision can distinguish.
+        right.plot(at, [100 * line["clean"] for line in tested], "o-", color="#0072B2", label="clean accuracy")
+        right.plot(at, [100 * line["robust"] for line in tested], "s--", color="#D55E00", label="quick robust accuracy")
         right.set_ylim(0, 100)
         right.set_ylabel("accuracy on 128 test images, %")
         right.legend(loc="center right", frameon=False)

@@ -1,11 +1,11 @@
-"""Text from cards and results inside other formats: it is data, never markup."""
+"""Escapes text from cards and results for other formats, which must not read it as markup."""
 
 from __future__ import annotations
 
 import html
 import re
 
-__all__ = ["markdown_code", "markdown_text", "plain", "spreadsheet_text", "tex_text"]
+__all__ = ["escape_markdown", "escape_spreadsheet", "escape_tex", "flatten_text", "wrap_markdown_code"]
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -15,31 +15,31 @@ _TEX = {
 }  # fmt: skip
 
 
-def plain(text: str) -> str:
-    """Put text on one line, without control characters or ones that change the order of reading."""
+def flatten_text(text: str) -> str:
+    """Put text on one line, without control characters and without characters that change the reading direction."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def markdown_text(text: str) -> str:
-    """Escape what markdown or HTML would read as markup; an underscore inside a word is none."""
-    text = re.sub(r"([\\`*|~$])", r"\\\1", html.escape(plain(text), quote=False))
-    text = re.sub(r"\](?=[(\[])", r"\\]", text)  # a link; brackets alone are none
+def escape_markdown(text: str) -> str:
+    """Escape characters that markdown or HTML reads as markup. An underscore inside a word is not markup."""
+    text = re.sub(r"([\\`*|~$])", r"\\\1", html.escape(flatten_text(text), quote=False))
+    text = re.sub(r"\](?=[(\[])", r"\\]", text)  # brackets are markup only in links
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
 
 
-def markdown_code(text: str) -> str:
-    """Put text between more backticks than it holds in a row."""
+def wrap_markdown_code(text: str) -> str:
+    """Format text as markdown code, between more backticks than the text has in a row."""
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def tex_text(text: str) -> str:
-    """Escape what LaTeX would read as a command; the symbols used here become math."""
-    return "".join(_TEX.get(c, c) for c in plain(text))
+def escape_tex(text: str) -> str:
+    """Escape characters that LaTeX reads as commands. Mathematical symbols become LaTeX math."""
+    return "".join(_TEX.get(c, c) for c in flatten_text(text))
 
 
-def spreadsheet_text(text: str) -> str:
-    """Keep a spreadsheet from taking text for a formula; numbers stay as they are."""
+def escape_spreadsheet(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would read as a formula. Numbers stay as they are."""
     formula = text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"-?\d+(\.\d+)?", text)
     return f"'{text}" if formula else text

@@ -1,9 +1,9 @@
-"""One result in the form of another leaderboard. Imports no torch.
+"""Exports a result as an entry of another leaderboard. Imports no torch.
 
-RobustBench keeps a JSON object per model under `model_info/<dataset>/<threat>/`; its text fields hold percentages with
-two decimals. What a result does not say stays empty ("" for text, null for the rest), and robustness that AutoAttack
-did not measure never enters `autoattack_acc`. The optional field `external` (a lower figure from somebody else's
-evaluation) is left out, as in entries without one: readers take it for the robust accuracy wherever it is present.
+RobustBench has one JSON object per model under `model_info/<dataset>/<threat>/`. Its text fields hold percentages with
+two decimals. Fields that a result does not determine stay empty ("" for text, null for others). `autoattack_acc` is
+filled only with a robust accuracy that AutoAttack measured. The optional field `external` (a lower robust accuracy from
+another evaluation) is left out, because readers use it as the robust accuracy if it is present.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from robbench.core.errors import CardError, ResultError, unknown_name
 from robbench.models.card import ModelCard, Registry
 from robbench.results.schema import Accuracy, ResultFile, read_result
 
-__all__ = ["export_result", "robustbench"]
+__all__ = ["build_robustbench_entry", "export_result"]
 
 _AUTOATTACK = "autoattack"
 _LEADERBOARDS = {"cifar10": ("Linf", "L2"), "cifar100": ("Linf",), "imagenet": ("Linf",)}
@@ -25,18 +25,18 @@ _NETWORKS = {"resnet18": "ResNet-18", "wide_resnet": "WideResNet"}
 
 
 def export_result(path: Path, kind: str, registry: Registry) -> tuple[str, list[str]]:
-    """Read a result and print it for another leaderboard.
+    """Read a result and format it for another leaderboard.
 
     Args:
         path: a result.json or its folder.
-        kind: "robustbench".
-        registry: where the model's card may be.
+        kind: the format, "robustbench".
+        registry: the registry to look for the model's card.
 
     Returns:
-        The JSON text, and what keeps it from being a complete entry, as sentences.
+        The JSON text, and sentences about what the entry lacks.
 
     Raises:
-        ResultError: unknown format; no result there, or a damaged one.
+        ResultError: unknown format, or the result is missing or damaged.
     """
     if kind != "robustbench":
         raise ResultError("--format: " + unknown_name("format", kind, ["robustbench"]))
@@ -44,19 +44,19 @@ def export_result(path: Path, kind: str, registry: Registry) -> tuple[str, list[
     if not file.is_file():
         raise ResultError(f"No result at {file}; give a result.json, such as results/digits/at/whitebox/result.json.")
     result = read_result(file)
-    card = _card(result, registry)
-    text = json.dumps(robustbench(result, card), indent=2, ensure_ascii=False) + "\n"
-    return text, _shortcomings(result, card)
+    card = _find_card(result, registry)
+    text = json.dumps(build_robustbench_entry(result, card), indent=2, ensure_ascii=False) + "\n"
+    return text, _list_gaps(result, card)
 
 
-def robustbench(result: ResultFile, card: ModelCard | None) -> dict[str, Any]:
-    """Fill the fields of a RobustBench entry.
+def build_robustbench_entry(result: ResultFile, card: ModelCard | None) -> dict[str, Any]:
+    """Build a RobustBench entry.
 
     Args:
-        result: the measurement.
-        card: of the model with these weights, where there is one.
+        result: the result.
+        card: the card of the model with the measured weights; None if there is none.
     """
-    ours = card is not None and card.recipe is not None  # a recipe sees the training set of its data set only
+    ours = card is not None and card.recipe is not None  # recipes use no data but the training set
     return {
         "link": "",
         "name": card.title if card else result.model,
@@ -68,15 +68,15 @@ def robustbench(result: ResultFile, card: ModelCard | None) -> dict[str, Any]:
         "architecture": _architecture(result),
         "eps": result.threat.eps,
         "clean_acc": _percent(result.clean_accuracy),
-        "reported": "",  # the papers' figures belong to the papers' weights
-        "autoattack_acc": _percent(result.robust_accuracy) if _by_autoattack(result) else "",
+        "reported": "",  # the papers' numbers are about other weights
+        "autoattack_acc": _percent(result.robust_accuracy) if _is_autoattack(result) else "",
         "footnote": _footnote(result),
         "unreliable": True if result.flags else None,
     }
 
 
-def _card(result: ResultFile, registry: Registry) -> ModelCard | None:
-    """Find the card of the model, if it still has the weights that were measured."""
+def _find_card(result: ResultFile, registry: Registry) -> ModelCard | None:
+    """Return the card of the model; None if there is none or its weights are not the measured ones."""
     try:
         card = registry.find(f"{result.dataset}/{result.model}").card
     except CardError:
@@ -84,20 +84,21 @@ def _card(result: ResultFile, registry: Registry) -> ModelCard | None:
     return card if card.weights and card.weights.sha256 == result.identity.get("weights") else None
 
 
-def _by_autoattack(result: ResultFile) -> bool:
-    """Tell whether the suite is AutoAttack: by its name, and by the attacks that it is made of."""
+def _is_autoattack(result: ResultFile) -> bool:
+    """Return whether the suite has AutoAttack's name and attacks."""
     kinds = {str(a.config.get("kind", "")) for a in result.attacks}
-    whole = {"apgd", "fab", "square"} <= kinds or not kinds.isdisjoint({"autoattack:standard", "autoattack:plus"})
-    return result.suite == _AUTOATTACK and whole
+    is_complete = {"apgd", "fab", "square"} <= kinds or not kinds.isdisjoint({"autoattack:standard", "autoattack:plus"})
+    return result.suite == _AUTOATTACK and is_complete
 
 
 def _architecture(result: ResultFile) -> str:
     model = result.identity.get("model")
-    found = model.get("architecture") if isinstance(model, dict) else None
-    if not isinstance(found, dict) or "name" not in found:
+    architecture = model.get("architecture") if isinstance(model, dict) else None
+    if not isinstance(architecture, dict) or "name" not in architecture:
         return ""
-    sizes = [str(v) for v in found.get("args", {}).values()]
-    return "-".join([_NETWORKS.get(found["name"], str(found["name"])), *sizes])
+    name = architecture["name"]
+    sizes = [str(v) for v in architecture.get("args", {}).values()]
+    return "-".join([_NETWORKS.get(name, str(name)), *sizes])
 
 
 def _percent(accuracy: Accuracy) -> str:
@@ -111,16 +112,16 @@ def _footnote(result: ResultFile) -> str:
         f"{result.n} images, 95 % interval {100 * worst.low:.2f} to {100 * worst.high:.2f}; seed {result.seed}; "
         f"run {result.run_id[:8]}."
     )
-    if not _by_autoattack(result):
+    if not _is_autoattack(result):
         text += " Not an AutoAttack evaluation."
     if result.flags:
         text += f" Flags: {', '.join(sorted(result.flags))}."
     return text
 
 
-def _shortcomings(result: ResultFile, card: ModelCard | None) -> list[str]:
+def _list_gaps(result: ResultFile, card: ModelCard | None) -> list[str]:
     notes = ["link, authors, venue and reported are not in a result; fill them in."]
-    if not _by_autoattack(result):
+    if not _is_autoattack(result):
         notes.append(
             f"autoattack_acc is empty: suite {result.suite!r} is not AutoAttack; only a suite of that name fills it."
         )

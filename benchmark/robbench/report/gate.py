@@ -1,4 +1,4 @@
-"""What a check found: for a terminal, as markdown for a job page, as JUnit XML, and as JSON. Never imports torch."""
+"""The decision of a gate check as text, as markdown for a job page, as JUnit XML, and as JSON. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,59 +15,62 @@ from rich.markup import escape
 from rich.table import Table
 
 from robbench.core.numbers import parse_threat
-from robbench.gate.decision import Decision, Finding, Outcome
-from robbench.gate.paired import Comparison, Flip, Question
-from robbench.report.escape import markdown_text
+from robbench.gate.decision import Decision, GateFinding, GateOutcome
+from robbench.gate.paired import Comparison, Flip, PairedTest
+from robbench.report.escape import escape_markdown
 
-__all__ = ["as_json", "as_junit", "as_markdown", "as_text", "explain", "headline", "print_decision"]
+__all__ = [
+    "dump_decision", "explain_finding", "format_headline", "format_junit", "format_markdown", "format_text",
+    "print_decision",
+]  # fmt: skip
 
-_SHOWN = 10  # flipped images that a person is shown; the JSON lists all
+_SHOWN = 10  # flipped images in the text for people; the JSON lists all
 _MARKS = {
-    Outcome.PASSED: "✔ passed",
-    Outcome.FAILED: "✘ FAILED",
-    Outcome.TOLERATED: "✔ tolerated",
-    Outcome.UNCERTAIN: "? uncertain",
-    Outcome.EXPLAINED: "– other weights",
+    GateOutcome.PASSED: "✔ passed",
+    GateOutcome.FAILED: "✘ FAILED",
+    GateOutcome.TOLERATED: "✔ tolerated",
+    GateOutcome.UNCERTAIN: "? uncertain",
+    GateOutcome.EXPLAINED: "– other weights",
 }
 
 
-def headline(d: Decision) -> str:
-    """Say the outcome in one line."""
-    failed = sum(f.outcome is Outcome.FAILED for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
-    tests = sum(f.question.counted for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
+def format_headline(d: Decision) -> str:
+    """Format the outcome of the check as one line."""
+    failed = sum(f.outcome is GateOutcome.FAILED for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
+    tests = sum(f.test.counted for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
     models, n = len(d.comparisons), sum(c.n for c in d.comparisons)
     verdict = f"FAILED: {failed} of {tests} tests" if d.failed else f"passed: {tests} tests"
-    what = f"{models} model{'s' if models > 1 else ''}, {n} images"
+    size = f"{models} model{'s' if models > 1 else ''}, {n} images"
     tail = f"; {d.early}" if d.early else ""
-    return f"Gate {verdict} ({what}, α = {d.policy.alpha:g}, allowed drop {d.policy.max_drop:g} points{tail})"
+    return f"Gate {verdict} ({size}, α = {d.policy.alpha:g}, allowed drop {d.policy.max_drop:g} points{tail})"
 
 
-def _rows(c: Comparison, findings: list[Finding]) -> Iterator[dict[str, str]]:
+def _rows(c: Comparison, findings: list[GateFinding]) -> Iterator[dict[str, str]]:
     for f in findings:
-        q = f.question
-        low, high = q.interval
+        t = f.test
+        low, high = t.interval
         yield {
-            "Test": q.what if q.kind == "drop" else f"{q.what}: weaker?",
-            "n": str(q.n),
-            "Baseline": _percent(q.before, q.n),
-            "Now": _percent(q.now, q.n),
-            "Change [95 %]": f"{q.points:+.1f} [{low:+.1f}, {high:+.1f}]" if q.n else "–",
-            "Lost": str(len(q.lost)),
-            "Gained": str(len(q.gained)),
+            "Test": t.what if t.kind == "drop" else f"{t.what}: weaker?",
+            "n": str(t.n),
+            "Baseline": _percent(t.before, t.n),
+            "Now": _percent(t.now, t.n),
+            "Change [95 %]": f"{t.points:+.1f} [{low:+.1f}, {high:+.1f}]" if t.n else "–",
+            "Lost": str(len(t.lost)),
+            "Gained": str(len(t.gained)),
             "p": f"{f.p:.2g}",
-            "Outcome": _MARKS[f.outcome] if q.counted else _MARKS[Outcome.EXPLAINED],
+            "Outcome": _MARKS[f.outcome] if t.counted else _MARKS[GateOutcome.EXPLAINED],
         }
     for name in c.removed:
         row = dict.fromkeys(("Test", "n", "Baseline", "Now", "Change [95 %]", "Lost", "Gained", "p"), "–")
-        yield {**row, "Test": f"{name}: did not run", "Outcome": _MARKS[Outcome.FAILED]}
+        yield {**row, "Test": f"{name}: did not run", "Outcome": _MARKS[GateOutcome.FAILED]}
 
 
 def _percent(count: int, n: int) -> str:
     return f"{100 * count / n:.1f}" if n else "–"
 
 
-def _of(d: Decision, c: Comparison) -> list[Finding]:
-    return [f for f in d.findings if any(f.question is q for q in c.questions)]
+def _findings_of(d: Decision, c: Comparison) -> list[GateFinding]:
+    return [f for f in d.findings if any(f.test is t for t in c.tests)]
 
 
 def _title(c: Comparison) -> str:
@@ -76,37 +79,37 @@ def _title(c: Comparison) -> str:
     return f"{c.before.name} · {suite} · {threat}"
 
 
-def explain(f: Finding) -> list[str]:
-    """Say what a finding means, what may be the cause, and what to do; nothing for a test that passed."""
-    q = f.question
-    numbers = f"{len(q.lost)} images lost, {len(q.gained)} gained of {q.n} ({q.points:+.1f} points), p = {f.p:.2g}"
-    if f.outcome is Outcome.PASSED:
+def explain_finding(f: GateFinding) -> list[str]:
+    """List sentences with the meaning of a finding, possible causes and advice. A passed test has none."""
+    t = f.test
+    numbers = f"{len(t.lost)} images lost, {len(t.gained)} gained of {t.n} ({t.points:+.1f} points), p = {f.p:.2g}"
+    if f.outcome is GateOutcome.PASSED:
         return []
-    if f.outcome is Outcome.TOLERATED:
-        return [f"{q.model}, {q.what}: fell, by no more than the drop that is allowed. {numbers}."]
-    if f.outcome is Outcome.UNCERTAIN:
+    if f.outcome is GateOutcome.TOLERATED:
+        return [f"{t.model}, {t.what}: significantly lower, but within the allowed drop. {numbers}."]
+    if f.outcome is GateOutcome.UNCERTAIN:
         return [
-            f"{q.model}, {q.what}: fell by more than the drop that is allowed, but chance explains it. {numbers}. More "
-            "images would tell."
+            f"{t.model}, {t.what}: lower by more than the allowed drop, but chance can explain it. {numbers}. Measure "
+            "more images to be certain."
         ]
-    if f.outcome is Outcome.EXPLAINED:
+    if f.outcome is GateOutcome.EXPLAINED:
         return [
-            f"{q.model}, {q.what}: breaks fewer images than in the baseline, of other weights. {numbers}. If the new "
-            "model stays, write a new baseline."
+            f"{t.model}, {t.what}: the attack breaks fewer images than in the baseline, and the weights are new. "
+            f"{numbers}. If you keep the new model, write a new baseline."
         ]
-    return [*_failure(q, numbers), *_causes(f)]
+    return [_describe_failure(t, numbers), *_describe_causes(f)]
 
 
-def _failure(q: Question, numbers: str) -> list[str]:
-    if q.kind == "drop":
-        return [f"{q.model}, {q.what}: significantly lower than in the baseline. {numbers}."]
-    return [
-        f"{q.model}, {q.what}: the attack has become weaker; it breaks fewer of the images that both runs gave it. "
+def _describe_failure(t: PairedTest, numbers: str) -> str:
+    if t.kind == "drop":
+        return f"{t.model}, {t.what}: significantly lower than in the baseline. {numbers}."
+    return (
+        f"{t.model}, {t.what}: the attack has become weaker; it breaks fewer of the images that both runs gave it. "
         f"{numbers}."
-    ]
+    )
 
 
-def _causes(f: Finding) -> list[str]:
+def _describe_causes(f: GateFinding) -> list[str]:
     likely = [c for c in f.because if c.field in ("weights", "model", "attack", "suite", "seed", "engine", "code")]
     other = [c for c in f.because if c not in likely]
     lines = [f"What changed: {c}" for c in likely]
@@ -114,42 +117,42 @@ def _causes(f: Finding) -> list[str]:
         lines.append(f"Also different: {'; '.join(map(str, other))}")
     if not likely:
         lines.append(
-            "Nothing else that a baseline records changed: suspect a library, the machine's arithmetic, or code that "
+            "Nothing else that a baseline records changed. Suspect a library, the machine's arithmetic, or code that "
             "is not robbench's."
         )
     same_weights = not any(c.field in ("weights", "model") for c in f.because)
-    if f.question.kind == "drop" and same_weights and any(c.field in ("attack", "suite") for c in likely):
-        lines.append("The weights are the same: the attacks are stronger, and the baseline was too good to be true.")
+    if f.test.kind == "drop" and same_weights and any(c.field in ("attack", "suite") for c in likely):
+        lines.append("The weights are the same, so the attacks are stronger now. The baseline was too optimistic.")
     lines.append("If this is intended, write a new baseline with `robbench baseline`, and commit it.")
     return lines
 
 
-def _flips(c: Comparison, question: Question) -> str:
-    """Show the images behind a finding: which attack changed on each."""
-    chosen = set(question.bad)
+def _list_images(c: Comparison, test: PairedTest) -> str:
+    """List the images that changed for the worse, and which attacks changed on each."""
+    chosen = set(test.bad)
     flips = [flip for flip in c.flips if flip.sample in chosen]
-    shown = "; ".join(f"{flip.sample} ({_said(flip, question)})" for flip in flips[:_SHOWN])
+    shown = "; ".join(f"{flip.sample} ({_describe_flip(flip, test)})" for flip in flips[:_SHOWN])
     more = f"; and {len(flips) - _SHOWN} more" if len(flips) > _SHOWN else ""
     return f"Images: {shown}{more}"
 
 
-def _said(flip: Flip, question: Question) -> str:
-    named = {question.what: flip.attacks[question.what]} if question.what in flip.attacks else flip.attacks
+def _describe_flip(flip: Flip, test: PairedTest) -> str:
+    attacks = {test.what: flip.attacks[test.what]} if test.what in flip.attacks else flip.attacks
     by_change: dict[tuple[str, str], list[str]] = {}
-    for name, pair in named.items():
+    for name, pair in attacks.items():
         by_change.setdefault(pair, []).append(name)
-    return ", ".join(f"{', '.join(names)}: {was} → {now}" for (was, now), names in by_change.items())
+    return ", ".join(f"{', '.join(names)}: {before} → {now}" for (before, now), names in by_change.items())
 
 
-def _told(d: Decision, c: Comparison) -> Iterator[tuple[str, list[str]]]:
-    """Yield what must be said about a model: a sentence, and the lines that belong to it."""
-    for f in _of(d, c):
-        if lines := explain(f):
-            failed = f.outcome is Outcome.FAILED
-            yield lines[0], [*lines[1:], *([_flips(c, f.question)] if failed else [])]
+def _describe_findings(d: Decision, c: Comparison) -> Iterator[tuple[str, list[str]]]:
+    """Yield a sentence and its lines of detail for each finding of a model that needs attention."""
+    for f in _findings_of(d, c):
+        if lines := explain_finding(f):
+            failed = f.outcome is GateOutcome.FAILED
+            yield lines[0], [*lines[1:], *([_list_images(c, f.test)] if failed else [])]
     for name in c.removed:
         yield (
-            f"{c.before.name}, {name}: an attack of the baseline that did not run.",
+            f"{c.before.name}, {name}: this attack of the baseline did not run.",
             ["Put it back into the suite, or write a new baseline with `robbench baseline`, and commit it."],
         )
 
@@ -158,73 +161,74 @@ def _notes(d: Decision) -> Iterator[str]:
     n = min(c.before.n for c in d.comparisons)
     if d.early is None and 100 * d.resolution > d.policy.max_drop * n:
         yield (
-            f"With {n} images, a worst case fails from a loss of {d.resolution} images on, if none is gained "
-            f"({100 * d.resolution / n:.1f} points; allowed are {d.policy.max_drop:g}). More images see more."
+            f"With {n} images and none gained, a worst case fails if at least {d.resolution} are lost "
+            f"({100 * d.resolution / n:.1f} points; the allowed drop is {d.policy.max_drop:g}). Measure more images to "
+            "find smaller drops."
         )
 
 
 def print_decision(d: Decision, console: Console | None = None) -> None:
-    """Print the tables, what failed and why, and the outcome."""
+    """Print the tables, the findings with their causes, and the outcome."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200, file=console.file)
     for c in d.comparisons:
-        rows = list(_rows(c, _of(d, c)))
-        view = Table(title=escape(f"{_title(c)}: standing, % of n"), title_justify="left", pad_edge=False)
+        rows = list(_rows(c, _findings_of(d, c)))
+        view = Table(title=escape(f"{_title(c)}: correct images, % of n"), title_justify="left", pad_edge=False)
         for i, column in enumerate(rows[0]):
             view.add_column(column, justify="left" if i in (0, len(rows[0]) - 1) else "right")
         for row in rows:
             view.add_row(*map(escape, row.values()), style="bold red" if row["Outcome"].startswith("✘") else None)
         console.print(view)
-        for sentence, lines in _told(d, c):
+        for sentence, lines in _describe_findings(d, c):
             console.print(escape(sentence), soft_wrap=True)
             for line in lines:
                 console.print(f"  {escape(line)}", soft_wrap=True)
     for note in _notes(d):
         console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
-    console.print(f"[bold]{escape(headline(d))}[/bold]", soft_wrap=True)
+    console.print(f"[bold]{escape(format_headline(d))}[/bold]", soft_wrap=True)
 
 
-def as_text(d: Decision) -> str:
-    """Write what `print_decision` prints."""
+def format_text(d: Decision) -> str:
+    """Return the text that `print_decision` prints."""
     page = io.StringIO()
     print_decision(d, Console(file=page, highlight=False, force_terminal=False))
     return page.getvalue()
 
 
-def as_markdown(d: Decision) -> str:
-    """Write the summary for a job's page."""
-    parts = [f"## {'❌' if d.failed else '✅'} {markdown_text(headline(d))}\n"]
+def format_markdown(d: Decision) -> str:
+    """Format the decision as markdown for the page of a CI job."""
+    parts = [f"## {'❌' if d.failed else '✅'} {escape_markdown(format_headline(d))}\n"]
     for c in d.comparisons:
-        table = pd.DataFrame(list(_rows(c, _of(d, c)))).map(markdown_text)
+        table = pd.DataFrame(list(_rows(c, _findings_of(d, c)))).map(escape_markdown)
         align = ("left", *["right"] * (table.shape[1] - 2), "left")
         text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-        parts.append(f"### {markdown_text(_title(c))}\n\nStanding, % of n.\n\n{text}\n")
-        for sentence, lines in _told(d, c):
-            told = [f"**{markdown_text(sentence)}**", *(f"- {markdown_text(line)}" for line in lines)]
-            parts.append("\n".join([told[0], "", *told[1:]]) + "\n")
-    parts += [f"{markdown_text(note)}\n" for note in _notes(d)]
+        parts.append(f"### {escape_markdown(_title(c))}\n\nCorrect images, % of n.\n\n{text}\n")
+        for sentence, lines in _describe_findings(d, c):
+            items = [f"- {escape_markdown(line)}" for line in lines]
+            parts.append("\n".join([f"**{escape_markdown(sentence)}**", "", *items]) + "\n")
+    parts += [f"{escape_markdown(note)}\n" for note in _notes(d)]
     return "\n".join(parts)
 
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def as_junit(d: Decision) -> str:
-    """Write JUnit XML: a test suite per model, a test case per test."""
+def format_junit(d: Decision) -> str:
+    """Format the decision as JUnit XML: a test suite per model, a test case per test."""
     root = ElementTree.Element("testsuites", name="robbench")
     for c in d.comparisons:
-        findings = _of(d, c)
-        failures = sum(f.outcome is Outcome.FAILED for f in findings) + len(c.removed)
-        tests = sum(f.question.counted for f in findings) + len(c.removed)
+        findings = _findings_of(d, c)
+        failures = sum(f.outcome is GateOutcome.FAILED for f in findings) + len(c.removed)
+        tests = sum(f.test.counted for f in findings) + len(c.removed)
         counts = {"tests": str(tests), "failures": str(failures), "errors": "0", "skipped": "0"}
         suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(_title(c)), **counts})
         for f in findings:
-            if f.question.counted:
-                kind = "drop" if f.question.kind == "drop" else "weaker attack"
-                case = _case(suite, c, f"{f.question.what}: no {kind}")
-                if f.outcome is Outcome.FAILED:
-                    sentence, *lines = [*explain(f), _flips(c, f.question)]
+            if f.test.counted:
+                kind = "drop" if f.test.kind == "drop" else "weaker attack"
+                case = _case(suite, c, f"{f.test.what}: no {kind}")
+                if f.outcome is GateOutcome.FAILED:
+                    sentence, *lines = [*explain_finding(f), _list_images(c, f.test)]
                     ElementTree.SubElement(case, "failure", message=_xml(sentence)).text = _xml("\n".join(lines))
         for name in c.removed:
             case = _case(suite, c, f"{name}: runs")
@@ -238,11 +242,11 @@ def _case(suite: ElementTree.Element, c: Comparison, name: str) -> ElementTree.E
 
 
 def _xml(text: str) -> str:
-    return _NOT_XML.sub("�", text)  # what XML cannot hold in any form
+    return _NOT_XML.sub("�", text)  # XML cannot hold these characters in any form
 
 
-def as_json(d: Decision) -> dict[str, Any]:
-    """Say it for machines."""
+def dump_decision(d: Decision) -> dict[str, Any]:
+    """Return the decision as JSON data."""
     return {
         "failed": d.failed,
         "policy": asdict(d.policy),
@@ -255,7 +259,7 @@ def as_json(d: Decision) -> dict[str, Any]:
                 "run_id": {"baseline": c.before.run_id, "now": c.now.run_id},
                 "changes": [asdict(x) for x in c.changes],
                 "removed_attacks": c.removed,
-                "tests": [_finding(f) for f in _of(d, c)],
+                "tests": [_dump_finding(f) for f in _findings_of(d, c)],
                 "flips": [asdict(flip) for flip in c.flips],
             }
             for c in d.comparisons
@@ -263,14 +267,14 @@ def as_json(d: Decision) -> dict[str, Any]:
     }
 
 
-def _finding(f: Finding) -> dict[str, Any]:
-    q = f.question
-    low, high = q.interval
+def _dump_finding(f: GateFinding) -> dict[str, Any]:
+    t = f.test
+    low, high = t.interval
     return {
-        **asdict(q),
-        "p": q.p,
-        "p_adjusted": f.p if q.counted else None,
-        "points": q.points,
+        **asdict(t),
+        "p": t.p,
+        "p_adjusted": f.p if t.counted else None,
+        "points": t.points,
         "points_low": low,
         "points_high": high,
         "outcome": f.outcome.value,

@@ -1,4 +1,4 @@
-"""leaderboard.md, a pure function of a results tree: the same results give the same bytes."""
+"""Writes leaderboard.md from a results tree. The same results give the same bytes."""
 
 from __future__ import annotations
 
@@ -10,70 +10,81 @@ from urllib.parse import quote
 import pandas as pd
 
 from robbench.core.stats import mcnemar
-from robbench.masking.record import Verdicts
-from robbench.report.escape import markdown_text
+from robbench.masking.record import VerdictIndex
+from robbench.report.escape import escape_markdown
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import load_results, locate_result, read_rows
 from robbench.results.summary import find_robust_samples
 
-__all__ = ["group_title", "leaderboard", "overestimation", "ranked", "shown_points", "table"]
+__all__ = [
+    "build_group_table",
+    "compute_overestimation",
+    "format_group_title",
+    "format_points",
+    "rank_results",
+    "render_leaderboard",
+]
 
-_LEVEL = 0.05  # of the paired test
+_LEVEL = 0.05  # significance level of the paired test
 _INTRO = """\
 # Leaderboard
 
 Generated from `results/` by `robbench leaderboard`; do not edit. Accuracies are percentages of the n test images
-with 95 % Wilson intervals. **Worst case** counts an image as robust only if no attack of the suite broke it, and
-ranks the table. Models that the same images do not tell from the best of their rank are tied (marked =): McNemar's
-exact paired test on the per-image records gives p of 5 % or more, not corrected for the number of models. Results on
-different images are tied when their intervals overlap. **Overestimation** is the first column of PGD on cross-entropy
-with a single start, the usual evaluation, minus the worst case, in points. **Verdict** is that of `robbench sanity` on
-the same weights, data and threat: trustworthy, suspicious, masked or randomized; unchecked without a run. A robust
-accuracy is an upper bound: it says what these attacks could not do.
+with 95 % Wilson intervals. **Worst case** counts an image as robust only if no attack of the suite broke it. The tables
+are ranked by it. A model is tied (marked =) with the best model of its rank if the difference is not significant on the
+same images: McNemar's exact paired test on the per-image records gives p of 5 % or more, not corrected for the number
+of models. Results on different images are tied if their intervals overlap. **Overestimation** is the accuracy under PGD
+on cross-entropy with a single start, the usual evaluation, minus the worst case, in points. **Verdict** is that of
+`robbench sanity` on the same weights, data and threat: trustworthy, suspicious, masked or randomized. It is unchecked
+if `robbench sanity` has not run. A robust accuracy is an upper bound, because stronger attacks can lower it.
 """
 
 
-def percent(accuracy: Accuracy) -> str:
-    """Print an accuracy as a percentage with one decimal."""
+def format_percent(accuracy: Accuracy) -> str:
+    """Format an accuracy as a percentage with one decimal."""
     return f"{100 * accuracy.value:.1f}"
 
 
-def with_interval(accuracy: Accuracy) -> str:
-    """Print an accuracy with its interval."""
-    return f"{percent(accuracy)} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+def format_with_interval(accuracy: Accuracy) -> str:
+    """Format an accuracy and its 95 % interval as percentages."""
+    return f"{format_percent(accuracy)} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
-def ranked(results: Sequence[ResultFile], root: Path | None = None) -> Iterator[tuple[str, ResultFile]]:
-    """Order results by worst-case robust accuracy and give each its rank; what cannot be told apart shares one.
+def rank_results(results: Sequence[ResultFile], root: Path | None = None) -> Iterator[tuple[str, ResultFile]]:
+    """Sort results by worst-case robust accuracy and yield each with its rank. Ties share a rank.
 
-    A tie is taken against the best of the rank, so that a chain of small steps cannot join far ends.
+    A result is tied if it does not differ significantly from the best result of the rank. It is not compared with the
+    result before it, because then many small differences could add up within one rank.
 
     Args:
-        results: of one group.
-        root: the results tree, for the paired test on per-image records; without it, intervals are compared.
+        results: results of one group.
+        root: the results tree, for the paired test on per-image records; None compares intervals.
     """
     order = sorted(results, key=lambda r: (-r.robust_accuracy.value, -r.clean_accuracy.value, r.model))
     ranks: list[int] = []
     for i, result in enumerate(order):
-        tied = bool(ranks) and _tied(order[ranks[-1] - 1], result, root)
+        tied = bool(ranks) and _is_tied(order[ranks[-1] - 1], result, root)
         ranks.append(ranks[-1] if tied else i + 1)
     for rank, result in zip(ranks, order, strict=True):
         yield f"{rank}{'=' if ranks.count(rank) > 1 else ''}", result
 
 
-def _tied(better: ResultFile, worse: ResultFile, root: Path | None) -> bool:
-    """Compare two results: by McNemar's exact test on the same images, else by whether their intervals overlap."""
-    same_data = better.identity.get("data") == worse.identity.get("data")  # else equal indices may be other images
+def _is_tied(better: ResultFile, worse: ResultFile, root: Path | None) -> bool:
+    """Return whether two results do not differ significantly.
+
+    On the same images, the test is McNemar's exact test. On different images, overlapping intervals are a tie.
+    """
+    same_data = better.identity.get("data") == worse.identity.get("data")  # equal indices then mean equal images
     if root is not None and same_data:
-        first, second = _robust(better, root), _robust(worse, root)
+        first, second = _read_robust(better, root), _read_robust(worse, root)
         if first is not None and second is not None and set(first.index) == set(second.index):
             second = second.reindex(first.index)
             return mcnemar(int((first & ~second).sum()), int((second & ~first).sum())) >= _LEVEL
     return worse.robust_accuracy.high >= better.robust_accuracy.low
 
 
-def _robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
-    """Read which images withstood every attack; None unless the records are those of just this result's images."""
+def _read_robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
+    """Read which images no attack broke. Return None if the records are missing or hold more images than the result."""
     path = locate_result(root, result) / "outcomes.parquet"
     if not path.exists():
         return None
@@ -81,10 +92,10 @@ def _robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
     return robust if len(robust) == result.n else None
 
 
-def overestimation(result: ResultFile) -> float | None:
+def compute_overestimation(result: ResultFile) -> float | None:
     """Return by how many points PGD on cross-entropy from a single start overestimates the worst case.
 
-    None where the suite has no such attack, or gave it only what earlier attacks had left.
+    Return None if the suite has no such attack, or the attack got only images that earlier attacks did not break.
     """
     for i, attack in enumerate(result.attacks):
         config = attack.config
@@ -94,65 +105,67 @@ def overestimation(result: ResultFile) -> float | None:
     return None
 
 
-def shown_points(points: float | None) -> str:
+def format_points(points: float | None) -> str:
     """Print points, or a dash where there are none; never −0.0."""
     return "–" if points is None else f"{round(points, 1) + 0.0:.1f}"
 
 
-def table(results: list[ResultFile], root: Path | None = None, verdicts: Verdicts | None = None) -> pd.DataFrame:
-    """Lay out one group: a row per model; with `root`, the model's name links to its result."""
-    verdicts = verdicts or Verdicts(root)
+def build_group_table(
+    results: list[ResultFile], root: Path | None = None, verdicts: VerdictIndex | None = None
+) -> pd.DataFrame:
+    """Make the table of one group, one row per model. With `root`, the model's name links to its result."""
+    verdicts = verdicts or VerdictIndex(root)
     attacks = list(dict.fromkeys(a.name for r in results for a in r.attacks))
     rows = []
-    for rank, r in ranked(results, root):
-        figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
-        name = markdown_text(r.model)
+    for rank, r in rank_results(results, root):
+        accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
+        name = escape_markdown(r.model)
         if root is not None:
             name = f"[{name}]({quote(str(locate_result(Path(root.name), r) / 'result.json'), safe='/@')})"
         rows.append(
             {
                 "Rank": rank,
                 "Model": name,
-                "Clean": with_interval(r.clean_accuracy),
-                **{markdown_text(a): figures.get(a, "–") for a in attacks},
-                "Worst case": with_interval(r.robust_accuracy),
-                "Overestimation": shown_points(overestimation(r)),
-                "Verdict": verdicts.of(r),
+                "Clean": format_with_interval(r.clean_accuracy),
+                **{escape_markdown(a): accuracies.get(a, "–") for a in attacks},
+                "Worst case": format_with_interval(r.robust_accuracy),
+                "Overestimation": format_points(compute_overestimation(r)),
+                "Verdict": verdicts.find(r),
                 "Fwd + bwd per image": f"{(r.forwards + r.backwards) / r.n:.0f}",
                 "n": str(r.n),
-                "Flags": markdown_text(", ".join(r.flags)) or "none",
+                "Flags": escape_markdown(", ".join(r.flags)) or "none",
                 "Date": r.date[:10],
             }
         )
     return pd.DataFrame(rows)
 
 
-def group_title(result: ResultFile) -> str:
-    """Describe what results must share to be ranked against each other."""
+def format_group_title(result: ResultFile) -> str:
+    """Format the title of a group: data set, threat, suite and overrides. Results are ranked within a group."""
     changed = ", ".join(f"{k} {v}" for k, v in sorted(result.overrides.items()) if k not in ("eps", "norm"))
     threat = f"{result.threat.norm} {result.threat.eps}"
     return f"{result.dataset}, {threat}, suite {result.suite}" + (f" ({changed})" if changed else "")
 
 
-def leaderboard(root: Path) -> str:
-    """Write the leaderboard of a results tree as markdown.
+def render_leaderboard(root: Path) -> str:
+    """Return the leaderboard of a results tree as markdown.
 
     Raises:
         ResultError: a result.json is damaged.
     """
     parts = [_INTRO]
-    verdicts = Verdicts(root)
-    results = sorted(load_results(root), key=lambda r: (group_title(r), bool(r.overrides), r.model))
+    verdicts = VerdictIndex(root)
+    results = sorted(load_results(root), key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
     if not results:
         parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
-    for title, members in groupby(results, key=group_title):
+    for title, members in groupby(results, key=format_group_title):
         group = list(members)
-        text = table(group, root, verdicts).to_markdown(index=False, disable_numparse=True)
-        parts.append(f"## {markdown_text(title)}\n\n{text}\n" + _footnotes(group))
+        text = build_group_table(group, root, verdicts).to_markdown(index=False, disable_numparse=True)
+        parts.append(f"## {escape_markdown(title)}\n\n{text}\n" + _footnotes(group))
     return "\n".join(parts)
 
 
 def _footnotes(group: list[ResultFile]) -> str:
-    said = [f"{r.model}, {name}: {text}" for r in group for name, text in sorted(r.flags.items())]
-    lines = [f"- {markdown_text(line)}" for line in said]
+    flags = [f"{r.model}, {name}: {text}" for r in group for name, text in sorted(r.flags.items())]
+    lines = [f"- {escape_markdown(flag)}" for flag in flags]
     return "\n" + "\n".join(lines) + "\n" if lines else ""

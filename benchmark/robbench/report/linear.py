@@ -1,4 +1,4 @@
-"""What Eq. 4 of Shafahi et al. 2019 predicts for measured models: shares with intervals, and a table for a terminal."""
+"""The predictions of Eq. 4 of Shafahi et al. 2019 for measured models, as accuracies and as a table."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from robbench.core.errors import SuiteError
 from robbench.core.types import Threat
 from robbench.linear.record import LinearFile, linear_folder, read_linearization
 from robbench.linear.theory import Linearization
-from robbench.report.leaderboard import percent, with_interval
+from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.results.schema import Accuracy
 from robbench.results.summary import make_accuracy
 from robbench.suite import load_suite
 
-__all__ = ["linear_rows", "predicted", "standard_radius", "text_of"]
+__all__ = ["find_standard_radius", "format_radius", "make_linear_rows", "predict_accuracy"]
 
 
-def predicted(measured: Linearization, eps: Fraction, n: int | None = None) -> Accuracy:
-    """Return the accuracy that Eq. 4 predicts at an Linf radius: the share of images with L > eps.
+def predict_accuracy(measured: Linearization, eps: Fraction, n: int | None = None) -> Accuracy:
+    """Return the accuracy that Eq. 4 predicts at an Linf radius. It is the share of images with L > eps.
 
     Args:
-        measured: what was found.
+        measured: the measured logits and gradients.
         eps: the radius, in [0, 1] pixel units.
-        n: the first n images; None, or more than there are, means all of them.
+        n: use the first n images; None means all.
     """
-    standing = measured.standing(float(eps))[:n]
-    return make_accuracy(int(standing.sum()), len(standing))
+    robust = measured.predict_robust(float(eps))[:n]
+    return make_accuracy(int(robust.sum()), len(robust))
 
 
-def standard_radius(dataset: str) -> Fraction | None:
-    """Look up the Linf radius at which a data set is usually attacked; None if no suite says."""
+def find_standard_radius(dataset: str) -> Fraction | None:
+    """Return the Linf radius of the suite whitebox for a data set; None if it has none."""
     try:
         threat = load_suite("whitebox").threat(dataset)
     except SuiteError:
@@ -39,26 +39,26 @@ def standard_radius(dataset: str) -> Fraction | None:
     return threat.eps if threat.norm == "Linf" else None
 
 
-def linear_rows(files: Sequence[LinearFile], root: Path, eps: Fraction | None) -> list[dict[str, str]]:
-    """Lay measurements out, a row per model.
+def make_linear_rows(files: Sequence[LinearFile], root: Path, eps: Fraction | None) -> list[dict[str, str]]:
+    """Make the rows of a table of measurements, one per model.
 
     Args:
-        files: their summaries.
-        root: the results tree that holds them.
-        eps: the radius of the prediction; None means the data set's usual one.
+        files: the summaries of the measurements.
+        root: the results tree that holds the measurements.
+        eps: radius of the prediction; None means the radius of `find_standard_radius`.
     """
     rows = []
     for file in files:
-        radius = standard_radius(file.dataset) if eps is None else eps
+        radius = find_standard_radius(file.dataset) if eps is None else eps
         shown = "–"
         if radius is not None:
             measured = read_linearization(linear_folder(root, file.dataset, file.model))
-            shown = f"{with_interval(predicted(measured, radius))} at {text_of(radius)}"
+            shown = f"{format_with_interval(predict_accuracy(measured, radius))} at {format_radius(radius)}"
         rows.append(
             {
                 "Model": f"{file.dataset}/{file.model}",
                 "n": str(file.n),
-                "Clean, %": percent(file.clean_accuracy),
+                "Clean, %": format_percent(file.clean_accuracy),
                 "L > ε, %": shown,
                 "Median L": _short(file.medians["radius"]),
                 "Logit gap": _short(file.medians["logit_gap"]),
@@ -70,8 +70,8 @@ def linear_rows(files: Sequence[LinearFile], root: Path, eps: Fraction | None) -
     return rows
 
 
-def text_of(eps: Fraction) -> str:
-    """Print a radius as people write it: 8/255, 0.3."""
+def format_radius(eps: Fraction) -> str:
+    """Format a radius in its usual notation, such as 8/255 or 0.3."""
     return Threat("Linf", eps).eps_text
 
 

@@ -1,4 +1,4 @@
-"""What `robbench sanity` shows in a terminal. Imports no torch."""
+"""The output of `robbench sanity` on a terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,46 +10,55 @@ from rich.markup import escape
 from rich.table import Table
 
 from robbench.masking.record import CheckResult, SanityFile
-from robbench.report.leaderboard import with_interval
-from robbench.report.terminal import duration
+from robbench.report.leaderboard import format_with_interval
+from robbench.report.terminal import format_duration
 
-__all__ = ["print_sanity", "verdict_line"]
+__all__ = ["format_verdict", "print_sanity"]
 
-_STYLE = {"pass": "green", "warn": "yellow", "fail": "red", "not applicable": "dim"}
-_VERDICT = {"trustworthy": "green", "suspicious": "yellow", "masked": "red", "randomized": "red"}
-
-
-def verdict_line(found: SanityFile) -> str:
-    """Say the verdict in one line: what decided it, and the two numbers it is about."""
-    m = found.measurements
-    said = f"PGD alone leaves {with_interval(m.pgd)}, everything together {with_interval(m.best)} % of {found.n} images"
-    by = f" by {', '.join(found.decided_by)}" if found.decided_by else ""
-    return f"{found.dataset}/{found.model}, {found.threat.norm} {found.threat.eps}: {found.verdict}{by}. {said}."
+_STATUS_STYLE = {"pass": "green", "warn": "yellow", "fail": "red", "not applicable": "dim"}
+_VERDICT_STYLE = {"trustworthy": "green", "suspicious": "yellow", "masked": "red", "randomized": "red"}
 
 
-def print_sanity(found: SanityFile, every: bool = True) -> None:
-    """Print the verdict, the checks (or those alone that did not pass), and what to do next."""
+def format_verdict(file: SanityFile) -> str:
+    """Format the verdict in one line, with the checks that gave it and both robust accuracies."""
+    m = file.measurements
+    by = f" by {', '.join(file.decided_by)}" if file.decided_by else ""
+    return (
+        f"{file.dataset}/{file.model}, {file.threat.norm} {file.threat.eps}: {file.verdict}{by}. "
+        f"PGD alone leaves {format_with_interval(m.pgd)}, everything together {format_with_interval(m.best)} % of "
+        f"{file.n} images."
+    )
+
+
+def print_sanity(file: SanityFile, every: bool = True) -> None:
+    """Print the verdict, the checks, and the suite to run next.
+
+    Args:
+        file: the content of sanity.json.
+        every: print all checks; False prints only checks that did not pass.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200, file=sys.stdout)
-    style = _VERDICT[found.verdict]
-    console.print(f"[bold {style}]{escape(verdict_line(found))}[/]", soft_wrap=True)
-    shown = [c for c in found.checks if every or c.status in ("warn", "fail")]
+    style = _VERDICT_STYLE[file.verdict]
+    console.print(f"[bold {style}]{escape(format_verdict(file))}[/]", soft_wrap=True)
+    shown = [c for c in file.checks if every or c.status in ("warn", "fail")]
     if shown:
         console.print(_table(shown))
-    if found.advice.suite:
-        name = f"{found.dataset}/{found.model}"
+    if file.advice.suite:
+        name = f"{file.dataset}/{file.model}"
         console.print(
-            f"Next: --suite {found.advice.suite}. {escape(found.advice.reason)} The usual PGD overestimates by "
-            f"{found.advice.gain:.1f} points already. `robbench sanity {escape(name)} --act` runs it.",
+            f"Next: --suite {file.advice.suite}. {escape(file.advice.reason)} The usual PGD overestimates by "
+            f"{file.advice.gain:.1f} points already. `robbench sanity {escape(name)} --act` runs it.",
             soft_wrap=True,
         )
-    if found.acted is not None:
-        accuracy = with_interval(found.acted.robust_accuracy)
-        console.print(f"Suite {escape(found.acted.suite)}, on the same images: {accuracy} %.", soft_wrap=True)
-    passes = sum(c.pairs + c.forwards / 3 for c in found.measurements.cost.values()) / found.n
+    if file.acted is not None:
+        accuracy = format_with_interval(file.acted.robust_accuracy)
+        console.print(f"Suite {escape(file.acted.suite)}, on the same images: {accuracy} %.", soft_wrap=True)
+    passes = sum(c.pairs + c.forwards / 3 for c in file.measurements.cost.values()) / file.n
     console.print(
-        f"{passes:.0f} forward-backward pairs an image (three forward passes count as one), {duration(found.seconds)}."
+        f"{passes:.0f} forward-backward pairs an image (three forward passes count as one), "
+        f"{format_duration(file.seconds)}."
     )
 
 
@@ -60,5 +69,5 @@ def _table(checks: Sequence[CheckResult]) -> Table:
     for c in checks:
         status = c.status + (f" → {c.decides}" if c.decides else "")
         value = "–" if c.value is None else f"{c.value:.3g}"
-        view.add_row(c.name, value, c.threshold, f"[{_STYLE[c.status]}]{status}[/]", escape(c.reason))
+        view.add_row(c.name, value, c.threshold, f"[{_STATUS_STYLE[c.status]}]{status}[/]", escape(c.reason))
     return view

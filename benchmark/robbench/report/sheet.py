@@ -1,6 +1,6 @@
-"""One page of pictures for a model's gradient-masking checks: landscapes, radii, step sizes, loss curves.
+"""One page of figures for a model's gradient-masking checks, drawn from sanity.json and landscape.parquet.
 
-A pure function of sanity.json and landscape.parquet; imports no torch.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,43 +22,41 @@ _COLOUR = {"trustworthy": "#1a7f37", "suspicious": "#9a6700", "masked": "#cf222e
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 
-def draw_sheet(found: SanityFile, landscape: Path, output: Path) -> None:
+def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
     """Draw the page as a PNG of about 1600 × 1500 pixels."""
     frame = pd.read_parquet(landscape)
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
     head, planes, plots = parts[:, 0]
-    _head(head, found)
-    _planes(planes, frame)
+    _draw_head(head, file)
+    _draw_planes(planes, frame)
     axes = plots.subplots(2, 2)
-    _radii(axes[0, 0], found)
-    _grid(axes[0, 1], found)
-    _curves(axes[1, 0], found)
-    _challenges(axes[1, 1], found)
+    _draw_radii(axes[0, 0], file)
+    _draw_grid(axes[0, 1], file)
+    _draw_curves(axes[1, 0], file)
+    _draw_challenges(axes[1, 1], file)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Without the library's name and version in it, equal pictures are equal files.
+    # The file does not hold matplotlib's version, so the same data give the same bytes.
     figure.savefig(output, metadata={"Software": None})
 
 
-def _head(part: SubFigure, found: SanityFile) -> None:
-    m = found.measurements
-    title = (
-        f"{found.dataset}/{found.model} · {found.threat.norm} {found.threat.eps} · {found.n} images · seed {found.seed}"
-    )
+def _draw_head(part: SubFigure, file: SanityFile) -> None:
+    m = file.measurements
+    title = f"{file.dataset}/{file.model} · {file.threat.norm} {file.threat.eps} · {file.n} images · seed {file.seed}"
     part.text(0.01, 0.72, title, fontsize=17, weight="bold")
-    part.text(0.01, 0.36, found.verdict.upper(), fontsize=17, weight="bold", color=_COLOUR[found.verdict])
-    by = f"decided by {', '.join(found.decided_by)}" if found.decided_by else "no check speaks against the usual attack"
+    part.text(0.01, 0.36, file.verdict.upper(), fontsize=17, weight="bold", color=_COLOUR[file.verdict])
+    by = f"decided by {', '.join(file.decided_by)}" if file.decided_by else "no check speaks against the usual attack"
     part.text(0.16, 0.38, by, fontsize=12)
     numbers = (
         f"clean {m.correct / m.n:.1%}   ·   usual PGD leaves {m.pgd.value:.1%}   ·   all attacks of this run "
-        f"{m.best.value:.1%}   ·   overestimation {found.overestimation:.1f} points"
+        f"{m.best.value:.1%}   ·   overestimation {file.overestimation:.1f} points"
     )
     part.text(0.01, 0.04, numbers, fontsize=12)
 
 
-def _planes(part: SubFigure, frame: pd.DataFrame) -> None:
-    """Draw the margin around each image, one row for each plane; the line is the decision boundary."""
+def _draw_planes(part: SubFigure, frame: pd.DataFrame) -> None:
+    """Draw the margin around each image, one row per plane. The black line is the decision boundary."""
     samples = list(dict.fromkeys(frame["sample"]))
     part.suptitle(
         "Margin of the true class around the first test images, ± eps: blue is right, red is wrong", fontsize=12
@@ -68,15 +66,15 @@ def _planes(part: SubFigure, frame: pd.DataFrame) -> None:
         for column, sample in enumerate(samples):
             axis = axes[row, column]
             here = frame[(frame["sample"] == sample) & (frame["plane"] == plane)]
-            _plane(axis, here)
+            _draw_plane(axis, here)
             if row == 0:
                 axis.set_title(f"image {sample}", fontsize=10)
         axes[row, 0].set_ylabel(title, fontsize=9)
 
 
-def _plane(axis: Axes, here: pd.DataFrame) -> None:
+def _draw_plane(axis: Axes, here: pd.DataFrame) -> None:
     values = here.pivot(index="a", columns="b", values="margin").to_numpy()
-    # Scaled to each picture, so that squeezed logits show their shape too.
+    # Each panel has its own scale, so that small margins (squeezed logits) are visible too.
     limit = max(float(np.abs(values).max()), 1e-12)
     extent = (-1.0, 1.0, -1.0, 1.0)
     axis.imshow(values, origin="lower", extent=extent, cmap="coolwarm", vmin=-limit, vmax=limit)
@@ -89,22 +87,22 @@ def _plane(axis: Axes, here: pd.DataFrame) -> None:
     axis.set_xlabel(f"max |margin| {limit:.2g}", fontsize=8)
 
 
-def _radii(axis: Axes, found: SanityFile) -> None:
-    curve, m = found.measurements.curve, found.measurements
-    standing = [100.0, *(100 * (1 - float(np.mean(b))) for b in curve.broken)]
-    at = np.arange(len(standing))
-    axis.plot(at, standing, "o-", color="#0969da", label=f"usual PGD, {len(curve.broken[0])} right images")
+def _draw_radii(axis: Axes, file: SanityFile) -> None:
+    curve, m = file.measurements.curve, file.measurements
+    robust = [100.0, *(100 * (1 - float(np.mean(b))) for b in curve.broken)]
+    at = np.arange(len(robust))
+    axis.plot(at, robust, "o-", color="#0969da", label=f"usual PGD, {len(curve.broken[0])} right images")
     axis.set_xticks(at, ["0", *(f"{e:.3g}" for e in curve.eps[:-1]), "whole box"])
     axis.axhline(100 / m.classes, color="gray", linestyle=":", label="chance")
     axis.set_ylim(-3, 103)
-    axis.set_xlabel(f"eps ({found.threat.norm}; not to scale)")
+    axis.set_xlabel(f"eps ({file.threat.norm}; not to scale)")
     axis.set_ylabel("robust, %")
     axis.set_title("Accuracy over the radius: must fall to 0")
     axis.legend()
 
 
-def _grid(axis: Axes, found: SanityFile) -> None:
-    grid = found.measurements.grid
+def _draw_grid(axis: Axes, file: SanityFile) -> None:
+    grid = file.measurements.grid
     share = 100 * np.array(grid.standing) / grid.images
     picture = axis.imshow(share, origin="lower", cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for i, j in np.ndindex(share.shape):
@@ -120,8 +118,8 @@ def _grid(axis: Axes, found: SanityFile) -> None:
     axis.figure.colorbar(picture, ax=axis)
 
 
-def _curves(axis: Axes, found: SanityFile) -> None:
-    traces = found.measurements.traces
+def _draw_curves(axis: Axes, file: SanityFile) -> None:
+    traces = file.measurements.traces
     steps = np.arange(len(traces.loss))
     axis.fill_between(steps, _positive(traces.loss_low), _positive(traces.loss_high), color="#0969da", alpha=0.2)
     axis.plot(steps, _positive(traces.loss), color="#0969da", label="usual PGD: median and deciles")
@@ -140,12 +138,12 @@ def _curves(axis: Axes, found: SanityFile) -> None:
 
 
 def _positive(values: list[float]) -> NDArray[np.float64]:
-    """Keep a loss of zero on the logarithmic axis."""
+    """Raise losses of zero to a small value, which a logarithmic axis can show."""
     return np.clip(values, 1e-12, None)
 
 
-def _challenges(axis: Axes, found: SanityFile) -> None:
-    challenges = found.measurements.challenges
+def _draw_challenges(axis: Axes, file: SanityFile) -> None:
+    challenges = file.measurements.challenges
     at = np.arange(len(challenges))[::-1]
     colours = ["gray" if c.role == "control" else "#cf222e" if c.alone else "#0969da" for c in challenges]
     axis.barh(at, [c.broken for c in challenges], color=colours)

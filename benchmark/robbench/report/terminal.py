@@ -1,4 +1,4 @@
-"""What `robbench eval` shows in a terminal: progress bars, plain lines where there is no terminal, and the table."""
+"""The output of `robbench eval`: progress bars on a terminal, lines elsewhere, and the table of results."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robbench.masking.record import Verdicts
-from robbench.report.leaderboard import group_title, overestimation, percent, ranked, shown_points, with_interval
+from robbench.masking.record import VerdictIndex
+from robbench.report.leaderboard import (
+    compute_overestimation,
+    format_group_title,
+    format_percent,
+    format_points,
+    format_with_interval,
+    rank_results,
+)
 from robbench.results.schema import ResultFile
 
-__all__ = ["TerminalReporter", "TerminalView", "duration", "print_results"]
+__all__ = ["TerminalReporter", "TerminalView", "format_duration", "print_results"]
 
 
-def duration(seconds: float) -> str:
-    """Print a time span as people say it."""
+def format_duration(seconds: float) -> str:
+    """Format a time span, such as 45 s, 12 min or 1.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class TerminalReporter:
-    """Draws a bar per attack on a terminal, and prints a line per attack elsewhere; always on stderr."""
+    """Draws a bar per attack on a terminal, and prints a line per attack elsewhere. It writes to stderr."""
 
     def __init__(self, hint_samples: bool) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.live = self.console.is_terminal
-        self.hint_samples = hint_samples  # whether --samples was left open
+        self.hint_samples = hint_samples  # whether to suggest --samples for long runs
         self.progress_bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.counts: dict[str, list[int]] = {}
@@ -40,18 +47,18 @@ class TerminalReporter:
         self.begin = time.monotonic()
 
     def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
-        """Say what comes, how long at most, and how to make it shorter."""
+        """Print the size of the run, an upper bound on its time, and how to make it shorter."""
         self.close()
         self.clean, self.n, self.counts, self.tasks = clean, n, {}, {}
         text = f"{title}: {n} images, {clean} classified correctly ({100 * clean / n:.1f} %), {len(stages)} attacks"
         if seconds:
-            text += f", at most {duration(seconds)} on {device} (less where images break early)"
+            text += f", at most {format_duration(seconds)} on {device} (less where images break early)"
         self.console.print(f"[bold]{escape(text)}[/bold]", soft_wrap=True)
         if seconds > 600 and device == "cpu" and self.hint_samples:
             self.console.print(f"  A shorter run: --samples {max(64, int(n * 300 / seconds) // 64 * 64)}")
 
     def stage(self, name: str, todo: int, done: int) -> None:
-        """Open the bar of an attack."""
+        """Start the bar of an attack."""
         self._end_line()
         self.counts[name] = [0, 0, todo]
         self.begin = time.monotonic()
@@ -61,42 +68,42 @@ class TerminalReporter:
                     TextColumn("  {task.description:<14}"),
                     BarColumn(),
                     MofNCompleteColumn(),
-                    TextColumn("{task.fields[standing]}"),
+                    TextColumn("{task.fields[robust]}"),
                     TimeRemainingColumn(compact=True),
                     console=self.console,
                 )
                 self.progress_bar.start()
-            self.tasks[name] = self.progress_bar.add_task(escape(name), total=todo, standing="")
+            self.tasks[name] = self.progress_bar.add_task(escape(name), total=todo, robust="")
         elif done:
             self.console.print(f"  {escape(name)}: {done} known from an earlier run, {todo} to attack")
 
     def progress(self, name: str, finished: int, broken: int) -> None:
-        """Move the bar."""
+        """Update the bar."""
         count = self.counts[name]
         count[0] += finished
         count[1] += broken
         if self.progress_bar is not None:
-            # Broken images finish first, so a share of the finished ones would start at zero.
-            standing = f"{100 * (1 - count[1] / max(count[2], 1)):5.1f} % still standing"
-            self.progress_bar.update(self.tasks[name], advance=finished, standing=standing)
+            # Broken images finish first. The share is therefore of all images, not of the finished ones.
+            robust = f"{100 * (1 - count[1] / max(count[2], 1)):5.1f} % not broken"
+            self.progress_bar.update(self.tasks[name], advance=finished, robust=robust)
 
     def note(self, text: str) -> None:
         """Print a warning."""
         self.console.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True)
 
     def _end_line(self) -> None:
-        """Without a terminal: one line for the attack that just ended."""
+        """Print a line for the attack that ended, if there is no terminal."""
         if self.live or not self.counts:
             return
         name = list(self.counts)[-1]
         finished, broken, todo = self.counts[name]
         if todo:
-            spent = duration(time.monotonic() - self.begin)
+            spent = format_duration(time.monotonic() - self.begin)
             self.console.print(f"  {escape(name)}: {finished - broken} of {finished} robust, {spent}")
         self.counts = {}
 
     def close(self) -> None:
-        """Put the bars away."""
+        """Stop and remove the bars."""
         self._end_line()
         if self.progress_bar is not None:
             self.progress_bar.stop()
@@ -104,7 +111,7 @@ class TerminalReporter:
 
 
 class TerminalView:
-    """One bar over the records of many runs under way; without a terminal a line per run that ends. On stderr."""
+    """Draws one bar for all records of many runs on a terminal; elsewhere it prints a line per run. Uses stderr."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -113,7 +120,7 @@ class TerminalView:
         self.counts: dict[str, tuple[int, int]] = {}
 
     def progress(self, title: str, done: int, total: int) -> None:
-        """Move the bar."""
+        """Update the bar."""
         ended = done == total and self.counts.get(title) != (done, total)
         self.counts[title] = (done, total)
         if self.console.is_terminal:
@@ -128,7 +135,7 @@ class TerminalView:
             self.console.print(f"  {escape(title)}: {total} records", soft_wrap=True)
 
     def update(self, finished: int, asked: int) -> None:
-        """Say how many runs are finished."""
+        """Show how many runs are finished."""
         if self.bar is not None:
             self.bar.update(self.task, description=f"{finished} of {asked} runs")
 
@@ -137,41 +144,45 @@ class TerminalView:
         self.console.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True)
 
     def close(self) -> None:
-        """Put the bar away."""
+        """Stop and remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 def print_results(results: Sequence[ResultFile], root: Path) -> None:
-    """Print results as tables, one for each group that may be compared; `root` is the results tree.
+    """Print results as tables, one for each group of comparable results.
 
-    Over: by how many points the usual PGD overestimates (`leaderboard.overestimation`). Verdict: of `robbench sanity`.
+    The column Over is `leaderboard.compute_overestimation`. The column Verdict comes from `robbench sanity`.
+
+    Args:
+        results: the results.
+        root: the results tree that holds their records.
     """
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200, file=sys.stdout)
-    verdicts = Verdicts(root)
-    for title in dict.fromkeys(group_title(r) for r in results):
-        group = [r for r in results if group_title(r) == title]
+    verdicts = VerdictIndex(root)
+    for title in dict.fromkeys(format_group_title(r) for r in results):
+        group = [r for r in results if format_group_title(r) == title]
         attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
         view = Table(title=f"{title}: robust accuracy, %", title_justify="left", pad_edge=False)
         for column in ("Rank", "Model", "Clean", *attacks, "Worst case [95 %]", "Over", "Verdict", "n", "Time"):
-            words = column in ("Rank", "Model", "Verdict")
+            is_text = column in ("Rank", "Model", "Verdict")
             width = 11 if column == "Verdict" else None
-            view.add_column(column, justify="left" if words else "right", min_width=width)
-        for rank, r in ranked(group, root):
-            figures = {a.name: percent(a.robust_accuracy) for a in r.attacks}
+            view.add_column(column, justify="left" if is_text else "right", min_width=width)
+        for rank, r in rank_results(group, root):
+            accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
             view.add_row(
                 rank,
                 r.model,
-                percent(r.clean_accuracy),
-                *[figures.get(a, "–") for a in attacks],
-                with_interval(r.robust_accuracy),
-                shown_points(overestimation(r)),
-                verdicts.of(r),
+                format_percent(r.clean_accuracy),
+                *[accuracies.get(a, "–") for a in attacks],
+                format_with_interval(r.robust_accuracy),
+                format_points(compute_overestimation(r)),
+                verdicts.find(r),
                 str(r.n),
-                duration(r.seconds),
+                format_duration(r.seconds),
             )
         console.print(view)
         for r in group:

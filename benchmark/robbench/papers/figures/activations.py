@@ -1,4 +1,4 @@
-"""How active each neuron of the last two layers is: Figures 8 and 9 of Shafahi et al. 2019."""
+"""The activity of the neurons of the last two layers: Figures 8 and 9 of Shafahi et al. 2019."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ import numpy as np
 import pandas as pd
 
 from robbench.linear.record import read_activations
-from robbench.report.figures.canvas import MARKERS, blank, legend_below, log_axis
-from robbench.report.figures.source import Look, Picture, Source
+from robbench.report.figures.canvas import MARKERS, add_legend_below, make_figure, set_log_axis
+from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["activations"]
+__all__ = ["plan_activations"]
 
-_FEW = 20  # neurons up to which each has a marker
+_FEW = 20  # up to so many neurons, each neuron has a marker
 
 
-def activations(source: Source, title: str, names: Sequence[str], layer: str) -> Picture:
-    """Order the neurons of a layer by the magnitude of their activations, summed over the images.
+def plan_activations(data: FigureData, title: str, names: Sequence[str], layer: str) -> FigurePlan:
+    """Plan a figure of the neurons of a layer, sorted by the mean magnitude of their activations over the images.
 
     Args:
-        source: where from.
-        title: of the figure.
-        names: the measured models.
+        data: the data of figures.
+        title: title of the figure.
+        names: full names of the models.
         layer: penultimate or logits.
     """
     frames = []
     for name in names:
-        measured = source.linear(name)
+        measured = data.read_linear(name)
         if measured is None:
             continue
-        rows = read_activations(source.linear_folder(name))
+        rows = read_activations(data.linear_folder(name))
         rows = rows[rows["layer"] == layer].sort_values(["mean", "neuron"], ascending=[False, True])
         ranked = rows[["neuron", "mean", "active"]].assign(rank=np.arange(1, len(rows) + 1))
         frames.append(ranked.assign(model=name, layer=layer, images=len(measured)))
     if not sum(len(frame) for frame in frames):
-        return Picture.nothing()
+        return FigurePlan.empty()
     columns = ["layer", "model", "rank", "neuron", "mean", "active", "images"]
     numbers = pd.concat(frames, ignore_index=True)[columns]
-    looks = source.looks(list(dict.fromkeys(numbers["model"])))
-    return Picture(numbers, partial(_paint, numbers, title, looks, layer))
+    styles = data.choose_styles(list(dict.fromkeys(numbers["model"])))
+    return FigurePlan(numbers, partial(_paint, numbers, title, styles, layer))
 
 
-def _paint(numbers: pd.DataFrame, title: str, looks: Mapping[str, Look], layer: str) -> Figure:
-    figure = blank(9.6, 4.5 + 0.2 * -(-len(looks) // 2))
+def _paint(numbers: pd.DataFrame, title: str, styles: Mapping[str, ModelStyle], layer: str) -> Figure:
+    figure = make_figure(9.6, 4.5 + 0.2 * -(-len(styles) // 2))
     ax = figure.subplots()
-    for i, (name, look) in enumerate(looks.items()):
+    for i, (name, style) in enumerate(styles.items()):
         rows = numbers[numbers["model"] == name]
         dead = int((rows["active"] == 0).sum())
-        label = look.label if layer == "logits" else f"{look.label} ({dead} of {len(rows)} never active)"
+        label = style.label if layer == "logits" else f"{style.label} ({dead} of {len(rows)} never active)"
         marker = MARKERS[i % len(MARKERS)] if len(rows) <= _FEW else None
-        ax.plot(rows["rank"], rows["mean"], color=look.colour, ls=look.dashes, marker=marker, ms=4, label=label)
+        ax.plot(rows["rank"], rows["mean"], color=style.colour, ls=style.dashes, marker=marker, ms=4, label=label)
     last = int(numbers["rank"].max())
     ax.set_xlim(0 if last > _FEW else 0.7, last + (0 if last > _FEW else 0.3))
-    if layer == "logits" and numbers["mean"].min() > 0:  # squeezed ones are a hundredth of natural ones
-        log_axis(ax, vertical=True)
+    if layer == "logits" and numbers["mean"].min() > 0:  # squeezed logits are a hundredth of natural logits
+        set_log_axis(ax, vertical=True)
     else:
         ax.set_ylim(bottom=0)
     what = "neurons of the penultimate layer" if layer == "penultimate" else "logits"
@@ -68,5 +68,5 @@ def _paint(numbers: pd.DataFrame, title: str, looks: Mapping[str, Look], layer: 
     n = " / ".join(map(str, sorted({int(n) for n in numbers["images"]})))
     figure.suptitle(f"{title}, n = {n} test images")
     note = "Each model orders its own neurons. The paper plots the sum over its test images: n times the mean."
-    legend_below(figure, [ax], note, columns=1 if layer == "penultimate" else 2)
+    add_legend_below(figure, [ax], note, columns=1 if layer == "penultimate" else 2)
     return figure

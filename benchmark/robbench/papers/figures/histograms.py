@@ -1,4 +1,4 @@
-"""Histograms of what the linear model of robustness is made of: Figures 1 to 7 of Shafahi et al. 2019."""
+"""Histograms of the quantities of the linear model of robustness: Figures 1 to 7 of Shafahi et al. 2019."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from robbench.linear.theory import Linearization, Per
-from robbench.report.figures.canvas import blank, legend_below, log_axis
-from robbench.report.figures.source import Look, Picture, Source
-from robbench.report.linear import standard_radius, text_of
+from robbench.linear.theory import Linearization, Values
+from robbench.report.figures.canvas import add_legend_below, make_figure, set_log_axis
+from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
+from robbench.report.linear import find_standard_radius, format_radius
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GAPS", "GRADIENTS", "LOGITS", "Quantity", "histograms"]
+__all__ = ["GAPS", "GRADIENTS", "LOGITS", "Quantity", "plan_histograms"]
 
 _BINS = 80
-_TAIL = 0.0005  # share of all values that may lie beyond either end of a logarithmic axis
+_TAIL = 0.0005  # share of all values that may be beyond each end of a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a panel counts.
+    """The quantity of a panel.
 
     Attributes:
-        key: name in the CSV.
-        label: of the axis, with its unit.
-        scale: of the axis: logarithmic, as far as values above 0 go; radius: from 0 to beyond the usual radius; cosine.
-        pairs: counted per image and wrong class; otherwise the magnitude, per image and class.
+        key: name of the quantity in the CSV.
+        label: label of the axis, with the unit.
+        scale: scale of the axis. log: logarithmic, for values above 0. radius: from 0 to more than the usual radius.
+            cosine: from -1 to 1.
+        pairs: True counts values per image and wrong class. False counts magnitudes per image and class.
     """
 
     key: str
@@ -41,11 +42,11 @@ class Quantity:
     scale: Literal["log", "radius", "cosine"] = "log"
     pairs: bool = True
 
-    def of(self, measured: Linearization) -> Per:
-        """Return the values."""
+    def take_values(self, measured: Linearization) -> Values:
+        """Return the values of the quantity for a model."""
         if self.pairs:
-            return measured.of_pairs(self.key)
-        values: Per = np.abs(getattr(measured, self.key)).ravel()
+            return measured.take_pairs(self.key)
+        values: Values = np.abs(getattr(measured, self.key)).ravel()
         return values
 
 
@@ -61,33 +62,35 @@ GRADIENTS = (
 )
 
 
-def histograms(source: Source, title: str, dataset: str, names: Sequence[str], panels: Sequence[Quantity]) -> Picture:
-    """Count what was measured of some models.
+def plan_histograms(
+    data: FigureData, title: str, dataset: str, names: Sequence[str], panels: Sequence[Quantity]
+) -> FigurePlan:
+    """Plan a figure with histograms of some models.
 
     Args:
-        source: where from.
-        title: of the figure.
-        dataset: for the usual radius.
-        names: the measured models.
-        panels: what is counted.
+        data: the data of figures.
+        title: title of the figure.
+        dataset: data set, for the usual radius.
+        names: full names of the models.
+        panels: the quantity of each panel.
     """
-    found = {name: measured for name in names if (measured := source.linear(name)) is not None}
-    if not found:
-        return Picture.nothing()
+    by_model = {name: measured for name in names if (measured := data.read_linear(name)) is not None}
+    if not by_model:
+        return FigurePlan.empty()
     frames = []
-    radius = standard_radius(dataset)
+    radius = find_standard_radius(dataset)
     for quantity in panels:
-        values = {name: quantity.of(m) for name, m in found.items()}
-        edges = _edges(quantity, np.concatenate(list(values.values())), float(radius or 0))
-        frames += [_counts(quantity.key, name, v, edges, len(found[name])) for name, v in values.items()]
+        values = {name: quantity.take_values(m) for name, m in by_model.items()}
+        edges = _choose_edges(quantity, np.concatenate(list(values.values())), float(radius or 0))
+        frames += [_count_values(quantity.key, name, v, edges, len(by_model[name])) for name, v in values.items()]
     numbers = pd.concat(frames, ignore_index=True)
-    looks = source.looks(list(found))
-    line = None if radius is None else (float(radius), text_of(radius))
-    return Picture(numbers, partial(_paint, numbers, title, panels, looks, line))
+    styles = data.choose_styles(list(by_model))
+    line = None if radius is None else (float(radius), format_radius(radius))
+    return FigurePlan(numbers, partial(_paint, numbers, title, panels, styles, line))
 
 
-def _edges(quantity: Quantity, values: Per, radius: float) -> Per:
-    """Choose bins that all models share; the outer ones take what lies beyond."""
+def _choose_edges(quantity: Quantity, values: Values, radius: float) -> Values:
+    """Choose the edges of bins for all models. The first and last bin extend to infinity."""
     positive = values[np.isfinite(values) & (values > 0)]
     low, high = np.quantile(positive, [_TAIL, 1 - _TAIL]) if len(positive) else (0.1, 1.0)
     if quantity.scale == "cosine":
@@ -97,16 +100,16 @@ def _edges(quantity: Quantity, values: Per, radius: float) -> Per:
         inner = np.linspace(-0.1 * top, top, _BINS + 1)
     else:
         inner = np.geomspace(low, max(high, low * 1.01), _BINS + 1)
-    # Edges are printed with six digits; counting with the printed ones makes the CSV say exactly what was counted.
+    # The CSV holds edges with six digits. Count with these rounded edges, so that the CSV is exact.
     inner = np.array([float(f"{e:.6g}") for e in inner])
     return np.concatenate([[-np.inf], inner, [np.inf]])
 
 
-def _counts(panel: str, model: str, values: Per, edges: Per, n: int) -> pd.DataFrame:
+def _count_values(panel: str, model: str, values: Values, edges: Values, n: int) -> pd.DataFrame:
     known = values[~np.isnan(values)]
-    # A value on an edge counts to the right of it; infinity counts as beyond the last one.
-    place = np.searchsorted(edges[1:-1], known, side="right")
-    counts = np.bincount(place, minlength=len(edges) - 1)
+    # A value on an edge counts in the bin to the right. Infinity counts in the last bin.
+    bins = np.searchsorted(edges[1:-1], known, side="right")
+    counts = np.bincount(bins, minlength=len(edges) - 1)
     return pd.DataFrame(
         {
             "panel": panel,
@@ -124,15 +127,15 @@ def _paint(
     numbers: pd.DataFrame,
     title: str,
     panels: Sequence[Quantity],
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ModelStyle],
     radius: tuple[float, str] | None,
 ) -> Figure:
     single = len(panels) == 1
-    figure = blank(9.6, (4.0 if single else 6.7) + 0.2 * -(-len(looks) // 2))
-    # As in the paper: the numerator over the denominator at the left, L over the cosine at the right.
+    figure = make_figure(9.6, (4.0 if single else 6.7) + 0.2 * -(-len(styles) // 2))
+    # As in the paper, the numerator of L is above its denominator at the left, and L is above the cosine at the right.
     axes = [figure.subplots()] if single else figure.subplots(2, 2).flatten().tolist()
     for quantity, ax in zip(panels, axes, strict=True):
-        _panel(ax, numbers[numbers["panel"] == quantity.key], quantity, looks)
+        _paint_panel(ax, numbers[numbers["panel"] == quantity.key], quantity, styles)
         if quantity.key == "radius" and radius is not None:
             ax.axvline(radius[0], color="#444444", lw=1, ls=":")
             ax.text(radius[0], 0.97, f" ε = {radius[1]}", transform=ax.get_xaxis_transform(), va="top", fontsize=8.5)
@@ -141,23 +144,23 @@ def _paint(
     for ax in axes[::2]:
         ax.set_ylabel("% of the pairs, per bin" if panels[0].pairs else "% of images × classes, per bin")
     pairs = "Pairs: every image with each of its wrong classes. " if panels[0].pairs else ""
-    legend_below(
+    add_legend_below(
         figure, axes[:1], f"{pairs}Values beyond an axis (logarithmic: also 0 and less) are not drawn; see the CSV."
     )
     return figure
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, quantity: Quantity, looks: Mapping[str, Look]) -> None:
-    for name, look in looks.items():
+def _paint_panel(ax: Axes, rows: pd.DataFrame, quantity: Quantity, styles: Mapping[str, ModelStyle]) -> None:
+    for name, style in styles.items():
         mine = rows[(rows["model"] == name) & np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
         edges = [*mine["low"], mine["high"].iloc[-1]]
         share = 100 * mine["count"] / mine["total"]
-        ax.stairs(share, edges, color=look.colour, linestyle=look.dashes, linewidth=1.6, label=look.label)
-        ax.stairs(share, edges, color=look.colour, fill=True, alpha=0.10)
+        ax.stairs(share, edges, color=style.colour, linestyle=style.dashes, linewidth=1.6, label=style.label)
+        ax.stairs(share, edges, color=style.colour, fill=True, alpha=0.10)
     finite = rows[np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
     low, high = float(finite["low"].min()), float(finite["high"].max())
     if quantity.scale == "log":
-        log_axis(ax)
+        set_log_axis(ax)
         low, high = low / 1.1, high * 1.1
     ax.set_xlim(low, high)
     ax.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""Writes figures: a PNG and the numbers in it, and tells whether those on disk are up to date."""
+"""Writes each figure as a PNG and a CSV of its numbers, and checks whether the files on disk are up to date."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import pandas as pd
 
 from robbench.core.errors import DataError, ResultError
 from robbench.core.files import write_atomically
-from robbench.papers.figures.definitions import FIGURES, Definition
-from robbench.report.figures.canvas import png
-from robbench.report.figures.source import Picture, Source
+from robbench.papers.figures.definitions import FIGURES, FigureDefinition
+from robbench.report.figures.canvas import render_png
+from robbench.report.figures.source import FigureData
 
-__all__ = ["Written", "every_figure", "stale", "write_figure"]
+__all__ = ["WrittenFigure", "explain_stale", "write_figure", "write_figures"]
 
 _KEY = "Numbers-SHA256"
 
 
 @dataclass(frozen=True)
-class Written:
-    """What became of a figure.
+class WrittenFigure:
+    """The outcome of writing or checking a figure.
 
     Attributes:
         name: the figure and its data set.
-        paths: the PNG and the CSV; none where nothing was drawn.
-        missing: what it lacks, with the commands that make it.
-        stale: why the files on disk are not those that would be written; empty if they are.
+        paths: the PNG and the CSV; empty if nothing was drawn.
+        missing: commands that make missing measurements.
+        stale: why the files on disk are not up to date; empty if they are.
     """
 
     name: str
@@ -38,51 +38,61 @@ class Written:
     stale: str = ""
 
 
-def write_figure(source: Source, figure: Definition, dataset: str, folder: Path, check: bool = False) -> Written:
-    """Write `<folder>/<dataset>/<id>.png` and `.csv`, or look whether they are up to date.
+def write_figure(
+    data: FigureData, figure: FigureDefinition, dataset: str, folder: Path, check: bool = False
+) -> WrittenFigure:
+    """Write `<folder>/<dataset>/<id>.png` and `.csv`, or check whether they are up to date.
+
+    Args:
+        data: the data of figures.
+        figure: the figure.
+        dataset: one of the figure's data sets.
+        folder: the folder of all figures.
+        check: write nothing and compare the files on disk.
 
     Raises:
         ResultError: a stored result is damaged, or the figure is not drawn for the data set.
-        DataError: it needs images that are not here.
+        DataError: the figure needs images that are not on this machine.
     """
     if dataset not in figure.datasets:
         raise ResultError(f"{figure.id} is not drawn for {dataset!r}; allowed: {', '.join(figure.datasets)}.")
-    picture = figure.make(source, figure.heading(dataset), dataset)
-    name, missing = f"{figure.id}, {dataset}", tuple(picture.missing)
-    if picture.numbers is None:
-        return Written(name, missing=missing)
-    table = _table(picture.numbers, picture.decimals)
+    plan = figure.make(data, figure.format_heading(dataset), dataset)
+    name, missing = f"{figure.id}, {dataset}", tuple(plan.missing)
+    if plan.numbers is None:
+        return WrittenFigure(name, missing=missing)
+    table = _to_csv(plan.numbers, plan.decimals)
     paths = (folder / dataset / f"{figure.id}.png", folder / dataset / f"{figure.id}.csv")
     if check:
-        return Written(name, paths, missing, stale(paths[0], paths[1], table))
+        return WrittenFigure(name, paths, missing, explain_stale(paths[0], paths[1], table))
     write_atomically(paths[1], table)
-    write_atomically(paths[0], draw(picture, figure, table))
-    return Written(name, paths, missing)
+    digest = hashlib.sha256(table).hexdigest()
+    write_atomically(paths[0], render_png(plan.paint, {"Title": figure.id, _KEY: digest}))
+    return WrittenFigure(name, paths, missing)
 
 
-def draw(picture: Picture, figure: Definition, table: bytes) -> bytes:
-    """Draw a picture as a PNG that names the figure and the digest of the numbers in it."""
-    return png(picture.paint, {"Title": figure.id, _KEY: hashlib.sha256(table).hexdigest()})
+def write_figures(data: FigureData, folder: Path, check: bool = False) -> Iterator[WrittenFigure]:
+    """Write or check every figure for its first data set and for its other data sets with measurements.
 
-
-def every_figure(source: Source, folder: Path, check: bool = False) -> Iterator[Written]:
-    """Write or check every figure for its first data set and for all others that something was measured on.
-
-    One whose images are not here says so and is left as it is.
+    If a figure needs images that are not on this machine, its outcome says so and its files stay unchanged.
     """
     for figure in FIGURES.values():
-        for dataset in (d for d in figure.datasets if d == figure.datasets[0] or source.knows(d)):
+        for dataset in (d for d in figure.datasets if d == figure.datasets[0] or data.has_data(d)):
             try:
-                yield write_figure(source, figure, dataset, folder, check)
+                yield write_figure(data, figure, dataset, folder, check)
             except DataError as error:
-                yield Written(f"{figure.id}, {dataset}", missing=(str(error),))
+                yield WrittenFigure(f"{figure.id}, {dataset}", missing=(str(error),))
 
 
-def stale(picture: Path, numbers: Path, table: bytes) -> str:
-    """Say why files on disk are not up to date; empty if they are.
+def explain_stale(picture: Path, numbers: Path, table: bytes) -> str:
+    """Return why the files on disk are not up to date; empty if they are.
 
-    The numbers must be the same bytes. Of the picture, whose bytes change with the version of matplotlib, it is the
-    digest of its numbers that must be theirs.
+    The CSV must have the same bytes. The PNG must hold the digest of the CSV. Its bytes are not compared, because they
+    change with the version of matplotlib.
+
+    Args:
+        picture: the PNG on disk.
+        numbers: the CSV on disk.
+        table: the up-to-date content of the CSV.
     """
     from PIL import Image
 
@@ -91,13 +101,13 @@ def stale(picture: Path, numbers: Path, table: bytes) -> str:
     try:
         with Image.open(picture) as image:
             image.load()
-            found = image.info.get(_KEY)
+            digest = image.info.get(_KEY)
     except OSError:
         return f"{picture} is missing or damaged"
-    return "" if found == hashlib.sha256(table).hexdigest() else f"{picture} was drawn from other numbers"
+    return "" if digest == hashlib.sha256(table).hexdigest() else f"{picture} was drawn from other numbers"
 
 
-def _table(numbers: pd.DataFrame, digits: int) -> bytes:
+def _to_csv(numbers: pd.DataFrame, digits: int) -> bytes:
     text = io.StringIO()
     numbers.to_csv(text, index=False, lineterminator="\n", float_format=f"%.{digits}g")
     return text.getvalue().encode()

@@ -1,1 +1,1 @@
-"""The figures: pure functions of results and cards, without torch. `definitions` lists them, `write` writes them."""
+"""Figures of stored results. Imports no torch."""

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it becomes bytes: one style, whatever a user's matplotlibrc says, and no dates."""
+"""The common style of all figures, and their PNG files. A user's matplotlibrc has no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DASHES", "MARKERS", "OKABE_ITO", "blank", "footnote", "grid", "legend_below", "log_axis", "png"]
+__all__ = [
+    "DASHES",
+    "MARKERS",
+    "OKABE_ITO",
+    "add_footnote",
+    "add_legend_below",
+    "make_figure",
+    "make_panels",
+    "render_png",
+    "set_log_axis",
+]
 
 OKABE_ITO = {
     "black": "#000000",
@@ -23,16 +33,16 @@ OKABE_ITO = {
     "sky": "#56B4E9",
     "grey": "#7F7F7F",
 }
-"""Colours that are told apart with any colour vision (Okabe & Ito 2008), and a grey in place of their yellow."""
+"""Colours that people with any colour vision can distinguish (Okabe & Ito 2008), with grey instead of yellow."""
 
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)))
-"""Line styles, so that no reader needs the colours."""
+"""Line styles. They distinguish lines without colours."""
 
 MARKERS = "os^Dv<>"
 
 _STYLE = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so it is the same everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # part of matplotlib, so it is the same on every machine
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -46,12 +56,12 @@ _STYLE = {
     "figure.titlesize": 10.5,
 }
 _DPI = 110
-_NARROWEST = 7.6  # inches: room for a title and three columns of a legend
-_SMALL, _SOFT = 7.5, "#444444"
+_MIN_WIDTH = 7.6  # inches; holds a title and a legend of three columns
+_NOTE_SIZE, _NOTE_COLOUR = 7.5, "#444444"
 
 
 @contextmanager
-def _house_style() -> Iterator[None]:
+def _common_style() -> Iterator[None]:
     import matplotlib as mpl
 
     defaults: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith("backend")}
@@ -59,8 +69,8 @@ def _house_style() -> Iterator[None]:
         yield
 
 
-def blank(width: float, height: float) -> Figure:
-    """Make an empty figure, sizes in inches."""
+def make_figure(width: float, height: float) -> Figure:
+    """Make an empty figure. Sizes are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -69,27 +79,27 @@ def blank(width: float, height: float) -> Figure:
     return figure
 
 
-def grid(
+def make_panels(
     panels: int, below: str, left: str, columns: int = 3, width: float = 3.4, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure of panels of one size (inches), row by row, that share both axes and their labels."""
+    """Make a figure of panels of the same size, row by row. They share both axes and labels. Sizes are in inches."""
     columns = min(columns, panels)
     rows = -(-panels // columns)
-    figure = blank(max(width * columns, _NARROWEST), height * rows + 0.9)
+    figure = make_figure(max(width * columns, _MIN_WIDTH), height * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten().tolist()
     for unused in axes[panels:]:
         unused.set_visible(False)
     for i, ax in enumerate(axes[:panels]):
         if i % columns == 0:
             ax.set_ylabel(left)
-        if i + columns >= panels:  # the lowest of its column
+        if i + columns >= panels:  # the lowest panel of its column
             ax.set_xlabel(below)
             ax.tick_params(labelbottom=True)
     return figure, axes[:panels]
 
 
-def log_axis(axes: Axes, vertical: bool = False) -> None:
-    """Make an axis logarithmic, with its numbers written out: 1, 3, 10, 30."""
+def set_log_axis(axes: Axes, vertical: bool = False) -> None:
+    """Make an axis logarithmic, with tick labels such as 1, 3, 10, 30."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (axes.set_yscale if vertical else axes.set_xscale)("log")
@@ -99,8 +109,8 @@ def log_axis(axes: Axes, vertical: bool = False) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", columns: int = 2) -> None:
-    """Put one legend for all panels below them, where it covers nothing, and a note in small print over it."""
+def add_legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", columns: int = 2) -> None:
+    """Put one legend for all panels below the panels, with a note in small print above the legend."""
     handles: dict[str, Any] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -112,25 +122,26 @@ def legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", columns: 
         ncols=min(columns, len(handles)),
         handlelength=3.2,
         title=note or None,
-        title_fontsize=_SMALL,
+        title_fontsize=_NOTE_SIZE,
     )
-    legend.get_title().set_color(_SOFT)
+    legend.get_title().set_color(_NOTE_COLOUR)
 
 
-def footnote(figure: Figure, note: str) -> None:
-    """Print a note in small print at the foot of a figure without a legend."""
-    figure.supxlabel(note, fontsize=_SMALL, color=_SOFT)
+def add_footnote(figure: Figure, note: str) -> None:
+    """Put a note in small print below a figure without a legend."""
+    figure.supxlabel(note, fontsize=_NOTE_SIZE, color=_NOTE_COLOUR)
 
 
-def png(paint: Callable[[], Figure], text: dict[str, str]) -> bytes:
+def render_png(paint: Callable[[], Figure], text: dict[str, str]) -> bytes:
     """Paint a figure and return the bytes of a PNG.
+
+    The file holds no date and no version. The same numbers give the same bytes with the same version of matplotlib.
 
     Args:
         paint: makes the figure.
-        text: what the file says of itself beside the picture. Neither a date nor a version is added, so the same
-            numbers give the same bytes with the same matplotlib.
+        text: metadata of the file.
     """
-    with _house_style():
+    with _common_style():
         content = io.BytesIO()
         paint().savefig(content, dpi=_DPI, metadata={"Software": None, **text})
     return content.getvalue()

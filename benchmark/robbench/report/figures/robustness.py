@@ -1,4 +1,4 @@
-"""Robust accuracy over the radius, over an attack's steps, and by class, from stored results."""
+"""Figures of robust accuracy: over the radius, over an attack's steps, and by class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ import numpy as np
 import pandas as pd
 
 from robbench.core.types import Status
-from robbench.report.figures.canvas import DASHES, MARKERS, OKABE_ITO, blank, footnote, grid, legend_below
-from robbench.report.figures.source import Picture, Source
-from robbench.report.linear import standard_radius, text_of
-from robbench.report.sweep import sweep
+from robbench.report.figures.canvas import (
+    DASHES,
+    MARKERS,
+    OKABE_ITO,
+    add_footnote,
+    add_legend_below,
+    make_figure,
+    make_panels,
+)
+from robbench.report.figures.source import FigureData, FigurePlan
+from robbench.report.linear import find_standard_radius, format_radius
+from robbench.report.sweep import build_sweep
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import read_rows
 from robbench.results.summary import find_robust_samples, make_accuracy
@@ -23,12 +31,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["over_classes", "over_eps", "over_steps"]
+__all__ = ["plan_classes_figure", "plan_eps_figure", "plan_steps_figure"]
 
 _SUITE = "whitebox"
-_GRID = 60  # radii at which the prediction is evaluated
+_PREDICTED_RADII = 60  # number of radii at which the prediction is evaluated
 _PREDICTED, _WORST, _OTHER, _ONE_STEP = "Equation 4", "worst case", "worst case of a weaker suite", "FGSM-CW"
-_RADIUS_LOOKS: dict[str, dict[str, Any]] = {
+_RADIUS_STYLES: dict[str, dict[str, Any]] = {
     _PREDICTED: {"color": OKABE_ITO["black"], "ls": DASHES[1], "marker": None},
     _ONE_STEP: {"color": OKABE_ITO["blue"], "ls": DASHES[0], "marker": "o"},
     _OTHER: {"color": OKABE_ITO["grey"], "ls": DASHES[2], "marker": "D"},
@@ -39,50 +47,50 @@ _RADIUS_LOOKS: dict[str, dict[str, Any]] = {
 # ---- over the radius
 
 
-def over_eps(source: Source, title: str, dataset: str) -> Picture:
-    """Set the accuracy that Eq. 4 predicts beside what attacks leave, at every Linf radius with a stored result."""
-    results = [r for r in source.results if r.dataset == dataset and r.threat.norm == "Linf"]
+def plan_eps_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
+    """Plan a figure of predicted (Eq. 4) and measured robust accuracy over the Linf radii of stored results."""
+    results = [r for r in data.results if r.dataset == dataset and r.threat.norm == "Linf"]
     results = [r for r in results if not set(r.overrides) - {"eps", "norm"}]
-    order = source.measured(dataset)
+    order = data.measured_models(dataset)
     order += [n for n in dict.fromkeys(f"{r.dataset}/{r.model}" for r in results) if n not in order]
-    rows = [row for name in order for row in _radius_rows(source, name, results)]
+    rows = [row for name in order for row in _radius_rows(data, name, results)]
     if not rows:
-        return Picture.nothing(source.commands(f"{dataset}/natural", "measure linear -m {}"))
-    numbers = _told_apart(pd.DataFrame(rows))
-    missing = [source.commands(n, "measure linear -m {}") for n in order if source.linear(n) is None]
+        return FigurePlan.empty(data.make_command(f"{dataset}/natural", "measure linear -m {}"))
+    numbers = _mark_weaker_suites(pd.DataFrame(rows))
+    missing = [data.make_command(n, "measure linear -m {}") for n in order if data.read_linear(n) is None]
     swept = numbers[(numbers["series"] == _WORST) & (numbers["eps"] > 0)].groupby("model")["eps"].nunique()
-    usual = standard_radius(dataset)
+    usual = find_standard_radius(dataset)
     if usual is not None:
-        radii = ",".join(["0", *(text_of(usual * k / 4) for k in (1, 2, 3, 4, 5))])
+        radii = ",".join(["0", *(format_radius(usual * k / 4) for k in (1, 2, 3, 4, 5))])
         if single := [n for n in order if swept.get(n, 0) < 2]:
             missing.append(f"robbench eval {' '.join(f'-m {n}' for n in single)} --suite quick --eps {radii}")
-    return Picture(numbers, partial(_paint_eps, numbers, title), missing)
+    return FigurePlan(numbers, partial(_paint_eps, numbers, title), missing)
 
 
-def _radius_rows(source: Source, name: str, results: list[ResultFile]) -> Iterator[dict[str, Any]]:
-    mine = [r for r in results if f"{r.dataset}/{r.model}" == name]
-    measured = source.linear(name)
-    usual = standard_radius(name.partition("/")[0])
-    known = [float(Fraction(r.identity["threat"]["eps"])) for r in mine]
+def _radius_rows(data: FigureData, name: str, results: list[ResultFile]) -> Iterator[dict[str, Any]]:
+    of_model = [r for r in results if f"{r.dataset}/{r.model}" == name]
+    measured = data.read_linear(name)
+    usual = find_standard_radius(name.partition("/")[0])
+    known = [float(Fraction(r.identity["threat"]["eps"])) for r in of_model]
     top = max([*known, 1.5 * float(usual or 0)]) or 1.0
     if measured is not None:
-        radius = measured.at_nearest("radius")
-        for eps in map(float, np.linspace(0, top, _GRID + 1)):
+        radius = measured.take_at_nearest("radius")
+        for eps in map(float, np.linspace(0, top, _PREDICTED_RADII + 1)):
             yield _point(
                 name, _PREDICTED, "linear", eps, make_accuracy(int((radius > eps).sum()), len(radius)), len(radius)
             )
-    # Of the same suite and n they are on the same images: the first n.
-    for suite, n in dict.fromkeys((r.suite, r.n) for r in mine):
-        group = [r for r in mine if (r.suite, r.n) == (suite, n)]
-        for point in sweep(source.root, group, clean=True).points:
+    # Results with the same suite and n are on the same images, the first n.
+    for suite, n in dict.fromkeys((r.suite, r.n) for r in of_model):
+        group = [r for r in of_model if (r.suite, r.n) == (suite, n)]
+        for point in build_sweep(data.root, group, clean=True).points:
             eps = float(Fraction(point.eps))
             yield _point(name, _WORST, suite, eps, point.worst_case, n)
             if _ONE_STEP in point.attacks and group[0].mode == "full":
                 yield _point(name, _ONE_STEP, suite, eps, point.attacks[_ONE_STEP], n)
 
 
-def _told_apart(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Call the worst case of a suite that is the strongest at none of its radii a weaker one's."""
+def _mark_weaker_suites(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Rename the series of a suite's worst case if the suite is the strongest at none of its radii."""
     worst = numbers[(numbers["series"] == _WORST) & (numbers["eps"] > 0)]
     keys = ["model", "suite", "images"]
     lowest = worst["high"] == worst.groupby(["model", "eps"])["high"].transform("min")
@@ -98,102 +106,104 @@ def _point(model: str, series: str, suite: str, eps: float, value: Accuracy, ima
 
 def _paint_eps(numbers: pd.DataFrame, title: str) -> Figure:
     models = list(dict.fromkeys(numbers["model"]))
-    figure, axes = grid(len(models), "Linf radius ε (pixel units)", "accuracy, %")
+    figure, axes = make_panels(len(models), "Linf radius ε (pixel units)", "accuracy, %")
     top = float(numbers["eps"].max())
     for name, ax in zip(models, axes, strict=True):
         mine = numbers[numbers["model"] == name]
-        for series, look in _RADIUS_LOOKS.items():
+        for series, style in _RADIUS_STYLES.items():
             for _, rows in mine[mine["series"] == series].groupby(["suite", "images"], sort=False):
-                _radius_series(ax, series, rows, look)
-        ax.set_title(f"{name}, n = {_counted(mine)}")
+                _paint_radius_series(ax, series, rows, style)
+        ax.set_title(f"{name}, n = {_format_counts(mine)}")
         ax.set_ylim(0, 101)
-        ax.set_xlim(-0.03 * top, top)  # the clean accuracy, at 0, is not cut in half
+        ax.set_xlim(-0.03 * top, top)  # leaves room for the whole marker of the clean accuracy at 0
     figure.suptitle(title)
     note = (
         "Bars and bands: 95 % Wilson intervals. Worst case: broken by no attack of a suite; one mark or curve a suite."
     )
-    legend_below(figure, axes, note, columns=4)
+    add_legend_below(figure, axes, note, columns=4)
     return figure
 
 
-def _radius_series(ax: Axes, series: str, rows: pd.DataFrame, look: dict[str, Any]) -> None:
+def _paint_radius_series(ax: Axes, series: str, rows: pd.DataFrame, style: dict[str, Any]) -> None:
     rows = rows.sort_values("eps")
     at, value = rows["eps"], 100 * rows["value"]
     if series == _PREDICTED:
-        ax.plot(at, value, label="Equation 4 (share of L > ε)", **look)
+        ax.plot(at, value, label="Equation 4 (share of L > ε)", **style)
         return
     attacked = rows["eps"] > 0
     if attacked.sum() > 1:
-        ax.fill_between(at, 100 * rows["low"], 100 * rows["high"], color=look["color"], alpha=0.15, lw=0)
-        ax.plot(at, value, ms=4.5, label=series, **look)
+        ax.fill_between(at, 100 * rows["low"], 100 * rows["high"], color=style["color"], alpha=0.15, lw=0)
+        ax.plot(at, value, ms=4.5, label=series, **style)
         return
-    # One radius alone: no line suggests what lies between it and the clean accuracy.
+    # With one radius, draw no line. A line would suggest values between this radius and the clean accuracy.
     spread = [value - 100 * rows["low"], 100 * rows["high"] - value]
-    ax.errorbar(at, value, yerr=spread, fmt=look["marker"], color=look["color"], ms=5, capsize=2, lw=1.2, label=series)
+    ax.errorbar(
+        at, value, yerr=spread, fmt=style["marker"], color=style["color"], ms=5, capsize=2, lw=1.2, label=series
+    )
 
 
 # ---- over the steps of an attack
 
 
-def over_steps(source: Source, title: str, dataset: str) -> Picture:
-    """Tell how many images stand after each step, per attack; a break counts from the step that the records name."""
-    results = [r for r in source.standard(dataset, _SUITE).values() if r.judge == "any"]
-    return _of_suite(source, title, dataset, [row for r in results for row in _step_rows(source, r)], _paint_steps)
+def plan_steps_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
+    """Plan a figure of the robust accuracy after each step of each attack. The records hold the step of each break."""
+    results = [r for r in data.standard_results(dataset, _SUITE).values() if r.judge == "any"]
+    return _plan_suite_figure(data, title, dataset, [row for r in results for row in _step_rows(data, r)], _paint_steps)
 
 
-def _step_rows(source: Source, result: ResultFile) -> Iterator[dict[str, Any]]:
-    rows = read_rows(source.folder(result) / "outcomes.parquet")
+def _step_rows(data: FigureData, result: ResultFile) -> Iterator[dict[str, Any]]:
+    rows = read_rows(data.locate_result(result) / "outcomes.parquet")
     for attack in result.attacks:
-        mine = rows[rows["attack"] == attack.name]
+        of_attack = rows[rows["attack"] == attack.name]
         steps = attack.config.get("steps")
         if steps is None:
             continue
         total = steps * attack.config.get("restarts", 1) * attack.config.get("targets", 1)
-        broken = mine[mine["status"] == Status.BROKEN]
-        when = (broken["trial"] * steps + broken["step"]).to_numpy()
-        right = len(mine) - int((mine["status"] == Status.MISCLASSIFIED).sum())
-        for step in _marks(total):
-            standing = make_accuracy(right - int((when <= step).sum()), len(mine))
+        broken = of_attack[of_attack["status"] == Status.BROKEN]
+        broken_at = (broken["trial"] * steps + broken["step"]).to_numpy()
+        correct = len(of_attack) - int((of_attack["status"] == Status.MISCLASSIFIED).sum())
+        for step in _choose_steps(total):
+            robust = make_accuracy(correct - int((broken_at <= step).sum()), len(of_attack))
             yield {
                 "model": f"{result.dataset}/{result.model}", "attack": attack.name, "step": step,
-                "value": standing.value, "low": standing.low, "high": standing.high, "images": len(mine),
+                "value": robust.value, "low": robust.low, "high": robust.high, "images": len(of_attack),
                 "threat": f"{result.threat.norm} {result.threat.eps}",
             }  # fmt: skip
 
 
-def _marks(total: int) -> list[int]:
-    """Choose steps from the starting point (0) to the last, dense where a logarithmic axis shows them."""
+def _choose_steps(total: int) -> list[int]:
+    """Choose steps from the starting point (0) to the last one, evenly spaced on a logarithmic axis."""
     return sorted({0, total, *(int(s) for s in np.geomspace(1, total, 40).round())})
 
 
 def _paint_steps(numbers: pd.DataFrame, title: str) -> Figure:
     models = list(dict.fromkeys(numbers["model"]))
-    figure, axes = grid(len(models), "steps of the attack (0: its starting point)", "accuracy, %")
+    figure, axes = make_panels(len(models), "steps of the attack (0: its starting point)", "accuracy, %")
     kinds = list(dict.fromkeys(numbers["attack"]))
     for name, ax in zip(models, axes, strict=True):
         mine = numbers[numbers["model"] == name]
         for i, attack in enumerate(kinds):
-            _step_series(ax, attack, i, mine[mine["attack"] == attack])
-        ax.set_title(f"{name}, n = {_counted(mine)}")
+            _paint_step_series(ax, attack, i, mine[mine["attack"] == attack])
+        ax.set_title(f"{name}, n = {_format_counts(mine)}")
         ax.set_xscale("symlog", linthresh=1, linscale=0.35)
         ax.set_xticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
         ax.set_xlim(0, 1.15 * float(numbers["step"].max()))
         ax.set_ylim(0, 101)
     figure.suptitle(f"{title}, {', '.join(dict.fromkeys(numbers['threat']))}")
     note = "Every queried point that is misclassified inside the ball counts. The marker is the attack's last step."
-    legend_below(figure, axes, note, columns=3)
+    add_legend_below(figure, axes, note, columns=3)
     return figure
 
 
-def _step_series(ax: Axes, attack: str, place: int, rows: pd.DataFrame) -> None:
+def _paint_step_series(ax: Axes, attack: str, position: int, rows: pd.DataFrame) -> None:
     if rows.empty:
         return
     ax.plot(
         rows["step"],
         100 * rows["value"],
-        color=list(OKABE_ITO.values())[place % len(OKABE_ITO)],
-        ls=DASHES[place % len(DASHES)],
-        marker=MARKERS[place % len(MARKERS)],
+        color=list(OKABE_ITO.values())[position % len(OKABE_ITO)],
+        ls=DASHES[position % len(DASHES)],
+        marker=MARKERS[position % len(MARKERS)],
         markevery=[len(rows) - 1],
         ms=4.5,
         label=attack,
@@ -203,14 +213,16 @@ def _step_series(ax: Axes, attack: str, place: int, rows: pd.DataFrame) -> None:
 # ---- by class
 
 
-def over_classes(source: Source, title: str, dataset: str) -> Picture:
-    """Tell the worst-case robust accuracy of every class."""
-    results = source.standard(dataset, _SUITE).values()
-    return _of_suite(source, title, dataset, [row for r in results for row in _class_rows(source, r)], _paint_classes)
+def plan_classes_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
+    """Plan a figure of the worst-case robust accuracy of every class."""
+    results = data.standard_results(dataset, _SUITE).values()
+    return _plan_suite_figure(
+        data, title, dataset, [row for r in results for row in _class_rows(data, r)], _paint_classes
+    )
 
 
-def _class_rows(source: Source, result: ResultFile) -> Iterator[dict[str, Any]]:
-    rows = read_rows(source.folder(result) / "outcomes.parquet")
+def _class_rows(data: FigureData, result: ResultFile) -> Iterator[dict[str, Any]]:
+    rows = read_rows(data.locate_result(result) / "outcomes.parquet")
     robust = find_robust_samples(rows)
     label = rows.drop_duplicates("sample").set_index("sample")["label"].reindex(robust.index)
     groups = [*robust.groupby(label), ("all", robust)]
@@ -224,9 +236,9 @@ def _class_rows(source: Source, result: ResultFile) -> Iterator[dict[str, Any]]:
 
 def _paint_classes(numbers: pd.DataFrame, title: str) -> Figure:
     values = 100 * numbers.pivot(index="model", columns="class", values="value")
-    models, classes = list(dict.fromkeys(numbers["model"])), _classes(numbers)
+    models, classes = list(dict.fromkeys(numbers["model"])), _sort_classes(numbers)
     values = values.reindex(index=models, columns=classes)
-    figure = blank(1.9 + 0.62 * len(classes), 1.9 + 0.42 * len(models))
+    figure = make_figure(1.9 + 0.62 * len(classes), 1.9 + 0.42 * len(models))
     ax = figure.subplots()
     ax.grid(False)
     image = ax.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
@@ -245,13 +257,15 @@ def _paint_classes(numbers: pd.DataFrame, title: str) -> Figure:
     figure.colorbar(image, ax=ax, label="robust accuracy, %", pad=0.02)
     figure.suptitle(f"{title}, {', '.join(dict.fromkeys(numbers['threat']))}")
     each = numbers[numbers["class"] != "all"].groupby("class")["images"]
-    total = _counted(numbers[numbers["class"] == "all"])
+    total = _format_counts(numbers[numbers["class"] == "all"])
     few, many = int(each.min().min()), int(each.max().max())
-    footnote(figure, f"n = {total} images, {few} to {many} of a class. Worst case of suite {_SUITE}; intervals: CSV.")
+    add_footnote(
+        figure, f"n = {total} images, {few} to {many} of a class. Worst case of suite {_SUITE}; intervals: CSV."
+    )
     return figure
 
 
-def _classes(numbers: pd.DataFrame) -> list[str]:
+def _sort_classes(numbers: pd.DataFrame) -> list[str]:
     names = [c for c in dict.fromkeys(numbers["class"]) if c != "all"]
     return [*sorted(names, key=int), "all"]
 
@@ -259,15 +273,19 @@ def _classes(numbers: pd.DataFrame) -> list[str]:
 # ---- shared
 
 
-def _of_suite(
-    source: Source, title: str, dataset: str, rows: list[dict[str, Any]], paint: Callable[[pd.DataFrame, str], Figure]
-) -> Picture:
-    """Make a picture of rows that results of the suite gave; without any, say how to make one."""
+def _plan_suite_figure(
+    data: FigureData,
+    title: str,
+    dataset: str,
+    rows: list[dict[str, Any]],
+    paint: Callable[[pd.DataFrame, str], Figure],
+) -> FigurePlan:
+    """Plan a figure of rows from results of the suite. Without rows, the plan names the command that makes results."""
     if not rows:
-        return Picture.nothing(source.commands(f"{dataset}/natural", f"eval -m {{}} --suite {_SUITE}"))
+        return FigurePlan.empty(data.make_command(f"{dataset}/natural", f"eval -m {{}} --suite {_SUITE}"))
     numbers = pd.DataFrame(rows)
-    return Picture(numbers, partial(paint, numbers, title))
+    return FigurePlan(numbers, partial(paint, numbers, title))
 
 
-def _counted(rows: pd.DataFrame) -> str:
+def _format_counts(rows: pd.DataFrame) -> str:
     return " / ".join(str(int(n)) for n in sorted(set(rows["images"])))

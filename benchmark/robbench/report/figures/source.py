@@ -1,4 +1,4 @@
-"""What figures are made from: cards, results and measurements that belong to the weights a card has now."""
+"""The data of figures: cards, and results and measurements of the weights that the cards name now."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Self
 import pandas as pd
 
 from robbench.core.errors import CardError
-from robbench.linear.record import LinearFile, linear_files, linear_folder, read_linearization
+from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.models.card import Entry, Registry
-from robbench.report.figures.canvas import DASHES, OKABE_ITO, blank
+from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure
 from robbench.results.schema import ResultFile
 from robbench.results.store import load_results, locate_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Look", "Picture", "Source"]
+__all__ = ["FigureData", "FigurePlan", "ModelStyle"]
 
 _ORDER = ("black", "blue", "sky", "orange", "vermillion", "purple", "green", "grey")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure before it is painted.
+class FigurePlan:
+    """A figure that is not painted yet.
 
     Attributes:
-        numbers: all that is plotted, one row per number; None where there is nothing to plot.
-        paint: draws `numbers`, and nothing else.
-        missing: what it lacks, each with the command that makes it.
+        numbers: all plotted numbers, one row per number; None if there is nothing to plot.
+        paint: paints the figure from `numbers` only.
+        missing: commands that make the missing measurements.
         decimals: significant digits of the numbers on disk.
     """
 
@@ -43,27 +43,27 @@ class Picture:
     decimals: int = 6
 
     @classmethod
-    def nothing(cls, *missing: str) -> Self:
-        """Make a picture of nothing, and say what it would take."""
-        return cls(None, partial(blank, 1, 1), missing)
+    def empty(cls, *missing: str) -> Self:
+        """Make a plan without numbers, with the commands that make the missing measurements."""
+        return cls(None, partial(make_figure, 1, 1), missing)
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a model is drawn: the same in every figure."""
+class ModelStyle:
+    """The style of a model's lines. It is the same in every figure."""
 
     label: str
     colour: str
     dashes: str | tuple[int, tuple[float, ...]]
 
 
-class Source:
-    """The results tree and the cards beside it.
+class FigureData:
+    """The results, measurements and cards that figures are made from.
 
     Attributes:
         registry: the cards.
         root: the results tree.
-        data_dir: where the data sets are; None means ROBBENCH_DATA.
+        data_dir: folder of the data sets; None means ROBBENCH_DATA.
     """
 
     def __init__(self, registry: Registry, root: Path, data_dir: Path | None = None) -> None:
@@ -71,83 +71,89 @@ class Source:
 
     @cached_property
     def results(self) -> list[ResultFile]:
-        """The results of weights that are those of the card; models without a card have no other."""
-        # A challenge is on few images, and asks whether to believe the others' worst case.
-        full = (r for r in load_results(self.root) if r.mode != "challenge")
-        return [r for r in full if self._current(r.dataset, r.model, r.identity.get("weights"))]
+        """The results that were measured on the weights of the model's card, or on a model without a card."""
+        # A challenge is left out. It is on few images, and only checks whether the other results can be trusted.
+        results = (r for r in load_results(self.root) if r.mode != "challenge")
+        return [r for r in results if self._is_current(r.dataset, r.model, r.identity.get("weights"))]
 
     @cached_property
     def _linear(self) -> dict[str, LinearFile]:
-        files = linear_files(self.root)
-        return {k: f for k, f in files.items() if self._current(f.dataset, f.model, f.identity.get("weights"))}
+        files = read_linear_files(self.root)
+        return {k: f for k, f in files.items() if self._is_current(f.dataset, f.model, f.identity.get("weights"))}
 
-    def _current(self, dataset: str, model: str, weights: object) -> bool:
-        entry = self.entry(f"{dataset}/{model}")
+    def _is_current(self, dataset: str, model: str, weights: object) -> bool:
+        entry = self.find_entry(f"{dataset}/{model}")
         return entry is None or (entry.card.weights is not None and entry.card.weights.sha256 == weights)
 
-    def entry(self, full_name: str) -> Entry | None:
-        """Look a card up; None if there is none of this name."""
+    def find_entry(self, full_name: str) -> Entry | None:
+        """Return the card with this name; None if there is none."""
         try:
             return self.registry.find(full_name)
         except CardError:
             return None
 
-    def linear(self, full_name: str) -> Linearization | None:
-        """Read what was measured of a model; None if nothing was on the weights it has now."""
+    def read_linear(self, full_name: str) -> Linearization | None:
+        """Read the linear measurement of a model; None if its present weights were not measured."""
         file = self._linear.get(full_name)
         return None if file is None else read_linearization(self.linear_folder(full_name))
 
     def linear_folder(self, full_name: str) -> Path:
-        """Name the folder with a model's measurement."""
+        """Return the folder of a model's linear measurement."""
         return linear_folder(self.root, *full_name.split("/", 1))
 
-    def measured(self, dataset: str) -> list[str]:
-        """List the measured models of a data set, in the order they are drawn in."""
-        return self._ordered({name for name, f in self._linear.items() if f.dataset == dataset})
+    def measured_models(self, dataset: str) -> list[str]:
+        """Return the models of a data set with a linear measurement, in the order in which figures show them."""
+        return self._sort_models({name for name, f in self._linear.items() if f.dataset == dataset})
 
-    def knows(self, dataset: str) -> bool:
-        """Tell whether anything was measured on a data set."""
-        return any(r.dataset == dataset for r in self.results) or bool(self.measured(dataset))
+    def has_data(self, dataset: str) -> bool:
+        """Return whether a data set has any result or linear measurement."""
+        return any(r.dataset == dataset for r in self.results) or bool(self.measured_models(dataset))
 
-    def standard(self, dataset: str, suite: str) -> dict[str, ResultFile]:
-        """Return the results of a suite without overrides on a data set, by model, in the order they are drawn in."""
-        found = {
+    def standard_results(self, dataset: str, suite: str) -> dict[str, ResultFile]:
+        """Return the results of a suite without overrides: model -> result, in the order in which figures show them."""
+        by_model = {
             f"{r.dataset}/{r.model}": r
             for r in self.results
             if (r.dataset, r.suite) == (dataset, suite) and not r.overrides
         }
-        return {name: found[name] for name in self._ordered(set(found))}
+        return {name: by_model[name] for name in self._sort_models(set(by_model))}
 
-    def folder(self, result: ResultFile) -> Path:
-        """Name the folder of a result."""
+    def locate_result(self, result: ResultFile) -> Path:
+        """Return the folder of a result."""
         return locate_result(self.root, result)
 
-    def commands(self, full_name: str, what: str) -> str:
-        """Say how something that is missing of a model is made: training first, if it needs that."""
-        entry = self.entry(full_name)
-        train = f"robbench train {full_name} && " if entry is not None and entry.card.weights is None else ""
-        again = " --overwrite" if not train and (self.linear_folder(full_name) / "linear.json").exists() else ""
-        return f"{train}robbench {what.format(full_name)}{again if what.startswith('measure') else ''}"
+    def make_command(self, full_name: str, arguments: str) -> str:
+        """Return the shell command that measures a model. It trains the model first if the card has no weights.
 
-    def looks(self, names: Sequence[str]) -> dict[str, Look]:
-        """Give every model a label, a colour by how it was trained, and dashes that no other one here has."""
+        Args:
+            full_name: the model, such as `digits/at`.
+            arguments: arguments of robbench, with {} in the place of the model.
+        """
+        entry = self.find_entry(full_name)
+        train = f"robbench train {full_name} && " if entry is not None and entry.card.weights is None else ""
+        is_stale = not train and (self.linear_folder(full_name) / "linear.json").exists()
+        overwrite = " --overwrite" if is_stale and arguments.startswith("measure") else ""
+        return f"{train}robbench {arguments.format(full_name)}{overwrite}"
+
+    def choose_styles(self, names: Sequence[str]) -> dict[str, ModelStyle]:
+        """Choose for every model a label, a colour by its kind of training, and dashes by its position."""
         return {
-            name: Look(self._label(name), OKABE_ITO[self._colour(name)], DASHES[i % len(DASHES)])
+            name: ModelStyle(self._label(name), OKABE_ITO[self._colour(name)], DASHES[i % len(DASHES)])
             for i, name in enumerate(names)
         }
 
-    def _ordered(self, names: set[str]) -> list[str]:
-        """Order models by how they were trained: natural, adversarial, smoothed, squeezed, with noise."""
+    def _sort_models(self, names: set[str]) -> list[str]:
+        """Sort models by kind of training: natural, adversarial, label smoothing, logit squeezing, noise."""
         return sorted(names, key=lambda n: (_ORDER.index(self._colour(n)), n))
 
     def _label(self, name: str) -> str:
-        entry = self.entry(name)
+        entry = self.find_entry(name)
         short = name.partition("/")[2]
         return f"{short}: {entry.card.title}" if entry else short
 
     def _colour(self, name: str) -> str:
-        """Choose by the recipe's terms, so that a kind of model has its colour in every figure."""
-        entry = self.entry(name)
+        """Choose the colour by the recipe, so that each kind of training has the same colour in every figure."""
+        entry = self.find_entry(name)
         recipe = entry.card.recipe if entry else None
         if recipe is None:
             return "black" if entry else "grey"

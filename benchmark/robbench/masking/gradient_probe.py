@@ -1,4 +1,4 @@
-"""What every measurement of a model shares: the images it looks at, chance, and what it costs."""
+"""A model with images to measure it on, random numbers, and a count of the cost."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from robbench.core.types import Problem
 from robbench.engine import engine
 from robbench.masking.measurements import Cost
 
-__all__ = ["Connected", "Probe", "Trace", "cosine"]
+__all__ = ["AttackTrace", "GradientProbe", "ZeroGradientModel", "compute_cosines", "trace_attack"]
 
 
-class Connected(nn.Module):
-    """A model without a path for gradients, given one that carries zeros: what an attack on it truly sees."""
+class ZeroGradientModel(nn.Module):
+    """A model that autograd does not connect to its input, with a gradient of zero. Gradient attacks can run on it."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        """Answer as the inner model does."""
+        """Return the logits of the inner model, [N, K]."""
         logits: Tensor = self.inner(x)
         return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
-    """One trial of an attack without early stop; T steps, N images.
+class AttackTrace:
+    """The losses of one trial of an attack without early stop, for T steps and N images.
 
     Attributes:
         loss: cross-entropy at every queried point, [T + 1, N].
-        margin: the margin there, positive where the prediction is wrong, [T + 1, N].
+        margin: margin at every queried point, [T + 1, N]. It is positive where the prediction is wrong.
         x: the final points, [N, C, H, W].
     """
 
@@ -54,8 +54,8 @@ class Trace:
 
 
 @dataclass(eq=False)
-class Probe:
-    """A model and correctly classified images to measure it on.
+class GradientProbe:
+    """A model and images to measure it on.
 
     Attributes:
         target: the model.
@@ -63,9 +63,10 @@ class Probe:
         y: labels [N].
         sample: official indices [N].
         ball: the threat.
-        seed: of the random numbers.
-        widths: of batches.
-        draws: how many answers decide over a break.
+        seed: seed of the random numbers.
+        widths: batch widths.
+        draws: number of answers of the model whose majority decides whether an image is broken.
+        costs: name of a measurement -> its cost.
     """
 
     target: Target
@@ -77,20 +78,21 @@ class Probe:
     widths: BatchWidths
     draws: int = 1
     costs: dict[str, Cost] = field(default_factory=dict)
-    _counts: list[int] = field(default_factory=lambda: [0, 0])  # forward passes alone, with a backward pass
-    _paused: list[bool] = field(default_factory=lambda: [False])  # lists, so that parts of a probe share them
+    # The counters are lists, so that the probes that `take_first` returns share them.
+    _counts: list[int] = field(default_factory=lambda: [0, 0])  # forward passes without and with a backward pass
+    _paused: list[bool] = field(default_factory=lambda: [False])
 
-    def first(self, count: int) -> Probe:
-        """Look at the first images only; what it costs is counted here too."""
+    def take_first(self, count: int) -> GradientProbe:
+        """Return a probe of the first images. Its cost is added to this probe's costs."""
         return replace(self, x=self.x[:count], y=self.y[:count], sample=self.sample[:count])
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.y)
 
     @contextmanager
-    def counting(self, name: str) -> Iterator[None]:
-        """Count what the model is asked within, under a name."""
+    def count_cost(self, name: str) -> Iterator[None]:
+        """Count the passes through the model inside the `with` block, and store them under a name in `costs`."""
 
         def count(_: nn.Module, given: tuple[Tensor, ...], out: object) -> None:
             if not self._paused[0]:
@@ -102,11 +104,11 @@ class Probe:
             yield
         finally:
             hook.remove()
-            forwards, pairs = (now - then for now, then in zip(self._counts, before, strict=True))
+            forwards, pairs = (after - start for after, start in zip(self._counts, before, strict=True))
             self.costs[name] = Cost(forwards=forwards, pairs=pairs, seconds=round(time.perf_counter() - begin, 3))
 
-    def problem(self, name: str, trial: int = 0) -> Problem:
-        """Pose the problem on the model's device, with random numbers of this name."""
+    def make_problem(self, name: str, trial: int = 0) -> Problem:
+        """Make the attack problem on the model's device. The name selects its random numbers."""
         device = self.target.device
         sample = torch.from_numpy(self.sample).to(device)
         return Problem(
@@ -117,32 +119,28 @@ class Probe:
             key=rng.make_key(self.seed, f"sanity/{name}"),
         )
 
-    def signs(self, name: str, step: int) -> Tensor:
+    def draw_signs(self, name: str, step: int) -> Tensor:
         """Draw random Rademacher directions, [N, C, H, W] of ±1."""
-        p = self.problem(name)
+        p = self.make_problem(name)
         words = rng.bits(p.key, p.sample, p.trial, step, p.x[0].numel())
         return ((words & 1) * 2 - 1).to(p.x.dtype).view_as(p.x)
 
-    def batches(self) -> Iterator[slice]:
-        """Split the images into batches of the lanes' width."""
+    def split_batches(self) -> Iterator[slice]:
+        """Yield slices that split the images into batches of the batch width."""
         for start in range(0, len(self), self.widths.lanes):
             yield slice(start, start + self.widths.lanes)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Ask about points [M, C, H, W], any number of them, without gradients: [M, K]."""
+    def compute_logits(self, x: Tensor) -> Tensor:
+        """Return the logits [M, K] at points [M, C, H, W], for any M, without gradients."""
         with torch.no_grad():
             return torch.cat([self.target.module(part) for part in x.split(self.widths.lanes)])  # type: ignore[no-untyped-call]
 
-    def margins(self, x: Tensor, y: Tensor) -> Tensor:
-        """Evaluate the margin of points [M, C, H, W] in float64, so that differences of close ones keep digits: [M]."""
-        return margin(self.logits(x).double(), y)
+    def compute_margins(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the margins [M] at points [M, C, H, W] in float64, so that differences of close values are exact."""
+        return margin(self.compute_logits(x).double(), y)
 
-    def margin_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate the margin and its gradient at points [M, C, H, W]: [M] and [M, C, H, W]."""
-        return self.gradient(x, y, margin)
-
-    def gradient(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Evaluate a loss and its gradient at points [M, C, H, W]: [M] and [M, C, H, W] (zero where not finite)."""
+    def compute_gradient(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a loss [M] and its gradient [M, C, H, W] at points [M, C, H, W]. Nonfinite entries become 0."""
         values, gradients = [], []
         for start in range(0, len(x), self.widths.lanes):
             at = slice(start, start + self.widths.lanes)
@@ -154,9 +152,9 @@ class Probe:
             gradients.append(torch.zeros_like(point) if grad is None else grad.nan_to_num(0.0, 0.0, 0.0))
         return torch.cat(values), torch.cat(gradients)
 
-    def attack(self, name: str, attack: Attack, ball: Ball | None = None) -> engine.Rows:
-        """Let the engine run an attack on all images and judge it; rows are in the order of the images."""
-        self._paused[0] = True  # the engine counts for itself, without what fills its lanes
+    def run_attack(self, name: str, attack: Attack, ball: Ball | None = None) -> engine.Rows:
+        """Run an attack on all images with the engine, and return its judged records in the order of the images."""
+        self._paused[0] = True  # the engine counts the passes itself and leaves out images that only fill a batch
         rows = engine.attack_samples(
             self.target.module,
             attack,
@@ -170,29 +168,29 @@ class Probe:
             draws=self.draws,
         )
         self._paused[0] = False
-        asked, climbed = int(rows.forwards.sum()), int(rows.backwards.sum())
-        self._counts[0] += asked - climbed
-        self._counts[1] += climbed
+        forwards, backwards = int(rows.forwards.sum()), int(rows.backwards.sum())
+        self._counts[0] += forwards - backwards
+        self._counts[1] += backwards
         order = np.argsort(rows.sample)[np.argsort(np.argsort(self.sample))]
         columns = {n: getattr(rows, n)[order] for n in engine.Rows.__dataclass_fields__ if n != "x_adv"}
         return engine.Rows(**columns)
 
-    def trace(self, name: str, attack: Attack) -> Trace:
-        """Run one trial of an attack to its end, whatever it finds, and record losses at every step."""
-        whole = self.problem(name)
+    def trace_attack(self, name: str, attack: Attack) -> AttackTrace:
+        """Run one trial of an attack without early stop, and record the losses at every step."""
+        problem = self.make_problem(name)
         parts = []
-        for at in self.batches():
-            cut = {field: getattr(whole, field)[at] for field in ("x", "y", "sample", "trial")}
-            parts.append(trace(self.target.module, attack, replace(whole, **cut), self.ball))
-        return Trace(
+        for at in self.split_batches():
+            batch = {field: getattr(problem, field)[at] for field in ("x", "y", "sample", "trial")}
+            parts.append(trace_attack(self.target.module, attack, replace(problem, **batch), self.ball))
+        return AttackTrace(
             torch.cat([t.loss for t in parts], dim=1),
             torch.cat([t.margin for t in parts], dim=1),
             torch.cat([t.x for t in parts]),
         )
 
 
-def trace(model: nn.Module, attack: Attack, p: Problem, ball: Ball) -> Trace:
-    """Run one trial of an attack as the plain loop (`engine.perturb`), recording what every query answered."""
+def trace_attack(model: nn.Module, attack: Attack, p: Problem, ball: Ball) -> AttackTrace:
+    """Run one trial of an attack without early stop (as `engine.perturb`), and record the losses of every query."""
     state = attack.init(p, ball)
     losses, margins = [], []
     for step in range(attack.steps + 1):
@@ -203,13 +201,13 @@ def trace(model: nn.Module, attack: Attack, p: Problem, ball: Ball) -> Trace:
         if not last:
             t = torch.full_like(p.sample, step)
             state = attack.step(p, ball, state, t, logits, loss, grad.nan_to_num(0.0, 0.0, 0.0))
-    return Trace(torch.stack(losses), torch.stack(margins), state["x"].detach())
+    return AttackTrace(torch.stack(losses), torch.stack(margins), state["x"].detach())
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Compare rows in float64: the cosine of [N, D] and [N, D], 0 where one of them is zero, NaN where both are."""
+def compute_cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cosines [N] of the rows of [N, D] and [N, D], in float64: 0 if one row is zero, NaN if both are."""
     a, b = a.double(), b.double()
     lengths = a.norm(dim=1) * b.norm(dim=1)
-    both = (a == 0).all(1) & (b == 0).all(1)
-    found = torch.where(lengths > 0, (a * b).sum(1) / lengths.clamp(min=torch.finfo(a.dtype).tiny), 0.0)
-    return found.masked_fill(both, torch.nan)
+    both_zero = (a == 0).all(1) & (b == 0).all(1)
+    cosines = torch.where(lengths > 0, (a * b).sum(1) / lengths.clamp(min=torch.finfo(a.dtype).tiny), 0.0)
+    return cosines.masked_fill(both_zero, torch.nan)
