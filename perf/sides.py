@@ -83,7 +83,7 @@ class SharedInput:
     index: NDArray[np.int64]
     ball: Ball
     dataset: str
-    widths: Widths  # checked in the uncounted run; an evaluation checks them once for all attacks
+    widths: BatchWidths  # checked in the uncounted run; an evaluation checks them once for all attacks
     n: int  # number of images, with misclassified ones
     right: NDArray[np.int64]  # positions of the correctly classified images among the n images
     weights: str  # SHA-256 of the model's weights

@@ -10,9 +10,9 @@ from scipy.stats import binomtest
 
 from robbench.attacks import FAB
 from robbench.attacks.base import others_by_rank
-from robbench.attacks.boundary import between, bracket, length, narrowed, toward_plane
+from robbench.attacks.boundary import between, bracket, narrowed, toward_plane
 from robbench.core.errors import SuiteError
-from robbench.core.threat import Ball
+from robbench.core.threat import Ball, length
 from robbench.core.types import NORMS, Problem
 from support.attacks import differing, judged, queried, run_attack, smallest
 from support.models import Linear, correct, hyperplane, labelled, network, trained

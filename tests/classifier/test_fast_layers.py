@@ -6,20 +6,18 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from robbench.evaluation.describe import describe_run
 from torch import nn
 
-from conftest import run
 from robbench.classifier import fast_layers
 from robbench.classifier.batch_width import compute_probe
 from robbench.classifier.fast_layers import FastConv2d, install_fast_layers, list_fast_layers
 from robbench.classifier.prepare import prepare
 from robbench.evaluation import inputs
-from robbench.evaluation.inputs import Options
+from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import evaluate
 from robbench.models.card import Registry
 from robbench.models.load import load_model
-from robbench.models.sources import Build
+from support.commands import run
 
 CPU = torch.device("cpu")
 
@@ -276,5 +274,4 @@ def test_the_options_of_the_command_line_reach_the_model(tmp_path, monkeypatch, 
 
 def test_an_unfinished_run_goes_on_with_its_own_choice():
     assert "--resume" in run("eval", "--resume", "--no-fast-layers", code=2).stderr
-    described = describe_run("digits/natural", "quick", None, None, Build(), Options(fast_layers=False), False)
-    assert described["fast_layers"] is False
+    assert RunRequest.of("digits/natural", "quick", fast_layers=False).describe()["fast_layers"] is False

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from conftest import run
 from robbench.core.errors import RobbenchError
 from robbench.evaluation import worker
 from robbench.evaluation.run import EvaluationRun
 from robbench.masking.run import examine
+from support.commands import run
 
 
 def test_the_sanity_suite_is_run_and_asked_once(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small
 from robbench.core.errors import RobbenchError, SuiteError
 from robbench.evaluation import inputs
 from robbench.evaluation.options import OptionFields, Options
@@ -19,6 +18,7 @@ from robbench.models.spec import ModelSpec, SpecFields
 from robbench.recheck.reproduce import reproduce
 from robbench.recheck.verify import verify
 from robbench.testing import assert_robust
+from support.models import small
 
 WRONG_OPTIONS = [
     ({"samples": "3"}, "samples: '3' given; allowed: a whole number, at least 1, or None"),

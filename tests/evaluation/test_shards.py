@@ -3,7 +3,7 @@
 import numpy as np
 
 from robbench.evaluation.shards import Shards
-from robbench.results.store import empty_rows
+from robbench.results.store import make_empty_rows
 
 
 def test_rows_are_committed_as_often_as_asked():
@@ -22,7 +22,7 @@ def test_rows_are_committed_as_often_as_asked():
     }  # fmt: skip
     for seconds, commits in ((-1.0, 2), (1e9, 0)):
         store = Store()
-        shards = Shards(store, empty_rows(), lambda exact: [], commit_seconds=seconds)
+        shards = Shards(store, make_empty_rows(), lambda exact: [], commit_seconds=seconds)
         shards.add("A", "robust", rows)
         shards.add("A", "robust", rows)
         assert store.commits == commits and shards.added == 4

@@ -8,7 +8,6 @@ from typing import ClassVar
 import pytest
 import torch
 
-from conftest import small
 from robbench.attacks import EOT, FGSM, PGD
 from robbench.core.errors import ResultError, SuiteError
 from robbench.evaluation.run import evaluate
@@ -16,6 +15,7 @@ from robbench.recheck.reproduce import reproduce
 from robbench.recheck.verify import verify
 from robbench.results.run_files import find_runs
 from robbench.suite import Suite, load_suite
+from support.models import small
 
 TOML = """
 version = 1

@@ -5,7 +5,7 @@ import re
 from robbench.models.card import Registry
 from robbench.results.schema import AttackResult, ResultFile, ThreatResult, dump_result
 from robbench.results.store import locate_result
-from robbench.results.summary import accuracy
+from robbench.results.summary import make_accuracy
 
 SHA = {
     name: digit * 64 for name, digit in (("ls095_sigma03", "a"), ("natural", "b"), ("st_resnet18", "c"), ("at", "9"))
@@ -30,7 +30,7 @@ def registry_of(root, models, *trained, without=()):
 
 def attack(name, left, n=1000, **config):
     return AttackResult(
-        name=name, robust_accuracy=accuracy(left, n), forwards=0, backwards=0, seconds=0.0, config=config, refuted=0,
+        name=name, robust_accuracy=make_accuracy(left, n), forwards=0, backwards=0, seconds=0.0, config=config, refuted=0,
         zero_gradient_share=0.0,
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ def result(model, suite, robust, attacks, n=1000, dataset="mnist", eps="0.3", **
     values = {
         "schema_version": 2, "run_id": f"{len(suite) + n:064x}", "model": model, "dataset": dataset,
         "threat": ThreatResult(norm="Linf", eps=eps), "suite": suite, "n": n, "seed": 0,
-        "clean_accuracy": accuracy(round(0.99 * n), n), "robust_accuracy": accuracy(robust, n),
+        "clean_accuracy": make_accuracy(round(0.99 * n), n), "robust_accuracy": make_accuracy(robust, n),
         "attacks": [attack(name, left, n) for name, left in attacks.items()], "judge": "any", "mode": "full",
         "overrides": {}, "flags": {}, "identity": {"weights": SHA.get(model, "d" * 64)}, "selection": "", "forwards": 0,
         "backwards": 0, "seconds": 0.0, "lanes": 8, "hardware": "", "versions": {}, "date": "2026-01-02T03:04:05+00:00",
