@@ -27,10 +27,11 @@ NO_TORCH = {
     "commands", "gate", "papers", "report", "results", "suite",
     "core.errors", "core.files", "core.numbers", "core.stats", "core.types", "core.user_code", "core.version",
     "data.formats", "data.sets",
+    "evaluation.options", "evaluation.request",
     "linear.record", "linear.theory",
     "masking.checks", "masking.compare", "masking.measurements", "masking.record", "masking.thresholds",
     "masking.verdict",
-    "models.card", "models.sources",
+    "models.card", "models.sources", "models.spec",
 }  # fmt: skip
 
 

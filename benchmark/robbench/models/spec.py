@@ -1,4 +1,4 @@
-"""Which model is measured, and on which images. Imports torch only to check a module or tensors."""
+"""Which model is measured, and on which images. Imports no torch."""
 
 from __future__ import annotations
 
