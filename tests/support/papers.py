@@ -30,7 +30,8 @@ def registry_of(root, models, *trained, without=()):
 
 def attack(name, left, n=1000, **config):
     return AttackResult(
-        name=name, robust_accuracy=make_accuracy(left, n), forwards=0, backwards=0, seconds=0.0, config=config, refuted=0,
+        name=name, robust_accuracy=make_accuracy(left, n), forwards=0, backwards=0, seconds=0.0, config=config,
+        refuted=0,
         zero_gradient_share=0.0,
     )  # fmt: skip
 
