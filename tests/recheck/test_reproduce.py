@@ -91,9 +91,9 @@ def test_the_revision_of_a_checkout_tells_changed_files(tmp_path, monkeypatch):
     package = tmp_path / "robbench"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(hardware.robbench, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(hardware, "PACKAGE", package)
     asked = hardware.revision.__wrapped__
-    assert asked() == {"package": hardware.robbench.__version__}
+    assert asked() == {"package": hardware.__version__}
     git("init", "-q")
     assert "package" in asked(), "a package inside some other repository is no checkout"
     git("add", ".")
