@@ -12,12 +12,9 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/results"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/evaluation"))
-
-from test_resume import killed_runs
 
 from robbench.evaluation.run import evaluate
+from support.killing import killed_runs
 
 
 def main() -> None:

@@ -219,7 +219,7 @@ def _find_user_attack(kind: str, stage: str) -> type[Attack]:
     except SuiteError as error:
         raise SuiteError(f"{error} Otherwise, {expected}.") from None
     if not _is_attack(cls):
-        raise SuiteError(f"Attack {stage!r}: kind {kind!r} is no attack; {expected}.")
+        raise SuiteError(f"Attack {stage!r}: kind {kind!r} is not an attack; {expected}.")
     return cast("type[Attack]", cls)
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from robbench import evaluate
 from robbench.attacks import APGD, EOT, ODI, PGD, describe
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
+from robbench.evaluation.run import evaluate
 from robbench.suite import Stage, build_attack
 from support.attacks import run_attack
 from support.models import Linear

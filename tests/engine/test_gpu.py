@@ -5,8 +5,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from robbench import evaluate
 from robbench.core import rng
+from robbench.evaluation.run import evaluate
 from robbench.recheck.verify import verify
 from robbench.results.store import RunStore
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from robbench import evaluate
 from robbench.core.errors import SuiteError
+from robbench.evaluation.run import evaluate
 from robbench.results.store import RunStore
 
 pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")]

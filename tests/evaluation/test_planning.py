@@ -87,8 +87,10 @@ def test_the_pace_is_that_of_the_widest_calls():
 
 
 def test_the_model_is_left_as_it_was(monkeypatch):
-    runs, ready = [], planning.ready
-    monkeypatch.setattr(planning, "ready", lambda *args, **kwargs: runs.append(ready(*args, **kwargs)) or runs[-1])
+    runs, make_run = [], planning.make_run
+    monkeypatch.setattr(
+        planning, "make_run", lambda *args, **kwargs: runs.append(make_run(*args, **kwargs)) or runs[-1]
+    )
     plan("digits/natural", "quick", samples=20, pilot=10)
     assert not runs[0].target.module._forward_pre_hooks
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from robbench import evaluate
 from robbench.attacks import PGD
 from robbench.core import rng
 from robbench.core.errors import ModelError, SuiteError
@@ -12,6 +11,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.data.sets import load
 from robbench.engine import engine
+from robbench.evaluation.run import evaluate
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.results.store import RunStore

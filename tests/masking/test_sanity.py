@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from robbench import evaluate
 from robbench.commands.app import app
 from robbench.core.errors import CardError, ModelError, ResultError
+from robbench.evaluation.run import evaluate
 from robbench.masking.checks import load_thresholds, run_checks
 from robbench.masking.compare import compare_attacks
 from robbench.masking.dropout import keep_dropout_on

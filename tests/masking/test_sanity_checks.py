@@ -270,5 +270,5 @@ def test_a_model_that_must_not(base, check):
 
 
 def test_a_model_that_calls_autograd_marks_no_later_one():
-    assert gradients.autograd_calls(probe("inside"))
-    assert not gradients.autograd_calls(probe("at"))
+    assert gradients.count_autograd_calls(probe("inside"))
+    assert not gradients.count_autograd_calls(probe("at"))

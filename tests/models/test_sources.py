@@ -16,8 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from robbench import evaluate
 from robbench.core.errors import DataError, ModelError, RobbenchError
+from robbench.evaluation.run import evaluate
 from robbench.models import architectures
 from robbench.models.architectures import Normalized, build
 from robbench.models.load_source import load_source
@@ -266,9 +266,12 @@ def test_options_that_do_not_go_with_the_model(model, options, error, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-m", "digits/natural", "--dataset", "digits"], "a card names its own"),
+        (["-m", "digits/natural", "--dataset", "digits"], "The card of a registered model"),
         (["-m", "digits/natural", "-m", "torchhub:a/b"], "Unknown source"),
-        (["-m", "file:x.pt", "--dataset", "digits", "--mean", "0.5;0.5"], "--mean: '0.5;0.5' given; allowed: numbers"),
+        (
+            ["-m", "file:x.pt", "--dataset", "digits", "--mean", "0.5;0.5"],
+            "--mean: '0.5;0.5' given; allowed: one number per channel",
+        ),
         (["-m", "file:x.pt"], "--dataset"),
     ],
 )

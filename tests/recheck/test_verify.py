@@ -92,7 +92,7 @@ def test_an_honest_result_is_confirmed(made):
     assert v.refuted == [] and v.borderline == []
     assert v.confirmed == v.breaks == (rows_of(made)["status"] == "broken").sum() > 30
     assert checked(made / "result.json").confirmed == v.breaks
-    assert "0 findings" in str(v)
+    assert "0 mismatches" in str(v)
 
 
 def test_a_single_pixel_that_still_fools_the_model_is_found(copy):
@@ -292,7 +292,7 @@ def test_models_that_answer_at_random_are_put_to_the_vote(tmp_path):
 def test_the_verify_command_says_what_was_altered(tmp_path):
     run("eval", "-m", "digits/at", "-s", "quick", "--samples", 30, "--save-adversarials", cwd=tmp_path)
     path = tmp_path / "results/digits/at/quick"
-    assert "breaks of 30 images confirmed, 0 findings" in run("verify", path, cwd=tmp_path).stdout
+    assert "breaks of 30 images confirmed, 0 mismatches" in run("verify", path, cwd=tmp_path).stdout
     edit(path, lambda r: r["clean_accuracy"].update(value=1.0))
     key = change(path, label=lambda v: (v + 1) % 10)
     done = run("verify", path, cwd=tmp_path, code=1)

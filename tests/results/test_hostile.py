@@ -22,7 +22,7 @@ from torchvision import datasets
 
 import robbench
 from robbench.commands.printing import print_table
-from robbench.core.errors import CardError, DataError, ModelError, ResultError, SuiteError
+from robbench.core.errors import CardError, DataError, ModelError, ResultError, RobbenchError, SuiteError
 from robbench.core.files import check_path_component, read_bounded
 from robbench.core.numbers import parse_fraction
 from robbench.data import formats
@@ -118,7 +118,7 @@ def test_results_are_not_written_through_a_link_out_of_the_tree(problem, tmp_pat
 def test_names_of_models_and_data_sets_lead_nowhere_else(problem, tmp_path, name, where):
     model, x, y = problem
     call = {"name": "small", "dataset": "custom", where: name}
-    with pytest.raises(ResultError, match="printable text"):
+    with pytest.raises(RobbenchError, match="printable text"):
         evaluate(model, "quick", x=x, y=y, eps=0.05, results=tmp_path / "r", **call)
     assert not (tmp_path / "r").exists() or not list((tmp_path / "r").rglob("*.json"))
 
@@ -251,8 +251,8 @@ ROOT = Path(robbench.__file__).parent
 ALLOWED = {
     ("data/formats.py", "pickle"),
     ("core/machine.py", "subprocess"),
-    ("evaluation/ray_cluster.py", "pickle"),
-    ("evaluation/ray_cluster.py", "pickle.loads"),
+    ("evaluation/ray_actor.py", "pickle"),
+    ("evaluation/ray_actor.py", "pickle.loads"),
 }
 
 

@@ -56,5 +56,5 @@ def put(root, r):
 
 
 def line_of(sheet, model):
-    (found,) = [line for line in sheet.lines if line.model == model]
+    (found,) = [line for line in sheet.rows if line.model == model]
     return found

@@ -10,7 +10,7 @@ __all__ = ["refusal", "registered_name"]
 
 def refusal(model: str) -> str:
     """Say that a model is not loaded because a file names it."""
-    return f"{model} is code or a download, not loaded on a file's word"
+    return f"{model} is code or a download, which a file alone must not start"
 
 
 def registered_name(result: ResultFile) -> str:
