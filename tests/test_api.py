@@ -34,6 +34,7 @@ def test_every_public_name_is_there_and_no_other():
         rb.evalute  # noqa: B018
 
 
+@pytest.mark.whole
 def test_importing_robbench_imports_no_torch():
     code = "import sys, robbench; dir(robbench); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -135,6 +136,7 @@ def examples(repo):
     return re.findall(r"^```python\n(.*?)^```$", (repo / "docs" / "api.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.whole
 def test_the_examples_of_the_page_run_and_show_every_name(repo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(examples(repo))
@@ -143,6 +145,7 @@ def test_the_examples_of_the_page_run_and_show_every_name(repo, tmp_path, monkey
     assert set(rb.__all__) - {"__version__"} <= shown
 
 
+@pytest.mark.whole
 def test_the_examples_of_the_page_have_types(repo, tmp_path):
     """py.typed and the signatures work for a user's type checker."""
     page = tmp_path / "page.py"
