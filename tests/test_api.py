@@ -88,6 +88,25 @@ def test_several_radii_give_a_list_each(digits):
     assert outcomes[0].robust_accuracy > outcomes[1].robust_accuracy
 
 
+class Aging(nn.Module):
+    """Answers differently after some calls."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x) * (1 if self.calls < 12 else -1)
+
+
+def test_a_model_that_changes_during_the_attack_is_flagged(digits):
+    model, x, y = digits
+    with pytest.warns(rb.RobustnessWarning, match="state: The model answers differently after the attacks"):
+        outcome = rb.attack(Aging(model).eval(), rb.attacks.PGD(steps=20), x, y, eps=0.05)
+    assert "state" in outcome.flags
+
+
 @pytest.mark.parametrize("eps", [[], {}, object(), [0.1, "far"], [0.1, None], ["-1"]])
 def test_radii_that_are_none_are_refused_before_anything_runs(digits, eps):
     model, x, y = digits

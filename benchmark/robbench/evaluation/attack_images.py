@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack
 from robbench.classifier.batch_width import BatchWidths
-from robbench.classifier.checks import classify
+from robbench.classifier.checks import classify, compute_logits, find_state_change_flag
 from robbench.core.errors import RobbenchError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
@@ -141,6 +141,8 @@ def attack_images(
 
     right = np.flatnonzero(~misclassified.numpy())
     if len(right):
+        deterministic, some = "randomized" not in flags, all_x[right[: setup.lanes]]
+        before = compute_logits(target, some, setup.lanes)
         run_stage(
             setup.stages[0],
             target,
@@ -151,9 +153,11 @@ def attack_images(
             ball,
             widths=BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse),
             judge=judge,
-            deterministic="randomized" not in flags,
+            deterministic=deterministic,
             on_rows=take,
             on_narrow=lambda width, reason: None,
             keep_adversarials=True,
         )
+        if deterministic:
+            flags |= find_state_change_flag(target, some, before, setup.lanes)
     return outcome
