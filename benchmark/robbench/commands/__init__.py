@@ -1,1 +1,1 @@
-"""Commands in modules of their own; `cli.py` puts them together."""
+"""Commands in modules of their own; `app.py` puts them together."""
