@@ -62,8 +62,12 @@ class Reproduction:
     details: list[Difference]
     circumstances: list[tuple[str, Any, Any]]
 
+    def __str__(self) -> str:
+        """Print what `robbench reproduce` prints."""
+        return "\n".join(self.lines())
+
     def as_json(self) -> dict[str, Any]:
-        """Say it for machines."""
+        """Return JSON values."""
         r = self.stored
         return {
             "run_id": r.run_id,
