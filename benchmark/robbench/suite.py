@@ -167,7 +167,7 @@ def load_suite(suite: SuiteSource) -> Suite:
 
 
 def _listed(attacks: Any) -> list[Attack]:
-    """Accept a list or a tuple of attacks; a single attack is told to be one."""
+    """Accept a list or a tuple of attacks; a single attack is refused."""
     if isinstance(attacks, list | tuple):
         return list(attacks)
     raise SuiteError(

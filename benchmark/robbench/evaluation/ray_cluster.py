@@ -117,7 +117,7 @@ class RayPool:
         ray = import_ray()
         digest = job.images.digest
         try:
-            # Its own pickle: what cannot be imported on a worker is told by the worker in a sentence.
+            # Its own pickle: the worker reports in a sentence what it cannot import.
             packed = ray.cloudpickle.dumps(replace(job, images=None))  # type: ignore[arg-type]  # sent apart
             if digest not in self.images:
                 self.images[digest] = ray.put(job.images)
@@ -162,7 +162,7 @@ class RayPool:
 
     def _replies(self, ref: Any, hand: _Hand) -> Iterator[tuple[Task, Reply]]:
         ray = import_ray()
-        if hand not in self.hands:  # its loss was told before
+        if hand not in self.hands:  # its loss was reported before
             return
         try:
             reply = ray.get(ref)
@@ -301,7 +301,7 @@ def open_runs(requests: Sequence[RunRequest], view: View, device: torch.device) 
 
 
 class _Noted(Silent):
-    """Hears a run of many: its notes go on."""
+    """Reports of one run of many. It passes on its notes."""
 
     def __init__(self, view: View) -> None:
         self.note = view.note  # type: ignore[method-assign]
