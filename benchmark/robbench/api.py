@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
-from robbench.classifier.checks import check_images
+from robbench.classifier.guard import Guarded
+from robbench.classifier.own_images import check_own_images
 from robbench.core.errors import RobbenchError
 from robbench.core.types import Judge
 from robbench.data.sets import load
@@ -123,12 +124,24 @@ def clean_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 256) 
         x: images [N, C, H, W] in [0, 1].
         y: labels [N], integers.
         batch: images per forward pass.
+
+    Raises:
+        RobbenchError: the model, the images or the labels do not allow an honest number; the sentence says why.
     """
-    check_images(x, y)
+    ModelSpec(model, x=x, y=y)  # checks the types
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise RobbenchError(f"batch: {batch!r} given; allowed: a whole number, at least 1.")
+    if any(part.training for part in model.modules()):
+        raise RobbenchError("The model is in training mode: its answers depend on the batch. Call model.eval() first.")
     device = next((p.device for p in model.parameters()), x.device)
+    x, y, _ = check_own_images(x, y)
+    right, ask = 0, Guarded(model)
     with torch.no_grad():
-        parts = zip(x.split(batch), y.split(batch), strict=True)  # type: ignore[no-untyped-call]
-        right = sum(int((model(a.to(device)).argmax(1).cpu() == b.cpu()).sum()) for a, b in parts)
+        for a, b in zip(x.split(batch), y.split(batch), strict=True):  # type: ignore[no-untyped-call]
+            logits = ask(a.to(device)).cpu()
+            if int(b.max()) >= logits.shape[1]:
+                raise RobbenchError(f"The model has {logits.shape[1]} classes; the labels go up to {int(y.max())}.")
+            right += int(((logits.argmax(1) == b) & logits.isfinite().all(1)).sum())
     return right / len(y)
 
 
