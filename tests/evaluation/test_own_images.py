@@ -37,7 +37,7 @@ def ask(x):
         (Y > 3, "torch.bool"),
         (Y.to(torch.complex64), "torch.complex64"),
         (Y[:, None], "y.squeeze"),
-        (Y[:5], "expected 6 labels"),
+        (Y[:5], "expected 6 integer labels"),
         (Y - 20, "labels are 0 or more"),
         (Y.to("meta"), "device meta"),
     ],
