@@ -56,7 +56,9 @@ def _check_labels(x: Tensor, y: Tensor) -> None:
         column = y.dim() == 2 and y.shape[1] == 1
         remedy = "y.squeeze(1) removes the second axis." if column else "A one-hot y becomes labels by y.argmax(1)."
         remedy = remedy if y.dim() == 2 else "Each image needs one label."
-        raise DataError(f"y has shape {tuple(y.shape)}; expected {len(x) if x.dim() else 0} integer labels [N]. {remedy}")
+        raise DataError(
+            f"y has shape {tuple(y.shape)}; expected {len(x) if x.dim() else 0} integer labels [N]. {remedy}"
+        )
 
 
 def _clip_rounding(x: Tensor) -> tuple[Tensor, dict[str, str]]:
