@@ -179,7 +179,7 @@ def test_what_an_attack_does_not_take_is_refused(digits):
         rb.attack(model, rb.attacks.FGSM(), x, y, eps=0.1, results="build")
     with pytest.raises(rb.RobbenchError, match="judge: 'last' given; allowed: any, final"):
         rb.attack(model, rb.attacks.FGSM(), x, y, eps=0.1, judge="last")
-    with pytest.raises(rb.RobbenchError, match="given as an attack"):
+    with pytest.raises(rb.RobbenchError, match="given in a list of attacks"):
         rb.attack(model, "fgsm", x, y, eps=0.1)
 
 

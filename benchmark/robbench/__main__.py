@@ -1,5 +1,6 @@
 """`python -m robbench` and the `robbench` command."""
 
+import contextlib
 import os
 import sys
 
@@ -7,10 +8,12 @@ import sys
 def main() -> None:
     """Run the command line; errors a user can mend are printed without a traceback and exit with 2."""
     from robbench.commands.app import app
+    from robbench.commands.printing import reserve_stdout
     from robbench.core.errors import RobbenchError
 
     try:
-        app()
+        with reserve_stdout() if "--json" in sys.argv[1:] else contextlib.nullcontext():
+            app()
     except RobbenchError as error:
         print(f"robbench: {error}", file=sys.stderr)
         sys.exit(2)

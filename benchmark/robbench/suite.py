@@ -98,6 +98,11 @@ class Suite:
         stages = []
         for attack in attacks:
             if not _is_attack(type(attack)):
+                if isinstance(attack, str):
+                    raise SuiteError(
+                        f"{attack!r} given in a list of attacks; allowed: objects of robbench.attacks, such as "
+                        f"PGD(steps=40). A suite goes by its name alone, without a list: {', '.join(suite_names())}."
+                    )
                 raise SuiteError(
                     f"{attack!r} given as an attack; allowed: objects such as PGD(steps=40) of robbench.attacks, or of "
                     "a frozen dataclass of your own with init, loss and step (docs/tutorial.md)."

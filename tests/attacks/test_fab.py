@@ -104,8 +104,9 @@ def test_no_plane_gives_no_move_and_extreme_planes_give_finite_ones(norm, dtype)
     assert move.isfinite().all()
     assert ((x + move >= 0) & (x + move <= 1)).all()
     still = (move == 0).flatten(1).all(1).tolist()
-    assert [still[i] for i in (0, 4, 5, 6)] == [True] * 4
+    assert [still[i] for i in (0, 4, 5)] == [True] * 3
     assert not still[1] and not still[3]
+    assert 0 < float((w[6] * move[6]).sum()) < 1e-3, "a tie moves up a little, to the side where it is broken"
 
 
 def test_targets_go_by_rank_and_wrap_around():

@@ -201,7 +201,7 @@ def linear_logits(x):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda x: x, r"shape \(.*\) to .* images; expected logits \[N, classes\]"),
+        (lambda x: x, r"shape \(.*\) to a batch of .* images.*; expected logits of shape"),
         (lambda x: x.flatten(1).sum(1), "expected logits"),
         (lambda x: (linear_logits(x), 0), "a tuple"),
         (lambda x: linear_logits(x) * torch.nan, "NaN or infinity to every clean image; to sample 0"),

@@ -114,7 +114,7 @@ def test_the_options_of_public_functions_are_those_of_the_dataclass():
 
 
 WRONG_SPECS = [
-    ({"model": 3}, "model: builtins.int given; allowed: a registered name"),
+    ({"model": 3}, "model: builtins.int given; allowed: a torch.nn.Module, a registered name"),
     ({"model": small}, "model: builtins.function given"),
     ({"name": "a/b"}, "name: 'a/b' given; allowed: up to 200 bytes of printable text without /"),
     ({"name": ""}, "name: '' given"),

@@ -135,3 +135,20 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(SuiteError, match=r"robbench\[peers\]"):
         run(tmp_path, "torchattacks:PGD", samples=3)
+
+
+@pytest.mark.parametrize("kind", ["standard", "plus", "rand", "APGD-DLR", "APGD-T"])
+def test_autoattack_with_too_few_classes_is_refused_before_anything_runs(tmp_path, monkeypatch, kind):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)).eval()
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    monkeypatch.setattr("robbench.evaluation.run.Worker", None)
+    with pytest.raises(SuiteError, match=f"{kind} given with a model of 2 classes; its DLR loss needs at least [34]"):
+        run(tmp_path, f"autoattack:{kind}", model, x=x, y=y, eps=0.1)
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("APGD-T", 4), ("FAB-T", 3), ("APGD-DLR", 3)])
+def test_autoattack_has_no_more_targets_than_other_classes(tmp_path, kind, classes):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes)).eval()
+    x = torch.rand(2, 1, 8, 8)
+    result = run(tmp_path, f"autoattack:{kind}", model, x=x, y=model(x).argmax(1), eps=0.001)
+    assert result.clean_accuracy.value == 1.0

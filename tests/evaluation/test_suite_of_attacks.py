@@ -119,7 +119,7 @@ def test_attacks_of_ones_own_and_averages_are_taken_as_they_are(problem):
     ("suite", "message"),
     [
         ([], "An empty list of attacks"),
-        (["pgd"], "'pgd' given as an attack"),
+        (["pgd"], "'pgd' given in a list of attacks"),
         ([PGD], "given as an attack; allowed: objects such as PGD"),
         (PGD(), "allowed: a suite's name, the path of a .toml file, or a list of attacks"),
         (3, "suite: 3 given"),

@@ -168,7 +168,7 @@ def test_registry_finds_by_full_or_unique_bare_name(tmp_path: Path) -> None:
     assert registry.find("mnist/b").dataset == "mnist"
     with pytest.raises(CardError, match=r"'b' is ambiguous; give the full name: digits/b, mnist/b\."):
         registry.find("b")
-    with pytest.raises(CardError, match=r"Unknown model 'digit/a'\. Did you mean digits/a"):
+    with pytest.raises(CardError, match=r"Unknown model 'digit/a'\. The closest of 3: digits/a"):
         registry.find("digit/a")
 
 

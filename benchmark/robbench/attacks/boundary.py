@@ -27,6 +27,7 @@ __all__ = [
 
 _BEYOND = 1e-3  # how far beyond the zero of the secant the search aims, as a share of what is left of the bracket
 _LEAST = 0.01  # the least share of the bracket by which it moves on
+_TIE = 1e-5  # how far pixels move from a tie, on average over their rates
 SEARCHES = 3
 """Queries of the final search: the secant gains about three digits with each."""
 
@@ -53,7 +54,8 @@ def toward_plane(norm: Norm, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
         norm: by which the move is shortest.
         x: points in the box, [L, C, H, W].
         w: the plane's normal, [L, C, H, W]; where it is zero the move is zero.
-        gap: value of the linear function at x, [L]; where it is not finite the move is zero.
+        gap: value of the linear function at x, [L]; where it is not finite the move is zero. Where it is zero, x is a
+            tie, which the judge gives to the lower class. Then the move goes up a little, beyond the plane.
 
     Returns:
         The move, [L, C, H, W]. Where the box ends before the plane, it leads to the corner nearest to the plane: all
@@ -61,13 +63,13 @@ def toward_plane(norm: Norm, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     """
     flat, w = x.flatten(1), w.flatten(1)
     info = torch.finfo(x.dtype)
-    gap = torch.where(gap.isfinite(), gap, 0)
     scale = w.abs().amax(1, keepdim=True)
     rate = w.abs() / scale.clamp(min=info.tiny)
     # Next to the steepest pixel these have no influence that the sums below could show; their squares would underflow.
     rate = torch.where(rate > info.eps**2, rate, 0)
-    need = gap.abs()[:, None] / scale.clamp(min=info.tiny)
-    direction = -w.sign() * gap.sign()[:, None]
+    tied, gap = gap[:, None] == 0, torch.where(gap.isfinite(), gap, 0)[:, None]
+    need = torch.where(tied, _TIE * rate.sum(1, keepdim=True), gap.abs() / scale.clamp(min=info.tiny))
+    direction = -w.sign() * torch.where(tied, -1, gap.sign())
     room = torch.where(direction > 0, 1 - flat, flat) * (rate > 0)
     move = _fill_steepest(rate, room, need) if norm == "L1" else _fill_evenly(norm, rate, room, need)
     return (direction * move).view_as(x)

@@ -97,7 +97,7 @@ class Guarded(nn.Module):
                 raise
             reason = str(error) or type(error).__name__
             raise ModelError(
-                f"The model cannot be run on images of shape {tuple(x.shape)} ({x.dtype}): {reason}"
+                f"The model cannot be run on images of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}"
             ) from error
         if given is x and x._version != version:
             raise ModelError(
@@ -110,7 +110,10 @@ class Guarded(nn.Module):
         """Check an output, and bring it to the device and the dtype of the input."""
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ModelError(f"The model answers with {given} to {len(x)} images; expected logits [N, classes].")
+            raise ModelError(
+                f"The model answers with {given} to a batch of {len(x)} images (few images are padded to the width of "
+                f"a batch); expected logits of shape ({len(x)}, classes)."
+            )
         if not logits.is_floating_point():
             raise ModelError(f"The model answers in {logits.dtype}; expected floating-point logits [N, classes].")
         if logits.device != x.device:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robbench.classifier.fast_layers import install_fast_layers
 from robbench.classifier.guard import Guarded
@@ -67,8 +68,9 @@ def prepare(
         bfloat16: whether gradients will run in bfloat16, in which faster layers are then compared, too.
 
     Raises:
-        ModelError: the model is in training mode.
+        ModelError: the model is in training mode, has layers without weights, or hides its weights in TorchScript code.
     """
+    _check_weights(module)
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if training:
         raise ModelError(
@@ -76,12 +78,14 @@ def prepare(
             "batch statistics would make its answers depend on chance and on the batch. Call model.eval() first."
         )
     try:
-        ours = copy.deepcopy(module)
+        with torch.no_grad():  # the copy of a TorchScript module would have parameters with a history
+            ours = copy.deepcopy(module)
     except Exception:  # a user's module may raise anything: hooks, handles and generators do not copy
         ours = module
     ours = ours.to(device)
     if ours is not module:
-        ours.requires_grad_(False)
+        for parameter in ours.parameters():  # `requires_grad_` of a TorchScript module raises
+            parameter.requires_grad_(False)
         if any(p.dim() == 4 for p in ours.parameters()):
             try:
                 ours.to(memory_format=torch.channels_last)  # fails if a parameter has five dimensions
@@ -94,3 +98,24 @@ def prepare(
     guarded = Guarded(ours).eval()
     guarded.try_out(x.to(device))
     return guarded
+
+
+def _check_weights(module: nn.Module) -> None:
+    """Refuse a model whose weights cannot be read.
+
+    Raises:
+        ModelError: a lazy layer never ran, or a TorchScript module keeps tensors as constants of its code.
+    """
+    if lazy := [name for name, p in module.named_parameters() if is_lazy(p)]:
+        raise ModelError(
+            f"The model has layers that never ran and have no weights yet ({lazy[0]}). Load the weights, or call the "
+            "model once on a batch of images."
+        )
+    if isinstance(module, torch.jit.ScriptModule) and (
+        not hasattr(module, "training") or "<Tensor>" in str(module.inlined_graph)
+    ):
+        raise ModelError(
+            "The TorchScript module keeps weights as constants of its code (was it frozen?), so its results could not "
+            "be told from those of other weights. Give the module as it was before torch.jit.freeze, or the plain "
+            "torch.nn.Module."
+        )

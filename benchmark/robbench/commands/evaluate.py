@@ -307,7 +307,9 @@ def _parse_radii(eps: str | None) -> list[str | None]:
     try:
         return [None] if eps is None else [*parse_radii(eps)]
     except ValueError as error:
-        raise RobbenchError(f"--eps {eps!r} given: {error}, or several of them with commas between.") from None
+        raise RobbenchError(
+            f"--{error}. Allowed: a radius from 0 on, such as 8/255 or 0.3, or several of them with commas between."
+        ) from None
 
 
 def _show_spread(groups: Iterable[list[ResultFile]], results: Path, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from robbench.commands.options import (
     make_specs,
     per_channel,
 )
+from robbench.commands.printing import print_json
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -168,7 +168,7 @@ def check_baseline(
         if path is not None:
             write_atomically(path, text(decision).encode())
     if as_json:
-        print(json.dumps(gate.dump_decision(decision), indent=2, ensure_ascii=False))
+        print_json(gate.dump_decision(decision))
     else:
         gate.print_decision(decision)
     if decision.failed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ from robbench.commands.options import (
     check_about,
     per_channel,
 )
-from robbench.commands.printing import print_table
+from robbench.commands.printing import print_json, print_table
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -88,7 +87,7 @@ def plan_runs(
     elsewhere = gpus is not None and place.type != "cuda"
     if as_json:
         timed = None if elsewhere else sums
-        print(json.dumps({"plans": [dataclasses.asdict(p) for p in plans], "total": timed}, indent=2))
+        print_json({"plans": [dataclasses.asdict(p) for p in plans], "total": timed})
         return
     print_table([*as_rows(plans)], False)
     for p in plans:

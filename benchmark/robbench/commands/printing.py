@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from robbench.core.errors import ResultError
 
-__all__ = ["print_objects", "print_table", "tree"]
+__all__ = ["print_json", "print_objects", "print_table", "reserve_stdout", "tree"]
+
+
+_reserved: ContextVar[TextIO | None] = ContextVar("_reserved", default=None)
+
+
+@contextlib.contextmanager
+def reserve_stdout() -> Iterator[None]:
+    """Keep stdout for `print_json`: what anything else prints, such as a model in its forward, goes to stderr."""
+    token = _reserved.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _reserved.reset(token)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), file=_reserved.get())
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     """Print rows as a table, or as JSON."""
     if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return
     from rich.console import Console
     from rich.markup import escape
@@ -31,7 +54,7 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def print_objects(objects: list[dict[str, Any]]) -> None:
     """Print a list of objects as JSON. A single object is printed without a list."""
-    print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2, ensure_ascii=False))
+    print_json(objects[0] if len(objects) == 1 else objects)
 
 
 def tree(results: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from robbench.commands.options import (
     explain_interrupt,
     per_channel,
 )
-from robbench.commands.printing import print_objects, print_table, tree
+from robbench.commands.printing import print_json, print_objects, print_table, tree
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -157,7 +156,7 @@ def reproduce_result(
             reporter=reporter,
         )
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        print_json(found.as_json())
     else:
         for line in found.lines():
             print(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +19,7 @@ from robbench.commands.options import (
     Std,
     per_channel,
 )
+from robbench.commands.printing import print_json
 
 if TYPE_CHECKING:
     from robbench.results.schema import ResultFile
@@ -51,7 +51,7 @@ def show(
     if as_json:
         card = entry.card.model_dump(mode="json")
         described = [as_object(r, results) for r in stored]
-        print(json.dumps({"model": entry.full_name, "card": card, "results": described}, indent=2))
+        print_json({"model": entry.full_name, "card": card, "results": described})
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
     print(entry.path.read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def verify_result(
         data_dir=data_dir,
     )
     if as_json:
-        print(json.dumps(v.as_json(), indent=2, ensure_ascii=False))
+        print_json(v.as_json())
     else:
         for finding in v.refuted:
             print(f"refuted: {finding}")

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _RANGE = 10.0  # largest minus smallest logit after rescaling
+_LEAST_CLASSES = 4  # with fewer classes, the ratios of logits have no gradient in some places
 
 
 def _true_logit(logits: Tensor, y: Tensor) -> Tensor:
@@ -42,9 +43,14 @@ def cross_entropy_scaled(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of logits that are scaled to a range of 10. The scale factor has no gradient.
 
     If a model's logits are very close together, the plain cross-entropy is nearly linear in them and pulls at every
-    class alike. If the logits are very large, its gradient underflows to zero. A fixed range avoids both.
+    class alike. If the logits are very large, its gradient underflows to zero. A fixed range avoids both. With fewer
+    than four classes the margin is returned: a fixed range of two logits leaves a constant, of which a search that
+    compares losses sees nothing.
     """
-    spread = (logits.amax(1) - logits.amin(1)).detach().clamp(min=torch.finfo(logits.dtype).tiny)
+    if logits.shape[1] < _LEAST_CLASSES:
+        return margin(logits, y)
+    spread = (logits.amax(1) - logits.amin(1)).detach()
+    spread = torch.where(spread > 0, spread, 1)  # where all logits are tied, no factor gives them a range
     return cross_entropy(logits / spread[:, None] * _RANGE, y)
 
 
@@ -56,10 +62,10 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference-of-logits ratio (Croce & Hein 2020, Eq. 6): margin / (z_π1 − z_π3).
 
-    The formula needs three classes. With two classes the ratio is constant and has no gradient, so the margin is
-    returned.
+    With fewer than four classes the margin is returned. With two classes the ratio is constant. With three classes the
+    ratio is constant wherever the two other classes are tied.
     """
-    if logits.shape[1] < 3:
+    if logits.shape[1] < _LEAST_CLASSES:
         return margin(logits, y)
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -78,14 +84,14 @@ def cross_entropy_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference-of-logits ratio (Croce & Hein 2020, Eq. 7): (z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2).
 
-    With three classes z_π3 stands for z_π4. With two classes the numerator alone is returned.
+    The formula needs four classes, so with fewer classes the targeted margin is returned. With three classes and z_π3
+    in place of z_π4, the ratio would be −1 everywhere for the class with the smallest logit.
     """
     gap = margin_targeted(logits, y, target)
-    classes = logits.shape[1]
-    if classes < 3:
+    if logits.shape[1] < _LEAST_CLASSES:
         return gap
-    top = logits.topk(min(4, classes), dim=1).values
-    return gap / (top[:, 0] - (top[:, 2] + top[:, -1]) / 2 + 1e-12)
+    top = logits.topk(4, dim=1).values
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -33,10 +33,18 @@ State = dict[str, "Tensor"]
 
 
 def format_ids(ids: Iterable[int], most: int = 20) -> str:
-    """Format official indices as `samples 3, 7, 12`. At most `most` of them are listed."""
-    listed = [int(i) for i in ids]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return f"sample{'s' if len(listed) != 1 else ''} {', '.join(map(str, listed[:most]))}{more}"
+    """Format official indices as `samples 3, 7, 20–59`. At most `most` indices and ranges are listed."""
+    runs: list[list[int]] = []
+    for i in (listed := sorted(int(i) for i in ids)):
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    parts = [part for run in runs for part in ([run] if len(run) > 3 else [[i] for i in run])]
+    words = [str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts[:most]]
+    rest = sum(len(part) for part in parts[most:])
+    more = f" and {rest} more" if rest else ""
+    return f"sample{'s' if len(listed) != 1 else ''} {', '.join(words)}{more}"
 
 
 class Status(StrEnum):

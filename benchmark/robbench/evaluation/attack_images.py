@@ -154,7 +154,7 @@ def attack_images(
         distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
         forwards=torch.zeros(len(labels), dtype=torch.int64),
         backwards=torch.zeros(len(labels), dtype=torch.int64),
-        flags=flags,
+        flags={**images.flags, **flags},
     )
 
     def take(rows: Rows) -> None:

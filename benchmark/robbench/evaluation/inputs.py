@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.classifier.checks import check_images
 from robbench.classifier.guard import Guarded
+from robbench.classifier.own_images import check_own_images
 from robbench.classifier.prepare import Target, pick_device, prepare
 from robbench.core import rng
 from robbench.core.errors import DataError
@@ -32,7 +32,10 @@ __all__ = ["Images", "own_images", "own_target", "registered", "resolve", "selec
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Test images as the run uses them: x(positions) -> float images in [0, 1]."""
+    """Test images as the run uses them: x(positions) -> float images in [0, 1].
+
+    `flags` says what was changed about images that a user brought: name of a problem -> sentence.
+    """
 
     dataset: str
     x: Callable[[NDArray[np.int64]], Tensor]
@@ -41,6 +44,7 @@ class Images:
     num_classes: int | None
     digest: str
     dtype: torch.dtype = torch.float32
+    flags: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Dataset) -> Self:
@@ -104,10 +108,9 @@ def own_images(x: Tensor | None, y: Tensor | None, dataset: str | None, options:
                 f"Give images and labels (x=, y=), or the name of a data set (dataset=, --dataset): {', '.join(NAMES)}."
             )
         return Images.of(load(dataset, "test", options.data_dir))
-    x, y = x.detach().cpu(), y.detach().cpu().long()
-    check_images(x, y)
+    x, y, flags = check_own_images(x, y)
     content = digest([list(x.shape), str(x.dtype), _bytes_digest(x), _bytes_digest(y)])
-    return Images(dataset or "custom", lambda at: x[at], y, np.arange(len(y)), None, content, x.dtype)
+    return Images(dataset or "custom", lambda at: x[at], y, np.arange(len(y)), None, content, x.dtype, flags)
 
 
 def _bytes_digest(t: Tensor) -> str:

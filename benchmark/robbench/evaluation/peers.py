@@ -43,6 +43,7 @@ _OTHER_NORMS = {  # norms of torchattacks' classes without a parameter `norm`; a
     "L1": ("EADL1", "EADEN"),
     "L0": ("SparseFool", "OnePixel", "Pixle", "JSMA"),
 }
+_LEAST_CLASSES = {"standard": 4, "plus": 4, "apgd-t": 4, "rand": 3, "apgd-dlr": 3}  # AutoAttack's DLR losses
 _SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
 
@@ -71,6 +72,19 @@ class Peer:
     def passes(self) -> int:
         """The number of passes is unknown. The plan counts one."""
         return 1
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a model with too few classes.
+
+        Raises:
+            SuiteError: the attack's loss is made of more logits than the model has.
+        """
+        least = _LEAST_CLASSES.get(self.attack.lower(), 2) if self.library == "autoattack" else 2
+        if classes < least:
+            raise SuiteError(
+                f"{self.library}:{self.attack} given with a model of {classes} classes; its DLR loss needs at least "
+                f"{least}. Use autoattack:APGD-CE, autoattack:FAB or autoattack:SQUARE, or the suite autoattack."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return the attack's part of a run's identity."""
@@ -108,7 +122,7 @@ class Peer:
             if self.library == "torchattacks":
                 attack = _torchattack(self, model, ball, classes)
             else:
-                attack = _autoattack(self, model, ball, seed, x.device)
+                attack = _autoattack(self, model, ball, seed, x.device, classes)
             x_adv = attack(x, y).detach()
             with torch.no_grad():
                 claimed = model(x_adv).argmax(1) != y
@@ -147,7 +161,7 @@ def _torchattack(peer: Peer, model: nn.Module, ball: Ball, classes: int) -> Call
     return made
 
 
-def _autoattack(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torch.device) -> Call:
+def _autoattack(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torch.device, classes: int) -> Call:
     library = importlib.import_module("pyautoattack")
     name = peer.attack.lower()
     # AutoAttack's checks pass the seed to numpy, which takes 31 bits.
@@ -156,9 +170,10 @@ def _autoattack(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: tor
         made = library.AutoAttack(model, version=name, **common)
     else:
         made = library.AutoAttack(model, version="custom", attacks=[name], **common)
-        # The budgets of the standard version: one restart, nine targets.
+        # The budget of the standard version: one restart.
         made.apgd.n_restarts = made.fab.n_restarts = made.apgd_targeted.n_restarts = made.square.n_restarts = 1
-        made.fab.n_target_classes = made.apgd_targeted.n_target_classes = 9
+    # Nine targets, as in the standard version. The library fails if there are fewer other classes than targets.
+    made.fab.n_target_classes = made.apgd_targeted.n_target_classes = min(9, classes - 1)
     made.verbose = False
 
     def attack(x: Tensor, y: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class EvaluationRun(Setup):
         self.shards = self._context.enter_context(Shards(self.store, known, points))
         correct = first.prediction == label
         self.place, self._prediction = first.place, first.prediction
-        self._flags = self._noticed(self.before) | first.flags
+        self._flags = self._noticed(self.before) | dict(self.images.flags) | first.flags
         seconds = 0.0
         if not math.isnan(first.seconds):
             batches = -(-(self.lacking & correct).sum(1) // self.lanes)

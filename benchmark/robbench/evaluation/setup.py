@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from robbench.classifier.batch_width import default_lanes
 from robbench.classifier.prepare import Target
 from robbench.core.errors import DataError, SuiteError
 from robbench.core.numbers import parse_threat
+from robbench.core.threat import whole_box
 from robbench.core.types import Threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options
@@ -57,6 +59,7 @@ class Setup:
         if self.coarse and images.dtype != torch.float32:
             raise DataError(f"gradients in {options.gradients} given with images in {images.dtype}; allowed: float32.")
         self.threat = _choose_threat(suite, images.dataset, options)
+        _check_radius(self.threat, math.prod(images.x(np.arange(1)).shape[1:]))
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.positions = select(len(images.y), options)
         self.index = images.index[self.positions]
@@ -141,3 +144,20 @@ def _choose_threat(suite: Suite, dataset: str, options: Options) -> Threat:
         return parse_threat(norm, options.eps)
     except ValueError as error:
         raise SuiteError(str(error)) from None
+
+
+def _check_radius(threat: Threat, pixels: int) -> None:
+    """Refuse a radius that means nothing for images of so many pixels.
+
+    Raises:
+        SuiteError: no two images are further apart; the radius may be given in another unit.
+    """
+    diameter = whole_box(threat.norm, pixels)
+    if threat.norm == "Linf" or threat.eps < diameter:  # `parse_threat` refuses an Linf radius above 1
+        return
+    scaled = f" {threat.eps_text} of 255 levels is {threat.norm} {float(threat.eps / 255):.4g}."
+    raise SuiteError(
+        f"eps: {threat.norm} {threat.eps_text} given; no two images of {pixels} values in [0, 1] are further "
+        f"apart than {threat.norm} {diameter:.4g}, so every image is in reach. Is eps in pixel values 0 to 255? "
+        f"Expected: a radius for pixels in [0, 1].{scaled}"
+    )

@@ -62,6 +62,7 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
         attack: Attack | Transfer | Peer
         if s.kind.partition(":")[0] in PEERS:
             attack = build_peer(s)
+            attack.check_classes(images.num_classes or _count_classes(target, images))
         elif s.kind == Transfer.kind:
             found = _transfer(s, target, images, options)
             if found is None:
@@ -76,6 +77,13 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
             )
         stages.append(ReadyStage(s.name, attack, rng.make_key(options.seed, s.name)))
     return stages
+
+
+def _count_classes(target: Target, images: Images) -> int:
+    """Ask the model about one image, and count the logits."""
+    with torch.no_grad():
+        logits: Tensor = target.module(images.x(np.arange(1)).to(target.device))
+    return logits.shape[1]
 
 
 def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Transfer | None:

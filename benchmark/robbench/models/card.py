@@ -4,6 +4,7 @@ A card claims which function the model computes (data set, architecture, normali
 trained, and which figures the paper reports. A card holds no measurements. Nothing here imports torch.
 """
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robbench.core.errors import CardError, unknown_name
+from robbench.core.errors import CardError
 from robbench.core.files import read_bounded, write_atomically
 from robbench.models.recipes import Adversary, CpuOverrides, Distillation, Pairing, Recipe
 from robbench.models.schema import (
@@ -165,7 +166,11 @@ class Registry:
             full = ", ".join(entry.full_name for entry in matches)
             raise CardError(f"Model name {name!r} is ambiguous; give the full name: {full}.")
         if not matches:
-            raise CardError(unknown_name("model", name, self._entries))
+            close = difflib.get_close_matches(name, self._entries, n=5, cutoff=0.0)
+            raise CardError(
+                f"Unknown model {name!r}. The closest of {len(self._entries)}: {', '.join(close)}. "
+                "`robbench list models` lists them all."
+            )
         return matches[0]
 
 

@@ -7,6 +7,7 @@ can run code: a safetensors file holds no code, and pickles are read with `weigh
 import hashlib
 import importlib.util
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -280,4 +281,12 @@ def digest_module(module: nn.Module) -> str:
 
 def describe_module(module: nn.Module) -> dict[str, object]:
     """Describe a module without a card by its class and structure. With the tensors, they identify its function."""
-    return {"class": f"{type(module).__module__}.{type(module).__qualname__}", "structure": repr(module)}
+    about: dict[str, object] = {
+        "class": f"{type(module).__module__}.{type(module).__qualname__}",
+        "structure": repr(module),
+    }
+    if isinstance(module, torch.jit.ScriptModule):  # its class and its structure do not say what it computes
+        # Without what differs between processes: places in files, and numbers of classes.
+        graph = re.sub(r"\s+# .*|___torch_mangle_\d+\.", "", str(module.inlined_graph))
+        about["code"] = hashlib.sha256(graph.encode()).hexdigest()
+    return about

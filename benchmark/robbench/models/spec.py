@@ -67,13 +67,13 @@ class ModelSpec:
         """Check every field before anything is loaded."""
         if not isinstance(self.model, str) and not _is_torch(self.model, "nn.Module"):
             raise RobbenchError(
-                f"model: {_kind(self.model)} given; allowed: a registered name (`robbench list models`), a source "
-                f"({ALLOWED}), or a torch.nn.Module."
+                f"model: {_kind(self.model)} given; allowed: a torch.nn.Module, a registered name (`robbench list "
+                f"models`), or a source ({ALLOWED}).{_suggest_module(self.model)}"
             )
         for field, tensor in (("x", self.x), ("y", self.y)):
             if tensor is not None and not _is_torch(tensor, "Tensor"):
                 raise RobbenchError(
-                    f"{field}: {_kind(tensor)} given; allowed: a torch.Tensor (torch.from_numpy makes one of an array)."
+                    f"{field}: {_kind(tensor)} given; allowed: a torch.Tensor. {_suggest_tensor(field, tensor)}"
                 )
         for field in ("dataset", "name", "architecture"):
             text = getattr(self, field)
@@ -122,6 +122,27 @@ def _is_torch(value: object, kind: str) -> bool:
 
 def _kind(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _suggest_module(given: object) -> str:
+    """Say how to make a module of what was given as the model; "" if there is no way."""
+    if isinstance(given, type):
+        return " This is a class: give an object of it, in eval mode."
+    if hasattr(given, "predict"):
+        return " The attacks need logits from torch: write the model's function as the forward of a torch.nn.Module."
+    if callable(given):
+        return " A function becomes a module as the forward of a class that inherits from torch.nn.Module."
+    return " A state dict goes into a module: model.load_state_dict(...)." if isinstance(given, Mapping) else ""
+
+
+def _suggest_tensor(field: str, given: object) -> str:
+    """Say how to make a tensor of what was given as x or y."""
+    if hasattr(given, "__array__"):
+        return f"torch.from_numpy({field}) makes one of a NumPy array."
+    if hasattr(given, "__iter__") and not isinstance(given, str | Sequence):
+        at = 0 if field == "x" else 1
+        return f"Of a loader, torch.cat([batch[{at}] for batch in loader]) makes one. Give x and y."
+    return f"torch.tensor({field}) makes one of a list of numbers."
 
 
 def _check_folder(field: str, text: str | None) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,6 +20,7 @@ __all__ = [
     "compute_overestimation",
     "format_group_title",
     "format_points",
+    "group_results",
     "rank_results",
     "render_leaderboard",
 ]
@@ -147,6 +147,23 @@ def format_group_title(result: ResultFile) -> str:
     return f"{result.dataset}, {threat}, suite {result.suite}" + (f" ({changed})" if changed else "")
 
 
+def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultFile]]]:
+    """Group results that may be ranked against each other: one title, and the same images.
+
+    Returns:
+        Titles and members, in the order of the results. Where one title has several sets of images ("custom"), the
+        title ends with the first digits of the digest of the images.
+    """
+    groups: dict[str, dict[str, list[ResultFile]]] = {}
+    for r in results:
+        groups.setdefault(format_group_title(r), {}).setdefault(str(r.identity.get("data")), []).append(r)
+    return [
+        (title if len(by_data) == 1 else f"{title}, images {data[:8]}", members)
+        for title, by_data in groups.items()
+        for data, members in by_data.items()
+    ]
+
+
 def render_leaderboard(root: Path) -> str:
     """Return the leaderboard of a results tree as markdown.
 
@@ -158,8 +175,7 @@ def render_leaderboard(root: Path) -> str:
     results = sorted(load_results(root), key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
     if not results:
         parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
-    for title, members in groupby(results, key=format_group_title):
-        group = list(members)
+    for title, group in group_results(results):
         text = build_group_table(group, root, verdicts).to_markdown(index=False, disable_numparse=True)
         parts.append(f"## {escape_markdown(title)}\n\n{text}\n" + _footnotes(group))
     return "\n".join(parts)

@@ -15,10 +15,10 @@ from rich.table import Table
 from robbench.masking.record import VerdictIndex
 from robbench.report.leaderboard import (
     compute_overestimation,
-    format_group_title,
     format_percent,
     format_points,
     format_with_interval,
+    group_results,
     rank_results,
 )
 from robbench.results.schema import ResultFile
@@ -163,8 +163,7 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=200, file=sys.stdout)
     verdicts = VerdictIndex(root)
-    for title in dict.fromkeys(format_group_title(r) for r in results):
-        group = [r for r in results if format_group_title(r) == title]
+    for title, group in group_results(results):
         attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
         view = Table(title=f"{title}: robust accuracy, %", title_justify="left", pad_edge=False)
         for column in ("Rank", "Model", "Clean", *attacks, "Worst case [95 %]", "Over", "Verdict", "n", "Time"):

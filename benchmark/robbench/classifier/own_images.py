@@ -1,0 +1,87 @@
+"""Checks of the images and labels that a user brings. They run before any conversion could hide a mistake."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robbench.core.errors import DataError
+
+__all__ = ["check_own_images"]
+
+_FLOATS = (torch.float16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """Check images and labels, and bring them to the CPU.
+
+    Args:
+        x: images [N, C, H, W] in [0, 1], float16, float32 or float64.
+        y: labels [N], integers from 0.
+
+    Returns:
+        The images; the labels as int64; and flags, name of a problem -> sentence. A pixel that leaves [0, 1] by less
+        than the rounding of float32 near 1 is set to the bound, and flag `clipped` says so.
+
+    Raises:
+        DataError: a wrong type or shape, no images, a value that is NaN or outside [0, 1], or a negative label.
+    """
+    for name, tensor in (("x", x), ("y", y)):
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "on the device meta" if tensor.is_meta else f"a tensor of layout {tensor.layout}"
+            raise DataError(f"{name} is {kind}; expected a dense tensor with values. {name}.to_dense() may make one.")
+    _check_labels(x, y)
+    if x.dim() != 4 or x.dtype not in _FLOATS:
+        raise DataError(
+            f"x is {x.dtype} of shape {tuple(x.shape)}; expected floating-point images [N, C, H, W] in float16, "
+            "float32 or float64. x.float() / 255 makes them of pixel values 0 to 255."
+        )
+    if not x.numel():
+        raise DataError(f"x holds no images: its shape is {tuple(x.shape)}.")
+    x, y = x.detach().cpu(), y.detach().cpu().long()
+    x, flags = _clip_rounding(x)
+    if (least := int(y.min())) < 0:
+        raise DataError(f"y holds the label {least}; labels are 0 or more.")
+    return x, y, flags
+
+
+def _check_labels(x: Tensor, y: Tensor) -> None:
+    if y.dtype not in _INTEGERS:
+        remedy = {
+            torch.bool: "If they stand for two classes, y.long() makes labels 0 and 1.",
+        }.get(y.dtype, "If each is a whole number, y.long() converts them; of soft labels, take y.argmax(1).")
+        raise DataError(f"y is {y.dtype} of shape {tuple(y.shape)}; expected integer labels [N]. {remedy}")
+    if y.shape != x.shape[:1]:
+        column = y.dim() == 2 and y.shape[1] == 1
+        remedy = "y.squeeze(1) removes the second axis." if column else "A one-hot y becomes labels by y.argmax(1)."
+        remedy = remedy if y.dim() == 2 else "Each image needs one label."
+        raise DataError(
+            f"y has shape {tuple(y.shape)}; expected {len(x) if x.dim() else 0} integer labels [N]. {remedy}"
+        )
+
+
+def _clip_rounding(x: Tensor) -> tuple[Tensor, dict[str, str]]:
+    low, high = float(x.min()), float(x.max())
+    slack = torch.finfo(torch.float32).eps
+    if not (low >= -slack and high <= 1 + slack):  # also catches NaN
+        raise DataError(
+            f"x spans [{_exact(low)}, {_exact(high)}]; expected [0, 1]. Divide pixel values by 255, and put mean/std "
+            "normalization inside the model: eps is measured on what the model is given."
+        )
+    if low >= 0 and high <= 1:
+        return x, {}
+    outside = int(((x < 0) | (x > 1)).sum())
+    values = "1 value of x lay" if outside == 1 else f"{outside} values of x lay"
+    return x.clamp(0, 1), {
+        "clipped": (
+            f"{values} outside [0, 1] by a rounding error (x spans [{_exact(low)}, {_exact(high)}]); "
+            "robbench set what lay outside to 0 or 1."
+        )
+    }
+
+
+def _exact(value: float) -> str:
+    """Print with six digits, or with all of them where six would hide that a bound is exceeded."""
+    short = f"{value:g}"
+    return short if float(short) == value or short not in ("0", "1", "-0") else repr(value)

@@ -1,0 +1,259 @@
+"""Wrong models and wrong inputs: each gives the right number, a flag, or a sentence that a user can act on."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import robbench
+from robbench.attacks import FGSM
+from robbench.core.errors import RobbenchError
+from robbench.core.types import format_ids
+from robbench.evaluation.run import evaluate
+from robbench.models.load import describe_module, digest_module
+from support.commands import run
+from support.models import small
+
+N = 6
+X = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+Y = small()(X).argmax(1)
+ULP = 1.2e-7
+
+
+def with_pixel(value, dtype=torch.float32):
+    x = X.clone().to(dtype)
+    x[0, 0, 0, 0] = value
+    return x
+
+
+def ask(model=None, x=X, y=Y, suite=None, eps=0.02, **options):
+    return evaluate(small() if model is None else model, suite or [FGSM()], x=x, y=y, eps=eps, **options)
+
+
+class Answer(nn.Module):
+    """A module around a function of the network and the images."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.net, self.function = small(), function
+
+    def forward(self, x):
+        return self.function(self.net, x)
+
+
+def answering(function):
+    return Answer(function).eval()
+
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()
+
+
+def scripted(freeze=False):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch advises other tools; the files are still around
+        made = torch.jit.script(small())
+        return torch.jit.freeze(made) if freeze else made
+
+
+def traced(net):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.trace(net, X)
+
+
+REFUSED = {  # name: (what is asked for, words of the sentence)
+    "x numpy": (lambda: ask(x=X.numpy()), r"x: numpy.ndarray given.*torch.from_numpy\(x\)"),
+    "y numpy": (lambda: ask(y=Y.numpy()), r"y: numpy.ndarray given.*torch.from_numpy\(y\)"),
+    "x list": (lambda: ask(x=X.tolist()), r"x: builtins.list given.*torch.tensor\(x\)"),
+    "y list": (lambda: ask(y=Y.tolist()), r"y: builtins.list given.*torch.tensor\(y\)"),
+    "y tuple": (lambda: ask(y=tuple(Y.tolist())), r"y: builtins.tuple given.*torch.tensor\(y\)"),
+    "y range": (lambda: ask(y=range(N)), r"y: builtins.range given"),
+    "x text": (lambda: ask(x="images.npy"), r"x: builtins.str given"),
+    "loader": (lambda: ask(x=DataLoader(TensorDataset(X, Y)), y=None), r"DataLoader given.*torch.cat.*Give x and y"),
+    "data set": (lambda: ask(x=TensorDataset(X, Y)), r"x: torch.utils.data.dataset.TensorDataset given"),
+    "x alone": (lambda: ask(y=None), r"x and y go together"),
+    "function": (lambda: ask(lambda x: small()(x)), r"builtins.function given.*forward of a class"),
+    "class": (lambda: ask(nn.Flatten), r"This is a class: give an object of it"),
+    "estimator": (lambda: ask(LogisticRegression()), r"LogisticRegression given.*logits from torch"),
+    "pipeline": (lambda: ask(make_pipeline(LogisticRegression())), r"Pipeline given.*logits from torch"),
+    "state dict": (lambda: ask(small().state_dict()), r"OrderedDict given.*load_state_dict"),
+    "no model": (lambda: ask(3), r"builtins.int given; allowed: a torch.nn.Module"),
+    "suite of names": (lambda: ask(suite=["fgsm"]), r"'fgsm' given in a list of attacks.*without a list: .*whitebox"),
+    "suite of classes": (lambda: ask(suite=[FGSM]), r"FGSM.* given as an attack; allowed: objects"),
+    "frozen": (lambda: ask(scripted(freeze=True)), r"constants of its code.*before torch.jit.freeze"),
+    "lazy": (lambda: ask(lazy()), r"layers that never ran .*1\.weight"),
+    "lazy convolution": (
+        lambda: ask(nn.Sequential(nn.LazyConv2d(2, 3), nn.Flatten(), nn.LazyLinear(10)).eval()),
+        r"layers that never ran",
+    ),
+    "float labels": (lambda: ask(y=Y + 0.9), r"y is torch.float32 .*integer labels \[N\].*y.long\(\)"),
+    "whole float labels": (lambda: ask(y=Y.double()), r"y is torch.float64"),
+    "half labels": (lambda: ask(y=Y.half()), r"y is torch.float16"),
+    "complex labels": (lambda: ask(y=Y.to(torch.complex64)), r"y is torch.complex64"),
+    "NaN labels": (lambda: ask(y=torch.full((N,), torch.nan)), r"y is torch.float32"),
+    "soft labels": (lambda: ask(y=torch.eye(10)[Y] * 0.9 + 0.01), r"soft labels, take y.argmax\(1\)"),
+    "one-hot labels": (lambda: ask(y=torch.eye(10)[Y].long()), r"shape \(6, 10\).*y.argmax\(1\)"),
+    "bool labels": (lambda: ask(y=Y > 3), r"y is torch.bool.*y.long\(\)"),
+    "label column": (lambda: ask(y=Y[:, None]), r"shape \(6, 1\).*y.squeeze\(1\)"),
+    "label row": (lambda: ask(y=Y[None]), r"shape \(1, 6\); expected 6 integer labels"),
+    "one label": (lambda: ask(y=torch.tensor(3)), r"shape \(\); expected 6 integer labels"),
+    "too few labels": (lambda: ask(y=Y[:-1]), r"shape \(5,\); expected 6 integer labels"),
+    "negative label": (lambda: ask(y=Y - 20), r"y holds the label -\d+; labels are 0 or more"),
+    "too large label": (lambda: ask(y=Y + 20), r"The model has 10 classes; the labels go up to 2\d"),
+    "ignored label": (lambda: ask(y=torch.where(Y[0] == Y, -100, Y)), r"y holds the label -100"),
+    "huge label": (lambda: ask(y=Y + 2**62), r"labels go up to 46116"),
+    "sparse labels": (lambda: ask(y=Y.to_sparse()), r"y is a tensor of layout torch.sparse_coo.*to_dense"),
+    "labels without values": (lambda: ask(y=Y.to("meta")), r"y is on the device meta"),
+    "images without values": (lambda: ask(x=X.to("meta")), r"x is on the device meta"),
+    "sparse images": (lambda: ask(x=X.to_sparse()), r"x is a tensor of layout"),
+    "bfloat16 images": (lambda: ask(x=X.bfloat16()), r"x is torch.bfloat16 .*float16, float32 or float64"),
+    "complex images": (lambda: ask(x=X.to(torch.complex64)), r"x is torch.complex64"),
+    "pixel values": (lambda: ask(x=(X * 255).to(torch.uint8)), r"x is torch.uint8 .*x.float\(\) / 255"),
+    "float pixel values": (lambda: ask(x=X * 255), r"x spans \[\d.*Divide pixel values by 255"),
+    "normalized": (lambda: ask(x=(X - 0.5) / 0.5), r"put mean/std normalization inside the model"),
+    "NaN pixel": (lambda: ask(x=with_pixel(torch.nan)), r"x spans \[nan, nan\]"),
+    "infinite pixel": (lambda: ask(x=with_pixel(torch.inf)), r"x spans \[.*, inf\]"),
+    "pixel a little too bright": (lambda: ask(x=with_pixel(1 + 4 * ULP)), r"x spans \[.*, 1\.00000047\d+\]; expected"),
+    "pixel a little too dark": (lambda: ask(x=with_pixel(-1e-6)), r"x spans \[-1e-06"),
+    "one image": (lambda: ask(x=X[0], y=Y[:1]), r"x is torch.float32 of shape|y has shape"),
+    "no images": (lambda: ask(x=X[:0], y=Y[:0]), r"x holds no images"),
+    "images without pixels": (lambda: ask(x=X[:, :0]), r"x holds no images: its shape is \(6, 0, 8, 8\)"),
+    "flat images": (lambda: ask(x=X.flatten(1)), r"expected floating-point images \[N, C, H, W\]"),
+    "wrong size": (lambda: ask(x=X[..., :4]), r"cannot be run on images of shape \(1, 8, 4\)"),
+    "channels last": (lambda: ask(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval(), x=X.permute(0, 2, 3, 1)),
+                      r"cannot be run on images of shape \(8, 8, 1\)"),
+    "half images": (lambda: ask(x=X.half()), r"cannot be run on images of shape \(1, 8, 8\) \(torch.float16\)"),
+    "one answer for all": (
+        lambda: ask(answering(lambda net, x: net(x).mean(0, keepdim=True))), r"shape \(1, 10\) to a batch of .*padded"
+    ),
+    "tuple of answers": (lambda: ask(answering(lambda net, x: (net(x), x))), r"a tuple to a batch of"),
+    "one logit": (lambda: ask(answering(lambda net, x: net(x)[:, :1])), r"1 class"),
+    "flat answer": (lambda: ask(answering(lambda net, x: net(x)[:, 0])), r"answers with shape \(\d+,\) to a batch"),
+    "answers of NaN": (lambda: ask(answering(lambda net, x: net(x) * torch.nan)), r"NaN or infinity to every clean"),
+    "class numbers": (lambda: ask(answering(lambda net, x: net(x).argmax(1, keepdim=True))), r"torch.int64"),
+    "training mode": (lambda: ask(small().train()), r"training mode"),
+    "L2 radius of pixel values": (lambda: ask(eps=128, norm="L2"), r"L2 128 given.*L2 8, .*0 to 255\?.*L2 0\.502"),
+    "L2 radius of the diameter": (lambda: ask(eps=8, norm="L2"), r"L2 8 given; no two images of 64 values"),
+    "L1 radius of the diameter": (lambda: ask(eps=64, norm="L1"), r"L1 64 given; no two images of 64 values"),
+    "Linf radius of pixel values": (lambda: ask(eps=8), r'write 8 of 255 levels as "8/255"'),
+    "negative radius": (lambda: ask(eps=-0.1), r"eps: -0.1 given; it must not be negative"),
+    "NaN radius": (lambda: ask(eps=float("nan")), r"eps: nan given; allowed: a fraction"),
+    "radius of an attack in memory": (
+        lambda: robbench.attack(small(), FGSM(), X, Y, eps=9, norm="L2"), r"L2 9 given; no two images"
+    ),
+    "accuracy of arrays": (lambda: robbench.clean_accuracy(small(), X.numpy(), Y.numpy()), r"torch.from_numpy\(x\)"),
+    "accuracy of a function": (lambda: robbench.clean_accuracy(lambda x: x, X, Y), r"function given"),
+    "accuracy with soft labels": (lambda: robbench.clean_accuracy(small(), X, Y + 0.5), r"y is torch.float32"),
+    "accuracy with large labels": (lambda: robbench.clean_accuracy(small(), X, Y + 20), r"labels go up to"),
+    "accuracy without a batch": (lambda: robbench.clean_accuracy(small(), X, Y, batch=0), r"batch: 0 given"),
+    "accuracy in training mode": (lambda: robbench.clean_accuracy(small().train(), X, Y), r"model.eval\(\)"),
+    "accuracy of a wrong shape": (lambda: robbench.clean_accuracy(small(), X[..., :4], Y), r"shape \(1, 8, 4\)"),
+    "unknown model": (
+        lambda: robbench.load_model("digits/natrual"), r"closest of \d+: digits/natural(, [^,]+){4}\. `robbench list"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_refused_in_a_sentence(name):
+    call, words = REFUSED[name]
+    with pytest.raises(RobbenchError, match=words) as told:
+        call()
+    assert len(str(told.value)) < 600 and "Traceback" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "y"),
+    [
+        (None, X, Y.to(torch.uint8)),
+        (None, X, Y.to(torch.int32)),
+        (None, X[:, :, :, :].clone().requires_grad_(True), Y),
+        (None, X.transpose(2, 3).contiguous().transpose(2, 3), Y),
+        (None, X.expand(N, 1, 8, 8), Y),
+        (scripted(), X, Y),
+        (traced(small()), X, Y),
+        (answering(lambda net, x: net(x) + 3), X, Y),
+    ],
+    ids=[
+        "uint8 labels",
+        "int32 labels",
+        "gradient",
+        "strided x",
+        "expanded x",
+        "scripted",
+        "traced",
+        "offset",
+    ],
+)
+def test_what_is_unusual_gives_the_right_number(model, x, y):
+    expected, found = ask(), ask(model, x, y)
+    assert found.clean_accuracy.value == expected.clean_accuracy.value == 1.0
+    assert found.robust_accuracy == expected.robust_accuracy and found.flags == {}
+
+
+@pytest.mark.gpu
+def test_images_and_labels_may_lie_on_a_gpu():
+    assert ask(x=X.cuda(), y=Y.cuda()).clean_accuracy.value == 1.0
+
+
+def test_torchscript_modules_that_compute_different_things_have_different_identities():
+    class Act(nn.Module):
+        def __init__(self, sign):
+            super().__init__()
+            self.sign, self.lin = sign, nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.sign * self.lin(x.flatten(1))
+
+    plus = Act(1.0).eval()
+    minus = Act(-1.0).eval()
+    minus.load_state_dict(plus.state_dict())
+    a, b, again = (traced(net) for net in (plus, minus, plus))
+    assert digest_module(a) == digest_module(b)
+    assert describe_module(a) == describe_module(again) != describe_module(b)
+
+
+def test_sample_numbers_are_listed_as_ranges():
+    assert format_ids(range(40)) == "samples 0–39"
+    assert format_ids([7, 3, 12]) == "samples 3, 7, 12"
+    assert format_ids([1, 2, 3, 9, 20, 21, 22, 23]) == "samples 1, 2, 3, 9, 20–23"
+    assert format_ids(range(0, 100, 2)).endswith("38 and 30 more") and format_ids([5]) == "sample 5"
+    x, y = X.repeat(7, 1, 1, 1), Y.repeat(7)
+
+    def fail(net, z):
+        raise ValueError("no")
+
+    with pytest.raises(RobbenchError, match=r"clean images, samples 0–41: it fails on samples 0–41"):
+        ask(answering(fail), x=x, y=y)
+
+
+def test_json_stays_parseable_when_the_model_prints(tmp_path, monkeypatch):
+    (tmp_path / "talkative.py").write_text(
+        "import torch\nprint('imported')\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.lin = torch.nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n        print('hello', len(x))\n        return self.lin(x.flatten(1))\n"
+        "def make():\n    torch.manual_seed(0)\n    print('made')\n    return Net().eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    args = ("-m", "talkative:make", "--dataset", "digits", "-s", "quick", "--samples", 10)
+    done = run("eval", *args, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["n"] == 10
+    assert {"imported", "made"} <= set(done.stderr.split()) and "hello" in done.stderr
+    shown = run("plan", *args[:-2], "--samples", 40, "--json", cwd=tmp_path)
+    assert json.loads(shown.stdout)["plans"][0]["n"] == 40
+
+
+def test_a_negative_radius_and_an_unknown_model_on_the_command_line():
+    assert (
+        "--eps: '-0.1' given; it must not be negative. Allowed: a radius"
+        in run("eval", "-m", "digits/at", "--eps", "-0.1", code=2).stderr
+    )
+    told = run("eval", "-m", "digits/naturl", code=2).stderr
+    assert "digits/natural" in told and "`robbench list models`" in told and told.count("/") == 6
