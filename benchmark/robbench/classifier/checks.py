@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robbench.classifier.batch_dependence import NOISE, find_batch_dependence
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
 from robbench.classifier.prepare import Target
 from robbench.core.errors import DataError, ModelError
@@ -28,9 +30,6 @@ __all__ = [
 
 RANDOMIZED_DRAWS = 11
 """Number of answers that a randomized model gives to a claimed break; the majority decides."""
-
-# Kernels may round differently. This share of the logits' length is far above rounding (AutoAttack's check).
-_NOISE = 1e-4
 
 _MAX_LEAD_CHANGE = 0.02  # see `find_bfloat16_flag`
 
@@ -79,7 +78,8 @@ def classify(
         Predictions [N], -1 where the logits hold NaN or infinity, and flags: name of the problem -> sentence.
 
     Raises:
-        ModelError: the output is not [N, K], has the wrong number of classes, or is finite for no image.
+        ModelError: the output is not [N, K], has the wrong number of classes, is finite for no image, or depends on the
+            rest of the batch while the model is not asked one image at a time.
     """
     ids = np.arange(len(x)) if sample is None else sample
     predictions: list[NDArray[np.int64]] = []
@@ -106,13 +106,29 @@ def classify(
             f"The model answers NaN or infinity to every clean image; to {format_ids(ids[:1])}: {bad}. A robust "
             "accuracy of it would mean nothing."
         )
-    flags = _find_flags(target, *first) | (target.module.flags if isinstance(target.module, Guarded) else {})
+    flags = _find_flags(target, *first) | _find_batch_flag(target, *first)
+    flags |= target.module.flags if isinstance(target.module, Guarded) else {}
     if lost.any():
         flags["nonfinite_clean"] = (
             f"The model answers NaN or infinity to {int(lost.sum())} clean images; they count as misclassified: "
             f"{format_ids(ids[lost])}."
         )
     return prediction, flags
+
+
+def _find_batch_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Find out whether answers depend on the rest of the batch. Such a model is refused, or asked image by image."""
+    module = target.module
+    together = module.ask_together if isinstance(module, Guarded) else module
+    found = find_batch_dependence(functools.partial(_logits, target, ask=together), batch, real, logits, module)
+    if found is None:
+        return {}
+    if isinstance(module, Guarded) and module.one_by_one:
+        return {"batch_dependent": f"{found} Here it was asked one image at a time (one_by_one)."}
+    raise ModelError(
+        f"{found} So it has no accuracy of its own. Mend the model, or measure how it answers single images, which is "
+        "slow: one_by_one=True (--one-by-one)."
+    )
 
 
 def _find_failing(target: Target, batch: Tensor, real: int) -> list[int]:
@@ -142,7 +158,7 @@ def find_state_change_flag(target: Target, x: Tensor, before: Tensor, lanes: int
     scale = before.norm(dim=1).clamp(min=1e-12)
     change = float(((now - before).norm(dim=1) / scale).nan_to_num(0.0).max())
     flips = int((now.argmax(1) != before.argmax(1)).sum())
-    if change <= _NOISE and not flips:
+    if change <= NOISE and not flips:
         return {}
     return {
         "state": (
@@ -206,10 +222,10 @@ def _batches(x: Tensor, lanes: int) -> Iterator[tuple[Tensor, int]]:
         yield batch, real
 
 
-def _logits(target: Target, batch: Tensor) -> Tensor:
+def _logits(target: Target, batch: Tensor, ask: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     try:
         with torch.no_grad():
-            logits: Tensor = target.module(batch.to(target.device))
+            logits: Tensor = (ask or target.module)(batch.to(target.device))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -232,7 +248,7 @@ def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dic
     scale = logits.norm(dim=1).clamp(min=1e-12)
     change = float(((again - logits).norm(dim=2) / scale).nan_to_num(0.0).max())
     flips = int((again.argmax(2) != logits.argmax(1)).any(0).sum())
-    if change > _NOISE or flips:
+    if change > NOISE or flips:
         flags["randomized"] = (
             f"The model answers differently to the same images ({flips} of {real} predictions changed, logits by up "
             f"to {change:.1e} of their length), so gradients are noisy. A break counts here if more than half of "
