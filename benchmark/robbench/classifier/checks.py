@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.classifier.batch_dependence import NOISE, find_batch_dependence
+from robbench.classifier.batch_dependence import NOISE, answers_differ, find_batch_dependence, measure_change
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
 from robbench.classifier.prepare import Target
 from robbench.core.errors import DataError, ModelError
 from robbench.core.types import format_ids
 
 __all__ = [
+    "CLEAN_FLAGS",
     "RANDOMIZED_DRAWS",
     "check_images",
     "classify",
@@ -28,8 +29,13 @@ __all__ = [
     "measure_pass_seconds",
 ]
 
+CLEAN_FLAGS = ("randomized", "probabilities", "nonfinite_clean", "batch_dependent", "gradient_mode")
+"""Flags that `classify` finds anew in each run."""
+
 RANDOMIZED_DRAWS = 11
 """Number of answers that a randomized model gives to a claimed break; the majority decides."""
+
+_MODE_NOISE = 1e-3  # with gradients on, torch may choose other kernels
 
 _MAX_LEAD_CHANGE = 0.02  # see `find_bfloat16_flag`
 
@@ -106,7 +112,7 @@ def classify(
             f"The model answers NaN or infinity to every clean image; to {format_ids(ids[:1])}: {bad}. A robust "
             "accuracy of it would mean nothing."
         )
-    flags = _find_flags(target, *first) | _find_batch_flag(target, *first)
+    flags = _find_flags(target, *first) | _find_batch_flag(target, *first) | _find_gradient_flag(target, *first)
     flags |= target.module.flags if isinstance(target.module, Guarded) else {}
     if lost.any():
         flags["nonfinite_clean"] = (
@@ -129,6 +135,35 @@ def _find_batch_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -
         f"{found} So it has no accuracy of its own. Mend the model, or measure how it answers single images, which is "
         "slow: one_by_one=True (--one-by-one)."
     )
+
+
+def _find_gradient_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Query the first batch again while gradients are on, and look for a model that then answers differently."""
+
+    def ask_with_gradient() -> Tensor:
+        x = batch.to(target.device, copy=True).requires_grad_(True)
+        with torch.enable_grad():
+            answer: Tensor = target.module(x)
+        return answer.detach()[:real]
+
+    try:
+        change = measure_change(ask_with_gradient(), logits)
+        if not bool((change > _MODE_NOISE).any()):
+            return {}
+        if not answers_differ(lambda: _logits(target, batch)[:real], ask_with_gradient, _MODE_NOISE):
+            return {}
+        flips = int((ask_with_gradient().argmax(1) != logits.argmax(1)).sum())
+    except (ModelError, RuntimeError, MemoryError):  # an attack that meets the error words it
+        return {}
+    return {
+        "gradient_mode": (
+            f"The model answers differently while gradients are on (logits of {int((change > _MODE_NOISE).sum())} of "
+            f"{real} clean images change by up to {float(change.max()):.1e} of their length, {flips} predictions "
+            "change). A break counts only if it holds without gradients, as the model is used. But attacks follow the "
+            "gradients of another function, so the model looks more robust than it is. Look for "
+            "torch.is_grad_enabled() and x.requires_grad in the model; attack it by queries too: --suite blackbox."
+        )
+    }
 
 
 def _find_failing(target: Target, batch: Tensor, real: int) -> list[int]:

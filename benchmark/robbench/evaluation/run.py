@@ -252,7 +252,15 @@ class EvaluationRun(Setup):
     @staticmethod
     def _noticed(before: ResultFile | None) -> dict[str, str]:
         """Take over what earlier runs noticed about the model and this one may not meet again."""
-        passing = {"randomized", "probabilities", "nonfinite_clean", "bfloat16", "batch_dependent", *MEASURED_FLAGS}
+        passing = {
+            "randomized",
+            "probabilities",
+            "nonfinite_clean",
+            "bfloat16",
+            "batch_dependent",
+            "gradient_mode",
+            *MEASURED_FLAGS,
+        }
         return {} if before is None else {k: v for k, v in before.flags.items() if k not in passing}
 
     def _forget(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
