@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robbench.classifier.batch_dependence import NOISE, answers_differ, find_batch_dependence, measure_change
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
+from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
 from robbench.core.errors import DataError, ModelError
 from robbench.core.types import format_ids
@@ -29,7 +30,7 @@ __all__ = [
     "measure_pass_seconds",
 ]
 
-CLEAN_FLAGS = ("randomized", "probabilities", "nonfinite_clean", "batch_dependent", "gradient_mode")
+CLEAN_FLAGS = ("randomized", *OUTPUT_FLAGS, "nonfinite_clean", "batch_dependent", "gradient_mode")
 """Flags that `classify` finds anew in each run."""
 
 RANDOMIZED_DRAWS = 11
@@ -277,7 +278,7 @@ def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
 
 
 def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
-    """Query the first batch again, and look for a randomized model and for probabilities instead of logits."""
+    """Query the first batch again, and look for a randomized model and for outputs that are no logits."""
     flags = {}
     again = torch.stack([_logits(target, batch)[:real] for _ in range(2)])
     scale = logits.norm(dim=1).clamp(min=1e-12)
@@ -290,13 +291,7 @@ def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dic
             f"{RANDOMIZED_DRAWS} answers are wrong. Attack the expectation over its randomness (eot = 20 in a suite) "
             "before trusting these numbers."
         )
-    sums = logits.sum(1)
-    if bool((logits >= 0).all() and (logits <= 1).all() and ((sums - 1).abs() < 1e-5).all()):
-        flags["probabilities"] = (
-            "The model's outputs are probabilities, not logits: cross-entropy on them vanishes where the model is "
-            "sure, and attacks look weaker than they are. Return the logits."
-        )
-    return flags
+    return flags | find_output_flags(logits)
 
 
 def measure_pass_seconds(
