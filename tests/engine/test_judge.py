@@ -17,7 +17,7 @@ def never(p, s, n):
     raise AssertionError("the judge asked again")
 
 
-def judged(logits, x=None, *, last=None, bfloat16=False, ask=never, **job):
+def judged(logits, x=None, *, last=None, with_grad=False, ask=never, **job):
     """Judge points beside clean images of 0.5 with label 0 and eps 0.1: [L, K] logits, one pixel value per lane."""
     logits = torch.tensor(logits)
     n = len(logits)
@@ -25,10 +25,18 @@ def judged(logits, x=None, *, last=None, bfloat16=False, ask=never, **job):
     p = Problem(x=torch.full((n, 1, 1, 1), 0.5), y=0 * lane, sample=lane, trial=0 * lane, key=(0, 0))
     x = torch.full((n, 1, 1, 1), 0.55) if x is None else torch.tensor(x).view(-1, 1, 1, 1)
     widths = SimpleNamespace(fit=lambda n: n)
-    job = {"ball": Ball("Linf", 0.1), "judge": "any", "draws": 1, "widths": widths, "device": x.device, **job}
+    job = {
+        "ball": Ball("Linf", 0.1),
+        "judge": "any",
+        "draws": 1,
+        "bfloat16": False,
+        "widths": widths,
+        "device": x.device,
+        **job,
+    }
     answers, _ = read_answers(logits, p.y)
     last = np.zeros(n, bool) if last is None else np.array(last)
-    verdict = judge_points(SimpleNamespace(**job), p, {"x": x}, answers, np.ones(n, bool), last, bfloat16, ask)
+    verdict = judge_points(SimpleNamespace(**job), p, {"x": x}, answers, np.ones(n, bool), last, with_grad, ask)
     return verdict, answers
 
 
@@ -64,13 +72,29 @@ def test_logits_from_bfloat16_are_asked_again():
 
     # In bfloat16 the first two seem broken; the last two are the last points of their trials.
     told = [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
-    verdict, answers = judged(told, last=[False, False, True, True], bfloat16=True, ask=ask)
+    verdict, answers = judged(told, last=[False, False, True, True], with_grad=True, bfloat16=True, ask=ask)
     assert asked == [0, 1, 2, 3]
     assert verdict.is_break.tolist() == [False, True, True, False]
     assert answers.prediction.tolist() == [0, 1, 1, 0]
     assert verdict.forwards.tolist() == [1, 1, 0, 0], "a last point is charged once"
     at, logits, loss = verdict.corrected
     assert torch.equal(at, torch.arange(4)) and torch.equal(logits, truth) and torch.equal(loss, truth[:, 1])
+
+
+def test_breaks_of_a_query_with_a_gradient_are_asked_again_without_one():
+    truth = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    asked = []
+
+    def ask(p, s, n):
+        asked.extend(p.sample[:n].tolist())
+        return truth[p.sample], truth[p.sample, 1]
+
+    # The third claims nothing, the fourth lies outside of the ball.
+    told, x = [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [0.55, 0.55, 0.55, 0.8]
+    verdict, answers = judged(told, x, last=[False, False, True, True], with_grad=True, ask=ask)
+    assert asked == [0, 1] and verdict.is_break.tolist() == [False, True, False, False]
+    assert answers.prediction.tolist() == [0, 1, 0, 1] and not verdict.forwards.any()
+    assert not judged(told, x)[0].is_break[3] and judged(told, x)[0].is_break[0], "a query without a gradient counts"
 
 
 def test_a_majority_of_draws_confirms_a_break_of_a_randomized_model():

@@ -151,7 +151,7 @@ REFUSED = {  # name: (what is asked for, words of the sentence)
     "accuracy of a function": (lambda: robbench.clean_accuracy(lambda x: x, X, Y), r"function given"),
     "accuracy with soft labels": (lambda: robbench.clean_accuracy(small(), X, Y + 0.5), r"y is torch.float32"),
     "accuracy with large labels": (lambda: robbench.clean_accuracy(small(), X, Y + 20), r"labels go up to"),
-    "accuracy without a batch": (lambda: robbench.clean_accuracy(small(), X, Y, batch=0), r"batch: 0 given"),
+    "accuracy without a batch": (lambda: robbench.clean_accuracy(small(), X, Y, lanes=0), r"lanes: 0 given"),
     "accuracy in training mode": (lambda: robbench.clean_accuracy(small().train(), X, Y), r"model.eval\(\)"),
     "accuracy of a wrong shape": (lambda: robbench.clean_accuracy(small(), X[..., :4], Y), r"shape \(1, 8, 4\)"),
     "unknown model": (

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robbench.classifier.batch_dependence import NOISE, answers_differ, find_batch_dependence, measure_change
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
+from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
 from robbench.core.errors import DataError, ModelError
 from robbench.core.types import format_ids
 
 __all__ = [
+    "CLEAN_FLAGS",
     "RANDOMIZED_DRAWS",
     "check_images",
     "classify",
@@ -26,11 +30,13 @@ __all__ = [
     "measure_pass_seconds",
 ]
 
+CLEAN_FLAGS = ("randomized", *OUTPUT_FLAGS, "nonfinite_clean", "batch_dependent", "gradient_mode")
+"""Flags that `classify` finds anew in each run."""
+
 RANDOMIZED_DRAWS = 11
 """Number of answers that a randomized model gives to a claimed break; the majority decides."""
 
-# Kernels may round differently. This share of the logits' length is far above rounding (AutoAttack's check).
-_NOISE = 1e-4
+_MODE_NOISE = 1e-3  # with gradients on, torch may choose other kernels
 
 _MAX_LEAD_CHANGE = 0.02  # see `find_bfloat16_flag`
 
@@ -79,7 +85,8 @@ def classify(
         Predictions [N], -1 where the logits hold NaN or infinity, and flags: name of the problem -> sentence.
 
     Raises:
-        ModelError: the output is not [N, K], has the wrong number of classes, or is finite for no image.
+        ModelError: the output is not [N, K], has the wrong number of classes, is finite for no image, or depends on the
+            rest of the batch while the model is not asked one image at a time.
     """
     ids = np.arange(len(x)) if sample is None else sample
     predictions: list[NDArray[np.int64]] = []
@@ -106,13 +113,58 @@ def classify(
             f"The model answers NaN or infinity to every clean image; to {format_ids(ids[:1])}: {bad}. A robust "
             "accuracy of it would mean nothing."
         )
-    flags = _find_flags(target, *first) | (target.module.flags if isinstance(target.module, Guarded) else {})
+    flags = _find_flags(target, *first) | _find_batch_flag(target, *first) | _find_gradient_flag(target, *first)
+    flags |= target.module.flags if isinstance(target.module, Guarded) else {}
     if lost.any():
         flags["nonfinite_clean"] = (
             f"The model answers NaN or infinity to {int(lost.sum())} clean images; they count as misclassified: "
             f"{format_ids(ids[lost])}."
         )
     return prediction, flags
+
+
+def _find_batch_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Find out whether answers depend on the rest of the batch. Such a model is refused, or asked image by image."""
+    module = target.module
+    together = module.ask_together if isinstance(module, Guarded) else module
+    found = find_batch_dependence(functools.partial(_logits, target, ask=together), batch, real, logits, module)
+    if found is None:
+        return {}
+    if isinstance(module, Guarded) and module.one_by_one:
+        return {"batch_dependent": f"{found} Here it was asked one image at a time (one_by_one)."}
+    raise ModelError(
+        f"{found} So it has no accuracy of its own. Mend the model, or measure how it answers single images, which is "
+        "slow: one_by_one=True (--one-by-one)."
+    )
+
+
+def _find_gradient_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Query the first batch again while gradients are on, and look for a model that then answers differently."""
+
+    def ask_with_gradient() -> Tensor:
+        x = batch.to(target.device, copy=True).requires_grad_(True)
+        with torch.enable_grad():
+            answer: Tensor = target.module(x)
+        return answer.detach()[:real]
+
+    try:
+        change = measure_change(ask_with_gradient(), logits)
+        if not bool((change > _MODE_NOISE).any()):
+            return {}
+        if not answers_differ(lambda: _logits(target, batch)[:real], ask_with_gradient, _MODE_NOISE):
+            return {}
+        flips = int((ask_with_gradient().argmax(1) != logits.argmax(1)).sum())
+    except (ModelError, RuntimeError, MemoryError):  # an attack that meets the error words it
+        return {}
+    return {
+        "gradient_mode": (
+            f"The model answers differently while gradients are on (logits of {int((change > _MODE_NOISE).sum())} of "
+            f"{real} clean images change by up to {float(change.max()):.1e} of their length, {flips} predictions "
+            "change). A break counts only if it holds without gradients, as the model is used. But attacks follow the "
+            "gradients of another function, so the model looks more robust than it is. Look for "
+            "torch.is_grad_enabled() and x.requires_grad in the model; attack it by queries too: --suite blackbox."
+        )
+    }
 
 
 def _find_failing(target: Target, batch: Tensor, real: int) -> list[int]:
@@ -142,7 +194,7 @@ def find_state_change_flag(target: Target, x: Tensor, before: Tensor, lanes: int
     scale = before.norm(dim=1).clamp(min=1e-12)
     change = float(((now - before).norm(dim=1) / scale).nan_to_num(0.0).max())
     flips = int((now.argmax(1) != before.argmax(1)).sum())
-    if change <= _NOISE and not flips:
+    if change <= NOISE and not flips:
         return {}
     return {
         "state": (
@@ -206,10 +258,10 @@ def _batches(x: Tensor, lanes: int) -> Iterator[tuple[Tensor, int]]:
         yield batch, real
 
 
-def _logits(target: Target, batch: Tensor) -> Tensor:
+def _logits(target: Target, batch: Tensor, ask: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     try:
         with torch.no_grad():
-            logits: Tensor = target.module(batch.to(target.device))
+            logits: Tensor = (ask or target.module)(batch.to(target.device))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -226,26 +278,20 @@ def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
 
 
 def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
-    """Query the first batch again, and look for a randomized model and for probabilities instead of logits."""
+    """Query the first batch again, and look for a randomized model and for outputs that are no logits."""
     flags = {}
     again = torch.stack([_logits(target, batch)[:real] for _ in range(2)])
     scale = logits.norm(dim=1).clamp(min=1e-12)
     change = float(((again - logits).norm(dim=2) / scale).nan_to_num(0.0).max())
     flips = int((again.argmax(2) != logits.argmax(1)).any(0).sum())
-    if change > _NOISE or flips:
+    if change > NOISE or flips:
         flags["randomized"] = (
             f"The model answers differently to the same images ({flips} of {real} predictions changed, logits by up "
             f"to {change:.1e} of their length), so gradients are noisy. A break counts here if more than half of "
             f"{RANDOMIZED_DRAWS} answers are wrong. Attack the expectation over its randomness (eot = 20 in a suite) "
             "before trusting these numbers."
         )
-    sums = logits.sum(1)
-    if bool((logits >= 0).all() and (logits <= 1).all() and ((sums - 1).abs() < 1e-5).all()):
-        flags["probabilities"] = (
-            "The model's outputs are probabilities, not logits: cross-entropy on them vanishes where the model is "
-            "sure, and attacks look weaker than they are. Return the logits."
-        )
-    return flags
+    return flags | find_output_flags(logits)
 
 
 def measure_pass_seconds(

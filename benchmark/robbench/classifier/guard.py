@@ -63,12 +63,13 @@ class Guarded(nn.Module):
 
     Attributes:
         inner: the model.
+        one_by_one: whether the model is given each image in a batch of its own.
         flags: problems noticed so far: name of the problem -> sentence.
     """
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, one_by_one: bool = False) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.one_by_one = inner, one_by_one
         self.flags: dict[str, str] = {}
 
     def try_out(self, x: Tensor) -> None:
@@ -83,7 +84,13 @@ class Guarded(nn.Module):
             self.flags["input_changed"] = _SENTENCES["input_changed"]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Query the model.
+        """Query the model, with each image alone if `one_by_one`. Raises what `ask_together` raises."""
+        if self.one_by_one and len(x) > 1:
+            return torch.cat([self.ask_together(image) for image in x.split(1)])  # type: ignore[no-untyped-call]
+        return self.ask_together(x)
+
+    def ask_together(self, x: Tensor) -> Tensor:
+        """Query the model with one batch.
 
         Raises:
             ModelError: the model fails, it changes its input only at times, or its output is no logits.

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from robbench.classifier.batch_dependence import answers_differ, measure_change
 from robbench.classifier.fast_layers import install_fast_layers
 from robbench.classifier.guard import Guarded
 from robbench.core.errors import ModelError
 
 __all__ = ["Target", "pick_device", "prepare"]
+
+# Of the logits' length: what another layout of the weights, or a faster layer, may change.
+_ROUNDING = 2e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def prepare(
-    module: nn.Module, device: torch.device, x: Tensor, *, fast_layers: bool = True, bfloat16: bool = False
+    module: nn.Module,
+    device: torch.device,
+    x: Tensor,
+    *,
+    fast_layers: bool = True,
+    bfloat16: bool = False,
+    one_by_one: bool = False,
 ) -> Guarded:
     """Return a frozen, guarded copy of a model on the device. The caller's module stays as it is.
 
@@ -66,9 +76,11 @@ def prepare(
         x: a few images to try it on, [n, C, H, W].
         fast_layers: whether layers may be replaced by faster ones on a CPU (`fast_layers`).
         bfloat16: whether gradients will run in bfloat16, in which faster layers are then compared, too.
+        one_by_one: whether the model is given each image in a batch of its own.
 
     Raises:
-        ModelError: the model is in training mode, has layers without weights, or hides its weights in TorchScript code.
+        ModelError: the model is in training mode, has layers without weights, hides its weights in TorchScript code, or
+            answers as the first batch that it was ever given tells it to.
     """
     _check_weights(module)
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
@@ -83,20 +95,24 @@ def prepare(
     except Exception:  # a user's module may raise anything: hooks, handles and generators do not copy
         ours = module
     ours = ours.to(device)
+    state = _list_state(ours)
     if ours is not module:
         for parameter in ours.parameters():  # `requires_grad_` of a TorchScript module raises
             parameter.requires_grad_(False)
         if any(p.dim() == 4 for p in ours.parameters()):
             try:
                 ours.to(memory_format=torch.channels_last)  # fails if a parameter has five dimensions
+                state = _list_state(ours)
                 with torch.no_grad():
                     ours(x.to(device, copy=True))
             except Exception:  # a user's module may raise anything about its input; `classify` words it
                 ours.to(memory_format=torch.contiguous_format)
         if fast_layers and device.type == "cpu":
             install_fast_layers(ours, x, bfloat16)
-    guarded = Guarded(ours).eval()
+    guarded = Guarded(ours, one_by_one).eval()
     guarded.try_out(x.to(device))
+    if ours is not module and (changed := _find_changed(state, ours)):
+        _refuse_memory_of_first_batch(Guarded(copy.deepcopy(module).to(device)).eval(), guarded, x.to(device), changed)
     return guarded
 
 
@@ -119,3 +135,65 @@ def _check_weights(module: nn.Module) -> None:
             "be told from those of other weights. Give the module as it was before torch.jit.freeze, or the plain "
             "torch.nn.Module."
         )
+
+
+_NOTHING, _CONTAINERS = object(), (list, dict, set)
+_State = dict[nn.Module, dict[str, tuple[object, object, object]]]
+
+
+def _list_state(module: nn.Module) -> _State:
+    """List what the modules hold beside parameters: value, version of a tensor, and length of a container."""
+    return {
+        part: {
+            name: (
+                value,
+                getattr(value, "_version", None),
+                len(value) if isinstance(value, list | dict | set) else None,
+            )
+            for name, value in (vars(part) | dict(part.named_buffers(recurse=False))).items()
+        }
+        for part in module.modules()
+    }
+
+
+def _find_changed(before: _State, module: nn.Module) -> list[str]:
+    """Name what the modules have come to hold, or have changed, since `before`."""
+    names = {part: name for name, part in module.named_modules()}
+
+    def is_new(part: nn.Module, name: str) -> bool:
+        (value, *details), (was, *known) = now[part][name], before[part].get(name, (_NOTHING, None, 0))
+        return value is not was or details != known
+
+    now = _list_state(module)
+    return [
+        f"{names[part]}.{name}".removeprefix(".")
+        for part, held in now.items()
+        if part in before  # a faster layer is no state
+        for name in held
+        if is_new(part, name)
+    ]
+
+
+def _refuse_memory_of_first_batch(fresh: Guarded, used: Guarded, x: Tensor, changed: list[str]) -> None:
+    """Refuse a model that answers otherwise when the first batch of its life was another one.
+
+    Args:
+        fresh: a copy that was never asked anything.
+        used: the copy whose first batch was x.
+        x: images [n, C, H, W].
+        changed: what the used copy has come to hold.
+    """
+    try:
+        with torch.no_grad():
+            fresh(0.75 - x / 2)
+            answers = used(x), fresh(x)
+            if not bool((measure_change(answers[1], answers[0]) > _ROUNDING).any()):
+                return
+            if not answers_differ(lambda: used(x), lambda: fresh(x), _ROUNDING):
+                return
+    except ModelError:  # `classify` words it
+        return
+    raise ModelError(
+        f"The model's answers depend on the first batch that it was ever given: it keeps something of it (look at "
+        f"{', '.join(changed[:3])}). Compute what it keeps before the run, from training images."
+    )

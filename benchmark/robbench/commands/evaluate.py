@@ -58,6 +58,7 @@ Radii = Annotated[
     typer.Option("--eps", help='Radius in [0, 1] pixel units, such as "8/255"; several with commas make a sweep.'),
 ]
 FastLayers = Annotated[bool, typer.Option(help="On a CPU, replace layers whose gradient torch computes slowly.")]
+OneByOne = Annotated[bool, typer.Option("--one-by-one", help="Give the model each image in a batch of its own (slow).")]
 Keep = Annotated[
     bool, typer.Option("--save-adversarials", help="Keep every adversarial example, for `robbench verify`.")
 ]
@@ -92,6 +93,7 @@ def eval_(
     lanes: Lanes = None,
     gradients: Gradients = None,
     fast_layers: FastLayers = True,
+    one_by_one: OneByOne = False,
     device: Device = "auto",
     models: Models = None,
     imports: Imports = None,
@@ -128,6 +130,7 @@ def eval_(
         lanes=lanes,
         gradients=gradients,
         fast_layers=fast_layers,
+        one_by_one=one_by_one,
         models=models or (),
         data_dir=data_dir,
         overwrite=overwrite,

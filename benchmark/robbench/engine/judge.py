@@ -5,9 +5,10 @@ A point breaks its sample if all of this holds:
 1. The suite's rule lets the point count: `any` queried point, or only the `final` point of a trial (`judge_points`).
 2. The logits are finite, and the predicted class is not y (`read_logits`).
 3. The point is finite, lies in the box [0, 1], and lies in the ball (`check_inside`).
-4. If the logits were computed in bfloat16, 2. also holds for logits in the precision of the images
-   (`ask_in_full_precision`).
-5. If the model is randomized, more than half of `draws` answers are wrong (`confirm_by_majority`).
+4. If the logits come from a query with a gradient, 2. also holds without one and in the precision of the images, as the
+   model is used (`ask_without_gradient`).
+5. If the model is randomized, more than half of `draws` answers are wrong (`confirm_by_majority`). In float32
+   this takes the place of 4., because all answers but the first are without a gradient.
 
 An attack only proposes points. The judge believes nothing that an attack claims.
 """
@@ -58,7 +59,7 @@ class Verdict:
     Attributes:
         is_break: whether the point counts as a break, [L] bool.
         distance: ‖x − x0‖ where the judge measured it, NaN elsewhere, [L] float64.
-        forwards: further forward passes that the judge needed, [L] int64.
+        forwards: further forward passes that the record is charged for, [L] int64.
         corrected: lanes [n], with their logits [n, K] and losses [n] in the precision of the images; None if the judge
             did not ask again.
     """
@@ -76,29 +77,32 @@ def judge_points(
     answers: Answers,
     live: NDArray[np.bool_],
     last: NDArray[np.bool_],
-    bfloat16: bool,
+    with_grad: bool,
     ask: Ask,
 ) -> Verdict:
     """Decide for every lane whether its point `s["x"]` counts as a break.
 
     Args:
-        job: ball, rule and number of draws.
+        job: ball, rule, number of draws, and whether gradients are computed in bfloat16.
         p: one row per lane.
         s: the state that was queried.
         answers: what the logits say. Where the judge asks again, the new answers replace these.
         live: which lanes hold a sample, [L].
         last: which lanes are at the last point of their trial, [L].
-        bfloat16: whether the logits were computed in bfloat16.
+        with_grad: whether the logits come from a query with a gradient.
         ask: asks the model again.
     """
+    bfloat16 = with_grad and job.bfloat16
     may_count = live & (last | (job.judge == "any"))
     # At the last point bfloat16 may have hidden a break, so the judge asks again wherever a trial ends.
     candidate = may_count & (answers.is_wrong | (last & bfloat16))
     is_inside, distance = check_inside(job.ball, p.x, s["x"], candidate)
     forwards, corrected = np.zeros(len(live), np.int64), None
-    if bfloat16 and (doubtful := candidate & (is_inside | last)).any():
-        corrected = ask_in_full_precision(job, p, s, answers, doubtful, ask)
-        forwards += doubtful & ~last  # the query of a last point is charged once: it needs no bfloat16
+    doubtful = candidate & (is_inside | (last & bfloat16))
+    if (bfloat16 or (with_grad and job.draws == 1)) and doubtful.any():
+        corrected = ask_without_gradient(job, p, s, answers, doubtful, ask)
+        # A last point needs no bfloat16, so its query is charged once. Confirming a break is the judge's own affair.
+        forwards += bfloat16 & doubtful & ~last
     is_break = is_inside & answers.is_wrong
     if job.draws > 1 and is_break.any():
         forwards += is_break * (job.draws - 1)
@@ -146,10 +150,10 @@ def check_inside(
     return is_inside, distance
 
 
-def ask_in_full_precision(
+def ask_without_gradient(
     job: AttackJob, p: Problem, s: State, answers: Answers, doubtful: NDArray[np.bool_], ask: Ask
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ask again, in the precision of the images, where a verdict depends on logits from bfloat16.
+    """Ask again, without a gradient and in the precision of the images, where a verdict depends on it.
 
     The new answers replace the old ones in `answers`.
 

@@ -36,6 +36,7 @@ class AttackFields(TypedDict, total=False):
     lanes: int | None
     gradients: str | None
     fast_layers: bool
+    one_by_one: bool
     device: str | torch.device
 
 
@@ -131,7 +132,7 @@ def attack_images(
         y: labels [N], integers.
         eps: radius in [0, 1] pixel units, "8/255" or 0.3.
         judge: "any" point that is queried may break an image, or only the "final" one of each restart.
-        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers and device, as for `evaluate`.
+        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers, one_by_one and device, as for `evaluate`.
 
     Raises:
         RobbenchError: the model, the images or an option do not allow an honest number; the sentence says why.

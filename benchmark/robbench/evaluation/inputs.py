@@ -74,7 +74,14 @@ def resolve(spec: ModelSpec, options: Options) -> tuple[Target, Images]:
 
 
 def _prepare(module: nn.Module, device: torch.device, x: Tensor, options: Options) -> Guarded:
-    return prepare(module, device, x, fast_layers=options.fast_layers, bfloat16=options.gradients is not None)
+    return prepare(
+        module,
+        device,
+        x,
+        fast_layers=options.fast_layers,
+        bfloat16=options.gradients is not None,
+        one_by_one=options.one_by_one,
+    )
 
 
 def registered(name: str, device: torch.device, options: Options) -> tuple[Target, Dataset]:

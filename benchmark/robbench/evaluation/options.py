@@ -29,6 +29,7 @@ class OtherFields(TypedDict, total=False):
     lanes: int | None
     gradients: str | None
     fast_layers: bool
+    one_by_one: bool
     device: str | torch.device
     data_dir: str | Path | None
     models: Sequence[str | Path]
@@ -59,6 +60,8 @@ class Options:
             the hardware has it. What is judged stays in the precision of the images.
         fast_layers: on a CPU, replace layers whose gradient torch computes slowly (`classifier.fast_layers`). The
             environment of the result lists the replaced layers. They are no part of the run's identity.
+        one_by_one: give the model each image in a batch of its own. A model whose answer to an image depends on the
+            rest of the batch is refused otherwise.
         device: auto, cpu, cuda or cuda:i; a torch.device becomes its name.
         data_dir: where the data sets are; None means ROBBENCH_DATA.
         models: further model registries.
@@ -80,6 +83,7 @@ class Options:
     lanes: int | None = None
     gradients: str | None = None
     fast_layers: bool = True
+    one_by_one: bool = False
     device: str = "auto"
     data_dir: str | Path | None = None
     models: Sequence[str | Path] = ()
@@ -196,6 +200,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "lanes": _read_integer(1),
     "gradients": _read_choice(RobbenchError, "bfloat16"),
     "fast_layers": _read_flag,
+    "one_by_one": _read_flag,
     "device": _read_device,
     "data_dir": _read_path,
     "models": _read_paths,

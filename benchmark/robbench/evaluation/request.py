@@ -86,6 +86,7 @@ class RunRequest:
             "lanes": options.lanes,
             "gradients": options.gradients,
             "fast_layers": options.fast_layers,
+            "one_by_one": options.one_by_one,
             "models": [str(Path(m).resolve()) for m in options.models],
             "data_dir": None if options.data_dir is None else str(Path(options.data_dir).resolve()),
             "save_adversarials": options.save_adversarials,

@@ -57,8 +57,8 @@ def evaluate(
         suite: a suite's name, the path of a suite file, or a list of attacks: `[PGD(steps=40)]`.
         reporter: hears of progress.
         **fields: x, y, dataset, name, architecture, mean and std say more about the model (`models.spec.ModelSpec`).
-            norm, eps, samples, sample_seed, seed, lanes, gradients, device, data_dir, models, results, overwrite,
-            save_adversarials and wait say more about the run (`evaluation.options.Options`).
+            norm, eps, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, device, data_dir, models,
+            results, overwrite, save_adversarials and wait say more about the run (`evaluation.options.Options`).
 
     Returns:
         The result, as it is stored in result.json.
@@ -252,7 +252,15 @@ class EvaluationRun(Setup):
     @staticmethod
     def _noticed(before: ResultFile | None) -> dict[str, str]:
         """Take over what earlier runs noticed about the model and this one may not meet again."""
-        passing = {"randomized", "probabilities", "nonfinite_clean", "bfloat16", *MEASURED_FLAGS}
+        passing = {
+            "randomized",
+            "probabilities",
+            "nonfinite_clean",
+            "bfloat16",
+            "batch_dependent",
+            "gradient_mode",
+            *MEASURED_FLAGS,
+        }
         return {} if before is None else {k: v for k, v in before.flags.items() if k not in passing}
 
     def _forget(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:

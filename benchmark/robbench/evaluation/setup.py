@@ -74,6 +74,7 @@ class Setup:
         """List the options that change what the suite says."""
         given = {key: getattr(self.options, key) for key in ("norm", "eps", "sample_seed", "gradients")}
         changed = {key: str(value) for key, value in given.items() if value is not None}
+        changed |= {"one_by_one": "True"} if self.options.one_by_one else {}
         return changed | ({"seed": str(self.options.seed)} if self.options.seed else {})
 
     def identity(self) -> dict[str, Any]:
@@ -90,7 +91,11 @@ class Setup:
             "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},
             "seed": self.options.seed,
             "sample_seed": self.options.sample_seed,
-        } | ({"gradients": self.options.gradients} if self.coarse else {})
+        } | {key: value for key, value in self._asking().items() if value}
+
+    def _asking(self) -> dict[str, Any]:
+        """List how the model is asked, as far as it may change a verdict. Identities hold only what is not the rule."""
+        return {"gradients": self.options.gradients, "one_by_one": self.options.one_by_one}
 
     def order_samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Order sample ids as the run selects them: officially, or as they were drawn."""

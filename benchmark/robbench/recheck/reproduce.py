@@ -142,6 +142,7 @@ def reproduce(
             norm=stored.overrides.get("norm"),
             eps=stored.overrides.get("eps"),
             gradients=stored.overrides.get("gradients"),
+            one_by_one="one_by_one" in stored.overrides,
             samples=min(options.samples or stored.n, stored.n),
             seed=stored.seed,
             sample_seed=stored.identity.get("sample_seed"),

@@ -7,6 +7,7 @@ can show that there is nothing to find.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -61,6 +62,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
         if not needed.exists():
             raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.")
     stored = read_result(path)
+    options = replace(options, one_by_one="one_by_one" in stored.overrides)
     target, images = resolve(recall_spec(stored, model, fields), options)
     try:
         rows = read_rows(path.with_name("outcomes.parquet")).astype(COLUMNS)
