@@ -16,13 +16,12 @@ from robbench.classifier.batch_dependence import NOISE, answers_differ, find_bat
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
 from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
-from robbench.core.errors import DataError, ModelError
+from robbench.core.errors import ModelError
 from robbench.core.types import format_ids
 
 __all__ = [
     "CLEAN_FLAGS",
     "RANDOMIZED_DRAWS",
-    "check_images",
     "classify",
     "compute_logits",
     "find_bfloat16_flag",
@@ -39,28 +38,6 @@ RANDOMIZED_DRAWS = 11
 _MODE_NOISE = 1e-3  # with gradients on, torch may choose other kernels
 
 _MAX_LEAD_CHANGE = 0.02  # see `find_bfloat16_flag`
-
-
-def check_images(x: Tensor, y: Tensor) -> None:
-    """Check images and labels that a user brought.
-
-    Raises:
-        DataError: wrong shapes or types, or values outside [0, 1].
-    """
-    if x.dim() != 4 or not x.is_floating_point():
-        raise DataError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floating-point images [N, C, H, W].")
-    if y.shape != x.shape[:1] or y.is_floating_point():
-        raise DataError(f"y is {y.dtype} of shape {tuple(y.shape)}; expected {len(x)} integer labels [N].")
-    if not len(y):
-        raise DataError("x holds no images.")
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):  # also catches NaN
-        raise DataError(
-            f"x spans [{low:g}, {high:g}]; expected [0, 1]. Divide pixel values by 255, and put mean/std "
-            "normalization inside the model: eps is measured on what the model is given."
-        )
-    if int(y.min()) < 0:
-        raise DataError(f"y holds the label {int(y.min())}; labels are 0 or more.")
 
 
 def classify(
