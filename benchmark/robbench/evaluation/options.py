@@ -94,7 +94,7 @@ class Options:
             object.__setattr__(self, name, read(name, getattr(self, name)))
         if self.norm is not None and self.eps is None:
             raise SuiteError(
-                f"--norm {self.norm} given without --eps. The radius of the suite belongs to its own norm; give --eps too."
+                f"--norm {self.norm} given without --eps. The suite's radius belongs to its own norm. Give --eps too."
             )
         if self.norm is not None and self.eps is not None:
             try:

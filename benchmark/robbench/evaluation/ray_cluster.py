@@ -29,9 +29,7 @@ from robbench.evaluation.worker import Job
 __all__ = ["RayPool", "evaluate_all", "make_factories", "open_pool"]
 
 _START_SECONDS = 300.0  # longest wait for the first worker
-_TASKS_PER_WORKER = (
-    2  # the task that a worker computes, and the next one, so that the worker need not wait for the driver
-)
+_TASKS_PER_WORKER = 2  # the task that it computes, and the next one, so that it does not wait for the driver
 
 
 @dataclass(eq=False)
@@ -41,7 +39,7 @@ class _WorkerHandle:
     Attributes:
         actor: the Ray actor.
         start_ref: reference to the reply that the actor sends when it has started; None after this reply.
-        tasks: reference to the reply, and task, in the order of computation.
+        tasks: (reference to the reply, task), in the order in which the worker computes them.
         runs: numbers of the runs whose model the worker has.
         pid: process id; None before the start. It is never 0, because `kill` takes 0 for a group of processes.
     """
@@ -62,8 +60,8 @@ class RayPool:
         gpu: whether each worker reserves one GPU.
     """
 
-    def __init__(self, workers: int, threads: int, gpu: bool, note: Callable[[str], None]) -> None:
-        self.workers, self.threads, self.gpu, self.note = workers, threads, gpu, note
+    def __init__(self, workers: int, threads: int, gpu: bool) -> None:
+        self.workers, self.threads, self.gpu = workers, threads, gpu
         self.batches = 1 if gpu else threads
         self.parts: dict[int, tuple[str, list[Any]]] = {}
         self.images: dict[str, Any] = {}
@@ -166,7 +164,7 @@ class RayPool:
         """Wait up to a second for replies. The reply to each task of a lost worker says that the worker was lost.
 
         Raises:
-            RobbenchError: see `_wait_for_first_worker()`.
+            RobbenchError: see `_wait_for_first_worker`.
         """
         ray = import_ray()
         pending = {ref: handle for handle in self.handles for ref, _ in handle.tasks}
@@ -247,7 +245,7 @@ def open_pool(
             )
         if workers is not None and workers > most:
             note(f"{workers} workers asked for; the cluster has room for {most}.")
-        pool = RayPool(min(workers or most, most), threads, gpu, note)
+        pool = RayPool(min(workers or most, most), threads, gpu)
         try:
             yield pool
         finally:

@@ -164,14 +164,14 @@ class EvaluationRun(Setup):
             known = self._drop_unstored_breaks(known, store)
         self.lacking = np.array([~np.isin(self.index, self._select_samples(known, s)) for s in self.stages])
         # A run can extend a stored result. A kill between its two writes leaves new records beside the old summary.
-        before = self.stored
-        whole = before is not None and before.n == known.loc[self._find_complete(known), "sample"].nunique()
-        if before is not None and whole and not self.lacking.any():
+        stored = self.stored
+        whole = stored is not None and stored.n == known.loc[self._find_complete(known), "sample"].nunique()
+        if stored is not None and whole and not self.lacking.any():
             # Nothing is computed now, so the stored hardware, date and flags stay.
-            self.reporter.note(f"{self.title()}: known since {before.date[:10]}, nothing to compute.")
-            result = self.summarize(self.index, known, before.flags, self.place, self.date)
+            self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute.")
+            result = self.summarize(self.index, known, stored.flags, self.place, self.date)
             kept = ("hardware", "versions", "environment", "date", "lanes", "flags")
-            return result.model_copy(update={k: getattr(before, k) for k in kept})
+            return result.model_copy(update={k: getattr(stored, k) for k in kept})
         if store is not None:
             store.begin(
                 {**self.request.describe(), "n": len(self.positions), "stages": len(self.stages), "date": self.date}
@@ -260,16 +260,16 @@ class EvaluationRun(Setup):
         return found
 
     @staticmethod
-    def _keep_old_flags(before: ResultFile | None) -> dict[str, str]:
+    def _keep_old_flags(stored: ResultFile | None) -> dict[str, str]:
         """Return the flags of the stored result that this run may not find again."""
         passing = {"randomized", "probabilities", "nonfinite_clean", "bfloat16", *MEASURED_FLAGS}
-        return {} if before is None else {k: v for k, v in before.flags.items() if k not in passing}
+        return {} if stored is None else {k: v for k, v in stored.flags.items() if k not in passing}
 
     def _drop_unstored_breaks(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
         """Drop the known breaks that have no stored adversarial example. The run then computes them again.
 
-        Only rows of the samples of this run are dropped. In a cascade, the rows of stages that skipped such a sample are
-        dropped too, because the new break may come from another stage.
+        Only rows of the samples of this run are dropped. In a cascade, the rows of stages that skipped such a sample
+        are dropped too, because it is decided again which stages skip the sample.
         """
         asked = known["sample"].isin(self.index)
         lacking = asked & store.find_unstored_breaks(known)

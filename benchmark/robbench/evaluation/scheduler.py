@@ -65,10 +65,10 @@ class Reply:
         clean_report: the report on the clean images. Only in the reply to a "classify" task.
         rows: the records. Only in the reply to an "attack" task.
         points: the adversarial examples of these records.
-        narrowed: one entry each time the memory ran out: the smaller batch width, and the message of the allocator.
+        narrowed: (smaller batch width, message of the allocator), for each time that memory ran out.
         flags: name of a problem -> sentence. Only in the reply to a "close" task.
         error: the error that stopped the task. `rows` then holds the records made before it.
-        lost_reason: why the worker was lost; None if it was not lost. The scheduler repeats the task of a lost worker.
+        lost_reason: why the worker was lost; None if it was not lost.
         has_begun: whether the lost worker had begun the task.
     """
 
@@ -142,12 +142,12 @@ class _OpenRun:
 
     number: int  # position in the argument of `schedule_runs`
     run: EvaluationRun
-    has_begun: bool = False  # the clean images are classified
+    is_classified: bool = False  # the clean images are classified
     tasks_in_flight: int = 0  # submitted, without a reply
     is_closing: bool = False  # the "close" tasks are submitted
     error: RobbenchError | None = None  # the first error of a task
     points: list[Points] = field(default_factory=list)  # not committed yet
-    flags: dict[str, str] = field(default_factory=dict)  # of the "close" tasks
+    flags: dict[str, str] = field(default_factory=dict)  # from the "close" tasks
     pass_seconds: float = math.nan  # for one forward and backward pass of a full batch
     deterministic: bool = True
     total: int = 0  # new records when the run ends
@@ -164,7 +164,7 @@ class _OpenRun:
     @property
     def is_over(self) -> bool:
         """Whether the run has no task in flight and needs no further task."""
-        return not self.tasks_in_flight and (self.error is not None or (self.has_begun and self.run.flow.is_over))
+        return not self.tasks_in_flight and (self.error is not None or (self.is_classified and self.run.flow.is_over))
 
 
 def schedule_runs(
@@ -256,7 +256,7 @@ class _Scheduler:
         than `choose_task_size` asks, unless no further sample can come to its stage.
         """
         for o in self.open_runs.values():
-            if not o.has_begun or o.error is not None or o.is_closing:
+            if not o.is_classified or o.error is not None or o.is_closing:
                 continue
             run = o.run
             for k in reversed(range(len(run.stages))):
@@ -296,7 +296,7 @@ class _Scheduler:
         elif task.kind == "classify":
             if (report := reply.clean_report) is not None:
                 o.run.begin(report, o.take_points, self.pool.workers)
-                o.has_begun, o.pass_seconds, o.deterministic = True, report.seconds, report.deterministic
+                o.is_classified, o.pass_seconds, o.deterministic = True, report.seconds, report.deterministic
                 o.total = int(o.run.lacking.sum())
         elif task.kind == "attack":
             o.points += reply.points
@@ -310,7 +310,7 @@ class _Scheduler:
             o.flags |= reply.flags
         if reply.error is not None:
             o.error = o.error or reply.error
-        if o.has_begun:
+        if o.is_classified:
             self.reporter.progress(o.run.title(), o.run.shards.added, o.total)
         if o.is_over:
             self.close_run(o)
@@ -324,9 +324,8 @@ class _Scheduler:
             self.reporter.note(f"{o.run.title()}: a worker was lost ({reply.lost_reason}); its task is done again.")
         if self.losses.get(task, 0) >= _MOST_LOSSES:
             o.error = RobbenchError(
-                f"{o.run.title()}: {_MOST_LOSSES} workers in a row were lost at the same {len(task.positions)} "
-                f"samples. The last one: {reply.lost_reason}. If memory ran out, give fewer lanes (--lanes N) or fewer "
-                "workers."
+                f"{o.run.title()}: {_MOST_LOSSES} workers in a row were lost at the same {len(task.positions)} samples "
+                f"(the last: {reply.lost_reason}). If memory ran out, give fewer lanes (--lanes N) or fewer workers."
             )
             return
         o.tasks_in_flight += 1

@@ -44,8 +44,8 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
         fields: x, y, architecture, mean and std of `ModelSpec`.
 
     Raises:
-        ResultError: the model is not given, and the result does not name a registered one. A source is loaded only if the
-            user gives it.
+        ResultError: the model is not given, and the result does not name a registered one. A source is loaded only if
+            the user gives it.
         RobbenchError: the fields do not fit the model.
     """
     if model is None:

@@ -112,7 +112,7 @@ def reproduce(
     reporter: Reporter | None = None,
     **fields: Unpack[ReproduceFields],
 ) -> Reproduction:
-    """Run a stored result again, with its batch width and seeds, and compare the records. The stored files do not change.
+    """Run a stored result again, with its batch width and seeds, and compare the records. Stored files do not change.
 
     Args:
         result: the folder of a result, or its result.json.
@@ -137,8 +137,8 @@ def reproduce(
     rows = read_rows(path.with_name("outcomes.parquet"))
     if stored.suite == CUSTOM and suite is None:
         raise ResultError(
-            f"{path}: the result has a suite {CUSTOM!r}, and a result does not hold such a suite. Give the list of attacks "
-            "(in Python: suite=) or the suite file (--suite)."
+            f"{path}: the result has a suite {CUSTOM!r}, and a result does not hold such a suite. Give the list of "
+            "attacks (in Python: suite=) or the suite file (--suite)."
         )
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
         options = replace(

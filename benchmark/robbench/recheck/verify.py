@@ -42,8 +42,8 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
         model: the model, given as for `evaluate`; None means the registered model that the result names. A source is
             loaded only if the user gives it.
         **fields: x and y are the images and labels of the result, if the user gave them in Python. architecture,
-            mean, std, device, lanes, data_dir and models are those of `evaluate`. Without lanes, the batch width is that
-            of the result.
+            mean, std, device, lanes, data_dir and models are those of `evaluate`. Without lanes, the batch width is
+            that of the result.
 
     Returns:
         The number of confirmed breaks, and everything that differs.
@@ -70,7 +70,8 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     if breaks and not kept.exists():
         raise ResultError(
             f"{kept.parent} holds {breaks} breaks and no {FILE}, so no break can be checked again. Repeat the "
-            "command that made the result, with --save-adversarials. It attacks these images again and stores the points."
+            "command that made the result, with --save-adversarials. It attacks these images again and stores the "
+            "adversarial examples."
         )
     names = [a.name for a in stored.attacks]
     refuted = [*find_summary_mismatches(stored, rows), *find_record_mismatches(rows, names, stored.mode)]

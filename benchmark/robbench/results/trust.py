@@ -24,6 +24,6 @@ def require_registered_name(result: ResultFile) -> str:
         return f"{result.dataset}/{result.model}"
     origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
     raise ResultError(
-        f"{explain_refusal(origin or 'The model of the result')}. Give the model in the same words as in the first run "
-        "(--model; in Python: model=)."
+        f"{explain_refusal(origin or 'The model of the result')}. Give the model as in the run that made the "
+        "result (--model; in Python: model=)."
     )
