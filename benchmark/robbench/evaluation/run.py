@@ -268,8 +268,8 @@ class EvaluationRun(Setup):
     def _drop_unstored_breaks(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
         """Drop the known breaks that have no stored adversarial example. The run then computes them again.
 
-        Only rows of the samples of this run are dropped. In a cascade, the rows of stages that skipped such a sample
-        are dropped too, because it is decided again which stages skip the sample.
+        Only rows of the samples of this run are dropped. If later stages skipped such a sample, their rows are
+        dropped too, and the run decides again whether these stages skip the sample.
         """
         asked = known["sample"].isin(self.index)
         lacking = asked & store.find_unstored_breaks(known)
