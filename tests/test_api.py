@@ -1,9 +1,11 @@
 """The public names of `robbench`: they are there, load lazily, warn, and do what docs/api.md shows."""
 
+import copy
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -45,13 +47,14 @@ def test_load_data_and_load_model_fit_each_other(digits):
     assert x.shape == (40, 1, 8, 8) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
     assert y.shape == (40,) and y.dtype == torch.int64
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert rb.clean_accuracy(model, x, y, batch=7) == float((model(x).argmax(1) == y).double().mean())
+    assert rb.clean_accuracy(model, x, y, lanes=7) == float((model(x).argmax(1) == y).double().mean())
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, True, "3"])
 def test_load_data_refuses_a_count_that_is_none(n):
     with pytest.raises(rb.RobbenchError, match="allowed: a whole number"):
         rb.load_data("digits", n=n)
+    assert len(rb.load_data("digits", n=np.int64(3))[0]) == 3
 
 
 def test_load_data_refuses_an_unknown_split():
@@ -62,6 +65,33 @@ def test_load_data_refuses_an_unknown_split():
 def test_a_source_without_its_data_set_is_refused():
     with pytest.raises(rb.RobbenchError, match="a source needs the data set"):
         rb.load_model("file:net.safetensors", architecture="digits_convnet")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x, y: rb.load_data(5), "name: 5 given; allowed: digits"),
+        (lambda m, x, y: rb.load_data("digits", data_dir=5), "data_dir: 5 given"),
+        (lambda m, x, y: rb.load_model(m), "name: .* given; allowed: a registered name"),
+        (lambda m, x, y: rb.load_model("digits/at", device="foo"), "Device 'foo' given"),
+        (lambda m, x, y: rb.load_model("digits/at", device=5), "device: 5 given"),
+        (lambda m, x, y: rb.load_model("digits/at", models="models"), "models: 'models' given; allowed: a list"),
+        (lambda m, x, y: rb.clean_accuracy("digits/at", x, y), r"robbench\.load_model\('digits/at'\)"),
+        (lambda m, x, y: rb.clean_accuracy(None, x, y), "model: .*NoneType given"),
+        (lambda m, x, y: rb.clean_accuracy(m, x.numpy(), y), "x: numpy.ndarray given"),
+        (lambda m, x, y: rb.clean_accuracy(m, x, y, lanes=0), "lanes: 0 given"),
+        (lambda m, x, y: rb.clean_accuracy(m, x, y + 10), "the labels go up to"),
+        (lambda m, x, y: rb.clean_accuracy(copy.deepcopy(m).train(), x, y), "training mode"),
+        (lambda m, x, y: rb.attack("digits/at", rb.attacks.FGSM(), x, y, eps=0.1), r"robbench\.load_model"),
+        (lambda m, x, y: rb.assert_robust(m, x=x, y=y, eps=0.1, at_least=True), "at_least: True given"),
+        (lambda m, x, y: rb.assert_robust(m, x=x, y=y, eps=0.1, at_least=0.1, alpha=5), "alpha: 5 given"),
+        (lambda m, x, y: rb.assert_robust(m, x=x, y=y, eps=0.1, at_least=0.1, max_drop="a"), "max_drop: 'a'"),
+        (lambda m, x, y: rb.assert_robust(m, suite=[], x=x, y=y, eps=0.1, at_least=0.1), "An empty list of attacks"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_sentence(digits, call, message):
+    with pytest.raises(rb.RobbenchError, match=message):
+        call(*digits)
 
 
 def test_attack_has_the_verdicts_of_evaluate_and_points_that_hold(digits):
@@ -107,7 +137,7 @@ def test_a_model_that_changes_during_the_attack_is_flagged(digits):
     assert "state" in outcome.flags
 
 
-@pytest.mark.parametrize("eps", [[], {}, object(), [0.1, "far"], [0.1, None], ["-1"]])
+@pytest.mark.parametrize("eps", [[], {}, object(), b"0.1", [0.1, "far"], [0.1, None], [0.1, 5], ["-1"]])
 def test_radii_that_are_none_are_refused_before_anything_runs(digits, eps):
     model, x, y = digits
     for call in (
@@ -133,6 +163,8 @@ def test_flags_warn_at_the_line_of_the_caller(digits):
         lambda: rb.attack(model, rb.attacks.FGSM(), x, y, eps=[0.1, 0.2]),
         lambda: rb.evaluate(model, [rb.attacks.FGSM()], x=x, y=y, eps=0.1),
         lambda: rb.evaluate(model, [rb.attacks.FGSM()], x=x, y=y, eps=[0.1, 0.2]),
+        lambda: rb.clean_accuracy(model, x, y),
+        lambda: rb.assert_robust(model, suite=[rb.attacks.FGSM()], x=x, y=y, eps=0.1, at_least=0.1),
     ):
         with pytest.warns(rb.RobustnessWarning, match="probabilities: The model's outputs are probabilities") as seen:
             call()

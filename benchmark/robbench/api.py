@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
-from robbench.classifier.checks import check_images
+from robbench.classifier.prepare import pick_device
 from robbench.core.errors import RobbenchError
+from robbench.core.numbers import parse_eps
 from robbench.core.types import Judge
-from robbench.data.sets import load
+from robbench.data.sets import NAMES, load
 from robbench.evaluation import run
-from robbench.evaluation.attack_images import AttackFields, AttackOutcome, attack_images
+from robbench.evaluation.attack_images import AttackFields, AttackOutcome, attack_images, compute_clean_accuracy
 from robbench.evaluation.options import Options, OtherFields
 from robbench.evaluation.progress import Reporter
 from robbench.models.card import Registry
@@ -72,10 +73,15 @@ def load_model(
     Raises:
         RobbenchError: there is no such model, its weights are missing or damaged, or the arguments do not fit it.
     """
-    given = {"dataset": dataset, "architecture": architecture, "mean": mean, "std": std}
-    spec = ModelSpec.take(name, given)
+    if not isinstance(name, str):
+        raise RobbenchError(
+            f"name: {type(name).__name__} given; allowed: a registered name (`robbench list models`), or a source."
+        )
+    where = pick_device(Options.take({"device": device}).device)
+    folders = Options(models=models).models
+    spec = ModelSpec.take(name, {"dataset": dataset, "architecture": architecture, "mean": mean, "std": std})
     if spec.source is None:
-        module = load_card(Registry.default([Path(m) for m in models]).find(name)).module
+        module = load_card(Registry.default([Path(m) for m in folders]).find(name)).module
     else:
         known = spec.source.test_set(dataset)
         if known not in DATASETS:
@@ -85,7 +91,7 @@ def load_model(
             )
         facts = DATASETS[known]
         module = load_source(spec, facts.in_shape, facts.num_classes).module
-    return module.to(device).eval().requires_grad_(False)
+    return module.to(where).eval().requires_grad_(False)
 
 
 def load_data(
@@ -108,28 +114,35 @@ def load_data(
     """
     if split not in ("test", "train"):
         raise RobbenchError(f"split: {split!r} given; allowed: test, train.")
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-        raise RobbenchError(f"n: {n!r} given; allowed: a whole number, at least 1, or None.")
-    data = load(name, "train" if split == "train" else "test", data_dir)
-    x = torch.from_numpy(data.x[:n]).to(torch.float32) / data.scale
-    return x, torch.from_numpy(data.y[:n])
+    if not isinstance(name, str):
+        raise RobbenchError(f"name: {name!r} given; allowed: {', '.join(NAMES)}.")
+    count = Options(samples=n).samples
+    data = load(name, "train" if split == "train" else "test", Options(data_dir=data_dir).data_dir)
+    x = torch.from_numpy(data.x[:count]).to(torch.float32) / data.scale
+    return x, torch.from_numpy(data.y[:count])
 
 
-def clean_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 256) -> float:
-    """Compute the share of images that a module classifies correctly, in [0, 1].
+def clean_accuracy(
+    model: str | nn.Module, x: Tensor, y: Tensor, *, lanes: int | None = None, device: str | torch.device = "auto"
+) -> float:
+    """Compute the share of images that a model classifies correctly, in [0, 1].
 
     Args:
-        model: in eval mode, [N, C, H, W] in [0, 1] -> logits [N, K]; it is asked on its own device.
+        model: a module in eval mode that maps images [N, C, H, W] in [0, 1] to logits [N, K], or a source.
         x: images [N, C, H, W] in [0, 1].
         y: labels [N], integers.
-        batch: images per forward pass.
+        lanes: images per forward pass; None chooses by image size and device.
+        device: auto, cpu, cuda or cuda:i.
+
+    Raises:
+        RobbenchError: the model or the images do not allow an honest number; the sentence says why.
+
+    Warns:
+        RobustnessWarning: for every flag of the model.
     """
-    check_images(x, y)
-    device = next((p.device for p in model.parameters()), x.device)
-    with torch.no_grad():
-        parts = zip(x.split(batch), y.split(batch), strict=True)  # type: ignore[no-untyped-call]
-        right = sum(int((model(a.to(device)).argmax(1).cpu() == b.cpu()).sum()) for a, b in parts)
-    return right / len(y)
+    accuracy, flags = compute_clean_accuracy(model, x, y, Options.take({"lanes": lanes, "device": device}))
+    warn_of_flags(flags)
+    return accuracy
 
 
 @overload
@@ -192,7 +205,8 @@ def attack(
         outcome = attack_images(model, attack, x, y, eps=eps, judge=judge, **fields)
         warn_of_flags(outcome.flags)
         return outcome
-    outcomes = [attack_images(model, attack, x, y, eps=e, judge=judge, **fields) for e in list_radii(eps)]
+    radii = list_radii(eps, fields.get("norm", "Linf"))
+    outcomes = [attack_images(model, attack, x, y, eps=e, judge=judge, **fields) for e in radii]
     warn_of_flags({key: text for outcome in outcomes for key, text in outcome.flags.items()})
     return outcomes
 
@@ -255,21 +269,26 @@ def evaluate(
         result = run.evaluate(model, suite, reporter=reporter, eps=eps, **fields)
         warn_of_flags(result.flags)
         return result
-    results = [run.evaluate(model, suite, reporter=reporter, eps=e, **fields) for e in list_radii(eps)]
+    radii = list_radii(eps, fields.get("norm"))
+    # The largest radius runs first: if it is not allowed, nothing has run.
+    largest_first = sorted(range(len(radii)), key=lambda i: -parse_eps(radii[i]))
+    found = {i: run.evaluate(model, suite, reporter=reporter, eps=radii[i], **fields) for i in largest_first}
+    results = [found[i] for i in range(len(radii))]
     warn_of_flags({key: text for result in results for key, text in result.flags.items()})
     return results
 
 
-def list_radii(eps: object) -> list[str | float]:
-    """Check a list of radii before anything runs.
+def list_radii(eps: object, norm: str | None) -> list[str | float]:
+    """Check a list of radii before anything runs; `norm` is None where the suite names it.
 
     Raises:
         RobbenchError: it is no list, it is empty, or one of its entries is not a radius.
     """
-    radii = list(eps) if isinstance(eps, Iterable) else []
-    if not radii:
+    entries = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, bytes | dict) else []
+    radii = [Options(eps=entry, norm=norm if entry is not None else None).eps for entry in entries]
+    if not radii or None in radii:
         raise RobbenchError(f'eps: {eps!r} given; allowed: a radius such as "8/255" or 0.3, or a list of radii.')
-    return [Options(eps=radius).eps or radius for radius in radii]
+    return [radius for radius in radii if radius is not None]
 
 
 def warn_of_flags(flags: dict[str, str]) -> None:

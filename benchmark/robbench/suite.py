@@ -90,6 +90,8 @@ class Suite:
         Raises:
             SuiteError: there is no attack, or an object is not one.
         """
+        from robbench.attacks.base import check_parameters  # this imports torch
+
         if not attacks:
             raise SuiteError("An empty list of attacks given; expected at least one.")
         count: Counter[str] = Counter()
@@ -100,6 +102,7 @@ class Suite:
                     f"{attack!r} given as an attack; allowed: objects such as PGD(steps=40) of robbench.attacks, or of "
                     "a frozen dataclass of your own with init, loss and step (docs/tutorial.md)."
                 )
+            check_parameters(attack)
             name = type(attack).__name__
             count[name] += 1
             name = name if count[name] == 1 else f"{name}-{count[name]}"
@@ -164,7 +167,7 @@ def load_suite(suite: SuiteSource) -> Suite:
 
 
 def _listed(attacks: Any) -> list[Attack]:
-    """Accept a list or a tuple of attacks; a single attack is told to be one."""
+    """Accept a list or a tuple of attacks; a single attack is refused."""
     if isinstance(attacks, list | tuple):
         return list(attacks)
     raise SuiteError(

@@ -11,9 +11,11 @@ def test_my_model_is_still_robust():
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robbench.api import warn_of_flags
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.evaluation.options import Options
 from robbench.gate.baseline import BaselineEntry, read_baseline
@@ -21,6 +23,7 @@ from robbench.gate.decision import Policy, run_gate_check
 from robbench.gate.measure import measure_entry, measure_entry_again, open_results_tree
 from robbench.models.spec import ModelSpec
 from robbench.report.gate import format_text
+from robbench.results.store import load_results
 from robbench.suite import SuiteSource
 
 if TYPE_CHECKING:
@@ -75,11 +78,17 @@ def assert_robust(
         AssertionError: the model is less robust than required, or an attack is weaker than in the baseline. The message
             is the output of `robbench check`.
         RobbenchError: wrong input, or measurements that cannot be compared.
+
+    Warns:
+        RobustnessWarning: for every flag of the result.
     """
     if baseline is None and at_least is None:
         raise RobbenchError("assert_robust has nothing to compare with. Give baseline=, at_least=, or both.")
-    if at_least is not None and not 0 <= at_least <= 1:
-        raise RobbenchError(f"at_least: {at_least} given; allowed: a share from 0 to 1.")
+    if at_least is not None and not (_is_number(at_least) and 0 <= at_least <= 1):
+        raise RobbenchError(f"at_least: {at_least!r} given; allowed: a share from 0 to 1.")
+    if not (_is_number(max_drop) and _is_number(alpha)):
+        raise RobbenchError(f"max_drop: {max_drop!r}, alpha: {alpha!r} given; allowed: numbers.")
+    policy = Policy(max_drop=max_drop, alpha=alpha)
     if baseline is not None and any(v is not None for v in (suite, samples, eps, norm)):
         raise RobbenchError("suite, samples, eps and norm are those of the baseline; give them without one only.")
     options = Options.take({"samples": samples, "eps": eps, "norm": norm, "device": device, "data_dir": data_dir})
@@ -91,17 +100,19 @@ def assert_robust(
     with open_results_tree(None) as tree:
         options = replace(options, results=tree)
         if before is None:
-            entry = measure_entry(spec, suite or "whitebox", options)
+            entry = measure_entry(spec, "whitebox" if suite is None else suite, options)
         else:
 
             def measure_first(stored: BaselineEntry, n: int) -> BaselineEntry:
                 return measure_entry_again(stored, options, spec=spec, n=n)
 
-            decision = run_gate_check([before], measure_first, Policy(max_drop=max_drop, alpha=alpha))
+            decision = run_gate_check([before], measure_first, policy)
             if decision.failed:
                 raise AssertionError(format_text(decision))
             (comparison,) = decision.comparisons
             entry = comparison.now
+        flags = {name: text for result in load_results(tree) for name, text in result.flags.items()}
+    warn_of_flags(flags)
     robust = entry.robust_accuracy
     if at_least is not None and robust.value < at_least:
         low, high = 100 * robust.low, 100 * robust.high
@@ -109,6 +120,11 @@ def assert_robust(
             f"{entry.name}: robust accuracy {100 * robust.value:.1f} % [{low:.1f}, {high:.1f}] on {entry.n} images "
             f"under {entry.identity['suite']['name']}; at least {100 * at_least:.1f} % is required."
         )
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether a value is a number, which True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _find_entry(path: Path, name: str | None) -> BaselineEntry:

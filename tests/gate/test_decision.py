@@ -13,6 +13,7 @@ from robbench.core.errors import ResultError
 from robbench.gate.baseline import BaselineEntry, Given, build_entry, read_baseline, write_baseline
 from robbench.gate.decision import GateOutcome, Policy, decide_gate, is_certain_to_pass, run_gate_check
 from robbench.gate.paired import Comparison, PairedTest, compare_entries
+from robbench.report.gate import format_markdown, format_text
 from robbench.results.store import COLUMNS
 from robbench.results.summary import make_accuracy
 
@@ -356,3 +357,15 @@ def test_the_baselines_of_this_repository_hold_the_models_that_the_makefile_name
         card = tomllib.loads((repo / f"models/{run.name}.toml").read_text())
         assert run.identity["weights"] == card["weights"]["sha256"], "the weights are those of the card"
         assert run.sample_seed == 0, "in random order, so that a sequential check can stop early"
+
+
+def test_a_changed_judge_is_named_even_where_the_gate_passes(repo):
+    entry = read_baseline(repo / "baselines/digits.json").runs[0]
+    assert "engine/judge.py" in entry.code, "the digests cover the judge"
+    now = entry.model_copy(update={"code": {**entry.code, "engine/judge.py": "0" * 16}})
+    decision = decide_gate([compare_entries(entry, now)], Policy())
+    assert not decision.failed
+    for page in (format_text(decision), format_markdown(decision)):
+        assert "not that of the baseline" in page and "engine/judge.py" in page
+    same = decide_gate([compare_entries(entry, entry)], Policy())
+    assert "not that of the baseline" not in format_text(same)

@@ -14,7 +14,10 @@ the engine computes their gradients in the precision of the images, even if bflo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -26,8 +29,8 @@ from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Norm, Problem, State
 
 __all__ = [
-    "Attack", "Climbing", "Searching", "clean_logits", "describe", "other_at", "others_by_rank", "parameters",
-    "target_class",
+    "Attack", "Climbing", "Searching", "check_parameters", "clean_logits", "describe", "other_at", "others_by_rank",
+    "parameters", "target_class",
 ]  # fmt: skip
 
 
@@ -134,6 +137,7 @@ class Climbing:
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
+        check_parameters(self)
         if self.objective not in LOSSES | TARGETED:
             raise SuiteError(unknown_name("objective", self.objective, LOSSES | TARGETED))
         if self.steps < 1 or self.restarts < 1 or self.targets < 1:
@@ -186,6 +190,35 @@ def other_at(p: Problem, rank: Tensor) -> Tensor:
 def parameters(cls: type[Attack]) -> dict[str, Field[Any]]:
     """List the hyperparameters of a kind of attack, with their types and defaults."""
     return {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # a protocol cannot ask for a dataclass
+
+
+def check_parameters(attack: Any) -> None:
+    """Check the type of every hyperparameter. Numbers of NumPy become Python's own.
+
+    Raises:
+        SuiteError: a type is wrong, or a number is infinite or NaN.
+    """
+    for name, field in parameters(type(attack)).items():
+        kind = field.type if isinstance(field.type, str) else field.type.__name__
+        allowed, _, optional = kind.partition(" | ")
+        value = getattr(attack, name)
+        if allowed not in _READERS or (value is None and optional == "None"):
+            continue
+        words, base, convert = _READERS[allowed]
+        is_number = allowed in ("int", "float")
+        wrong = not isinstance(value, base) or (is_number and isinstance(value, bool))
+        if wrong or (is_number and not math.isfinite(value)):
+            raise SuiteError(f"{type(attack).__name__}: {name}: {value!r} given; allowed: {words}")
+        object.__setattr__(attack, name, convert(value))
+
+
+_READERS: dict[str, tuple[str, type, Callable[[Any], Any]]] = {
+    "int": ("a whole number", Integral, int),
+    "float": ("a finite number", Real, float),
+    "bool": ("True or False", bool, bool),
+    "str": ("text", str, str),
+}
+"""Type of a hyperparameter -> what is allowed in words, the class of its values, and its conversion."""
 
 
 def describe(attack: Attack) -> dict[str, Any]:

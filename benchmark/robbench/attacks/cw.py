@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robbench.attacks.base import check_parameters
 from robbench.attacks.boundary import is_wrong
 from robbench.core.errors import SuiteError
 from robbench.core.losses import margin
@@ -56,6 +57,7 @@ class CW:
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
+        check_parameters(self)
         if self.search_steps < 1 or self.iterations < 1:
             raise SuiteError(
                 f"search_steps {self.search_steps}, iterations {self.iterations} given; both must be at least 1"

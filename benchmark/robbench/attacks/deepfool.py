@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import others_by_rank
+from robbench.attacks.base import check_parameters, others_by_rank
 from robbench.attacks.boundary import (
     SEARCHES,
     between,
@@ -62,6 +62,7 @@ class DeepFool:
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
+        check_parameters(self)
         if self.candidates < 1 or self.iterations < 1:
             raise SuiteError(f"candidates {self.candidates}, iterations {self.iterations} given; at least 1 is needed")
         if not 0 <= self.overshoot < 1:

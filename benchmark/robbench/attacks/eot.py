@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import Attack
+from robbench.attacks.base import Attack, check_parameters
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball, per_lane
 from robbench.core.types import Norm, Problem, State
@@ -39,6 +39,9 @@ class EOT:
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
+        check_parameters(self)
+        if not hasattr(self.inner, "kind"):
+            raise SuiteError(f"EOT: inner: {self.inner!r} given; allowed: an attack, such as PGD(steps=20)")
         if self.draws < 2:
             raise SuiteError(f"eot {self.draws} given; allowed: at least 2 answers to average")
 

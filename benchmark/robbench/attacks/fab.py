@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import clean_logits, target_class
+from robbench.attacks.base import check_parameters, clean_logits, target_class
 from robbench.attacks.boundary import (
     SEARCHES,
     between,
@@ -68,6 +68,7 @@ class FAB:
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
+        check_parameters(self)
         if min(self.targets, self.restarts, self.steps) < 1:
             raise SuiteError(
                 f"targets {self.targets}, restarts {self.restarts}, steps {self.steps} given; all must be at least 1"

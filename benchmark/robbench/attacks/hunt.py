@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import clean_logits, other_at
+from robbench.attacks.base import check_parameters, clean_logits, other_at
 from robbench.attacks.odi import weighted
 from robbench.core.errors import SuiteError
 from robbench.core.losses import margin, margin_targeted
@@ -62,6 +62,7 @@ class Hunt:
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
+        check_parameters(self)
         for name in ("starts", "targets", "chase"):
             if getattr(self, name) < 1:
                 raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least 1")

@@ -44,6 +44,11 @@ class PGD(Climbing):
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
         super().__post_init__()
+        if (self.step_size is not None and self.step_size <= 0) or self.relative_step <= 0:
+            raise SuiteError(
+                f"step_size {self.step_size}, relative_step {self.relative_step} given; an attack that takes no step "
+                "finds nothing: both must be above 0"
+            )
         if self.restarts > 1 and not self.random_start and self.kind != "odi":
             raise SuiteError(f"restarts {self.restarts} without random_start would repeat one computation")
 

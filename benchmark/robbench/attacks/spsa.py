@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robbench.attacks.base import check_parameters
 from robbench.core import rng
 from robbench.core.errors import SuiteError, unknown_name
 from robbench.core.losses import LOSSES
@@ -63,6 +64,7 @@ class SPSA:
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
+        check_parameters(self)
         if self.objective not in LOSSES:
             raise SuiteError(unknown_name("objective", self.objective, LOSSES))
         for name in ("iterations", "samples", "restarts"):

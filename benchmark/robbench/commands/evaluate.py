@@ -209,7 +209,7 @@ def _plan_runs(asked: _Asked) -> list[RunRequest]:
     from robbench.evaluation.request import RunRequest
     from robbench.suite import load_suite
 
-    load_suite(asked.suite)  # a typo is told before minutes of work
+    load_suite(asked.suite)  # report a typo before minutes of work
     if asked.suite == "sanity" and asked.options.gradients is not None:
         raise RobbenchError(
             f"--gradients {asked.options.gradients} given with the sanity checks, which look at the gradients "
@@ -222,7 +222,7 @@ def _plan_runs(asked: _Asked) -> list[RunRequest]:
     seeds = range(asked.options.seed, asked.options.seed + asked.seeds)
     return [
         RunRequest(spec, asked.suite, replace(asked.options, norm=asked.norm, eps=radius, seed=seed))
-        # The largest radius first: one that is not allowed is told before minutes of work.
+        # The largest radius first: report one that is not allowed before minutes of work.
         for spec, radius, seed in itertools.product(asked.specs, reversed(asked.attacked), seeds)
     ]
 

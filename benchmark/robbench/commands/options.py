@@ -98,7 +98,7 @@ def check_about(sources: set[str], about: Mapping[str, object]) -> None:
 
 
 def make_specs(model: list[str], registry: Registry, about: SpecFields) -> list[ModelSpec]:
-    """Make a spec of each model, so that a typo is told before minutes of work.
+    """Make a spec of each model, so that a typo is reported before minutes of work.
 
     Args:
         model: registered names and sources; one that is given twice counts once.

@@ -54,7 +54,7 @@ class Lanes:
         lane = np.zeros(width, np.int64)
         self.live = np.zeros(width, bool)  # holds a trial
         self.new = np.zeros(width, bool)  # holds a trial that has not begun
-        self.closing = np.zeros(width, bool)  # the attack said that the trial is done
+        self.closing = np.zeros(width, bool)  # the attack has ended the trial
         self.position, self.trial, self.t = lane.copy(), lane.copy(), lane.copy()
         self.forwards, self.backwards = lane.copy(), lane.copy()
         self.zero_gradients, self.nonfinite = lane.copy(), lane.copy()
@@ -151,8 +151,8 @@ class Lanes:
             job, self.p, self.state, answers, self.live, last, with_grad and job.bfloat16, self.ask_again
         )  # fmt: skip
         if verdict.corrected is not None:  # the attack, too, steps from the corrected answers
-            at, *told = verdict.corrected
-            logits, loss = (a.index_copy(0, at, b) for a, b in zip((logits, loss), told, strict=True))
+            at, *corrected = verdict.corrected
+            logits, loss = (a.index_copy(0, at, b) for a, b in zip((logits, loss), corrected, strict=True))
         self.forwards += self.live + verdict.forwards
         self.nonfinite += self.live & ~answers.is_finite
         if with_grad:
@@ -247,7 +247,7 @@ class Lanes:
         return found
 
     def resize(self, width: int) -> None:
-        """Go on with so many lanes: all live ones, and idle ones to fill up."""
+        """Change the number of lanes: keep all live ones, and idle ones to fill up."""
         if width == self.width:
             return
         live = np.flatnonzero(self.live)

@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
-from robbench.classifier.batch_width import BatchWidths
+from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.classifier.checks import classify, compute_logits, find_state_change_flag
+from robbench.classifier.prepare import Target
 from robbench.core.errors import RobbenchError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
 from robbench.core.types import JUDGES, Judge
 from robbench.engine.engine import Rows
-from robbench.evaluation.inputs import resolve
+from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.setup import Setup
 from robbench.evaluation.stages import run_stage
 from robbench.models.spec import ModelSpec
 from robbench.suite import Suite
 
-__all__ = ["AttackFields", "AttackOutcome", "attack_images"]
+__all__ = ["AttackFields", "AttackOutcome", "attack_images", "compute_clean_accuracy"]
 
 
 class AttackFields(TypedDict, total=False):
@@ -85,6 +86,30 @@ class AttackOutcome:
         return f"AttackOutcome({len(self.broken)} images: {clean:.1f} % clean, {robust:.1f} % robust{flags})"
 
 
+def compute_clean_accuracy(
+    model: str | nn.Module, x: Tensor, y: Tensor, options: Options
+) -> tuple[float, dict[str, str]]:
+    """Compute the share of images that a model classifies correctly, and the flags of the model.
+
+    Raises:
+        RobbenchError: the model or the images do not allow an honest number; the sentence says why.
+    """
+    target, images = _resolve_images(model, x, y, options)
+    at = np.arange(len(images.y))
+    lanes = options.lanes or default_lanes(images.x(at[:1]).shape[1:], target.device)
+    prediction, flags = classify(target, images.x(at), images.y, images.num_classes, lanes)
+    return float((prediction == images.y.numpy()).mean()), flags
+
+
+def _resolve_images(model: str | nn.Module, x: Tensor, y: Tensor, options: Options) -> tuple[Target, Images]:
+    if isinstance(model, str) and ":" not in model:
+        raise RobbenchError(
+            f"model: {model!r} given with images; allowed: a module, or a source. A module of a registered model: "
+            f"robbench.load_model({model!r})."
+        )
+    return resolve(ModelSpec.take(model, {"x": x, "y": y}), options)
+
+
 def attack_images(
     model: str | nn.Module,
     attack: Attack,
@@ -116,7 +141,7 @@ def attack_images(
     if judge not in JUDGES:
         raise RobbenchError(f"judge: {judge!r} given; allowed: {', '.join(JUDGES)}.")
     options = Options.take({"norm": "Linf", **fields, "eps": eps})
-    target, images = resolve(ModelSpec.take(model, {"x": x, "y": y}), options)
+    target, images = _resolve_images(model, x, y, options)
     setup = Setup(target, images, replace(Suite.of([attack]), judge=judge), options, None)
     ball, all_x, labels = Ball.of(setup.threat), images.x(np.arange(len(images.y))), images.y
     first, flags = classify(target, all_x, labels, images.num_classes, setup.lanes)

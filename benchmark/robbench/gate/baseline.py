@@ -8,7 +8,7 @@
    "model": "at", "dataset": "digits", "given": {"model": "digits/at", ...}, "suite": "quick", "n": 899, ...
    "attacks": ["FGSM-xent", ...],
    "identity": {...},                     what was measured, as in result.json
-   "code": {"engine/lanes.py": "3f0c...", ...}  digests of the modules that compute verdicts
+   "code": {"engine/judge.py": "3f0c...", ...}  digests of the modules that compute verdicts
    "samples": "1021 934 ...",             official indices of the images, in the order of the run
    "verdicts": {"FGSM-xent": "rrbm...", ...}   one letter per image: m, b, r or s
   }

@@ -70,6 +70,10 @@ class Reproduction:
     details: list[Difference]
     circumstances: list[tuple[str, Any, Any]]
 
+    def __str__(self) -> str:
+        """Print what `robbench reproduce` prints."""
+        return "\n".join(self.lines())
+
     def as_json(self) -> dict[str, Any]:
         """Return the content of `robbench reproduce --json`."""
         r = self.stored

@@ -179,8 +179,8 @@ class _Verifier:
             found = found.merge(recorded, on=["sample", "attack"], how="left")
             lone = found["status"] != Status.BROKEN
             for sample, attack, status in found.loc[lone, ["sample", "attack", "status"]].itertuples(index=False):
-                told = status if isinstance(status, str) else "nothing"
-                yield Mismatch(f"an adversarial example is stored; recorded is: {told}", sample, attack), False
+                entry = status if isinstance(status, str) else "nothing"
+                yield Mismatch(f"an adversarial example is stored; recorded is: {entry}", sample, attack), False
             found = found[~lone & found["exists"].eq(True)]
             if group.x.shape[1:] != self.images.x(np.arange(1)).shape[1:]:
                 yield Mismatch(f"{FILE} holds points of shape {group.x.shape[1:]}; the images have another"), False

@@ -165,6 +165,8 @@ def _notes(d: Decision) -> Iterator[str]:
             f"({100 * d.resolution / n:.1f} points; the allowed drop is {d.policy.max_drop:g}). Measure more images to "
             "find smaller drops."
         )
+    for text in dict.fromkeys(change.text for c in d.comparisons for change in c.changes if change.field == "code"):
+        yield f"The code that makes verdicts is not that of the baseline: {text}. `robbench baseline` writes a new one."
 
 
 def print_decision(d: Decision, console: Console | None = None) -> None:
