@@ -37,7 +37,7 @@ def main() -> None:
         begin = clock()
         run_here(run)
         taken = clock() - begin
-        rows = run.shards.rows()
+        rows = run.shards.collect_rows()
         attacked = int(rows["status"].isin([Status.BROKEN, Status.ROBUST]).sum())
         passes = int(rows["forwards"].sum() + rows["backwards"].sum())
         predicted = sum(s.forwards + s.backwards for s in p.stages)

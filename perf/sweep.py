@@ -34,8 +34,8 @@ from robbench.engine.engine import Rows
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import EvaluationRun
-from robbench.evaluation.scheduler import Reply, Task, spread
-from robbench.evaluation.worker import First, Job, Place
+from robbench.evaluation.scheduler import Reply, Task, schedule_runs
+from robbench.evaluation.worker import CleanReport, Job, Place
 from robbench.suite import load_suite
 
 ROUND = 0.1  # seconds for one pass of a full batch, about that of WRN-28-10 with 256 images on a GPU
@@ -60,7 +60,7 @@ class FakeWorkers:
         return time.process_time() - self.begin + self.offset
 
     @property
-    def free(self) -> bool:
+    def has_free_worker(self) -> bool:
         """Whether a worker can take another task."""
         return min(map(len, self.queues)) < 2
 
@@ -73,7 +73,7 @@ class FakeWorkers:
         worker = min(range(self.workers), key=lambda i: (len(self.queues[i]), self.idle_at[i]))
         job = self.jobs[task.run]
         batches = -(-len(task.positions) // job.lanes)
-        seconds = {"look": ROUND / 3 * batches, "end": 0.0}.get(task.kind, 0.0)
+        seconds = {"classify": ROUND / 3 * batches, "close": 0.0}.get(task.kind, 0.0)
         if task.kind == "attack":
             seconds = ROUND * batches * job.stages[task.stage].passes
             self.tasks += 1
@@ -86,7 +86,7 @@ class FakeWorkers:
 
     def close(self, run: int) -> int:
         """Submit the task that removes a job."""
-        self.submit(Task(run, "end"))
+        self.submit(Task(run, "close"))
         return 1
 
     def wait(self) -> list[tuple[Task, Reply]]:
@@ -98,13 +98,15 @@ class FakeWorkers:
 
     def reply(self, task: Task) -> Reply:
         """Invent the reply to a task."""
-        if task.kind == "end":
+        if task.kind == "close":
             del self.jobs[task.run]
             return Reply()
         job, n = self.jobs[task.run], len(task.positions)
         y, sample = job.images.y[task.positions].numpy(), job.images.index[task.positions]
-        if task.kind == "look":
-            return Reply(first=First(np.where(sample % 10 == 0, (y + 1) % 10, y), {}, ROUND, Place("none", {}, {})))
+        if task.kind == "classify":
+            return Reply(
+                clean_report=CleanReport(np.where(sample % 10 == 0, (y + 1) % 10, y), {}, ROUND, Place("none", {}, {}))
+            )
         broken = (sample * 7919 + 31 * task.stage) % 100 < 100 * self.share
         none = np.zeros(n, np.int64)
         rows = Rows(
@@ -165,7 +167,7 @@ def measure(models: int, samples: int, suite: str, workers: int, lanes: int, sha
     """Run one sweep in this process."""
     wall, pool, view = time.perf_counter(), FakeWorkers(workers, share), MemoryView()
     with tempfile.TemporaryDirectory(prefix="robbench-sweep-") as folder:
-        outcomes = spread(make_runs(models, samples, suite, Path(folder), lanes), pool, view)
+        outcomes = schedule_runs(make_runs(models, samples, suite, Path(folder), lanes), pool, view)
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome

@@ -22,10 +22,10 @@ from robbench.data.sets import load
 from robbench.evaluation import ray_cluster, scheduler
 from robbench.evaluation.flow import Flow
 from robbench.evaluation.ray_actor import Actor
-from robbench.evaluation.ray_cluster import evaluate_all, open_runs
+from robbench.evaluation.ray_cluster import evaluate_all, make_factories
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import evaluate
-from robbench.evaluation.scheduler import Reply, spread
+from robbench.evaluation.scheduler import Reply, schedule_runs
 from robbench.suite import load_suite
 from support import TESTS
 from support.cluster import View
@@ -44,7 +44,7 @@ class Nearby:
         self.jobs, self.actors, self.sent, self.done, self.most = {}, {}, [], [], 0
 
     @property
-    def free(self):
+    def has_free_worker(self):
         return len(self.sent) < 2 * self.workers
 
     def add(self, number, job):
@@ -56,7 +56,7 @@ class Nearby:
 
     def close(self, number):
         having = [i for i, actor in self.actors.items() if number in actor.workers]
-        self.sent += [(i, scheduler.Task(number, "end")) for i in having]
+        self.sent += [(i, scheduler.Task(number, "close")) for i in having]
         return len(having)
 
     def wait(self):
@@ -65,15 +65,15 @@ class Nearby:
         assert len(self.done) < 2000, "the same task again and again"
         if self.lose and len(self.done) % self.lose == 0:
             self.actors.pop(worker, None)
-            return [(task, Reply(lost="killed"))]
+            return [(task, Reply(lost_reason="killed"))]
         actor = self.actors.setdefault(worker, Actor(1, "cpu"))
-        actor.fetch = lambda digest, parts: dataclasses.replace(pickle.loads(parts[0]), images=parts[1])
-        return [(task, actor.do(task, "", self.jobs[task.run]))]
+        actor.fetch_job = lambda digest, parts: dataclasses.replace(pickle.loads(parts[0]), images=parts[1])
+        return [(task, actor.do_task(task, "", self.jobs[task.run]))]
 
 
 def nearby(calls, pool, view=None):
     requests = [RunRequest.of(**call) for call in calls]
-    return spread(open_runs(requests, View(), torch.device("cpu")), pool, view or View())
+    return schedule_runs(make_factories(requests, View(), torch.device("cpu")), pool, view or View())
 
 
 @pytest.mark.parametrize("mode", ["full", "cascade", "challenge"])
@@ -208,8 +208,8 @@ def test_a_model_that_fails_is_told_with_its_samples_and_holds_up_no_other(tmp_p
     ]
     view, pool = View(), Nearby()
     pool.batches = 3  # tasks of several batches, of which a late one may fail
-    replies, real = [], scheduler._Spread.take
-    monkeypatch.setattr(scheduler._Spread, "take", lambda s, t, r: (replies.append((t, r)), real(s, t, r)))
+    replies, real = [], scheduler._Scheduler.handle_reply
+    monkeypatch.setattr(scheduler._Scheduler, "handle_reply", lambda s, t, r: (replies.append((t, r)), real(s, t, r)))
     outcomes = nearby(calls, pool, view)
     assert isinstance(outcomes[0], ModelError) and outcomes[1].n == 40
     told = re.search(r"too bright \(while attacking .*: it fails on samples? ([\d, ]+)\)", str(outcomes[0]))
@@ -289,7 +289,7 @@ def ray():
     pytest.importorskip("ray")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, at import and start
-        with ray_cluster.cluster("local", 2, 1, "cpu", print) as pool:
+        with ray_cluster.open_pool("local", 2, 1, "cpu", print) as pool:
             import ray
 
             pool.stop()  # every test has workers of its own
@@ -304,18 +304,18 @@ CALLS = [
 
 
 def test_workers_of_ray_make_the_same_bytes_and_one_that_is_killed_costs_its_task(tmp_path, ray, monkeypatch):
-    pools, taken, real = [], [], scheduler._Spread.take
+    pools, taken, real = [], [], scheduler._Scheduler.handle_reply
 
-    def kept(openings, pool, view):
+    def kept(factories, pool, reporter):
         pools.append(pool)
-        return spread(openings, pool, view)
+        return schedule_runs(factories, pool, reporter)
 
-    monkeypatch.setattr(ray_cluster, "spread", kept)
-    monkeypatch.setattr(scheduler._Spread, "take", lambda s, t, r: (taken.append((t, r)), real(s, t, r)))
+    monkeypatch.setattr(ray_cluster, "schedule_runs", kept)
+    monkeypatch.setattr(scheduler._Scheduler, "handle_reply", lambda s, t, r: (taken.append((t, r)), real(s, t, r)))
     killed = []
 
     def kill(done):
-        working = [hand.pid for hand in pools[0].hands if hand.pid and hand.tasks]
+        working = [handle.pid for handle in pools[0].handles if handle.pid and handle.tasks]
         if done > 60 and working and not killed:
             killed.append(working[0])
             os.kill(killed[0], signal.SIGKILL)
@@ -326,9 +326,9 @@ def test_workers_of_ray_make_the_same_bytes_and_one_that_is_killed_costs_its_tas
     for call in CALLS:
         evaluate(**call, results=tmp_path / "whole")
     assert files(tmp_path / "r") == files(tmp_path / "whole")
-    lost = [(t, r) for t, r in taken if r.lost]
-    assert lost and sum(r.begun for _, r in lost) == 1, "of the tasks that it had, one was begun"
-    done = [(t.run, t.stage, int(i)) for t, r in taken if t.kind == "attack" and not r.lost for i in t.at]
+    lost = [(t, r) for t, r in taken if r.lost_reason]
+    assert lost and sum(r.has_begun for _, r in lost) == 1, "of the tasks that it had, one was begun"
+    done = [(t.run, t.stage, int(i)) for t, r in taken if t.kind == "attack" and not r.lost_reason for i in t.at]
     assert len(done) == len(set(done)), "no record was computed twice but those of that task"
 
 

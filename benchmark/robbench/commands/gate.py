@@ -160,7 +160,7 @@ def check_baseline(
         with _measure_into(results, device, lanes, data_dir, models, False) as (options, reporter):
 
             def measure_first(entry: BaselineEntry, n: int) -> BaselineEntry:
-                spec = givens[entry.name].spec()
+                spec = givens[entry.name].make_spec()
                 return measure_entry_again(entry, options, reporter, spec=spec, n=n, seed=seed)
 
             decision = run_gate_check([entry for entry, _ in wanted], measure_first, policy, sequential)

@@ -103,7 +103,7 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict
     requests = []
     for about in waiting:  # one that cannot go on holds up no other
         try:
-            requests.append(RunRequest.again(about, place))
+            requests.append(RunRequest.from_description(about, place))
         except RobbenchError as error:
             print(f"robbench: {error}", file=sys.stderr)
     ended = run_all(requests, ray, alone=False) if requests else []

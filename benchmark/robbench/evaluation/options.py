@@ -1,4 +1,4 @@
-"""What a run may ask for beyond model and suite, checked before anything is loaded. Imports no torch."""
+"""The options of a run: everything except model and suite, checked before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["OptionFields", "Options", "OtherFields", "check_names"]
 
 
 class OtherFields(TypedDict, total=False):
-    """The fields of `Options` but eps, for functions that take several radii."""
+    """The fields of `Options` without eps, for functions that take several radii."""
 
     norm: str | None
     samples: int | None
@@ -47,32 +47,32 @@ class OptionFields(OtherFields, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a run may ask for beyond model and suite.
+    """The options of a run: everything except model and suite.
 
     Attributes:
-        norm: overrides the suite's norm; goes with eps.
-        eps: overrides the suite's radius ("8/255", 0.3), in [0, 1] pixel units.
-        samples: the first N in official order; None means all.
-        sample_seed: draw the N samples at random with this seed instead.
+        norm: replaces the suite's norm. It needs eps.
+        eps: replaces the suite's radius ("8/255", 0.3), in [0, 1] pixel units.
+        samples: number of samples, the first ones in official order; None means all.
+        sample_seed: draw the samples at random with this seed instead; None means official order.
         seed: seed of the attacks' random numbers.
-        lanes: batch width; None chooses by image size and device.
-        gradients: "bfloat16" computes gradients, and the logits that come with them, in bfloat16, which is faster where
-            the hardware has it. What is judged stays in the precision of the images.
+        lanes: batch width; None means that image size and device choose it.
+        gradients: "bfloat16" computes gradients, and the logits of the same pass, in bfloat16. This is faster on
+            hardware that supports bfloat16. The judge computes logits in the precision of the images.
         fast_layers: on a CPU, replace layers whose gradient torch computes slowly (`classifier.fast_layers`). The
-            environment of the result lists the replaced layers. They are no part of the run's identity.
-        one_by_one: give the model each image in a batch of its own. A model whose answer to an image depends on the
-            rest of the batch is refused otherwise.
-        device: auto, cpu, cuda or cuda:i; a torch.device becomes its name.
-        data_dir: where the data sets are; None means ROBBENCH_DATA.
-        models: further model registries.
-        results: results tree; None keeps nothing on disk.
-        overwrite: replace a stored result of a different run instead of refusing.
-        save_adversarials: store the adversarial example of every break too, beside the result. It is not part of what
-            was measured: a run goes on with it or without, and keeps saving once it has begun.
-        wait: where another process works on the same result, wait for it instead of refusing.
+            environment of the result lists the replaced layers. They are not part of the run's identity.
+        one_by_one: give the model each image in a batch of its own. Without it, a model whose answer to an image
+            depends on the rest of the batch is an error.
+        device: auto, cpu, cuda or cuda:i. A torch.device is replaced by its name.
+        data_dir: folder of the data sets; None means the environment variable ROBBENCH_DATA.
+        models: folders of further model registries.
+        results: folder of the results tree; None stores nothing on disk.
+        overwrite: replace the stored result of a different run. Otherwise it is an error.
+        save_adversarials: also store the adversarial example of every break. This option is not part of the run's
+            identity: a later call may change it. A run that has stored adversarial examples always stores them.
+        wait: wait while another process works on the same result. Otherwise it is an error.
 
     Raises:
-        RobbenchError: a field has the wrong type or value, or two of them do not go together.
+        RobbenchError: a field has the wrong type or value, or a field needs another one.
     """
 
     norm: str | None = None
@@ -93,30 +93,32 @@ class Options:
     wait: bool = False
 
     def __post_init__(self) -> None:
-        """Check every field, and bring it to its own type."""
+        """Check every field, and convert it to its type."""
         for name, read in _READERS.items():
             object.__setattr__(self, name, read(name, getattr(self, name)))
         if self.norm is not None and self.eps is None:
-            raise SuiteError(f"--norm {self.norm} given without --eps: a radius of one norm means nothing in another.")
+            raise SuiteError(
+                f"--norm {self.norm} given without --eps. The suite's radius belongs to its own norm. Give --eps too."
+            )
         if self.norm is not None and self.eps is not None:
             try:
                 parse_threat(self.norm, self.eps)
             except ValueError as error:
                 raise SuiteError(str(error)) from None
         if self.save_adversarials and self.results is None:
-            raise RobbenchError("save_adversarials given without results: say where to (results=DIR).")
+            raise RobbenchError("save_adversarials given without results. Give a folder for the results: results=DIR.")
 
     @classmethod
     def take(cls, given: Mapping[str, Any]) -> Options:
-        """Make options of the fields among these keyword arguments that belong to them."""
+        """Make options from keyword arguments. Arguments that are no option are ignored."""
         return cls(**{key: given[key] for key in OptionFields.__annotations__ if key in given})
 
 
 def check_names(given: Collection[str], *allowed: type) -> None:
-    """Refuse keyword arguments that none of these typed dictionaries has.
+    """Check that every keyword argument is a key of one of the typed dictionaries.
 
     Raises:
-        RobbenchError: the first unknown name, with the known names that are close to it.
+        RobbenchError: a name is unknown. The message holds it, and similar known names.
     """
     known = [name for fields in allowed for name in fields.__annotations__]
     for name in given:
@@ -149,7 +151,7 @@ def _read_eps(name: str, value: Any) -> str | float | None:
     if isinstance(value, Rational) and not isinstance(value, bool):
         value = str(value)
     elif isinstance(value, Real) and not isinstance(value, bool):
-        value = float(str(value))  # the decimal that it prints as, of a numpy number too
+        value = float(str(value))  # as printed: float32(0.3) gives 0.3, not 0.30000001192092896
     if value is not None and not isinstance(value, str | float):
         raise RobbenchError(f'{name}: {value!r} given; allowed: one radius, such as "8/255" or 0.3, or None.')
     try:

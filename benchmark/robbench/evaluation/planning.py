@@ -165,7 +165,7 @@ def plan(
 
 def _scaled(run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> ModelPlan:
     """Scale what the pilot cost to all images of the run."""
-    n, count, tried = len(run.index), len(trial.index), trial.shards.rows()
+    n, count, tried = len(run.index), len(trial.index), trial.shards.collect_rows()
     rows, source = _records(run)
     if rows["sample"].nunique() < count:
         rows, source = tried, f"a pilot on {count} images"
@@ -193,7 +193,7 @@ def _scaled(run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> Mode
 
 def _seconds(stage: ReadyStage, forwards: float, run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> float:
     """Return seconds of a stage: those of the pilot, and for each further pass its share of a full batch."""
-    rows, spent = trial.shards.rows(), watch.seconds[stage.name]
+    rows, spent = trial.shards.collect_rows(), watch.seconds[stage.name]
     tried = int(rows.loc[rows["attack"] == stage.name, "forwards"].sum())
     if isinstance(stage.attack, Peer):  # it attacks whole batches, whichever of their images are asked for
         batches = [len(np.unique(r.index // stage.attack.batch)) for r in (run, trial)]

@@ -1,4 +1,4 @@
-"""What runs on a worker of a Ray cluster."""
+"""The actor: the process of a worker on a Ray cluster. It computes tasks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from robbench.evaluation.inputs import Images
 from robbench.evaluation.scheduler import Reply, Task
 from robbench.evaluation.worker import Job, Worker
 
-__all__ = ["Actor", "first_line", "import_ray"]
+__all__ = ["Actor", "get_first_line", "import_ray"]
 
 
 class Actor:
-    """What runs on a worker: jobs by number, of parts that are fetched once."""
+    """Computes tasks on one device. It keeps the jobs and the images that it has fetched.
+
+    Args:
+        threads: CPU threads.
+        device: the device, such as `cuda:0`.
+    """
 
     def __init__(self, threads: int, device: str) -> None:
         keep_freed_memory()
@@ -32,23 +37,29 @@ class Actor:
         self.images: dict[str, Images] = {}
         self.workers: dict[int, Worker] = {}
 
-    def about(self) -> dict[str, Any]:
-        """Say what it runs on."""
+    def describe(self) -> dict[str, Any]:
+        """Return the versions, the host name and the process id."""
         return {"versions": versions(), "host": socket.gethostname(), "pid": os.getpid()}
 
-    def do(self, task: Task, digest: str, parts: Sequence[Any]) -> Reply:
-        """Do a task; `parts` refer to the images of that digest and to the rest of the job."""
+    def do_task(self, task: Task, digest: str, parts: Sequence[Any]) -> Reply:
+        """Compute a task.
+
+        Args:
+            task: the task.
+            digest: digest of the images.
+            parts: references to the images, and to the pickled job without its images.
+        """
         reply = Reply()
         try:
-            if task.kind == "end":
+            if task.kind == "close":
                 worker = self.workers.pop(task.run, None)
                 reply.flags = worker.end() if worker else {}
                 return reply
             if task.run not in self.workers:
-                self.workers[task.run] = Worker(self.fetch(digest, parts))
+                self.workers[task.run] = Worker(self.fetch_job(digest, parts))
             worker = self.workers[task.run]
-            if task.kind == "look":
-                reply.first = worker.look(task.positions)
+            if task.kind == "classify":
+                reply.clean_report = worker.look(task.positions)
                 return reply
             worker.deterministic = task.deterministic
             try:
@@ -56,11 +67,15 @@ class Actor:
             finally:
                 reply.points = worker.points(exact=sys.exc_info()[0] is not None)
         except RobbenchError as error:
-            reply.error = type(error)(*error.args)  # without its traceback, which holds the model
+            reply.error = type(error)(*error.args)  # a copy without the traceback, which would hold the model
         return reply
 
-    def fetch(self, digest: str, parts: Sequence[Any]) -> Job:
-        """Get a job from this node's store; the images are kept for the next one."""
+    def fetch_job(self, digest: str, parts: Sequence[Any]) -> Job:
+        """Get a job from the store of this node. Keep the images for the next job.
+
+        Raises:
+            ModelError: the job holds code that cannot be imported here.
+        """
         ray = import_ray()
         if digest not in self.images:
             self.images = {digest: ray.get(parts[0])}
@@ -75,10 +90,10 @@ class Actor:
 
 
 def import_ray() -> Any:
-    """Import Ray, which annotates half of what is used here."""
+    """Import Ray without its types, because they cover only a part of the functions used here."""
     return importlib.import_module("ray")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind."""
+def get_first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, or its class if there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

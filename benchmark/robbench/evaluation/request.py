@@ -1,4 +1,4 @@
-"""One model, one suite and options, as a user asks for them: what a run is made of. Imports no torch."""
+"""The request for a run: model, suite and options, as the user gives them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class RunFields(SpecFields, OptionFields, total=False):
 
 @dataclass(frozen=True, eq=False)
 class RunRequest:
-    """A run that is asked for.
+    """The request for one run.
 
     Attributes:
         spec: the model and its images.
         suite: a suite's name, the path of a suite file, a list of attacks, or a suite.
-        options: everything else.
-        expected: the identity that the run must have; a run with another one is refused.
+        options: all other options.
+        expected: the identity that the run must have; None allows every identity. `EvaluationRun.open` refuses a run
+            with another identity.
     """
 
     spec: ModelSpec
@@ -47,7 +48,7 @@ class RunRequest:
         suite: str | Path | Suite | Sequence[Attack] = "whitebox",
         **fields: Unpack[RunFields],
     ) -> Self:
-        """Make a request of the arguments of `evaluate`.
+        """Make a request from the arguments of `evaluate`.
 
         Raises:
             RobbenchError: a name is unknown, or a value is not allowed.
@@ -56,14 +57,25 @@ class RunRequest:
         return cls(ModelSpec.take(model, fields), suite, Options.take(fields))
 
     @classmethod
-    def again(cls, about: Description, place: Mapping[str, Any]) -> Self:
-        """Ask again for a run that was begun; `place` holds the options that a description leaves open."""
+    def from_description(cls, about: Description, place: Mapping[str, Any]) -> Self:
+        """Make the request that resumes a run.
+
+        Args:
+            about: the description of the run (run.json).
+            place: the options that the description does not hold: `results`, `device` and `wait`.
+
+        Raises:
+            RobbenchError: a value is not allowed.
+        """
         asked = about.as_arguments() | dict(place)
         spec = ModelSpec.take(asked["model"], asked)
         return cls(spec, about.suite, Options.take(asked), about.identity)
 
     def describe(self) -> dict[str, Any]:
-        """Put down what was asked for; `n`, `stages`, `date` and `identity` come to it when the run begins."""
+        """Return the fields of run.json that the request determines.
+
+        The run itself adds `n`, `stages`, `date` and `identity` when it begins.
+        """
         spec, options = self.spec, self.options
         asked = spec.model if isinstance(spec.model, str) else None
         if asked is not None and asked.startswith("file:"):

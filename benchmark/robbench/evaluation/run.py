@@ -1,4 +1,4 @@
-"""One model × one suite → one result: the run, its records, and how it resumes."""
+"""A run: computes the records of one suite on one model, stores and resumes them, and makes the result."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.progress import Reporter, Silent
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.setup import Setup
-from robbench.evaluation.shards import NOTHING, Shards, ordered
+from robbench.evaluation.shards import NOT_ATTACKED, Shards, order_rows
 from robbench.evaluation.stages import ReadyStage
-from robbench.evaluation.worker import First, Job, Place, Worker
+from robbench.evaluation.worker import CleanReport, Job, Place, Worker
 from robbench.results.adversarials import Points
 from robbench.results.locking import lock_result
 from robbench.results.schema import ResultFile, read_result
@@ -39,6 +39,13 @@ from robbench.results.summary import MEASURED_FLAGS
 from robbench.suite import Suite, SuiteSource, load_suite
 
 __all__ = ["EvaluationRun", "Reporter", "Silent", "evaluate", "make_run", "run_here"]
+
+
+_FOUND_BY_EVERY_RUN = {
+    "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "gradient_mode", "log_probabilities", "nonfinite_clean",
+    "probabilities", "randomized", "rounded_outputs", *MEASURED_FLAGS,
+}  # fmt: skip
+"""Flags that every run looks for again, so that those of an earlier run do not count."""
 
 
 def evaluate(
@@ -55,16 +62,16 @@ def evaluate(
             `timm:NAME`, `robustbench:NAME`, `package.module:function`; see docs/models.md), or any module in eval mode
             that maps images [N, C, H, W] in [0, 1] to logits [N, K].
         suite: a suite's name, the path of a suite file, or a list of attacks: `[PGD(steps=40)]`.
-        reporter: hears of progress.
-        **fields: x, y, dataset, name, architecture, mean and std say more about the model (`models.spec.ModelSpec`).
-            norm, eps, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, device, data_dir, models,
-            results, overwrite, save_adversarials and wait say more about the run (`evaluation.options.Options`).
+        reporter: gets messages about the progress.
+        **fields: x, y, dataset, name, architecture, mean and std describe the model (`models.spec.ModelSpec`). norm,
+            eps, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, device, data_dir, models,
+            results, overwrite, save_adversarials and wait describe the run (`evaluation.options.Options`).
 
     Returns:
-        The result, as it is stored in result.json.
+        The result. result.json stores the same content.
 
     Raises:
-        RobbenchError: the model, the data or the options do not allow an honest number; the sentence says why.
+        RobbenchError: the model, the data or the options do not allow an honest measurement. The message says why.
     """
     return run_here(make_run(RunRequest.of(model, suite, **fields), reporter or Silent()))
 
@@ -72,7 +79,7 @@ def evaluate(
 def make_run(
     request: RunRequest, reporter: Reporter | None = None, device: torch.device | None = None
 ) -> EvaluationRun:
-    """Load what a run needs; `device` is where its workers are, if not here."""
+    """Load the model, the images and the suite of a run. `device`: see `EvaluationRun`."""
     keep_freed_memory()
     suite = load_suite(request.suite)
     target, images = resolve(request.spec, request.options)
@@ -80,11 +87,11 @@ def make_run(
 
 
 def run_here(run: EvaluationRun) -> ResultFile:
-    """Do a run in this process, stage by stage."""
+    """Compute a run in this process, one stage after the other."""
     with run:
         if (known := run.open()) is not None:
             return known
-        worker = Worker(run.job())
+        worker = Worker(run.make_job())
         run.begin(worker.look(run.positions), worker.points)
         for k, stage in enumerate(run.stages):
             at = run.flow.take(k)
@@ -97,18 +104,24 @@ def run_here(run: EvaluationRun) -> ResultFile:
 
 
 class EvaluationRun(Setup):
-    """A setup and the records of it: everything about a run but asking the model.
+    """A setup and its records. A `Worker` calls the model; this class does everything else.
 
-    Within `with run:`, first `open`; unless that returns the result, a worker's look goes into `begin`, records of the
-    samples that `flow` hands out into `take`, and `finish` makes the result. Leaving keeps all records that came.
+    Use it in this order, inside `with run:`:
+
+    1. Call `open`. If it returns a result, the run is finished.
+    2. Classify the clean images (`Worker.look`), and pass the report to `begin`.
+    3. Take samples from `flow`, attack them (`Worker.attack`), and pass the records to `take`.
+    4. Call `finish`. It returns the result.
+
+    The end of the `with` block commits all records, also after an error.
 
     Args:
-        request: what was asked for.
+        request: what the user asked for.
         target: the model.
         images: the whole test set.
         suite: the attacks.
-        reporter: hears of progress.
-        device: where the workers are, if not where the target is.
+        reporter: gets messages about the progress.
+        device: device of the workers; None means the device of the target.
     """
 
     def __init__(
@@ -140,10 +153,10 @@ class EvaluationRun(Setup):
         self._context.__exit__(kind, error, trace)
 
     def open(self) -> ResultFile | None:
-        """Take the folder and see what is there; returns the result if nothing is missing.
+        """Lock the folder of the result, and read the known rows. Return the result if no record is missing.
 
         Raises:
-            ResultError: the folder holds something else, or another process works on it.
+            ResultError: the folder holds a different run, or another process works on it.
         """
         options, store = self.options, self.store
         if store is not None:
@@ -152,121 +165,117 @@ class EvaluationRun(Setup):
             lock = lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note)
             self._context.enter_context(lock)
         known = store.open(options.overwrite, self.reporter.note) if store else make_empty_rows()
-        self.before = read_result(store.result_path) if store and store.result_path.exists() else None
-        self.keep = bool(store and (options.save_adversarials or store.keeps_adversarials))
-        if store and self.keep:
-            known = self._forget(known, store)
-        self.lacking = np.array([~np.isin(self.index, self._samples(known, s)) for s in self.stages])
-        # A kill between the records and the summary of an extension leaves a summary of too few samples.
-        before = self.before
-        whole = before is not None and before.n == known.loc[self._complete(known), "sample"].nunique()
-        if before is not None and whole and not self.lacking.any():
-            # Nothing to compute: hardware, date and flags stay those of the computation.
-            self.reporter.note(f"{self.title()}: known since {before.date[:10]}, nothing to compute.")
-            result = self.summarize(self.index, known, before.flags, self.place, self.date)
+        self.stored = read_result(store.result_path) if store and store.result_path.exists() else None
+        self.saves_adversarials = bool(store and (options.save_adversarials or store.keeps_adversarials))
+        if store and self.saves_adversarials:
+            known = self._drop_unstored_breaks(known, store)
+        self.lacking = np.array([~np.isin(self.index, self._select_samples(known, s)) for s in self.stages])
+        # A run can extend a stored result. A kill between its two writes leaves new records beside the old summary.
+        stored = self.stored
+        whole = stored is not None and stored.n == known.loc[self._find_complete(known), "sample"].nunique()
+        if stored is not None and whole and not self.lacking.any():
+            # Nothing is computed now, so the stored hardware, date and flags stay.
+            self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute.")
+            result = self.summarize(self.index, known, stored.flags, self.place, self.date)
             kept = ("hardware", "versions", "environment", "date", "lanes", "flags")
-            return result.model_copy(update={k: getattr(before, k) for k in kept})
+            return result.model_copy(update={k: getattr(stored, k) for k in kept})
         if store is not None:
             store.begin(
                 {**self.request.describe(), "n": len(self.positions), "stages": len(self.stages), "date": self.date}
             )
-        self._known = known
+        self._known_rows = known
         return None
 
-    def job(self) -> Job:
-        """Put together what a worker needs."""
-        keep = self.store.run_id if self.store and self.keep else None
+    def make_job(self) -> Job:
+        """Return what a worker needs to compute this run."""
+        keep = self.store.run_id if self.store and self.saves_adversarials else None
         ball = Ball.of(self.threat)
         return Job(self.target, self.stages, self.images, ball, self.suite.judge, self.lanes, self.coarse, keep)
 
     def forget_model(self) -> None:
-        """Let go of the model once the workers have it: many runs may be under way."""
+        """Free the memory of the model after the workers have it. Many runs can be open at the same time."""
         self.target = replace(self.target, module=nn.Identity())
 
-    def begin(self, first: First, points: Callable[[bool], list[Points]], workers: int = 1) -> None:
-        """Take what the model answers to the clean images; from now on `flow` hands out samples.
+    def begin(self, report: CleanReport, take_points: Callable[[bool], list[Points]], workers: int = 1) -> None:
+        """Record the misclassified samples, and make the `flow` of the others.
 
         Args:
-            first: a worker's look.
-            points: hands over the adversarial examples that came since the last time (`Worker.points`).
-            workers: how many share the work.
+            report: a worker's report on the clean images.
+            take_points: returns the adversarial examples that were found since its last call (`Worker.points`).
+            workers: number of workers.
         """
-        label, known = self.images.y[self.positions].numpy(), self._known
-        self.shards = self._context.enter_context(Shards(self.store, known, points))
-        correct = first.prediction == label
-        self.place, self._prediction = first.place, first.prediction
-        self._flags = self._noticed(self.before) | dict(self.images.flags) | first.flags
+        label, known = self.images.y[self.positions].numpy(), self._known_rows
+        self.shards = self._context.enter_context(Shards(self.store, known, take_points))
+        correct = report.prediction == label
+        self.place, self._prediction = report.place, report.prediction
+        self._flags = self._keep_old_flags(self.stored) | dict(self.images.flags) | report.flags
         seconds = 0.0
-        if not math.isnan(first.seconds):
+        if not math.isnan(report.seconds):
             batches = -(-(self.lacking & correct).sum(1) // self.lanes)
-            seconds = float(sum(first.seconds * b * s.passes for b, s in zip(batches, self.stages, strict=True)))
-        for note in first.notes:
+            seconds = float(sum(report.seconds * b * s.passes for b, s in zip(batches, self.stages, strict=True)))
+        for note in report.notes:
             self.reporter.note(f"{self.title()}: {note}")
         names, device = [s.name for s in self.stages], str(self.target.device)
         self.reporter.plan(self.title(), names, len(label), int(correct.sum()), seconds / workers, device)
         for k in range(len(self.stages)):
-            self._idle(Status.MISCLASSIFIED, k, np.flatnonzero(self.lacking[k] & ~correct))
+            self._record_not_attacked(Status.MISCLASSIFIED, k, np.flatnonzero(self.lacking[k] & ~correct))
         broken = known[known["status"] == Status.BROKEN]
-        broke = np.array([np.isin(self.index, self._samples(broken, s)) for s in self.stages])
-        skip = functools.partial(self._idle, Status.SKIPPED)
+        broke = np.array([np.isin(self.index, self._select_samples(broken, s)) for s in self.stages])
+        skip = functools.partial(self._record_not_attacked, Status.SKIPPED)
         self.flow = Flow(self.suite.mode, self.lacking, broke, correct, skip)
 
-    def _idle(self, status: Status, k: int, at: NDArray[np.int64]) -> None:
-        """Record samples that a stage has nothing to do for."""
+    def _record_not_attacked(self, status: Status, k: int, at: NDArray[np.int64]) -> None:
+        """Record samples that stage k does not attack."""
         label = self.images.y[self.positions[at]].numpy()
         rows = {"sample": self.index[at], "label": label, "prediction": self._prediction[at]}
-        self.shards.add(self.stages[k].name, status.value, {**NOTHING, **rows})
+        self.shards.add(self.stages[k].name, status.value, {**NOT_ATTACKED, **rows})
 
     def take(self, k: int, rows: Rows) -> None:
-        """Take records of stage k as they finish."""
+        """Add records of stage k."""
         self.flow.broke[k] |= np.isin(self.index, rows.sample[rows.broken])
         status = np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value)
         self.shards.add(self.stages[k].name, status, vars(rows))
         self.reporter.progress(self.stages[k].name, len(rows.sample), int(rows.broken.sum()))
 
     def narrow(self, k: int, width: int, reason: str) -> None:
-        """Hear that memory ran out at stage k: the width that is left, and what the allocator said."""
+        """Store the smaller batch width after the memory ran out at stage k. `reason` is the allocator's message."""
         self.lanes = min(self.lanes, width)
         self.reporter.note(f"{self.stages[k].name}: out of memory ({reason}); going on with {width} lanes.")
 
     def finish(self, flags: dict[str, str]) -> ResultFile:
-        """Store the result, and return it for the samples that were asked for; `flags` are those of `Worker.end`."""
+        """Store the result of all known samples. Return the result of the samples of this run.
+
+        Args:
+            flags: the flags that `Worker.end` returned.
+        """
         self.shards.flush()
         flags = self._flags | flags
-        rows = self.shards.rows()
+        rows = self.shards.collect_rows()
         if self.store is not None:
-            complete = self._complete(rows)
+            complete = self._find_complete(rows)
             order = self.order_samples(rows.loc[complete, "sample"].unique())
-            merged = ordered(rows[complete], order, [s.name for s in self.stages])
+            merged = order_rows(rows[complete], order, [s.name for s in self.stages])
             result = self.summarize(order, merged, flags, self.place, self.date)
-            self.store.finish(merged, result, leftover=rows[~complete], keep=self.keep)
+            self.store.finish(merged, result, leftover=rows[~complete], keep=self.saves_adversarials)
             if np.array_equal(order, self.index):
                 return result
         return self.summarize(self.index, rows, flags, self.place, self.date)
 
     @staticmethod
-    def _samples(rows: pd.DataFrame, stage: ReadyStage) -> NDArray[np.int64]:
+    def _select_samples(rows: pd.DataFrame, stage: ReadyStage) -> NDArray[np.int64]:
         found: NDArray[np.int64] = rows.loc[rows["attack"] == stage.name, "sample"].to_numpy()
         return found
 
     @staticmethod
-    def _noticed(before: ResultFile | None) -> dict[str, str]:
-        """Take over what earlier runs noticed about the model and this one may not meet again."""
-        passing = {
-            "randomized",
-            "probabilities",
-            "nonfinite_clean",
-            "bfloat16",
-            "batch_dependent",
-            "gradient_mode",
-            *MEASURED_FLAGS,
-        }
-        return {} if before is None else {k: v for k, v in before.flags.items() if k not in passing}
+    def _keep_old_flags(stored: ResultFile | None) -> dict[str, str]:
+        """Return the flags of the stored result that this run may not find again."""
+        return {} if stored is None else {k: v for k, v in stored.flags.items() if k not in _FOUND_BY_EVERY_RUN}
 
-    def _forget(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
-        """Drop breaks that were found before adversarial examples were kept, so that they are computed again.
+    def _drop_unstored_breaks(self, known: pd.DataFrame, store: RunStore) -> pd.DataFrame:
+        """Drop the known breaks that have no stored adversarial example. The run then computes them again.
 
-        Only among the samples that were asked for. In a cascade, what later stages skipped is decided again with them.
+        Only rows of the samples of this run are dropped. If later stages skipped such a sample, their rows are
+        dropped too, and the run decides again whether these stages skip the sample.
         """
         asked = known["sample"].isin(self.index)
         lacking = asked & store.find_unstored_breaks(known)
@@ -278,7 +287,7 @@ class EvaluationRun(Setup):
         skipped = (known["status"] == Status.SKIPPED) & known["sample"].isin(known.loc[lacking, "sample"])
         return known[~(lacking | skipped)]
 
-    def _complete(self, rows: pd.DataFrame) -> pd.Series[bool]:
-        """Tell which rows are of samples that every stage has a record of."""
+    def _find_complete(self, rows: pd.DataFrame) -> pd.Series[bool]:
+        """Return a mask of the rows whose sample has a row of every stage."""
         stages = rows.groupby("sample").size()
         return rows["sample"].isin(stages.index[stages == len(self.stages)])

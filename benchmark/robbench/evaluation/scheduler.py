@@ -1,8 +1,9 @@
-"""Many runs over many workers: which task comes next, and what becomes of its records.
+"""The scheduler: divides many runs into tasks, gives the tasks to workers, and collects the records.
 
-A task is (model, stage, samples). Records do not depend on which samples share a task, so a task is cut from whatever
-waits for its stage: full batches first, then the next model, and what is left only where a worker would be idle. A
-sample comes to a stage as soon as the stages before have records of it. Records are committed here, by `EvaluationRun`.
+A task is a stage of a run on some samples. The samples of a task do not change the records, so a task can hold any
+samples that wait for the stage. A sample waits for a stage when the stages before have its records. The scheduler first
+submits tasks of full size, then opens further runs. It submits smaller tasks only if a worker would be idle. Workers
+write no files. `EvaluationRun` commits the records in this process.
 """
 
 from __future__ import annotations
@@ -21,30 +22,31 @@ from robbench.core.errors import RobbenchError
 from robbench.engine.engine import Rows
 from robbench.evaluation.peers import Peer
 from robbench.evaluation.run import EvaluationRun
-from robbench.evaluation.worker import First, Job
+from robbench.evaluation.worker import CleanReport, Job
 from robbench.results.adversarials import Points, merge
 from robbench.results.schema import ResultFile
 
-__all__ = ["Outcome", "Pool", "Reply", "Task", "View", "spread"]
+__all__ = ["Outcome", "Pool", "Reply", "RunsReporter", "Task", "schedule_runs"]
 
-_SECONDS = (
-    10.0  # that a task takes if nothing breaks: what a lost worker costs at most, and far above what it costs here
-)
-_LOSSES = 3  # workers that a task may lose before it is given up
+# Computing time of a task if no sample breaks. The loss of a worker wastes about this time. The driver works far less
+# than this on a task, so longer tasks would not save time.
+_TASK_SECONDS = 10.0
+_MOST_LOSSES = 3  # a run fails after one of its tasks lost this many workers
 Outcome = ResultFile | RobbenchError
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a worker is asked to do.
+    """One piece of work for a worker.
 
     Attributes:
         run: number of the run.
-        kind: "look" at the clean images, "attack" them, or "end": look at the model again and let it go.
-        at: positions among the samples of the run, [n].
-        positions: positions in the test set, [n].
-        stage: which, for an attack.
-        deterministic: whether the model answers the same thing twice.
+        kind: "classify" the clean images, "attack" images, or "close" the run: check whether the model has changed, and
+            remove it from the worker.
+        at: positions of the samples in the run, [n].
+        positions: positions of the same samples in the test set, [n].
+        stage: number of the stage, for an attack.
+        deterministic: whether the model gives the same logits for the same images.
     """
 
     run: int
@@ -57,231 +59,244 @@ class Task:
 
 @dataclass(eq=False)
 class Reply:
-    """What came of a task.
+    """The reply of a worker to a task.
 
     Attributes:
-        first: of a look.
-        rows: of an attack.
-        points: adversarial examples of those rows.
-        narrowed: widths to go on with after memory ran out, and why.
-        flags: of an end.
-        error: what the model did; records made before it are in `rows`.
-        lost: why the worker is gone; the task is to be done again.
-        begun: whether the worker that is gone had begun the task.
+        clean_report: the report on the clean images. Only in the reply to a "classify" task.
+        rows: the records. Only in the reply to an "attack" task.
+        points: the adversarial examples of these records.
+        narrowed: (smaller batch width, message of the allocator), for each time that memory ran out.
+        flags: name of a problem -> sentence. Only in the reply to a "close" task.
+        error: the error that stopped the task. `rows` then holds the records made before it.
+        lost_reason: why the worker was lost; None if it was not lost.
+        has_begun: whether the lost worker had begun the task.
     """
 
-    first: First | None = None
+    clean_report: CleanReport | None = None
     rows: list[Rows] = field(default_factory=list)
     points: list[Points] = field(default_factory=list)
     narrowed: list[tuple[int, str]] = field(default_factory=list)
     flags: dict[str, str] = field(default_factory=dict)
     error: RobbenchError | None = None
-    lost: str | None = None
-    begun: bool = True
+    lost_reason: str | None = None
+    has_begun: bool = True
 
     def take(self, k: int, rows: Rows) -> None:
-        """Take records of an attack; the task says of which stage."""
+        """Store records of an attack. The task holds the stage, so k is not stored."""
         self.rows.append(rows)
 
     def narrow(self, k: int, width: int, reason: str) -> None:
-        """Hear that memory ran out."""
+        """Store the new batch width after the memory ran out."""
         self.narrowed.append((width, reason))
 
 
 class Pool(Protocol):
-    """Workers, and what is on its way to and from them."""
+    """The workers, their tasks and their replies."""
 
     workers: int
-    """How many there are."""
+    """Number of workers."""
     batches: int
-    """How many batches each of them has at once."""
+    """Number of batches that each worker computes at the same time."""
 
     @property
-    def free(self) -> bool:
-        """Whether a worker takes another task; a bounded number is in flight."""
+    def has_free_worker(self) -> bool:
+        """Whether a worker can take another task. The number of tasks per worker is limited."""
 
     def add(self, run: int, job: Job) -> None:
-        """Make a run's model and data ready to be sent.
+        """Prepare the model and the data of a run for sending.
 
         Raises:
-            RobbenchError: they cannot be.
+            RobbenchError: they cannot be sent.
         """
 
     def submit(self, task: Task) -> None:
         """Give a task to a worker."""
 
     def close(self, run: int) -> int:
-        """Ask every worker that has a run's model to end with it; returns how many replies will come."""
+        """Submit a "close" task to every worker that has the model of a run. Return the number of these tasks."""
 
     def wait(self) -> Iterable[tuple[Task, Reply]]:
-        """Wait until replies are there.
+        """Wait for replies.
 
         Raises:
             RobbenchError: no worker is left.
         """
 
 
-class View(Protocol):
-    """Hears how all runs together go."""
+class RunsReporter(Protocol):
+    """Gets messages about the progress of many runs. The command line shows them as one bar."""
 
     def note(self, text: str) -> None:
-        """Hear of something a user should know at once."""
+        """Called with a message that the user should see at once."""
 
     def update(self, finished: int, asked: int) -> None:
-        """Hear how many runs are finished, of how many."""
+        """Called when a run ends: number of finished runs, and number of all runs."""
 
     def progress(self, title: str, done: int, total: int) -> None:
-        """Hear how many records of a run under way are there; done == total when it ends."""
+        """Called when a run has new records: number of new records, and number at the end of the run."""
 
 
 @dataclass(eq=False)
-class _Open:
-    """A run under way."""
+class _OpenRun:
+    """A run that has been opened and not yet closed."""
 
-    number: int
+    number: int  # position in the argument of `schedule_runs`
     run: EvaluationRun
-    begun: bool = False
-    out: int = 0
-    closing: bool = False
-    error: RobbenchError | None = None
-    points: list[Points] = field(default_factory=list)
-    flags: dict[str, str] = field(default_factory=dict)
-    seconds: float = math.nan
+    is_classified: bool = False  # the clean images are classified
+    tasks_in_flight: int = 0  # submitted, without a reply
+    is_closing: bool = False  # the "close" tasks are submitted
+    error: RobbenchError | None = None  # the first error of a task
+    points: list[Points] = field(default_factory=list)  # not committed yet
+    flags: dict[str, str] = field(default_factory=dict)  # from the "close" tasks
+    pass_seconds: float = math.nan  # for one forward and backward pass of a full batch
     deterministic: bool = True
-    done: int = 0
-    total: int = 0
+    total: int = 0  # new records when the run ends
 
-    def hand_over(self, exact: bool) -> list[Points]:
-        """Hand over the adversarial examples that came since the last time, one group per number format."""
+    def take_points(self, exact: bool) -> list[Points]:
+        """Return the adversarial examples that came since the last call, one group per number format.
+
+        `exact` has no effect. The workers have already chosen the number format.
+        """
         points, self.points = self.points, []
         wanted = [pd.DataFrame({"sample": p.sample, "attack": p.attack}) for p in points]
         return merge(points, pd.concat(wanted, ignore_index=True)) if points else []
 
     @property
-    def over(self) -> bool:
-        """Whether nothing is left to hand out or to come."""
-        return not self.out and (self.error is not None or (self.begun and self.run.flow.is_over))
+    def is_over(self) -> bool:
+        """Whether the run has no task in flight and needs no further task."""
+        return not self.tasks_in_flight and (self.error is not None or (self.is_classified and self.run.flow.is_over))
 
 
-def spread(
-    openings: Sequence[Callable[[], EvaluationRun]], pool: Pool, view: View, most_open: int | None = None
+def schedule_runs(
+    factories: Sequence[Callable[[], EvaluationRun]], pool: Pool, reporter: RunsReporter, most_open: int | None = None
 ) -> list[Outcome]:
-    """Do runs on workers; one that fails holds up no other.
+    """Compute runs on workers. If a run fails, the other runs continue.
 
     Args:
-        openings: make the runs; each is called when its turn comes.
+        factories: functions that make the runs. Each is called when the scheduler opens its run.
         pool: the workers.
-        view: hears of progress.
-        most_open: runs under way at once; by default enough to give every worker one. Another is opened only when those
-            under way have no whole batch to hand out.
+        reporter: gets messages about the progress.
+        most_open: the largest number of runs that are open at the same time; None means two more than there are
+            workers. The scheduler opens another run only if the open runs have no task of full size.
 
     Returns:
-        For each its result, or why there is none.
+        For each run its result, or the error that stopped it.
 
     Raises:
-        RobbenchError: no worker is left, or records cannot be stored. What came before is kept.
+        RobbenchError: no worker is left, or records cannot be stored. Earlier records stay stored.
     """
-    return _Spread(openings, pool, view, most_open or 2 + pool.workers).go()
+    return _Scheduler(factories, pool, reporter, most_open or 2 + pool.workers).compute()
 
 
-class _Spread:
-    def __init__(self, openings: Sequence[Callable[[], EvaluationRun]], pool: Pool, view: View, most_open: int) -> None:
-        self.openings, self.pool, self.view, self.most_open = openings, pool, view, most_open
-        self.next = 0
-        self.open: dict[int, _Open] = {}
-        self.again: list[Task] = []
+class _Scheduler:
+    def __init__(
+        self, factories: Sequence[Callable[[], EvaluationRun]], pool: Pool, reporter: RunsReporter, most_open: int
+    ) -> None:
+        self.factories, self.pool, self.reporter, self.most_open = factories, pool, reporter, most_open
+        self.next_number = 0
+        self.open_runs: dict[int, _OpenRun] = {}
+        self.lost_tasks: list[Task] = []
         self.losses: dict[Task, int] = {}
         self.outcomes: dict[int, Outcome] = {}
 
-    def go(self) -> list[Outcome]:
+    def compute(self) -> list[Outcome]:
+        """Submit tasks and handle replies until every run has an outcome."""
         try:
             while True:
-                self.feed()
-                if not any(o.out for o in self.open.values()):
+                self.submit_tasks()
+                if not any(o.tasks_in_flight for o in self.open_runs.values()):
                     break
                 for task, reply in self.pool.wait():
-                    self.take(task, reply)
+                    self.handle_reply(task, reply)
         finally:
-            for o in self.open.values():  # an interrupt: what came is kept
+            for o in self.open_runs.values():  # after an interrupt, this commits the records
                 o.run.__exit__(*sys.exc_info())
-        return [self.outcomes[i] for i in range(len(self.openings))]
+        return [self.outcomes[i] for i in range(len(self.factories))]
 
-    def feed(self) -> None:
-        """Hand out tasks while a worker takes them."""
-        while self.pool.free:
-            task = self.again.pop() if self.again else self.cut(full=True) or self.opened() or self.cut(full=False)
+    def submit_tasks(self) -> None:
+        """Submit tasks while a worker is free."""
+        while self.pool.has_free_worker:
+            task = self.lost_tasks.pop() if self.lost_tasks else self.make_attack_task(full_size=True)
+            task = task or self.open_next_run() or self.make_attack_task(full_size=False)
             if task is None:
                 return
             self.pool.submit(task)
 
-    def opened(self) -> Task | None:
-        """Open the next run that has something to compute."""
-        while self.next < len(self.openings) and len(self.open) < self.most_open:
-            number, self.next = self.next, self.next + 1
+    def open_next_run(self) -> Task | None:
+        """Open the next run that has something to compute, and return its first task."""
+        while self.next_number < len(self.factories) and len(self.open_runs) < self.most_open:
+            number, self.next_number = self.next_number, self.next_number + 1
             try:
-                run = self.openings[number]()
+                run = self.factories[number]()
             except RobbenchError as error:
-                self.settle(number, error)
+                self.store_outcome(number, error)
                 continue
-            o = _Open(number, run)
+            o = _OpenRun(number, run)
             try:
                 if (known := run.open()) is not None:
                     run.__exit__(None, None, None)
-                    self.settle(number, known)
+                    self.store_outcome(number, known)
                     continue
-                self.open[number] = o
-                self.pool.add(number, run.job())
+                self.open_runs[number] = o
+                self.pool.add(number, run.make_job())
                 run.forget_model()
             except RobbenchError as error:
-                self.open.pop(number, None)
+                self.open_runs.pop(number, None)
                 run.__exit__(type(error), error, None)
-                self.settle(number, error)
+                self.store_outcome(number, error)
                 continue
-            o.out = 1
-            return Task(number, "look", positions=run.positions)
+            o.tasks_in_flight = 1
+            return Task(number, "classify", positions=run.positions)
         return None
 
-    def cut(self, full: bool) -> Task | None:
-        """Cut a task from what waits: late stages first, because they are long; full ones alone, or any."""
-        for o in self.open.values():
-            if not o.begun or o.error is not None or o.closing:
+    def make_attack_task(self, full_size: bool) -> Task | None:
+        """Make a task from waiting samples.
+
+        Late stages come first, because their attacks take longest. With `full_size`, return no task that is smaller
+        than `choose_task_size` asks, unless no further sample can come to its stage.
+        """
+        for o in self.open_runs.values():
+            if not o.is_classified or o.error is not None or o.is_closing:
                 continue
             run = o.run
             for k in reversed(range(len(run.stages))):
                 waiting, closed = len(run.flow.waiting[k]), run.flow.is_closed(k)
-                # Another library's attack is given whole batches by official index, so they must be complete.
-                coupled = isinstance(run.stages[k].attack, Peer)
-                if not waiting or (coupled and not closed):
+                # The attack of another library gets fixed batches of official indices, so all samples must be there.
+                needs_all = isinstance(run.stages[k].attack, Peer)
+                if not waiting or (needs_all and not closed):
                     continue
-                size = waiting if coupled else self.size(o, k)
-                if full and waiting < size and not closed:
+                size = waiting if needs_all else self.choose_task_size(o, k)
+                if full_size and waiting < size and not closed:
                     continue
                 at = run.flow.take(k, size)
-                o.out += 1
+                o.tasks_in_flight += 1
                 return Task(o.number, "attack", at, run.positions[at], k, o.deterministic)
         return None
 
-    def size(self, o: _Open, k: int) -> int:
-        """Choose how many samples a task has: some seconds of work, and near the end a share that leaves none idle."""
+    def choose_task_size(self, o: _OpenRun, k: int) -> int:
+        """Return the number of samples of a full task of stage k: at most about `_TASK_SECONDS` of computing time.
+
+        When all runs are open, the tasks are also small enough to keep every worker busy until the end.
+        """
         run = o.run
         unit = run.lanes * self.pool.batches
-        one = o.seconds * run.stages[k].passes
-        long = int(_SECONDS / one) if one > 0 else 1
-        if self.next < len(self.openings):  # other models keep the workers busy
-            return unit * max(1, long)
+        seconds = o.pass_seconds * run.stages[k].passes
+        most = max(1, int(_TASK_SECONDS / seconds)) if seconds > 0 else 1
+        if self.next_number < len(self.factories):  # further runs keep the workers busy
+            return unit * most
         share = -(-len(run.positions) // (2 * self.pool.workers * unit))
-        return unit * max(1, min(long, share))
+        return unit * max(1, min(most, share))
 
-    def take(self, task: Task, reply: Reply) -> None:
-        """Take what came of a task."""
-        o = self.open[task.run]
-        o.out -= 1
-        if reply.lost is not None:
-            self.lost(o, task, reply)
-        elif task.kind == "look":
-            if reply.first is not None:
-                o.run.begin(reply.first, o.hand_over, self.pool.workers)
-                o.begun, o.seconds, o.deterministic = True, reply.first.seconds, reply.first.deterministic
+    def handle_reply(self, task: Task, reply: Reply) -> None:
+        """Store the content of a reply, and close the run if it is over."""
+        o = self.open_runs[task.run]
+        o.tasks_in_flight -= 1
+        if reply.lost_reason is not None:
+            self.repeat_lost_task(o, task, reply)
+        elif task.kind == "classify":
+            if (report := reply.clean_report) is not None:
+                o.run.begin(report, o.take_points, self.pool.workers)
+                o.is_classified, o.pass_seconds, o.deterministic = True, report.seconds, report.deterministic
                 o.total = int(o.run.lacking.sum())
         elif task.kind == "attack":
             o.points += reply.points
@@ -295,42 +310,41 @@ class _Spread:
             o.flags |= reply.flags
         if reply.error is not None:
             o.error = o.error or reply.error
-        if o.begun:
-            o.done = o.run.shards.added
-            self.view.progress(o.run.title(), o.done, o.total)
-        if o.over:
-            self.end(o)
+        if o.is_classified:
+            self.reporter.progress(o.run.title(), o.run.shards.added, o.total)
+        if o.is_over:
+            self.close_run(o)
 
-    def lost(self, o: _Open, task: Task, reply: Reply) -> None:
-        """Have the task of a worker that is gone done again."""
-        if task.kind == "end":  # the model went with it
+    def repeat_lost_task(self, o: _OpenRun, task: Task, reply: Reply) -> None:
+        """Put the task of a lost worker back, or stop its run after `_MOST_LOSSES` losses."""
+        if task.kind == "close":  # the worker is gone, and the model with it
             return
-        if reply.begun:
+        if reply.has_begun:
             self.losses[task] = self.losses.get(task, 0) + 1
-            self.view.note(f"{o.run.title()}: a worker was lost ({reply.lost}); its task is done again.")
-        if self.losses.get(task, 0) >= _LOSSES:
+            self.reporter.note(f"{o.run.title()}: a worker was lost ({reply.lost_reason}); its task is done again.")
+        if self.losses.get(task, 0) >= _MOST_LOSSES:
             o.error = RobbenchError(
-                f"{o.run.title()}: {_LOSSES} workers in a row were lost at the same {len(task.positions)} samples, the "
-                f"last one: {reply.lost}. If memory ran out, give fewer lanes (--lanes N) or fewer workers."
+                f"{o.run.title()}: {_MOST_LOSSES} workers in a row were lost at the same {len(task.positions)} samples "
+                f"(the last: {reply.lost_reason}). If memory ran out, give fewer lanes (--lanes N) or fewer workers."
             )
             return
-        o.out += 1
-        self.again.append(task)
+        o.tasks_in_flight += 1
+        self.lost_tasks.append(task)
 
-    def end(self, o: _Open) -> None:
-        """Close a run: its workers look at the model a last time, and then there is a result."""
-        if not o.closing:
-            o.closing, o.out = True, self.pool.close(o.number)
-            if o.out:
+    def close_run(self, o: _OpenRun) -> None:
+        """Submit the "close" tasks of a run. After their replies, make the result."""
+        if not o.is_closing:
+            o.is_closing, o.tasks_in_flight = True, self.pool.close(o.number)
+            if o.tasks_in_flight:
                 return
-        del self.open[o.number]
-        outcome: Outcome
+        del self.open_runs[o.number]
         with o.run:
-            outcome = o.error or o.run.finish(o.flags)
-        self.settle(o.number, outcome)
+            outcome: Outcome = o.error or o.run.finish(o.flags)
+        self.store_outcome(o.number, outcome)
 
-    def settle(self, number: int, outcome: Outcome) -> None:
+    def store_outcome(self, number: int, outcome: Outcome) -> None:
+        """Store the result of a run, or the error that stopped it, and report it."""
         self.outcomes[number] = outcome
         if isinstance(outcome, RobbenchError):
-            self.view.note(str(outcome))
-        self.view.update(len(self.outcomes), len(self.openings))
+            self.reporter.note(str(outcome))
+        self.reporter.update(len(self.outcomes), len(self.factories))

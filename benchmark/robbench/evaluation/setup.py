@@ -1,4 +1,4 @@
-"""What a run measures: a model, images, a suite and options brought together, and the identity that follows."""
+"""The setup of a run: model, images, suite and options, and the identity that they determine."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from robbench.suite import Suite
 
 __all__ = ["Setup"]
 
-ENGINE_VERSION = 1  # raised when the judge, the random numbers or the meaning of a record change
+ENGINE_VERSION = 1  # increase it when the judge, the random numbers or the meaning of a record change
 
 
 class Setup:
-    """A model, images, a suite and options, brought together.
+    """The model, the images, the suite and the options of a run. It checks that they fit together.
 
     Args:
         target: the model.
         images: the whole test set.
         suite: the attacks.
-        options: what else was asked for.
-        device: where the workers are; None means where the target is.
+        options: all other options.
+        device: device of the workers; None means the device of the target.
 
     Attributes:
         threat: the norm and the radius.
-        stages: the attacks, made for this threat, in the order of the suite.
-        positions: of the images to attack in the test set, [n].
+        stages: the attacks for this threat, in the order of the suite.
+        positions: positions of the selected images in the test set, [n].
         index: official indices of the same images, [n].
         lanes: batch width.
         coarse: whether gradients are computed in bfloat16.
 
     Raises:
-        RobbenchError: they do not go together.
+        RobbenchError: the parts do not fit together. The message says why.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class Setup:
         self._described = {s.name: s.describe() for s in self.stages}
 
     def title(self) -> str:
-        """Name the run as people speak of it."""
+        """Return the title of the run for messages, such as `digits/at · quick · Linf 1/5`."""
         return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
 
     def overrides(self) -> dict[str, str]:
-        """List the options that change what the suite says."""
+        """Return the options that differ from the suite: name -> value."""
         given = {key: getattr(self.options, key) for key in ("norm", "eps", "sample_seed", "gradients")}
         changed = {key: str(value) for key, value in given.items() if value is not None}
         changed |= {"one_by_one": "True"} if self.options.one_by_one else {}
         return changed | ({"seed": str(self.options.seed)} if self.options.seed else {})
 
     def identity(self) -> dict[str, Any]:
-        """Name everything that determines a verdict; batch width, device and number of samples do not."""
+        """Return everything that determines a verdict. Batch width, device and number of samples do not."""
         return {
             "schema": SCHEMA_VERSION,
             "engine": ENGINE_VERSION,
@@ -98,7 +98,7 @@ class Setup:
         return {"gradients": self.options.gradients, "one_by_one": self.options.one_by_one}
 
     def order_samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Order sample ids as the run selects them: officially, or as they were drawn."""
+        """Put official indices into the order in which the run selects them: official order, or order of drawing."""
         order = self.images.index[select(len(self.images.y), self.options, everything=True)]
         kept: NDArray[np.int64] = order[np.isin(order, samples)]
         return kept
@@ -106,14 +106,14 @@ class Setup:
     def summarize(
         self, samples: NDArray[np.int64], rows: pd.DataFrame, flags: dict[str, str], place: Place, date: str
     ) -> ResultFile:
-        """Make the result for these samples.
+        """Make the result of these samples.
 
         Args:
             samples: official indices, [n].
-            rows: their records, and perhaps those of others (`store.COLUMNS`).
+            rows: records of these samples (`store.COLUMNS`). Records of other samples are ignored.
             flags: name of a problem -> sentence.
-            place: what it was measured on.
-            date: when, UTC, ISO 8601.
+            place: hardware and software of the measurement.
+            date: date of the measurement, UTC, ISO 8601.
         """
         total, options = len(self.images.y), self.options
         if options.sample_seed is not None:

@@ -30,7 +30,7 @@ from robbench.evaluation.stages import ReadyStage, run_stage
 from robbench.evaluation.transfer import Transfer
 from robbench.results.adversarials import Points
 
-__all__ = ["First", "Job", "Place", "Sink", "Worker"]
+__all__ = ["CleanReport", "Job", "Place", "Sink", "Worker"]
 
 
 class Sink(Protocol):
@@ -92,7 +92,7 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class First:
+class CleanReport:
     """What a look at the clean images found.
 
     Attributes:
@@ -135,7 +135,7 @@ class Worker:
         self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths)
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def look(self, positions: NDArray[np.int64]) -> First:
+    def look(self, positions: NDArray[np.int64]) -> CleanReport:
         """Classify clean images, and look for answers that no robust accuracy can be derived from.
 
         Args:
@@ -155,7 +155,7 @@ class Worker:
             if seconds > 1.1 * full:
                 times = f"{1e3 * seconds:.1f} ms in bfloat16 and {1e3 * full:.1f} ms in {images.dtype}"
                 notes = (f"Gradients in bfloat16 cost time here: a pass of {lanes} images takes {times}.",)
-        found = First(prediction, flags, seconds, Place.of(target), notes)
+        found = CleanReport(prediction, flags, seconds, Place.of(target), notes)
         self.deterministic = found.deterministic
         return found
 

@@ -43,7 +43,7 @@ STATUS_OF_LETTER = {letter: status for status, letter in _LETTERS.items()}
 
 
 class Given(StrictModel):
-    """How the user named the model. The gate loads the model again with the same words."""
+    """The arguments with which the user gave the model. The gate loads the model again from them."""
 
     model: str
     """A card's name or a source, as `robbench eval --model` accepts it."""
@@ -54,17 +54,17 @@ class Given(StrictModel):
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Self:
-        """Keep what a file can hold of a spec: of a module its name, and of images nothing."""
+        """Make the part of a spec that a file can hold. A module is stored by its name. Images are not stored."""
         if isinstance(spec.model, str):
             mean, std = (None if v is None else list(v) for v in (spec.mean, spec.std))
             return cls(model=spec.model, dataset=spec.dataset, architecture=spec.architecture, mean=mean, std=std)
         return cls(model=spec.name or type(spec.model).__name__, dataset=spec.dataset)
 
-    def spec(self) -> ModelSpec:
-        """Return the spec of the model with this name.
+    def make_spec(self) -> ModelSpec:
+        """Return the spec that loads the model.
 
         Raises:
-            RobbenchError: the fields do not go together.
+            RobbenchError: the fields do not fit together.
         """
         return ModelSpec(**self.model_dump())
 

@@ -1,6 +1,6 @@
-"""Measuring for the gate: a run of a suite as a baseline keeps it, from a model or from a stored result.
+"""Makes the entries of a baseline: it runs a suite on a model, or reads a stored result.
 
-The decision itself is in `decision.py`, which runs nothing.
+`decision.py` compares entries. It runs no attack.
 """
 
 from __future__ import annotations
@@ -47,21 +47,24 @@ def measure_entry(
 
     Args:
         spec: the model and its images.
-        suite: as for `evaluate`.
-        options: what else is asked for; `results` says where the records are kept (see `open_results_tree`).
-        reporter: hears of progress.
+        suite: the suite, given as for `evaluate`.
+        options: all other options. `results` is required (see `open_results_tree`).
+        reporter: gets messages about the progress.
 
     Raises:
-        RobbenchError: as `evaluate`.
+        RobbenchError: the options have no `results`, or an error of `evaluate`.
     """
-    from robbench.evaluation.run import make_run, run_here  # needs torch; a stored result is compared without
+    from robbench.evaluation.run import (  # here, because it imports torch; a stored result is compared without torch
+        make_run,
+        run_here,
+    )
 
     if options.results is None:
-        raise RobbenchError("measure_entry given options without results: say where to (results=DIR).")
+        raise RobbenchError("measure_entry given options without results. Give a folder for the results: results=DIR.")
     result = run_here(make_run(RunRequest(spec, suite, options), reporter))
     folder = locate_result(Path(options.results), result)
     named = str(suite) if isinstance(suite, str | Path) else result.suite
-    return _entry_of(result, folder, Given.of(spec), named, digest_verdict_code())
+    return _build_entry(result, folder, Given.of(spec), named, digest_verdict_code())
 
 
 def measure_entry_again(
@@ -77,11 +80,14 @@ def measure_entry_again(
 
     Args:
         before: the entry of the baseline.
-        options: how to measure: results, device, lanes, data_dir and models count.
-        reporter: hears of progress.
-        spec: another model in the place of the baseline's.
-        n: only the first n of its images.
-        seed: another seed of the attacks.
+        options: results, device, lanes, data_dir and models are used. The entry determines the other options.
+        reporter: gets messages about the progress.
+        spec: the model to measure; None means the model of the entry.
+        n: measure only the first n images of the entry; None means all.
+        seed: seed of the attacks; None means the seed of the entry.
+
+    Raises:
+        RobbenchError: see `measure_entry`.
     """
     asked = replace(
         options,
@@ -91,7 +97,7 @@ def measure_entry_again(
         norm=before.threat["norm"],
         eps=before.threat["eps"],
     )
-    return measure_entry(spec or before.given.spec(), before.suite, asked, reporter)
+    return measure_entry(spec or before.given.make_spec(), before.suite, asked, reporter)
 
 
 def read_stored_entry(path: Path) -> BaselineEntry:
@@ -107,10 +113,10 @@ def read_stored_entry(path: Path) -> BaselineEntry:
     if not (folder / "result.json").is_file():
         raise ResultError(f"No result at {path}; expected a folder with result.json and outcomes.parquet in it.")
     result = read_result(folder / "result.json")
-    return _entry_of(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
+    return _build_entry(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
 
 
-def _entry_of(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> BaselineEntry:
+def _build_entry(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> BaselineEntry:
     rows = read_rows(folder / "outcomes.parquet")
     # The records are in the order of selection. An earlier run may have stored more images than this result has.
     rows = rows[rows["sample"].isin(rows["sample"].unique()[: result.n])]

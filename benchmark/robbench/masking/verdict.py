@@ -1,4 +1,8 @@
-"""The verdict that follows from checks, and the suite to run next. Imports no torch."""
+"""The verdict on a model, from the results of its checks, and the suite to run next. Imports no torch.
+
+`on_warn` and `on_fail` in thresholds.toml say which verdict a check asks for when it warns or fails. Without an
+entry, the status is only reported. `decide_verdict` takes the verdict with the highest priority.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A stored result checked again: every break derived anew, or the whole run repeated."""
+"""Checks a stored result: by verifying every break, or by running the whole run again."""

@@ -1,4 +1,4 @@
-"""Which model a stored result is about, and how it is given again."""
+"""Finds the model and the images of a stored result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
-from robbench.results.trust import registered_name
+from robbench.results.trust import require_registered_name
 
 __all__ = ["ReproduceFields", "VerifyFields", "recall_spec"]
 
@@ -36,20 +36,20 @@ class VerifyFields(ReproduceFields, total=False):
 
 
 def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mapping[str, Any]) -> ModelSpec:
-    """Name the model of a result, and its images.
+    """Return the spec of the model of a result, and of its images.
 
     Args:
         stored: the result.
-        model: what was measured, as `evaluate` took it; None means the registered model that the result names.
+        model: the model, given as for `evaluate`; None means the registered model that the result names.
         fields: x, y, architecture, mean and std of `ModelSpec`.
 
     Raises:
-        ResultError: the model is not given, and the result is not about a registered one. A source is never loaded by
-            the result's word alone.
-        RobbenchError: the fields do not go with the model.
+        ResultError: the model is not given, and the result does not name a registered one. A source is loaded only if
+            the user gives it.
+        RobbenchError: the fields do not fit the model.
     """
     if model is None:
-        return ModelSpec.take(registered_name(stored), fields)
+        return ModelSpec.take(require_registered_name(stored), fields)
     if isinstance(model, str) and ":" not in model:
         return ModelSpec.take(model, fields)
     return ModelSpec.take(model, {**fields, "dataset": stored.dataset, "name": stored.model})

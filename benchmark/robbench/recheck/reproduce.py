@@ -1,4 +1,4 @@
-"""Run a stored result again from its own description, and compare what comes out image by image."""
+"""Runs a stored result again, and compares the new records with the stored ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,15 @@ _CIRCUMSTANCES = ("hardware", "versions", "environment")
 
 @dataclass(frozen=True)
 class Difference:
-    """A record that came out differently: in its verdict (status), or only in how it came about."""
+    """One value that differs between the stored and the new record of a sample and an attack.
+
+    Attributes:
+        sample: official index of the sample.
+        attack: name of the attack.
+        column: name of the column. `status` is the verdict.
+        stored: the stored value.
+        again: the value of the new run.
+    """
 
     sample: int
     attack: str
@@ -44,15 +52,15 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Reproduction:
-    """What came out of a run that was made again.
+    """The comparison of a stored result with a new run.
 
     Attributes:
-        stored: the result as it was stored.
+        stored: the stored result.
         again: the result of the new run.
-        n: images compared.
-        verdicts: records whose status differs.
-        details: records of the same status that differ in another column, apart from the wall time.
-        circumstances: what else was different: field, stored value, value now.
+        n: number of compared images.
+        verdicts: the differences in status.
+        details: the differences in another column, for records with the same status. Wall time is not compared.
+        circumstances: the differences in hardware, versions and environment: field, stored value, new value.
     """
 
     stored: ResultFile
@@ -67,7 +75,7 @@ class Reproduction:
         return "\n".join(self.lines())
 
     def as_json(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return the content of `robbench reproduce --json`."""
         r = self.stored
         return {
             "run_id": r.run_id,
@@ -82,7 +90,7 @@ class Reproduction:
         }
 
     def lines(self, most: int = 50) -> list[str]:
-        """Say it for people, naming at most so many records of each kind."""
+        """Return the lines that `robbench reproduce` prints, with at most `most` differences of each kind."""
         found = []
         for kind, records in (("verdict", self.verdicts), ("record", self.details)):
             found += [f"{kind} differs: {d}" for d in records[:most]]
@@ -95,7 +103,7 @@ class Reproduction:
             flipped = sorted({d.sample for d in self.verdicts})
             return [*found, f"{about}: {len(self.verdicts)} verdicts differ, of {format_ids(flipped)}."]
         if self.details:
-            return [*found, f"{about}: all verdicts equal; {len(self.details)} records differ in how they came about."]
+            return [*found, f"{about}: all verdicts equal; {len(self.details)} differences in other columns."]
         return [*found, f"{about}: equal, record by record."]
 
 
@@ -108,21 +116,21 @@ def reproduce(
     reporter: Reporter | None = None,
     **fields: Unpack[ReproduceFields],
 ) -> Reproduction:
-    """Run a stored result again, with its batch width and seeds, and compare; the stored one is only read.
+    """Run a stored result again, with its batch width and seeds, and compare the records. Stored files do not change.
 
     Args:
         result: the folder of a result, or its result.json.
-        model: what was measured, as `evaluate` took it; None means the registered model that the result names. A source
-            is never loaded by the result's word alone.
-        suite: the suite's file or the list of attacks, where the suite is not one of the built-in ones.
-        samples: compare only so many of the images; None means all of the result's.
-        reporter: hears of progress.
-        **fields: x and y are the images and labels that the result was measured on, if they were a user's own.
-            architecture, mean, std, device, data_dir and models are those of `evaluate`.
+        model: the model, given as for `evaluate`; None means the registered model that the result names. A source is
+            loaded only if the user gives it.
+        suite: the suite's file or the list of attacks, if the suite is not a built-in one.
+        samples: number of images to compare, the first ones of the result; None means all.
+        reporter: gets messages about the progress.
+        **fields: x and y are the images and labels of the result, if the user gave them in Python. architecture,
+            mean, std, device, data_dir and models are those of `evaluate`.
 
     Raises:
-        ResultError: there is no such result, or what was measured (weights, data, attacks ...) is not what is here: the
-            differing fields are named.
+        ResultError: the result does not exist, or the identity of the new run differs (weights, data, attacks ...). The
+            message names the fields that differ.
         RobbenchError: the model, the data or the suite cannot be loaded.
     """
     check_names(fields, ReproduceFields)
@@ -133,8 +141,8 @@ def reproduce(
     rows = read_rows(path.with_name("outcomes.parquet"))
     if stored.suite == CUSTOM and suite is None:
         raise ResultError(
-            f"{path}: a suite {CUSTOM!r} is not stored with its result; give the list of attacks (in Python: suite=) "
-            "or the suite file again (--suite)."
+            f"{path}: the result has a suite {CUSTOM!r}, and a result does not hold such a suite. Give the list of "
+            "attacks (in Python: suite=) or the suite file (--suite)."
         )
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
         options = replace(
@@ -152,7 +160,7 @@ def reproduce(
         spec = recall_spec(stored, model, fields)
         again = run_here(make_run(RunRequest(spec, suite or stored.suite, options, stored.identity), reporter))
         now = read_rows(locate_result(Path(folder), again) / "outcomes.parquet")
-    verdicts, details = _compared(rows[rows["sample"].isin(now["sample"])], now)
+    verdicts, details = _compare_records(rows[rows["sample"].isin(now["sample"])], now)
     circumstances = [
         (f"{name}.{field}".rstrip("."), a, b)
         for name in _CIRCUMSTANCES
@@ -162,23 +170,25 @@ def reproduce(
     return Reproduction(stored, again, again.n, verdicts, details, circumstances)
 
 
-def _compared(stored: pd.DataFrame, again: pd.DataFrame) -> tuple[list[Difference], list[Difference]]:
-    """Set records side by side: those whose status differs, and those that differ in something else."""
+def _compare_records(stored: pd.DataFrame, again: pd.DataFrame) -> tuple[list[Difference], list[Difference]]:
+    """Return the differences in status, and the other differences of records with the same status."""
     keys = ["sample", "attack"]
     both = stored.merge(again, on=keys, how="outer", suffixes=("", " now"))
     both["status"], both["status now"] = (both[c].fillna("nothing") for c in ("status", "status now"))
-    verdicts = _differing(both, "status")
+    verdicts = _find_differences(both, "status")
     same = both[both["status"] == both["status now"]]
     rest = [c for c in COLUMNS if c not in (*keys, "status", "seconds")]
-    return verdicts, [d for column in rest for d in _differing(same, column)]
+    return verdicts, [d for column in rest for d in _find_differences(same, column)]
 
 
-def _differing(both: pd.DataFrame, column: str) -> list[Difference]:
+def _find_differences(both: pd.DataFrame, column: str) -> list[Difference]:
     was, now = both[column], both[f"{column} now"]
     differs = np.asarray((was != now) & ~(was.isna() & now.isna()))
     found = both.loc[differs, ["sample", "attack", column, f"{column} now"]]
-    return [Difference(int(s), str(a), column, _plain(b), _plain(c)) for s, a, b, c in found.itertuples(index=False)]
+    return [
+        Difference(int(s), str(a), column, _to_python(b), _to_python(c)) for s, a, b, c in found.itertuples(index=False)
+    ]
 
 
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value

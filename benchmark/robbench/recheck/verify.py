@@ -1,7 +1,6 @@
-"""Verify a stored result: every break is derived again from its adversarial example, without attacking.
+"""Verifies a stored result: it checks every break again with the stored adversarial example. It runs no attack.
 
-What can be verified is what the result claims to have found. That a robust sample is robust is not among it: no file
-can show that there is nothing to find.
+Only breaks can be verified. No file can show that a sample is robust, because another attack may still break it.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ from robbench.results.store import COLUMNS, read_rows
 
 __all__ = ["Mismatch", "Verification", "verify"]
 
-_ROUNDING = 1e-4  # of the logits' length: what another kernel, width or device may change (as in target.py)
+_ROUNDING = 1e-4  # of the logits' norm. Another kernel, batch width or device can change logits by this much.
 
 
 def verify(result: str | Path, model: str | nn.Module | None = None, **fields: Unpack[VerifyFields]) -> Verification:
-    """Derive every break of a stored result again.
+    """Check every break of a stored result again.
 
     Args:
         result: the folder of a result that was made with save_adversarials, or its result.json.
-        model: what was measured, as `evaluate` took it; None means the registered model that the result names. A
-            source is never loaded by the result's word alone.
-        **fields: x and y are the images and labels that the result was measured on, if they were a user's own.
-            architecture, mean, std, device, lanes, data_dir and models are those of `evaluate`; the lanes are those of
-            the run if left out.
+        model: the model, given as for `evaluate`; None means the registered model that the result names. A source is
+            loaded only if the user gives it.
+        **fields: x and y are the images and labels of the result, if the user gave them in Python. architecture,
+            mean, std, device, lanes, data_dir and models are those of `evaluate`. Without lanes, the batch width is
+            that of the result.
 
     Returns:
-        What is confirmed, and everything that does not hold.
+        The number of confirmed breaks, and everything that differs.
 
     Raises:
-        ResultError: there is no result, or one without adversarial examples.
+        ResultError: the result does not exist, or it holds no adversarial examples.
         RobbenchError: the model or the data cannot be loaded.
     """
     check_names(fields, VerifyFields)
@@ -72,26 +71,27 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     kept = path.with_name(FILE)
     if breaks and not kept.exists():
         raise ResultError(
-            f"{kept.parent} holds {breaks} breaks and no {FILE}, so nothing can be derived again. The command that "
-            "made the result, with --save-adversarials, attacks those images once more and keeps what it finds."
+            f"{kept.parent} holds {breaks} breaks and no {FILE}, so no break can be checked again. Repeat the "
+            "command that made the result, with --save-adversarials. It attacks these images again and stores the "
+            "adversarial examples."
         )
     names = [a.name for a in stored.attacks]
     refuted = [*find_summary_mismatches(stored, rows), *find_record_mismatches(rows, names, stored.mode)]
     try:
         threat = parse_threat(stored.identity["threat"]["norm"], stored.identity["threat"]["eps"])
-    except (KeyError, TypeError, ValueError):  # the findings on the summary say so
+    except (KeyError, TypeError, ValueError):  # `find_summary_mismatches` has reported it
         return Verification(stored, breaks, 0, refuted, [])
-    other = list(_identity_findings(stored, target, images))
-    if other:  # of a different model or data set, no break can be expected to hold
-        return Verification(stored, breaks, 0, [*other, *refuted], [])
+    foreign = list(_compare_identity(stored, target, images))
+    if foreign:  # with another model or data set, breaks need not hold
+        return Verification(stored, breaks, 0, [*foreign, *refuted], [])
     try:
         adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
     except ResultError as error:
         return Verification(stored, breaks, 0, [*refuted, Mismatch(str(error))], [])
-    check = _Check(stored, rows, target, images, Ball.of(threat), options.lanes or stored.lanes)
-    refuted += check.data()
-    clean = list(check.clean())
-    points = list(check.points(adversarials))
+    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), options.lanes or stored.lanes)
+    refuted += verifier.check_labels()
+    clean = list(verifier.check_clean_images())
+    points = list(verifier.check_points(adversarials))
     refuted += [f for f, close in [*clean, *points] if not close]
     doubted = {(f.sample, f.attack) for f, _ in points} | {(f.sample, f.attack) for f in refuted}
     held = rows.loc[rows["status"] == Status.BROKEN, ["sample", "attack"]].itertuples(index=False, name=None)
@@ -99,8 +99,8 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     return Verification(stored, breaks, confirmed, refuted, [f for f, close in [*clean, *points] if close])
 
 
-def _identity_findings(stored: ResultFile, target: Target, images: Images) -> Iterator[Mismatch]:
-    """Name what differs between what was measured and what is here."""
+def _compare_identity(stored: ResultFile, target: Target, images: Images) -> Iterator[Mismatch]:
+    """Yield the fields of the identity that differ from the model and data set given here."""
     here = {"model": target.identity, "weights": target.weights, "data": images.digest, "dtype": str(images.dtype)}
     for field, value in here.items():
         if stored.identity.get(field) != value:
@@ -109,8 +109,8 @@ def _identity_findings(stored: ResultFile, target: Target, images: Images) -> It
             )
 
 
-class _Check:
-    """The records of a result beside the model and the data they are about."""
+class _Verifier:
+    """Checks the records of a result with the model and the data set."""
 
     def __init__(
         self, stored: ResultFile, rows: pd.DataFrame, target: Target, images: Images, ball: Ball, lanes: int
@@ -118,16 +118,16 @@ class _Check:
         self.stored, self.rows, self.target, self.images = stored, rows, target, images
         self.ball, self.lanes = ball, lanes
         self.exists = np.isin(rows["sample"], images.index)
-        self.label = images.y.numpy()[self.position(rows["sample"].where(self.exists, images.index[0]))]
+        self.label = images.y.numpy()[self.find_positions(rows["sample"].where(self.exists, images.index[0]))]
         self.randomized = False
 
-    def position(self, sample: Any) -> NDArray[np.int64]:
-        """Look official indices up."""
+    def find_positions(self, sample: Any) -> NDArray[np.int64]:
+        """Return the positions of official indices in the test set."""
         at: NDArray[np.int64] = np.searchsorted(self.images.index, np.asarray(sample))
         return at
 
-    def data(self) -> Iterator[Mismatch]:
-        """Hold samples and labels against the data set."""
+    def check_labels(self) -> Iterator[Mismatch]:
+        """Yield samples that the data set does not have, and labels that differ from the data set."""
         for sample, attack in self.rows.loc[~self.exists, ["sample", "attack"]].itertuples(index=False):
             yield Mismatch(f"is no sample of {self.images.dataset}", sample, attack)
         wrong = self.exists & (self.rows["label"] != self.label)
@@ -135,10 +135,10 @@ class _Check:
         for sample, attack, label, true in found[["sample", "attack", "label", "true"]].itertuples(index=False):
             yield Mismatch(f"label {label} is recorded; the data set says {true}", sample, attack)
 
-    def clean(self) -> Iterator[tuple[Mismatch, bool]]:
-        """Classify the clean images again; yields what differs, and whether rounding explains it."""
+    def check_clean_images(self) -> Iterator[tuple[Mismatch, bool]]:
+        """Classify the clean images again. Yield each difference, and whether rounding errors explain it."""
         rows = self.rows.assign(true=self.label)[self.exists]
-        position = np.unique(self.position(rows["sample"]))
+        position = np.unique(self.find_positions(rows["sample"]))
         if not len(position):
             return
         x, y = self.images.x(position), self.images.y[position]
@@ -148,7 +148,7 @@ class _Check:
             return
         lost = rows["status"] == Status.MISCLASSIFIED
         rows = rows.assign(
-            now=prediction[np.searchsorted(position, self.position(rows["sample"]))],
+            now=prediction[np.searchsorted(position, self.find_positions(rows["sample"]))],
             expected=rows["prediction"].where(lost, rows["true"]),
             attack=rows["attack"].where(lost, None),
         )
@@ -156,13 +156,13 @@ class _Check:
         for sample, attack, now, expected in (
             wrong[["sample", "attack", "now", "expected"]].drop_duplicates().itertuples(index=False)
         ):
-            logits = compute_logits(self.target, self.images.x(self.position([sample])), self.lanes)
+            logits = compute_logits(self.target, self.images.x(self.find_positions([sample])), self.lanes)
             what = f"the clean image is predicted as {now}; {expected} is recorded"
             where = attack if isinstance(attack, str) else None
-            yield Mismatch(what, int(sample), where), _close(logits[0], now, expected)
+            yield Mismatch(what, int(sample), where), _is_tie(logits[0], now, expected)
 
-    def points(self, kept: Adversarials) -> Iterator[tuple[Mismatch, bool]]:
-        """Derive every break again; yields what differs, and whether rounding explains it."""
+    def check_points(self, kept: Adversarials) -> Iterator[tuple[Mismatch, bool]]:
+        """Check every break again. Yield each difference, and whether rounding errors explain it."""
         if kept.run_id != self.stored.run_id:
             yield Mismatch(f"{FILE} is of run {kept.run_id}; the result is of run {self.stored.run_id}"), False
         recorded = self.rows.assign(true=self.label, exists=self.exists).drop_duplicates(["sample", "attack"])
@@ -188,7 +188,7 @@ class _Check:
                 yield Mismatch(f"{FILE} holds points of shape {group.x.shape[1:]}; the images have another"), False
                 continue
             for begin in range(0, len(found), self.lanes):
-                yield from self.batch(group, found.iloc[begin : begin + self.lanes])
+                yield from self.check_batch(group, found.iloc[begin : begin + self.lanes])
         if kept.altered and not changed:
             yield Mismatch(f"{FILE}: not as it was written (SHA-256): {', '.join(kept.altered)}"), False
         broken = self.rows[self.rows["status"] == Status.BROKEN]
@@ -196,26 +196,26 @@ class _Check:
             if key not in seen:
                 yield Mismatch("is recorded as broken, and no adversarial example is stored", *key), False
 
-    def batch(self, group: Points, found: pd.DataFrame) -> Iterator[tuple[Mismatch, bool]]:
-        """Judge points beside their records: geometry, distance, prediction."""
-        x0 = self.images.x(self.position(found["sample"]))
+    def check_batch(self, group: Points, found: pd.DataFrame) -> Iterator[tuple[Mismatch, bool]]:
+        """Compare points with their records: ball and box, distance, prediction."""
+        x0 = self.images.x(self.find_positions(found["sample"]))
         x = torch.from_numpy(group.x[found["row"].to_numpy()]).to(self.images.dtype)
         inside, distance = self.ball.contains(x0, x).tolist(), self.ball.distance(x0, x).tolist()
         slack = torch.zeros(len(x))
-        if group.x.dtype == np.float16:  # each pixel was moved by less than one step of float16
+        if group.x.dtype == np.float16:  # rounding moved each pixel by less than one step of float16
             slack = self.ball.distance(x, x + (x * 2**-10 + 2**-24))
         logits = compute_logits(self.target, x, self.lanes)
         votes: list[int | None] = [None] * len(x)
         if self.randomized:
-            votes = self.votes(x, logits, torch.tensor(found["true"].to_numpy(np.int64)))
+            votes = self.count_wrong_answers(x, logits, torch.tensor(found["true"].to_numpy(np.int64)))
         for i, row in enumerate(found.to_dict("records")):
-            place = _misplaced(x[i], inside[i], distance[i], row["distance"], float(slack[i]))
-            answer = _mispredicted(row, logits[i], votes[i])
+            place = _check_place(x[i], inside[i], distance[i], row["distance"], float(slack[i]))
+            answer = _check_prediction(row, logits[i], votes[i])
             for what, close in (*place, *answer):
                 yield Mismatch(what, int(row["sample"]), row["attack"]), close
 
-    def votes(self, x: Tensor, logits: Tensor, y: Tensor) -> list[int | None]:
-        """Count wrong answers among several, for models that answer at random."""
+    def count_wrong_answers(self, x: Tensor, logits: Tensor, y: Tensor) -> list[int | None]:
+        """Count the wrong answers among `RANDOMIZED_DRAWS` answers per point, for models that answer at random."""
         count = torch.zeros(len(x), dtype=torch.int64)
         for draw in range(RANDOMIZED_DRAWS):
             if draw:
@@ -225,8 +225,8 @@ class _Check:
         return counted
 
 
-def _misplaced(x: Tensor, inside: bool, distance: float, recorded: float, slack: float) -> Iterator[tuple[str, bool]]:
-    """Tell what is wrong with where a point lies."""
+def _check_place(x: Tensor, inside: bool, distance: float, recorded: float, slack: float) -> Iterator[tuple[str, bool]]:
+    """Yield what is wrong with the place of a point: finite, in the box, in the ball, at the recorded distance."""
     if not bool(x.isfinite().all()):
         yield "the adversarial example holds NaN or infinity", False
         return
@@ -238,8 +238,8 @@ def _misplaced(x: Tensor, inside: bool, distance: float, recorded: float, slack:
         yield f"distance {recorded:.6g} is recorded; it is {distance:.6g}", False
 
 
-def _mispredicted(row: dict[Any, Any], logits: Tensor, votes: int | None) -> Iterator[tuple[str, bool]]:
-    """Tell what is wrong with the answer to a point, and whether rounding explains it."""
+def _check_prediction(row: dict[Any, Any], logits: Tensor, votes: int | None) -> Iterator[tuple[str, bool]]:
+    """Yield what is wrong with the prediction for a point, and whether rounding errors explain it."""
     now, true, recorded = int(logits.argmax()), int(row["true"]), int(row["prediction"])
     if votes is not None:
         if 2 * votes <= RANDOMIZED_DRAWS:
@@ -251,11 +251,11 @@ def _mispredicted(row: dict[Any, Any], logits: Tensor, votes: int | None) -> Ite
     elif now != recorded:
         right = ", its true class" if now == true else ""
         what = f"the adversarial example is predicted as {now}{right}; {recorded} is recorded"
-        yield what, recorded != true and _close(logits, now, recorded)
+        yield what, recorded != true and _is_tie(logits, now, recorded)
 
 
-def _close(logits: Tensor, now: int, expected: int) -> bool:
-    """Tell whether two classes are as good as tied."""
+def _is_tie(logits: Tensor, now: int, expected: int) -> bool:
+    """Return whether the logits of two classes are equal up to rounding errors."""
     if not 0 <= expected < len(logits):
         return False
     return float(logits[now] - logits[expected]) <= _ROUNDING * float(logits.norm())

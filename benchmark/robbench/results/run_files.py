@@ -17,7 +17,7 @@ from robbench.results.locking import read_holder
 from robbench.results.records import COLUMNS, read_run_rows
 from robbench.results.schema import ResultFile, StrictModel, read_result, read_validated
 from robbench.results.store import DESCRIPTION, list_result_paths
-from robbench.results.trust import refusal
+from robbench.results.trust import explain_refusal
 from robbench.suite import CUSTOM
 
 __all__ = ["Description", "StoredRun", "find_runs", "read_description"]
@@ -171,7 +171,7 @@ def _why_not_resumable(about: Description) -> str:
     if about.suite == CUSTOM:
         return "begun in Python with a list of attacks: call evaluate again"
     if ":" in about.model and not about.model.startswith("file:"):
-        return f"{refusal(about.model)}: give its command again"
+        return f"{explain_refusal(about.model)}: give its command again"
     return ""
 
 

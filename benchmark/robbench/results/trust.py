@@ -1,29 +1,29 @@
-"""What a stored file may have loaded: a file's word never imports code and never downloads. Imports no torch."""
+"""Decides which models a stored file alone may load: registered ones, no other code, no download. Imports no torch."""
 
 from __future__ import annotations
 
 from robbench.core.errors import ResultError
 from robbench.results.schema import ResultFile
 
-__all__ = ["refusal", "registered_name"]
+__all__ = ["explain_refusal", "require_registered_name"]
 
 
-def refusal(model: str) -> str:
-    """Say that a model is not loaded because a file names it."""
+def explain_refusal(model: str) -> str:
+    """Return the part of a message that says why a model is not loaded when only a file names it."""
     return f"{model} is code or a download, which a file alone must not start"
 
 
-def registered_name(result: ResultFile) -> str:
-    """Name the registered model that a result was measured on.
+def require_registered_name(result: ResultFile) -> str:
+    """Return the name of the registered model of a result.
 
     Raises:
-        ResultError: the model has no card.
+        ResultError: the model is not registered, so that the user must give it.
     """
     about = result.identity.get("model")
     if isinstance(about, dict) and "architecture" in about and "source" not in about:
         return f"{result.dataset}/{result.model}"
     origin = about.get("source", about.get("class")) if isinstance(about, dict) else None
     raise ResultError(
-        f"{refusal(origin or 'The model of the result')}: give the model as it was given to the run (--model; in "
-        "Python: model=)."
+        f"{explain_refusal(origin or 'The model of the result')}. Give the model as in the run that made the "
+        "result (--model; in Python: model=)."
     )
