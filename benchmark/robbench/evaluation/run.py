@@ -42,8 +42,8 @@ __all__ = ["EvaluationRun", "Reporter", "Silent", "evaluate", "make_run", "run_h
 
 
 _FOUND_BY_EVERY_RUN = {
-    "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "gradient_mode", "log_probabilities", "nonfinite_clean",
-    "probabilities", "randomized", "rounded_outputs", *MEASURED_FLAGS,
+    "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "gradient_mode", "log_probabilities",
+    "nonfinite_clean", "probabilities", "randomized", "rounded_outputs", *MEASURED_FLAGS,
 }  # fmt: skip
 """Flags that every run looks for again, so that those of an earlier run do not count."""
 
