@@ -19,7 +19,8 @@ import torch
 
 from robbench.core.machine import describe_device, versions
 from robbench.evaluation import ray_cluster
-from robbench.evaluation.scheduler import spread
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.scheduler import schedule_runs
 
 
 def cpu_seconds(pid: int) -> float:
@@ -28,8 +29,8 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class QuietView:
-    """A view that prints notes and ignores progress."""
+class QuietReporter:
+    """A reporter that prints notes and ignores progress."""
 
     def note(self, text: str) -> None:
         """Print it."""
@@ -55,25 +56,26 @@ def main() -> None:
     cpu: dict[int, list[float]] = {w: [] for w in args.workers}
     found = set()
     print(f"{describe_device(torch.device('cpu'))}; {versions()}")
-    with ray_cluster.cluster("local", max(args.workers), args.threads, "auto", print) as pool:
+    with ray_cluster.open_pool("local", max(args.workers), args.threads, "auto", print) as pool:
         device = torch.device("cuda" if pool.gpu else "cpu")
         pool.stop()
         for repeat in range(args.repeats + 1):  # the first warms up
             for workers in args.workers if repeat % 2 else args.workers[::-1]:
-                pool = ray_cluster.RayPool(workers, args.threads, device.type == "cuda", print)
-                while any(hand.starting is not None for hand in pool.hands):
-                    assert pool.free is not None
+                pool = ray_cluster.RayPool(workers, args.threads, device.type == "cuda")
+                while any(handle.start_ref is not None for handle in pool.handles):
+                    assert pool.has_free_worker is not None  # it registers the workers that have started
                     time.sleep(0.1)
                 with tempfile.TemporaryDirectory() as folder:
-                    calls = [
-                        {"model": m, "suite": args.suite, "samples": args.samples, "results": folder}
+                    requests = [
+                        RunRequest.of(m, args.suite, samples=args.samples, results=folder)
                         for m in args.model or ["digits/at"]
                     ]
-                    before = [cpu_seconds(hand.pid) for hand in pool.hands]
+                    before = [cpu_seconds(handle.pid) for handle in pool.handles]
                     begin = time.perf_counter()
-                    spread([lambda c=c: ray_cluster._ready(c, QuietView(), device) for c in calls], pool, QuietView())
+                    reporter = QuietReporter()
+                    schedule_runs(ray_cluster.make_factories(requests, reporter, device), pool, reporter)
                     spent = time.perf_counter() - begin
-                    busy = [cpu_seconds(hand.pid) - b for hand, b in zip(pool.hands, before, strict=True)]
+                    busy = [cpu_seconds(handle.pid) - b for handle, b in zip(pool.handles, before, strict=True)]
                     found.add(tuple(p.read_bytes() for p in sorted(Path(folder).rglob("outcomes.parquet"))))
                 pool.stop()
                 if repeat:
