@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from robbench.api import warn_of_flags
 from robbench.core.errors import ResultError, RobbenchError
@@ -82,13 +82,7 @@ def assert_robust(
     Warns:
         RobustnessWarning: for every flag of the result.
     """
-    if baseline is None and at_least is None:
-        raise RobbenchError("assert_robust has nothing to compare with. Give baseline=, at_least=, or both.")
-    if at_least is not None and not (_is_number(at_least) and 0 <= at_least <= 1):
-        raise RobbenchError(f"at_least: {at_least!r} given; allowed: a share from 0 to 1.")
-    if not (_is_number(max_drop) and _is_number(alpha)):
-        raise RobbenchError(f"max_drop: {max_drop!r}, alpha: {alpha!r} given; allowed: numbers.")
-    policy = Policy(max_drop=max_drop, alpha=alpha)
+    policy = _check_arguments(baseline, at_least, max_drop, alpha)
     if baseline is not None and any(v is not None for v in (suite, samples, eps, norm)):
         raise RobbenchError("suite, samples, eps and norm are those of the baseline; give them without one only.")
     options = Options.take({"samples": samples, "eps": eps, "norm": norm, "device": device, "data_dir": data_dir})
@@ -122,7 +116,26 @@ def assert_robust(
         )
 
 
-def _is_number(value: object) -> bool:
+def _check_arguments(baseline: object, at_least: object, max_drop: object, alpha: object) -> Policy:
+    """Check what the model is compared with.
+
+    Raises:
+        RobbenchError: there is nothing to compare with, or a number is not allowed.
+    """
+    if baseline is None and at_least is None:
+        raise RobbenchError("assert_robust has nothing to compare with. Give baseline=, at_least=, or both.")
+    if not isinstance(baseline, str | Path | None):
+        raise RobbenchError(
+            f"baseline: {baseline!r} given; allowed: the path of a file that `robbench baseline` wrote."
+        )
+    if at_least is not None and not (_is_number(at_least) and 0 <= float(at_least) <= 1):
+        raise RobbenchError(f"at_least: {at_least!r} given; allowed: a share from 0 to 1.")
+    if not _is_number(max_drop) or not _is_number(alpha):
+        raise RobbenchError(f"max_drop: {max_drop!r}, alpha: {alpha!r} given; allowed: numbers.")
+    return Policy(max_drop=float(max_drop), alpha=float(alpha))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
     """Tell whether a value is a number, which True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
