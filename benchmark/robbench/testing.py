@@ -82,9 +82,7 @@ def assert_robust(
     Warns:
         RobustnessWarning: for every flag of the result.
     """
-    policy = _check_arguments(baseline, at_least, max_drop, alpha)
-    if baseline is not None and any(v is not None for v in (suite, samples, eps, norm)):
-        raise RobbenchError("suite, samples, eps and norm are those of the baseline; give them without one only.")
+    policy = _check_arguments(baseline, (suite, samples, eps, norm), at_least, max_drop, alpha)
     options = Options.take({"samples": samples, "eps": eps, "norm": norm, "device": device, "data_dir": data_dir})
     before = None if baseline is None else _find_entry(Path(baseline), name)
     if before is not None and x is None:
@@ -116,8 +114,10 @@ def assert_robust(
         )
 
 
-def _check_arguments(baseline: object, at_least: object, max_drop: object, alpha: object) -> Policy:
-    """Check what the model is compared with.
+def _check_arguments(
+    baseline: object, run: tuple[object, ...], at_least: object, max_drop: object, alpha: object
+) -> Policy:
+    """Check what the model is compared with; `run` says what is measured where there is no baseline.
 
     Raises:
         RobbenchError: there is nothing to compare with, or a number is not allowed.
