@@ -187,13 +187,13 @@ def test_output_diversified_starts_follow_random_weights_first():
 
 
 def test_rescaled_cross_entropy_sees_squeezed_and_blown_up_logits_alike():
-    z, y = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([0, 0])
+    z, y = torch.tensor([[2.0, 1.0, 0.0, 1.0], [0.0, 3.0, 1.0, 1.0]]), torch.tensor([0, 0])
     loss = LOSSES["ce_scaled"]
-    expected = torch.nn.functional.cross_entropy(torch.tensor([[10.0, 5.0, 0.0]]), torch.tensor([0]))
+    expected = torch.nn.functional.cross_entropy(torch.tensor([[10.0, 5.0, 0.0, 5.0]]), torch.tensor([0]))
     assert float(loss(z, y)[0]) == pytest.approx(float(expected))
     for scale in (1e-3, 1e3):
         assert torch.allclose(loss(z * scale, y), loss(z, y), rtol=1e-4)
-    assert loss(torch.zeros(1, 3), torch.tensor([0])).isfinite().all()
+    assert loss(torch.zeros(1, 4), torch.tensor([0])).isfinite().all()
 
 
 def test_annealing_lets_the_step_fall_along_half_a_cosine():

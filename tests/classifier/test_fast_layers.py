@@ -260,9 +260,9 @@ def test_the_environment_of_a_result_lists_the_faster_layers(asked, layers):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ((), {"fast_layers": True, "bfloat16": False}),
-        (("--no-fast-layers",), {"fast_layers": False, "bfloat16": False}),
-        (("--fast-layers", "--gradients", "bfloat16"), {"fast_layers": True, "bfloat16": True}),
+        ((), {"fast_layers": True, "bfloat16": False, "one_by_one": False}),
+        (("--no-fast-layers",), {"fast_layers": False, "bfloat16": False, "one_by_one": False}),
+        (("--fast-layers", "--gradients", "bfloat16"), {"fast_layers": True, "bfloat16": True, "one_by_one": False}),
     ],
 )
 def test_the_options_of_the_command_line_reach_the_model(tmp_path, monkeypatch, options, expected):

@@ -100,7 +100,7 @@ def test_every_list_is_the_same_as_table_and_as_json(what):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["eval", "-m", "digits/naturl"], "Did you mean digits/natural"),
+        (["eval", "-m", "digits/naturl"], ": digits/natural, "),
         (["eval", "-m", "digits/natural", "-s", "whitebx"], "Did you mean whitebox"),
         (["eval", "-m", "natural"], "ambiguous"),
         (["eval", "-m", "digits/natural", "--eps", "8"], "8/255"),

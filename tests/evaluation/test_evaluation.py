@@ -322,7 +322,7 @@ def test_float64_images_run_in_float64():
         ({"model": "digits/natural", "eps": "8"}, SuiteError, "8/255"),
         ({"model": "digits/natural", "eps": "x"}, SuiteError, "eps: 'x' given"),
         ({"model": "digits/natural", "eps": "1", "norm": "Lp"}, SuiteError, "Linf, L2, L1"),
-        ({"model": "digits/naturl"}, RobbenchError, "Did you mean digits/natural"),
+        ({"model": "digits/naturl"}, RobbenchError, "The closest of .*: digits/natural"),
     ],
 )
 def test_meaningless_options_are_refused(call, error, message):

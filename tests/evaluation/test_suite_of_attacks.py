@@ -55,7 +55,7 @@ def test_a_list_of_attacks_is_the_suite_that_a_file_would_be(problem, tmp_path):
     assert one.read_bytes() == other.read_bytes()
     data = {"x": call["x"], "y": call["y"]}
     assert not verify(one.parent, model, **data).refuted
-    with pytest.raises(ResultError, match="give the list of attacks"):
+    with pytest.raises(ResultError, match="Give the list of attacks"):
         reproduce(one.parent, model, **data)
     assert not reproduce(one.parent, model, suite=ATTACKS, **data).verdicts
 

@@ -216,4 +216,4 @@ def test_wrong_input_exits_2(folder, args, message):
 def test_a_baseline_is_of_a_model_or_of_a_result(folder):
     assert "either --model" in call("baseline", "--out", "x.json", cwd=folder, code=2)
     told = call("baseline", "--out", "x.json", "-m", "digits/naturl", cwd=folder, code=2)
-    assert "Did you mean digits/natural" in told and not (folder / "x.json").exists()
+    assert ": digits/natural, " in told and not (folder / "x.json").exists()

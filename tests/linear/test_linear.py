@@ -220,7 +220,7 @@ def test_the_measure_command_stores_and_prints(tmp_path, monkeypatch):
     assert "No results" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8"), "a measurement is no result"
     wrong = (
         (["measure", "linea", "-m", "digits/at"], "Did you mean linear"),
-        (["measure", "linear", "-m", "digits/att"], "Did you mean digits/at"),
+        (["measure", "linear", "-m", "digits/att"], ": digits/at, "),
         (["measure", "linear", "-m", "digits/at", "--eps", "8"], "lies in"),
     )
     for args, message in wrong:

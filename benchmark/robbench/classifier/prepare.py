@@ -150,10 +150,15 @@ def _list_state(module: nn.Module) -> _State:
                 getattr(value, "_version", None),
                 len(value) if isinstance(value, list | dict | set) else None,
             )
-            for name, value in (vars(part) | dict(part.named_buffers(recurse=False))).items()
+            for name, value in (_python_state(part) | dict(part.named_buffers(recurse=False))).items()
         }
         for part in module.modules()
     }
+
+
+def _python_state(part: nn.Module) -> dict[str, object]:
+    # A TorchScript module makes new Python objects for its parameters whenever it is asked for them.
+    return {} if isinstance(part, torch.jit.ScriptModule) else vars(part)
 
 
 def _find_changed(before: _State, module: nn.Module) -> list[str]:

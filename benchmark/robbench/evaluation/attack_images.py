@@ -185,5 +185,5 @@ def attack_images(
             keep_adversarials=True,
         )
         if deterministic:
-            flags |= find_state_change_flag(target, some, before, setup.lanes)
+            outcome.flags.update(find_state_change_flag(target, some, before, setup.lanes))
     return outcome
