@@ -128,6 +128,8 @@ def _check_arguments(
         raise RobbenchError(
             f"baseline: {baseline!r} given; allowed: the path of a file that `robbench baseline` wrote."
         )
+    if baseline is not None and any(v is not None for v in run):
+        raise RobbenchError("suite, samples, eps and norm are those of the baseline; give them without one only.")
     if at_least is not None and not (_is_number(at_least) and 0 <= float(at_least) <= 1):
         raise RobbenchError(f"at_least: {at_least!r} given; allowed: a share from 0 to 1.")
     if not _is_number(max_drop) or not _is_number(alpha):

@@ -14,6 +14,7 @@ the engine computes their gradients in the precision of the images, even if bflo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
 from numbers import Integral, Real
@@ -195,7 +196,7 @@ def check_parameters(attack: Any) -> None:
     """Check the type of every hyperparameter. Numbers of NumPy become Python's own.
 
     Raises:
-        SuiteError: a type is wrong, or a number is beyond ±1e300 or NaN.
+        SuiteError: a type is wrong, or a number is infinite, NaN, or too large for a float.
     """
     for name, field in parameters(type(attack)).items():
         kind = field.type if isinstance(field.type, str) else field.type.__name__
@@ -206,12 +207,18 @@ def check_parameters(attack: Any) -> None:
         words, base, convert = _READERS[allowed]
         is_number = allowed in ("int", "float")
         wrong = not isinstance(value, base) or (is_number and isinstance(value, bool))
-        if wrong or (is_number and not -_MOST <= value <= _MOST):  # also refuses NaN
+        if wrong or (is_number and not _is_finite(value)):
             raise SuiteError(f"{type(attack).__name__}: {name}: {value!r} given; allowed: {words}")
         object.__setattr__(attack, name, convert(value))
 
 
-_MOST = 1e300
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of an integer that is too large for a float
+        return False
+
+
 _READERS: dict[str, tuple[str, type, Callable[[Any], Any]]] = {
     "int": ("a whole number", Integral, int),
     "float": ("a finite number", Real, float),
