@@ -17,6 +17,7 @@ from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
 from robbench.results.schema import read_result
 from robbench.results.store import COLUMNS, load_results
+from support.masks import Noisy
 from support.models import Linear, small
 from support.stored import outcomes, stable
 
@@ -252,16 +253,8 @@ def test_a_model_in_training_mode_is_refused():
 
 
 def test_chance_in_the_answers_is_flagged(problem):
-    class Noisy(nn.Module):
-        def __init__(self, net):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x):
-            return self.net(x + 0.1 * torch.randn_like(x))
-
     model, x, y = problem
-    assert "randomized" in evaluate(Noisy(model).eval(), "quick", x=x, y=y, eps=0.05).flags
+    assert "randomized" in evaluate(Noisy(model, 0.1).eval(), "quick", x=x, y=y, eps=0.05).flags
     assert "randomized" not in evaluate(model, "quick", x=x, y=y, eps=0.05).flags
 
 

@@ -18,6 +18,7 @@ from robbench.evaluation.keep_adversarials import round_to_float16
 from robbench.evaluation.run import evaluate
 from robbench.results.adversarials import FILE, Points, merge, pack, read
 from support import TESTS
+from support.masks import Noisy
 from support.models import small
 from support.stored import folder, outcomes, stable, write_suite, write_transfer_suite
 
@@ -116,16 +117,8 @@ def test_transfers_and_peers_are_kept_too(tmp_path):
 
 
 def test_models_that_answer_at_random_are_not_asked_again(problem, tmp_path):
-    class Noisy(nn.Module):
-        def __init__(self, net):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x):
-            return self.net(x + 0.1 * torch.randn_like(x))
-
     model, x, y = problem
-    evaluate(Noisy(model).eval(), "quick", x=x, y=y, eps=0.05, results=tmp_path, save_adversarials=True)
+    evaluate(Noisy(model, 0.1).eval(), "quick", x=x, y=y, eps=0.05, results=tmp_path, save_adversarials=True)
     assert {g.x.dtype.name for g in read(folder(tmp_path) / FILE).points} == {"float32"}
 
 
