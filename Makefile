@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO   := digits/natural digits/at digits/ls095_sigma03 digits/lsq2_sigma03
 SAMPLES ?=
 DIGITS := natural at trades ls095_sigma03 lsq2_sigma03
-MNIST  := natural at ls095_sigma03 lsq2 lsq2_sigma05
+MNIST  := natural at ls095_sigma03
 
 .PHONY: demo test quick gate baselines lint types unit clean
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from robbench.attacks import PGD
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import classify
-from robbench.core.errors import DataError
+from robbench.core.errors import DataError, UnshippedError
 from robbench.core.files import digest, write_atomically
 from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.rng import make_key
@@ -218,19 +218,19 @@ def main() -> None:
     for entry in ZOO:
         if entry.name not in (options.entries or [entry.name]):
             continue
-        wanted = {
-            part: n
-            for part, n in parts.items()
-            if not options.known
-            or part == "verdict"
-            or cache_path(entry, part, n, options.seed, options.cache).exists()
-        }
-        if "attack" in parts and "attack" not in wanted:
-            print(f"{entry.name} is left out: not measured yet")
-            continue
         try:
+            wanted = {
+                part: n
+                for part, n in parts.items()
+                if not options.known
+                or part == "verdict"
+                or cache_path(entry, part, n, options.seed, options.cache).exists()
+            }
+            if "attack" in parts and "attack" not in wanted:
+                print(f"{entry.name} is left out: not measured yet")
+                continue
             found = {part: measure_part(entry, part, n, options.seed, options.cache) for part, n in wanted.items()}
-        except DataError as error:
+        except (DataError, UnshippedError) as error:
             print(f"{entry.name} is left out: {error}")
             continue
         records[entry.name] = found

@@ -108,7 +108,7 @@ def test_only_results_on_the_weights_of_the_card_at_its_radius_count(cards, tmp_
         "robbench eval -m mnist/ls095_sigma03 --suite paper-mnist --overwrite",
         "robbench eval -m mnist/ls095_sigma03 --suite whitebox",
     ]
-    assert [(run.model, run.suite) for run in sheet.missing_runs] == [
+    assert [(run.model, run.suite) for run in sheet.list_possible_runs(registry)] == [
         ("mnist/ls095_sigma03", "paper-mnist"),
         ("mnist/ls095_sigma03", "whitebox"),
     ]
@@ -136,7 +136,28 @@ def test_commands_train_first_what_has_no_weights(cards, tmp_path):
         f"robbench eval -m mnist/lsq2_sigma03 --suite whitebox{ending} --results {tmp_path}/elsewhere",
     ]
     # Its own weights are there, the surrogate's are not: only the white-box suite can run now.
-    assert [(run.model, run.suite) for run in sheet.missing_runs] == [("mnist/ls095_sigma03", "whitebox")]
+    possible = [(run.model, run.suite) for run in sheet.list_possible_runs(registry)]
+    assert possible == [("mnist/ls095_sigma03", "whitebox")]
+
+
+def test_unshipped_weights_are_named_and_trained_first_unless_they_are_here(cards, tmp_path):
+    registry, root = cards("ls095_sigma03", "natural"), tmp_path / "results"
+    path = registry.find("mnist/ls095_sigma03").path
+    path.write_text(path.read_text().replace("shipped = true", "shipped = false"))
+    registry = Registry(registry.roots)
+    put(root, result("ls095_sigma03", "paper-mnist", 735, PAPER_MNIST))
+    sheet = fill_table(TABLES["shafahi2019-2"], registry, root)
+    note = f"these SHA-256): mnist/ls095_sigma03 {SHA['ls095_sigma03'][:12]}."
+    assert note in sheet.notes[-1]
+    commands = list(Commands().list_commands(line_of(sheet, "mnist/ls095_sigma03").missing))
+    assert commands == ["robbench train mnist/ls095_sigma03", "robbench eval -m mnist/ls095_sigma03 --suite whitebox"]
+    assert sheet.list_possible_runs(registry) == []
+    weights = registry.roots[0] / "weights" / "x.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"")
+    here = fill_table(TABLES["shafahi2019-2"], registry, root)
+    assert here == sheet  # a table does not depend on the machine
+    assert [run.suite for run in here.list_possible_runs(registry)] == ["whitebox"]
 
 
 def test_the_surrogate_itself_and_flags_are_noted(cards, tmp_path):

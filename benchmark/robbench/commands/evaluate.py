@@ -293,15 +293,19 @@ def _choose_models(model: list[str], all_models: bool, models: list[Path], about
 
 
 def _list_trained(registry: Registry, dataset: str | None) -> list[str]:
-    """List the models that have weights; those that have none are named on stderr."""
+    """List the models whose weights are here; the others are named on stderr."""
     entries = [e for e in registry.entries() if dataset in (None, e.dataset)]
-    having = [e.full_name for e in entries if e.card.weights is not None]
-    if left_out := sorted({e.full_name for e in entries} - {*having}):
-        some = ", ".join(left_out[:3]) + (" …" if len(left_out) > 3 else "")
-        print(f"{len(left_out)} not trained yet and left out ({some}); see `robbench list models`.", file=sys.stderr)
-    if not having:
-        raise RobbenchError(f"--all --dataset {dataset}: no registered model of it has weights.")
-    return having
+    left_out = [e for e in entries if e.needs_training]
+    for why, members in (
+        ("not trained yet", [e.full_name for e in left_out if e.card.weights is None]),
+        ("with weights that are not in the repository", [e.full_name for e in left_out if e.card.weights is not None]),
+    ):
+        if members:
+            some = ", ".join(members[:3]) + (" …" if len(members) > 3 else "")
+            print(f"{len(members)} {why} and left out ({some}); see `robbench list models`.", file=sys.stderr)
+    if len(left_out) == len(entries):
+        raise RobbenchError(f"--all --dataset {dataset}: no registered model of it has weights here.")
+    return [e.full_name for e in entries if not e.needs_training]
 
 
 def _parse_radii(eps: str | None) -> list[str | None]:

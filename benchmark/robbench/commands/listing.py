@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robbench.models.card import Entry
 
 __all__ = ["LISTINGS"]
 
@@ -20,19 +23,24 @@ def _models(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
                 "model": entry.full_name,
                 "title": card.title,
                 "architecture": card.architecture.name,
-                "weights": _weights_state(card),
+                "weights": _describe_weights(entry),
             }
         )
     return rows
 
 
-def _weights_state(card: Any) -> str:
+def _describe_weights(entry: Entry) -> str:
+    card = entry.card
     if card.weights is None:
         return "not trained yet"
+    text = "yes" if card.weights.path else f"in package {card.weights.package}"
     if card.trained and card.recipe and (card.trained.instead or card.trained.iterations < card.recipe.iterations):
         other = f" ({card.trained.instead})" if card.trained.instead else ""
-        return f"trained {card.trained.iterations} of {card.recipe.iterations} iterations{other}"
-    return "yes" if card.weights.path else f"in package {card.weights.package}"
+        text = f"trained {card.trained.iterations} of {card.recipe.iterations} iterations{other}"
+    if card.shipped:
+        return text
+    how = f"made by `robbench train {entry.full_name}`" if entry.needs_training else "made here"
+    return f"not in the repository, {how}; {text}"
 
 
 def _suites(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from robbench.commands.printing import tree
 from robbench.core.errors import ResultError, RobbenchError
 
 if TYPE_CHECKING:
+    from robbench.models.card import Registry
     from robbench.papers.tables import FilledTable
 
 __all__ = ["export", "figure", "leaderboard", "table_", "trained"]
@@ -76,7 +77,7 @@ def table_(
     if run:
         options = {"samples": samples, "device": device, "models": models or [], "data_dir": data_dir}
         for table in tables:
-            _run_missing(fill_table(table, registry, results), results, options)
+            _run_missing(fill_table(table, registry, results), registry, results, options)
     tree(results)
     commands = Commands(models or [], results)
     for table in tables:
@@ -152,12 +153,12 @@ def export(
         print(text, end="")
 
 
-def _run_missing(table: FilledTable, results: Path, options: dict[str, Any]) -> None:
+def _run_missing(table: FilledTable, registry: Registry, results: Path, options: dict[str, Any]) -> None:
     """Make the missing results of a table that need no training first."""
     from robbench.report.terminal import TerminalReporter
 
-    runs = table.missing_runs
-    waiting = sum(bool(row.missing.train) for row in table.rows)
+    runs = table.list_possible_runs(registry)
+    waiting = sum(not {*row.missing.runs} <= {*runs} for row in table.rows)
     print(f"{table.paper_table.id}: {len(runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
     if not runs:
         return

@@ -55,6 +55,8 @@ def show(
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
     print(entry.path.read_text(encoding="utf-8"))
+    if entry.card.weights is not None and not entry.card.shipped:
+        print(entry.explain_unshipped() + "\n")
     if stored:
         from robbench.report.terminal import print_results
 

@@ -39,7 +39,7 @@ def train(
 
     It writes the weights and their digest into the registry. If it is interrupted, the same command resumes.
     """
-    from robbench.models.card import Entry, Registry
+    from robbench.models.card import Entry, Registry, load_card
 
     if (card is None) != all_missing:
         raise RobbenchError("Give either the name of a card to train, or --all-missing.")
@@ -68,6 +68,12 @@ def train(
             print(
                 "The card keeps its old weights, because they were trained for more iterations. Run the same command "
                 "again to continue this training."
+            )
+        before, after = entry.card.weights, load_card(entry.path).weights
+        if before is not None and after is not None and before.sha256 != after.sha256:
+            print(
+                f"The card had weights with SHA-256 {before.sha256}. They are replaced. Their results no longer count: "
+                "`robbench eval --overwrite` makes new ones."
             )
         print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
 

@@ -12,6 +12,7 @@ __all__ = [
     "RobbenchError",
     "StorageError",
     "SuiteError",
+    "UnshippedError",
     "unknown_name",
 ]
 
@@ -34,6 +35,10 @@ class DataError(RobbenchError):
 
 class ModelError(RobbenchError):
     """A model cannot be loaded, or a robust accuracy cannot be computed from its answers."""
+
+
+class UnshippedError(ModelError):
+    """The weights of a model are not in the repository and were not made here."""
 
 
 class ResultError(RobbenchError):

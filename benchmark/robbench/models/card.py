@@ -110,6 +110,34 @@ class Entry:
             )
         return card
 
+    @property
+    def needs_training(self) -> bool:
+        """Whether `robbench train` must make the weights: the card has none, or they are not shipped and not here.
+
+        Raises:
+            CardError: see `card`.
+        """
+        weights = self.card.weights
+        if weights is None or self.card.shipped:
+            return weights is None
+        return weights.path is None or not (self.root / WEIGHTS_FOLDER / weights.path).exists()
+
+    def explain_unshipped(self) -> str:
+        """Explain which weights the card is about, and how to make them. For cards with `shipped = false`."""
+        assert self.card.weights is not None, "a card without weights is not trained yet"
+        record, made = self.card.trained, ""
+        if record is not None:
+            changes = f" ({record.instead})" if record.instead else ""
+            made = (
+                f" They were made by `{record.command}`: {record.iterations:,} iterations{changes} in "
+                f"{record.seconds:.0f} s on {record.hardware}."
+            )
+        return (
+            f"The weights of {self.full_name} are not in the repository. Make them with `robbench train "
+            f"{self.full_name}`.{made} Stored results are of weights with SHA-256 {self.card.weights.sha256}. Training "
+            "on other hardware can give other weights. `robbench train` writes their digest to the card."
+        )
+
 
 def locate_builtin_cards() -> Path:
     """Return the folder of the built-in cards: inside the package in a wheel, `models/` in a checkout."""

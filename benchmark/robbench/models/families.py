@@ -27,7 +27,7 @@ __all__ = ["FAMILIES", "expand_families", "list_stale_cards", "read_table", "wri
 
 FAMILIES = "families.toml"
 _KEPT = ("weights", "trained")
-_ORDER = ("version", "title", "dataset", "description", "licence", "priority")
+_ORDER = ("version", "title", "dataset", "description", "licence", "priority", "shipped")
 _THOUSANDS = re.compile(r"^(\d+)([kM])$")
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from robbench.core.errors import ModelError
+from robbench.core.errors import ModelError, UnshippedError
 from robbench.core.files import write_atomically
 from robbench.models.architectures import Normalized, Shape, build
 from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Weights
@@ -63,6 +63,7 @@ def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
 
     Raises:
         CardError: the card is invalid.
+        UnshippedError: the weights are not shipped, and are not here.
         ModelError: the weights are missing, have another SHA-256 than the card, or do not fit the architecture.
     """
     card = entry.card
@@ -132,6 +133,8 @@ def _checked_bytes(entry: Entry, path: Path, weights: Weights) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
+        if entry.needs_training:
+            raise UnshippedError(f"{path}: no such file. {entry.explain_unshipped()}") from None
         raise ModelError(
             f"{entry.full_name}: weights {path} cannot be read ({error.strerror}); "
             f"expected: a file with SHA-256 {weights.sha256}. To get it: {remedy}"

@@ -118,7 +118,8 @@ class TrainingRecord(CardTable):
 class ModelCard(CardTable):
     """One model: the content of `<dataset>/<name>.toml`.
 
-    `priority` is the order of `robbench train --all-missing`: higher numbers first.
+    `priority` is the order of `robbench train --all-missing`: higher numbers first. `shipped` says whether the weights
+    file is kept beside the card. If it is not, `robbench train` makes it, and the card has its digest only.
     """
 
     version: Literal[1]
@@ -127,6 +128,7 @@ class ModelCard(CardTable):
     description: str = ""
     licence: str = ""
     priority: int = 0
+    shipped: bool = True
     architecture: Architecture
     preprocess: Preprocess | None = None
     threat: ThreatClaim | None = None
@@ -140,6 +142,14 @@ class ModelCard(CardTable):
     def is_trainable(self) -> bool:
         """Whether it has a recipe, and no weights that come from elsewhere."""
         return self.recipe is not None and (self.weights is None or self.weights.path is not None)
+
+    @model_validator(mode="after")
+    def _check_shipped(self) -> Self:
+        if not (self.shipped or self.is_trainable):
+            raise ValueError(
+                "shipped: false given without a way to make the weights; expected: a recipe, and weights by path if any"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:

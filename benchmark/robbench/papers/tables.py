@@ -73,7 +73,7 @@ class MissingRun:
         model: full name of the model.
         suite: suite of `robbench eval`; empty means `robbench measure linear`.
         overwrite: whether the run replaces a result of other weights.
-        needs: models that must be trained before the run.
+        needs: models that must be trained before the run, unless their weights are here.
     """
 
     model: str
@@ -117,14 +117,14 @@ class FilledTable:
     rows: tuple[FilledRow, ...]
     notes: tuple[str, ...]
 
-    @property
-    def missing_runs(self) -> list[MissingRun]:
-        """The missing runs that need no training first, each once."""
-        return list(dict.fromkeys(run for row in self.rows for run in row.missing.runs if not run.needs))
+    def list_possible_runs(self, registry: Registry) -> list[MissingRun]:
+        """List the missing runs that need no training first on this machine, each once."""
+        runs = dict.fromkeys(run for row in self.rows for run in row.missing.runs)
+        return [run for run in runs if not any(registry.find(name).needs_training for name in run.needs)]
 
 
 def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTable:
-    """Fill a paper's table with our results.
+    """Fill a paper's table with our results. A note names the models whose weights are not in the repository.
 
     Args:
         table: the paper's table.
@@ -148,7 +148,19 @@ def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTa
             cells = tuple(Cell(None, number) for number in row.numbers)
             reason = f"no card of the registry quotes this row ({row.dataset}); add a card with the row's numbers"
             rows.append(FilledRow(row.labels, "", "", "", None, cells, None, Missing(reason=reason)))
+    if unshipped := _list_unshipped(rows, registry):
+        notes.append(
+            "Weights that are not in the repository (`robbench train NAME` makes them; the results are of weights with "
+            f"these SHA-256): {', '.join(unshipped)}."
+        )
     return FilledTable(table, tuple(rows), tuple(dict.fromkeys(notes)))
+
+
+def _list_unshipped(rows: Sequence[FilledRow], registry: Registry) -> list[str]:
+    """List the models of a table with results of weights that are not shipped, with the first digits of the SHA-256."""
+    names = dict.fromkeys(row.model for row in rows if row.worst is not None)
+    cards = {name: registry.find(name).card for name in names}
+    return [f"{name} {card.weights.sha256[:12]}" for name, card in cards.items() if card.weights and not card.shipped]
 
 
 class _StoredResults:
@@ -269,14 +281,19 @@ def _list_missing_runs(
     stale = {r.suite for r in stored.find_results(entry)[1] if not r.overrides}
     if table.suite not in suites:
         models = [*stored.find_surrogates(table, row.dataset), entry]
-        needs = dict.fromkeys(e.full_name for e in models if e.card.weights is None)
-        yield MissingRun(entry.full_name, table.suite, table.suite in stale, tuple(needs))
+        yield MissingRun(entry.full_name, table.suite, table.suite in stale, _list_needs(models))
     if table.predicts and prediction is None:
-        needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
-        yield MissingRun(entry.full_name, "", entry.full_name in stored.linear, tuple(needs))
+        yield MissingRun(entry.full_name, "", entry.full_name in stored.linear, _list_needs([entry]))
     if table.suite != _STRONG and set(suites) <= {table.suite, *_WEAK}:
-        needs = dict.fromkeys([entry.full_name] if entry.card.weights is None else [])
-        yield MissingRun(entry.full_name, _STRONG, _STRONG in stale, tuple(needs))
+        yield MissingRun(entry.full_name, _STRONG, _STRONG in stale, _list_needs([entry]))
+
+
+def _list_needs(models: Sequence[Entry]) -> tuple[str, ...]:
+    """List the models that must be trained on a machine that has the repository alone, each once.
+
+    The tables are the same on every machine. So it does not count whether weights that are not shipped are here.
+    """
+    return tuple(dict.fromkeys(e.full_name for e in models if e.card.weights is None or not e.card.shipped))
 
 
 def _find_worst_case(result: ResultFile, stored: _StoredResults) -> WorstCase:

@@ -26,7 +26,8 @@ broken if any queried point breaks it. The papers judged the last point only. **
 counts an image as robust only if no attack of the suite `whitebox` broke it. The papers have no such column.
 **Verdict** is that of `robbench sanity` (unchecked if it has not run). The column Iterations says whether a model was
 trained for less than its recipe, or by the smaller recipe for a CPU. The numbers of such a model say nothing about the
-recipe.
+recipe. **Weights**: those not shipped are made by `robbench train NAME`. The numbers are of weights whose SHA-256
+begins with these digits.
 """
 
 # Our column -> keys of the papers' columns in cards.
@@ -84,6 +85,8 @@ def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dic
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"
+    assert card.weights is not None
+    cells["Weights"] = "shipped" if card.shipped else f"not shipped, {card.weights.sha256[:12]}"
     return {column: escape_markdown(text) for column, text in cells.items()}
 
 

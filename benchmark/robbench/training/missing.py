@@ -1,4 +1,8 @@
-"""Train all models that have no weights or are partly trained, by priority."""
+"""Train all models that have no weights or are partly trained, by priority.
+
+A model whose weights are not shipped counts as trained: its card has a digest, and its results are of these weights.
+`train` with its name makes weights here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ __all__ = ["list_missing", "train_missing"]
 def list_missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
     """List the cards whose models are not fully trained for this device, by priority, then name.
 
-    On a GPU, models that were trained with the card's CPU budget are included. On a CPU they are not.
+    On a GPU, models that were trained with the card's CPU budget are included. On a CPU they are not. Fully trained
+    models whose weights are not shipped are not included, wherever their weights are.
     """
     where = pick_device(device)
     found = []

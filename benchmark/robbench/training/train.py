@@ -120,8 +120,8 @@ def train(
 ) -> TrainingResult:
     """Train a card's model, or continue an earlier call, and write its weights and card.
 
-    If the card already has weights of more iterations, these stay, unless `restart` is given. The checkpoint of this
-    call is written in both cases.
+    If the card already has weights of more iterations, these stay, unless `restart` is given or they are not here (see
+    `shipped` of a card). The checkpoint of this call is written in all cases.
 
     Args:
         entry: the card. Its registry must be writable.
@@ -161,8 +161,8 @@ def train(
         "command": command or f"robbench train {entry.full_name}",
         "precision": precision,
     } | ({"instead": instead} if instead else {})
-    earlier = entry.card.trained
-    if earlier is not None and entry.card.weights is not None and earlier.iterations > run.iteration and not restart:
+    earlier = None if entry.needs_training else entry.card.trained
+    if earlier is not None and earlier.iterations > run.iteration and not restart:
         return TrainingResult(table, recipe.iterations, written=False, log=run.log)
     relative = f"{entry.dataset}/{entry.name}.safetensors"
     with run.step.use_average(run.iteration):

@@ -123,14 +123,14 @@ class FigureData:
         return locate_result(self.root, result)
 
     def make_command(self, full_name: str, arguments: str) -> str:
-        """Return the shell command that measures a model. It trains the model first if the card has no weights.
+        """Return the shell command that measures a model. It trains the model first if its weights are not here.
 
         Args:
             full_name: the model, such as `digits/at`.
             arguments: arguments of robbench, with {} in the place of the model.
         """
         entry = self.find_entry(full_name)
-        train = f"robbench train {full_name} && " if entry is not None and entry.card.weights is None else ""
+        train = f"robbench train {full_name} && " if entry is not None and entry.needs_training else ""
         is_stale = not train and (self.linear_folder(full_name) / "linear.json").exists()
         overwrite = " --overwrite" if is_stale and arguments.startswith("measure") else ""
         return f"{train}robbench {arguments.format(full_name)}{overwrite}"
