@@ -21,6 +21,7 @@ pytestmark = pytest.mark.whole
 def mine(tmp_path, repo):
     """A registry whose one card claims a row of Seguin et al., Table 1, and has weights; an empty results tree."""
     card = (repo / "models/cifar10/st_resnet18.toml").read_text(encoding="utf-8")
+    card = card.replace("shipped = false\n", "")
     card = re.split(r"\n\[(?:weights|trained)\]", card)[0] + f'\n\n[weights]\npath = "x"\nsha256 = "{"a" * 64}"\n'
     (tmp_path / "mine/cifar10").mkdir(parents=True)
     (tmp_path / "mine/cifar10/my_resnet18.toml").write_text(card, encoding="utf-8")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robbench.commands.options import DataDir, Models, explain_interrupt
 from robbench.core.errors import RobbenchError, unknown_name
+
+if TYPE_CHECKING:
+    from robbench.models.card import Entry
 
 __all__ = ["cards", "train"]
 
@@ -39,7 +42,7 @@ def train(
 
     It writes the weights and their digest into the registry. If it is interrupted, the same command resumes.
     """
-    from robbench.models.card import Entry, Registry, load_card
+    from robbench.models.card import Registry
 
     if (card is None) != all_missing:
         raise RobbenchError("Give either the name of a card to train, or --all-missing.")
@@ -69,12 +72,8 @@ def train(
                 "The card keeps its old weights, because they were trained for more iterations. Run the same command "
                 "again to continue this training."
             )
-        before, after = entry.card.weights, load_card(entry.path).weights
-        if before is not None and after is not None and before.sha256 != after.sha256:
-            print(
-                f"The card had weights with SHA-256 {before.sha256}. They are replaced. Their results no longer count: "
-                "`robbench eval --overwrite` makes new ones."
-            )
+        elif note := _explain_replaced(entry):
+            print(note)
         print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
 
     options: dict[str, Any] = {
@@ -117,6 +116,19 @@ def cards(
     if check and paths:
         raise typer.Exit(1)
     print("The cards are up to date." if not paths else f"{len(paths)} cards written.")
+
+
+def _explain_replaced(entry: Entry) -> str:
+    """Explain that training replaced the weights of a card; empty if the card, as read before, had none or the same."""
+    from robbench.models.card import load_card
+
+    before, after = entry.card.weights, load_card(entry.path).weights
+    if before is None or after is None or before.sha256 == after.sha256:
+        return ""
+    return (
+        f"The card had weights with SHA-256 {before.sha256}. They are replaced. Their results no longer count: "
+        "`robbench eval --overwrite` makes new ones."
+    )
 
 
 def _seconds(text: str) -> float:
