@@ -61,7 +61,7 @@ def measure_entry(
 
     if options.results is None:
         raise RobbenchError("measure_entry given options without results. Give a folder for the results: results=DIR.")
-    result = run_here(make_run(RunRequest(spec, suite, options), reporter))
+    result = run_here(make_run(RunRequest(spec, suite, options, same_code=True), reporter))
     folder = locate_result(Path(options.results), result)
     named = str(suite) if isinstance(suite, str | Path) else result.suite
     return _build_entry(result, folder, Given.of(spec), named, digest_verdict_code())
