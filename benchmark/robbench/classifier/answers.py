@@ -70,7 +70,8 @@ class AnswerProbe:
     def record(self) -> list[str]:
         """Return the answers as they are stored. The model is asked twice."""
         x = self._make_images()
-        once, again = self._ask(x), self._ask(x)
+        with _keep_random_state(self.target.device):  # around both: a random model must not draw the same twice
+            once, again = self._ask(x), self._ask(x)
         steady = _measure_changes(once, again) <= self._choose_tolerance(again)
         return [
             "" if row is None or other is None or not same else " ".join(f"{v:.9g}" for v in row)
@@ -88,14 +89,15 @@ class AnswerProbe:
             return ""
         least = np.full(len(x), math.inf)
         flips = compared = tolerance = 0.0
-        for _ in range(1 + _MORE_ASKS):
-            now = self._ask(x)
-            least = np.minimum(least, _measure_changes(rows, now))
-            tolerance = self._choose_tolerance(now)
-            both = [(a, b) for a, b in zip(rows, now, strict=True) if a is not None and b is not None]
-            flips, compared = sum(_predict(a) != _predict(b) for a, b in both), len(both)
-            if (least > tolerance).sum() <= (_MOST_OUTLIERS if compared > FIRST_IMAGES else 0):
-                return ""
+        with _keep_random_state(self.target.device):
+            for _ in range(1 + _MORE_ASKS):
+                now = self._ask(x)
+                least = np.minimum(least, _measure_changes(rows, now))
+                tolerance = self._choose_tolerance(now)
+                both = [(a, b) for a, b in zip(rows, now, strict=True) if a is not None and b is not None]
+                flips, compared = sum(_predict(a) != _predict(b) for a, b in both), len(both)
+                if (least > tolerance).sum() <= (_MOST_OUTLIERS if compared > FIRST_IMAGES else 0):
+                    return ""
         size = float(least.max())
         how = f"by up to {100 * size:.2g} % of their spread" if math.isfinite(size) else "in shape, or in NaN"
         return (
@@ -113,7 +115,7 @@ class AnswerProbe:
 
     def _ask(self, x: Tensor) -> list[Row]:
         """Return the logits of each image, [K]; None where the model fails."""
-        with _keep_random_state(self.target.device), _full_precision(self.target.device):
+        with _full_precision(self.target.device):
             try:
                 return list(compute_logits(self.target, x, min(len(x), self.lanes)).double().numpy())
             except (ModelError, RuntimeError, MemoryError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from robbench.core.errors import ResultError, RobbenchError, unknown_name
 from robbench.core.user_code import require_imported
-from robbench.core.version import digest_verdict_code
+from robbench.core.version import digest_judging_code, digest_verdict_code
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
 from robbench.gate.baseline import Baseline, BaselineEntry, Given, build_entry
@@ -113,7 +113,8 @@ def read_stored_entry(path: Path) -> BaselineEntry:
     if not (folder / "result.json").is_file():
         raise ResultError(f"No result at {path}; expected a folder with result.json and outcomes.parquet in it.")
     result = read_result(folder / "result.json")
-    return _build_entry(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
+    code = digest_verdict_code() if result.code == digest_judging_code() else {}
+    return _build_entry(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, code)
 
 
 def _build_entry(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> BaselineEntry:
