@@ -80,12 +80,11 @@ def make_baseline(
     """
     from robbench.core.numbers import parse_threat
     from robbench.gate.baseline import write_baseline
-    from robbench.gate.measure import read_stored_entry
 
     import_user_modules(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
-    entries = [read_stored_entry(path) for path in result or []]
+    entries = _read_stored(result or [])
     if model:
         from robbench.gate.measure import measure_entry
         from robbench.models.card import Registry
@@ -140,7 +139,7 @@ def check_baseline(
     from robbench.core.files import write_atomically
     from robbench.gate.baseline import read_baseline
     from robbench.gate.decision import Policy, decide_gate, run_gate_check
-    from robbench.gate.measure import choose_entries, measure_entry_again, read_stored_entry
+    from robbench.gate.measure import choose_entries, measure_entry_again
     from robbench.gate.paired import compare_entries
     from robbench.report import gate
 
@@ -152,7 +151,7 @@ def check_baseline(
             raise RobbenchError(
                 "--result reads stored results; --model, --seed and --sequential measure. Give one or the others."
             )
-        entries = [read_stored_entry(path) for path in result]
+        entries = _read_stored(result)
         decision = decide_gate([compare_entries(_find_entry(stored.runs, e), e) for e in entries], policy)
     else:
         wanted = choose_entries(stored, model or [])
@@ -173,6 +172,17 @@ def check_baseline(
         gate.print_decision(decision)
     if decision.failed:
         raise typer.Exit(1)
+
+
+def _read_stored(paths: list[Path]) -> list[BaselineEntry]:
+    """Read stored results, and say on stderr which of them the present judging code did not judge."""
+    from robbench.gate.measure import read_stored_entry
+
+    entries = [read_stored_entry(path) for path in paths]
+    for path, entry in zip(paths, entries, strict=True):
+        if not entry.code:
+            typer.echo(f"note: {path}: another or an unknown version of the judging code made this result.", err=True)
+    return entries
 
 
 def _find_entry(baseline: list[BaselineEntry], now: BaselineEntry) -> BaselineEntry:

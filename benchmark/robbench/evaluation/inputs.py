@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robbench.classifier.answers import FIRST_IMAGES, AnswerProbe
 from robbench.classifier.guard import Guarded
 from robbench.classifier.own_images import check_own_images
 from robbench.classifier.prepare import Target, pick_device, prepare
@@ -27,7 +28,7 @@ from robbench.models.load import describe_module, digest_module, load_model
 from robbench.models.load_source import load_source
 from robbench.models.spec import ModelSpec
 
-__all__ = ["Images", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
+__all__ = ["Images", "make_probe", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +150,11 @@ def sourced(spec: ModelSpec, device: torch.device, images: Images, options: Opti
         weights=found.weights,
         identity=found.identity,
     )
+
+
+def make_probe(target: Target, images: Images, lanes: int) -> AnswerProbe:
+    """Make the probe that compares the model's answers with stored ones. `lanes` is the batch width of the run."""
+    return AnswerProbe(target, images.x(np.arange(min(FIRST_IMAGES, len(images.y)))), lanes)
 
 
 def select(total: int, options: Options, everything: bool = False) -> NDArray[np.int64]:

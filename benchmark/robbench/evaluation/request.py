@@ -34,12 +34,15 @@ class RunRequest:
         options: all other options.
         expected: the identity that the run must have; None allows every identity. `EvaluationRun.open` refuses a run
             with another identity.
+        same_code: whether stored records of other judging code are computed again, even if they are complete. Gates
+            ask for this.
     """
 
     spec: ModelSpec
     suite: str | Path | Suite | Sequence[Attack] = "whitebox"
     options: Options = field(default_factory=Options)
     expected: dict[str, Any] | None = None
+    same_code: bool = False
 
     @classmethod
     def of(
@@ -74,7 +77,7 @@ class RunRequest:
     def describe(self) -> dict[str, Any]:
         """Return the fields of run.json that the request determines.
 
-        The run itself adds `n`, `stages`, `date` and `identity` when it begins.
+        The run itself adds `n`, `stages`, `date`, `answers`, `code` and `identity` when it begins.
         """
         spec, options = self.spec, self.options
         asked = spec.model if isinstance(spec.model, str) else None

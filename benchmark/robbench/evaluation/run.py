@@ -18,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from robbench.classifier.answers import describe_other_answers, is_comparable
 from robbench.classifier.prepare import Target
+from robbench.core.errors import ResultError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
 from robbench.core.types import Status
 from robbench.engine.engine import Rows
 from robbench.evaluation.flow import Flow
-from robbench.evaluation.inputs import Images, resolve
+from robbench.evaluation.inputs import Images, make_probe, resolve
 from robbench.evaluation.progress import Reporter, Silent
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.setup import Setup
@@ -32,6 +34,7 @@ from robbench.evaluation.shards import NOT_ATTACKED, Shards, order_rows
 from robbench.evaluation.stages import ReadyStage
 from robbench.evaluation.worker import CleanReport, Job, Place, Worker
 from robbench.results.adversarials import Points
+from robbench.results.judging_code import name_code
 from robbench.results.locking import lock_result
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import RunStore, make_empty_rows
@@ -164,25 +167,29 @@ class EvaluationRun(Setup):
                 store.require_identity(self.request.expected, self.title())
             lock = lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note)
             self._context.enter_context(lock)
-        known = store.open(options.overwrite, self.reporter.note) if store else make_empty_rows()
-        self.stored = read_result(store.result_path) if store and store.result_path.exists() else None
+            self.answers = self._check_stored_answers(store)
+        known = store.open(options.overwrite, self.reporter.note, self._suffices) if store else make_empty_rows()
+        self.stored = None
+        if store and store.result_path.exists() and store.outdated is None:
+            self.stored = read_result(store.result_path)
         self.saves_adversarials = bool(store and (options.save_adversarials or store.keeps_adversarials))
         if store and self.saves_adversarials:
             known = self._drop_unstored_breaks(known, store)
-        self.lacking = np.array([~np.isin(self.index, self._select_samples(known, s)) for s in self.stages])
+        self.lacking = self._find_lacking(known)
         # A run can extend a stored result. A kill between its two writes leaves new records beside the old summary.
         stored = self.stored
         whole = stored is not None and stored.n == known.loc[self._find_complete(known), "sample"].nunique()
         if stored is not None and whole and not self.lacking.any():
             # Nothing is computed now, so the stored hardware, date and flags stay.
             self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute.")
+            if store and stored.code != store.code:
+                self.reporter.note(f"{self.title()}: {name_code(stored.code)} judged it. --overwrite measures it anew.")
             result = self.summarize(self.index, known, stored.flags, self.place, self.date)
-            kept = ("hardware", "versions", "environment", "date", "lanes", "flags")
+            kept = ("hardware", "versions", "environment", "date", "lanes", "flags", "answers", "code")
             return result.model_copy(update={k: getattr(stored, k) for k in kept})
         if store is not None:
-            store.begin(
-                {**self.request.describe(), "n": len(self.positions), "stages": len(self.stages), "date": self.date}
-            )
+            now = {"n": len(self.positions), "stages": len(self.stages), "date": self.date}
+            store.begin({**self.request.describe(), **now, "answers": self.answers, "code": store.code})
         self._known_rows = known
         return None
 
@@ -260,6 +267,45 @@ class EvaluationRun(Setup):
             if np.array_equal(order, self.index):
                 return result
         return self.summarize(self.index, rows, flags, self.place, self.date)
+
+    def _check_stored_answers(self, store: RunStore) -> list[str]:
+        """Compare the model's answers with those of stored records of this run, and return the answers to store.
+
+        Raises:
+            ResultError: the model answers differently now, and `overwrite` is not given.
+        """
+        probe = make_probe(self.target, self.images, self.lanes)
+        kept: list[str] = []
+        for path, answers in store.list_answers().items():
+            if change := probe.describe_change(answers):
+                if not self.options.overwrite:
+                    raise ResultError(describe_other_answers(str(path), change))
+                store.discard(path)
+            elif is_comparable(answers):
+                kept = kept or answers
+            elif answers:
+                self.reporter.note(
+                    f"{path}: the model answered at random or not at all, so answers then and now are not compared."
+                )
+            elif "architecture" not in self.target.identity:  # in robbench's architectures the tensors say it all
+                self.reporter.note(
+                    f"{path}: holds no answers of the model. Its class, structure and tensors are the same. If its "
+                    "function lies elsewhere (a file, NumPy arrays, a closure) and changed, --overwrite measures anew."
+                )
+        return kept or probe.record()
+
+    def _suffices(self, rows: pd.DataFrame) -> bool:
+        """Return whether rows that other code judged may be shown, because nothing else is to compute."""
+        options, store = self.options, self.store
+        if options.overwrite or self.request.same_code or store is None:
+            return False
+        if options.save_adversarials or store.keeps_adversarials:
+            rows = rows[~store.find_unstored_breaks(rows)]
+        return not self._find_lacking(rows).any()
+
+    def _find_lacking(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
+        """Return a mask of the records of this run that are not among the rows, [stages, n]."""
+        return np.array([~np.isin(self.index, self._select_samples(rows, s)) for s in self.stages])
 
     @staticmethod
     def _select_samples(rows: pd.DataFrame, stage: ReadyStage) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from robbench.classifier.batch_width import default_lanes
 from robbench.classifier.prepare import Target
+from robbench.core import version
 from robbench.core.errors import DataError, SuiteError
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import whole_box
@@ -46,6 +47,7 @@ class Setup:
         index: official indices of the same images, [n].
         lanes: batch width.
         coarse: whether gradients are computed in bfloat16.
+        answers: what the model answers to a few fixed images, as results hold it; empty until it is asked.
 
     Raises:
         RobbenchError: the parts do not fit together. The message says why.
@@ -64,6 +66,7 @@ class Setup:
         self.positions = select(len(images.y), options)
         self.index = images.index[self.positions]
         self.lanes = options.lanes or default_lanes(images.x(np.arange(1)).shape[1:], device or target.device)
+        self.answers: list[str] = []
         self._described = {s.name: s.describe() for s in self.stages}
 
     def title(self) -> str:
@@ -137,6 +140,8 @@ class Setup:
             versions=place.versions,
             environment=place.environment,
             date=date,
+            answers=self.answers,
+            code=version.digest_judging_code(),
             paper=dict(self.target.paper),
         )
 

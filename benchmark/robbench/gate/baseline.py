@@ -90,7 +90,8 @@ class BaselineEntry(StrictModel):
     hardware: str
     date: str
     code: dict[str, str]
-    """File of the package -> first 16 hexadecimal digits of its SHA-256. Empty for a stored result."""
+    """File of the package -> first 16 hexadecimal digits of its SHA-256. Empty for a stored result of other
+    or unknown code."""
     attacks: list[str]
     """Names of the attacks, in the order of the suite."""
     samples: str

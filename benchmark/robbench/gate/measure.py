@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from robbench.core.errors import ResultError, RobbenchError, unknown_name
 from robbench.core.user_code import require_imported
-from robbench.core.version import digest_verdict_code
+from robbench.core.version import digest_judging_code, digest_verdict_code
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
 from robbench.gate.baseline import Baseline, BaselineEntry, Given, build_entry
@@ -61,7 +61,7 @@ def measure_entry(
 
     if options.results is None:
         raise RobbenchError("measure_entry given options without results. Give a folder for the results: results=DIR.")
-    result = run_here(make_run(RunRequest(spec, suite, options), reporter))
+    result = run_here(make_run(RunRequest(spec, suite, options, same_code=True), reporter))
     folder = locate_result(Path(options.results), result)
     named = str(suite) if isinstance(suite, str | Path) else result.suite
     return _build_entry(result, folder, Given.of(spec), named, digest_verdict_code())
@@ -113,7 +113,8 @@ def read_stored_entry(path: Path) -> BaselineEntry:
     if not (folder / "result.json").is_file():
         raise ResultError(f"No result at {path}; expected a folder with result.json and outcomes.parquet in it.")
     result = read_result(folder / "result.json")
-    return _build_entry(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, {})
+    code = digest_verdict_code() if result.code == digest_judging_code() else {}
+    return _build_entry(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, code)
 
 
 def _build_entry(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> BaselineEntry:

@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robbench.classifier.answers import AnswerProbe, describe_other_answers
 from robbench.classifier.batch_width import default_lanes
 from robbench.classifier.checks import classify
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError, ResultError
 from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
-from robbench.evaluation.inputs import Images, resolve, select
+from robbench.evaluation.inputs import Images, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.linear.record import (
     ACTIVATIONS,
@@ -93,13 +94,15 @@ def measure_linear(
     identity = _identity(target, images)
     title = f"{images.dataset}/{target.name}"
     folder = None if results is None else linear_folder(Path(results), images.dataset, target.name)
-    if folder is not None and (stored := _stored(folder, identity, len(at), overwrite)) is not None:
+    width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
+    probe = make_probe(target, images, width)
+    if folder is not None and (stored := _stored(folder, identity, len(at), probe, overwrite)) is not None:
         note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
         return stored
     note(f"{title}: logits and gradients of {len(at)} images")
-    width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
     file, measured, activations = _measure(target, images, at, width, identity)
     if folder is not None:
+        file = file.model_copy(update={"answers": probe.record()})
         write_linear(folder, file, measured, activations)
     return file
 
@@ -116,8 +119,8 @@ def _identity(target: Target, images: Images) -> dict[str, Any]:
     }
 
 
-def _stored(folder: Path, identity: dict[str, Any], n: int, overwrite: bool) -> LinearFile | None:
-    """Return the stored measurement if it is of this identity and covers n images.
+def _stored(folder: Path, identity: dict[str, Any], n: int, probe: AnswerProbe, overwrite: bool) -> LinearFile | None:
+    """Return the stored measurement if it is of this identity and these answers, and covers n images.
 
     Raises:
         ResultError: the folder holds a measurement of something else, which is not to be overwritten.
@@ -128,6 +131,10 @@ def _stored(folder: Path, identity: dict[str, Any], n: int, overwrite: bool) -> 
     if stored.run_id != digest(identity):
         if not overwrite:
             raise ResultError(describe_other_run(folder, stored.identity, identity))
+        return None
+    if change := probe.describe_change(stored.answers):
+        if not overwrite:
+            raise ResultError(describe_other_answers(folder, change))
         return None
     return stored if stored.n >= n else None
 

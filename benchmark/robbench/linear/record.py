@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.results.schema import Accuracy, StrictModel
+from robbench.results.schema import Accuracy, Answers, StrictModel
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -92,6 +92,8 @@ class LinearFile(StrictModel):
     versions: dict[str, str]
     date: str
     """UTC, ISO 8601."""
+    answers: Answers = Field(default_factory=list)
+    """As in result.json; empty in files of older versions."""
 
 
 def linear_folder(root: Path, dataset: str, model: str) -> Path:

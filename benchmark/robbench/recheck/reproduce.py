@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from robbench.classifier.answers import describe_other_answers
 from robbench.core.errors import ResultError
 from robbench.core.types import format_ids
+from robbench.evaluation.inputs import make_probe
 from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.progress import Reporter
 from robbench.evaluation.request import RunRequest
@@ -129,8 +131,8 @@ def reproduce(
             mean, std, device, data_dir and models are those of `evaluate`.
 
     Raises:
-        ResultError: the result does not exist, or the identity of the new run differs (weights, data, attacks ...). The
-            message names the fields that differ.
+        ResultError: the result does not exist, or the identity of the new run differs (weights, data, attacks ...), or
+            the model answers differently since. The message says what differs.
         RobbenchError: the model, the data or the suite cannot be loaded.
     """
     check_names(fields, ReproduceFields)
@@ -158,7 +160,12 @@ def reproduce(
             results=folder,
         )
         spec = recall_spec(stored, model, fields)
-        again = run_here(make_run(RunRequest(spec, suite or stored.suite, options, stored.identity), reporter))
+        run = make_run(RunRequest(spec, suite or stored.suite, options), reporter)
+        assert run.store is not None, "the options name a folder"
+        run.store.require_identity(stored.identity, run.title())
+        if change := make_probe(run.target, run.images, run.lanes).describe_change(stored.answers):
+            raise ResultError(describe_other_answers(path, change))
+        again = run_here(run)
         now = read_rows(locate_result(Path(folder), again) / "outcomes.parquet")
     verdicts, details = _compare_records(rows[rows["sample"].isin(now["sample"])], now)
     circumstances = [

@@ -22,7 +22,7 @@ from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
 from robbench.core.types import Status
-from robbench.evaluation.inputs import Images, resolve
+from robbench.evaluation.inputs import Images, make_probe, resolve
 from robbench.evaluation.options import Options, check_names
 from robbench.recheck.recall import VerifyFields, recall_spec
 from robbench.results.adversarials import FILE, Adversarials, Points, read, row_digest
@@ -81,14 +81,15 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
         threat = parse_threat(stored.identity["threat"]["norm"], stored.identity["threat"]["eps"])
     except (KeyError, TypeError, ValueError):  # `find_summary_mismatches` has reported it
         return Verification(stored, breaks, 0, refuted, [])
-    foreign = list(_compare_identity(stored, target, images))
+    lanes = options.lanes or stored.lanes
+    foreign = list(_compare_model(stored, target, images, lanes))
     if foreign:  # with another model or data set, breaks need not hold
         return Verification(stored, breaks, 0, [*foreign, *refuted], [])
     try:
         adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
     except ResultError as error:
         return Verification(stored, breaks, 0, [*refuted, Mismatch(str(error))], [])
-    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), options.lanes or stored.lanes)
+    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), lanes)
     refuted += verifier.check_labels()
     clean = list(verifier.check_clean_images())
     points = list(verifier.check_points(adversarials))
@@ -99,14 +100,16 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     return Verification(stored, breaks, confirmed, refuted, [f for f, close in [*clean, *points] if close])
 
 
-def _compare_identity(stored: ResultFile, target: Target, images: Images) -> Iterator[Mismatch]:
-    """Yield the fields of the identity that differ from the model and data set given here."""
+def _compare_model(stored: ResultFile, target: Target, images: Images, lanes: int) -> Iterator[Mismatch]:
+    """Yield how the model and data set given here differ from those of the result: identity, or else answers."""
     here = {"model": target.identity, "weights": target.weights, "data": images.digest, "dtype": str(images.dtype)}
-    for field, value in here.items():
-        if stored.identity.get(field) != value:
-            yield Mismatch(
-                f"{field}: {stored.identity.get(field)} was measured, {value} is here; no break was derived again"
-            )
+    differing = {field: value for field, value in here.items() if stored.identity.get(field) != value}
+    for field, value in differing.items():
+        yield Mismatch(
+            f"{field}: {stored.identity.get(field)} was measured, {value} is here; no break was derived again"
+        )
+    if not differing and (change := make_probe(target, images, lanes).describe_change(stored.answers)):
+        yield Mismatch(f"answers: the model answers differently since: {change}; no break was derived again")
 
 
 class _Verifier:

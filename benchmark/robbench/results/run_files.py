@@ -15,7 +15,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.results.locking import read_holder
 from robbench.results.records import COLUMNS, read_run_rows
-from robbench.results.schema import ResultFile, StrictModel, read_result, read_validated
+from robbench.results.schema import Answers, ResultFile, StrictModel, read_result, read_validated
 from robbench.results.store import DESCRIPTION, list_result_paths
 from robbench.results.trust import explain_refusal
 from robbench.suite import CUSTOM
@@ -65,10 +65,13 @@ class Description(StrictModel):
     date: str
     """Start of the last call, UTC, ISO 8601."""
     identity: dict[str, Any]
+    answers: Answers = Field(default_factory=list)
+    """As in result.json; empty in descriptions of older versions, like `code`."""
+    code: str = ""
 
     def as_arguments(self) -> dict[str, Any]:
         """Return the arguments of `evaluate`."""
-        return self.model_dump(exclude={"version", "own_images", "n", "stages", "date", "identity"})
+        return self.model_dump(exclude={"version", "own_images", "n", "stages", "date", "identity", "answers", "code"})
 
 
 def read_description(path: Path) -> Description:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robbench.core.errors import ResultError
 from robbench.core.files import check_path_component, read_bounded
@@ -14,6 +14,7 @@ from robbench.core.files import check_path_component, read_bounded
 __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
+    "Answers",
     "AttackResult",
     "ResultFile",
     "ThreatResult",
@@ -30,6 +31,16 @@ class StrictModel(BaseModel):
     """A part of a stored file: a field that is not known is refused, and none is changed later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _check_numbers(text: str) -> str:
+    for number in text.split():
+        float(number)
+    return text
+
+
+Answers = list[Annotated[str, AfterValidator(_check_numbers)]]
+"""The model's logits for a few fixed images, one line of numbers per image (`classifier.answers`)."""
 
 
 class _Strict(StrictModel):
@@ -110,6 +121,10 @@ class ResultFile(_Strict):
     """The figures that the model's card quotes from a paper."""
     environment: dict[str, Any] = {}
     """Software and hardware of the last computation: revision, platform, threads, packages (`machine.environment`)."""
+    answers: Answers = []
+    """What the model answered to a few fixed images; empty in results of older versions."""
+    code: str = ""
+    """`version.digest_judging_code()` of the code that judged; empty in results of older versions."""
 
     @field_validator("model", "dataset", "suite")
     @classmethod

@@ -20,16 +20,18 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from robbench.core import version
 from robbench.core.errors import ResultError
 from robbench.core.files import check_path_component, digest, set_aside, write_atomically
 from robbench.core.types import Status
 from robbench.results.adversarials import FILE, Points, list_entries, merge, pack, read
+from robbench.results.judging_code import DESCRIPTION, name_code, read_began, set_aside_unknown_code
 from robbench.results.records import (
     COLUMNS,
     TIMING_COLUMNS,
@@ -54,17 +56,22 @@ __all__ = [
     "read_rows",
 ]
 
-DESCRIPTION = "run.json"
-
 
 class RunStore:
-    """One run on disk: `results/<dataset>/<model>/<suite>` and its shards."""
+    """One run on disk: `results/<dataset>/<model>/<suite>` and its shards.
+
+    Attributes:
+        code: digest of the present judging code.
+        outdated: the stored result whose records `open` left out, because other code judged them.
+    """
 
     def __init__(
         self, root: Path, dataset: str, model: str, suite: str, identity: dict[str, Any], standard: bool
     ) -> None:
         self.identity = identity
         self.run_id = digest(identity)
+        self.code = version.digest_judging_code()
+        self.outdated: ResultFile | None = None
         try:
             names = [
                 check_path_component(name, what)
@@ -110,15 +117,27 @@ class RunStore:
         merged = self.adversarials_path.exists() and self.result_path.exists()
         return [*shards, *([self.adversarials_path] if merged else [])]
 
-    def open(self, overwrite: bool = False, note: Note = lambda text: None) -> pd.DataFrame:
+    def open(
+        self,
+        overwrite: bool = False,
+        note: Note = lambda text: None,
+        suffices: Callable[[pd.DataFrame], bool] = lambda rows: True,
+    ) -> pd.DataFrame:
         """Return all rows that this run has already computed, finished or not. A new run has an empty frame.
 
-        Files that are damaged, of another run or of an older format are renamed to `*.damaged`. `note` is called with a
-        text for each of them.
+        Files that are damaged, of another run or of an older format are renamed to `*.damaged`, and so are unfinished
+        runs of other or unknown judging code. `note` is called with a text for each of them. Rows of different judging
+        code never come together: the rows of a finished result of other code are returned alone, or not at all.
+
+        Args:
+            overwrite: remove a different run from the folder.
+            note: called with messages.
+            suffices: called with the rows of a finished result of other judging code. Returns whether the caller
+                computes no further rows; otherwise these rows are left out.
 
         Raises:
-            ResultError: the folder holds a different run. The message names the differing fields. With `overwrite` the
-                different run is removed instead.
+            ResultError: the folder holds a different run, and `overwrite` is not given. The message names the
+                differing fields.
         """
         stored = self._read_stored(note)
         if stored is not None and stored.run_id != self.run_id:
@@ -128,14 +147,26 @@ class RunStore:
             stored = None
         for text in self._describe_other_runs():
             note(text)
+        set_aside_unknown_code(self.partial, self.run_id, self.code, stored is not None, note)
         merged = None
-        if stored is not None or read_run_id(self.outcomes_path) == self.run_id:  # the run was killed before its end
+        # Without a result.json, the run was killed before it wrote one.
+        if stored is not None or read_run_id(self.outcomes_path) == self.run_id:
             merged = read_sound_records(self.folder, self.run_id, self._attacks, stored is not None, note)
         if stored is not None and merged is None:
             set_aside(self.result_path, self.folder)  # the records of this summary are gone
+            stored = None
         shards = read_sound_shards(self.partial, self.run_id, self._attacks, note)
         for path in self._adversarial_files():
             set_aside_unsound_points(path, self.run_id, self.folder, note)
+        if stored is not None and merged is not None and stored.code != self.code:
+            # A run that was killed between its last writes leaves new records beside the old summary.
+            if merged["sample"].nunique() == stored.n and suffices(merged):
+                return merged
+            note(
+                f"{self.result_path}: {name_code(stored.code)} judged its {stored.n} images. They are computed again, "
+                "because records of different judging code are not mixed. The stored result stays until then."
+            )
+            self.outdated, merged = stored, None
         # A break may be stored twice: first without its adversarial example, then computed again with it. The row with
         # the point must win, so shards with points come first.
         first = [rows for path, rows in shards.items() if path.with_suffix(".safetensors").exists()]
@@ -145,6 +176,23 @@ class RunStore:
             return make_empty_rows()
         # If the run was killed between writing the result and removing its shards, equal rows are stored twice.
         return pd.concat(frames, ignore_index=True).drop_duplicates(["sample", "attack"], ignore_index=True)
+
+    def list_answers(self) -> dict[Path, list[str]]:
+        """Return the answers of the model (`ResultFile.answers`) that the records of this run belong to.
+
+        The keys are the paths of result.json and of run.json, as far as they hold records of this run.
+        """
+        found = {}
+        with contextlib.suppress(OSError, ResultError):  # `open` reports a damaged file
+            if (stored := read_result(self.result_path)).run_id == self.run_id:
+                found[self.result_path] = list(stored.answers)
+        if any(self.partial.glob("*.parquet")):
+            found[self.partial / DESCRIPTION] = read_began(self.partial)[0]
+        return found
+
+    def discard(self, path: Path) -> None:
+        """Remove the result, or the unfinished run, that a key of `list_answers` stands for."""
+        shutil.rmtree(self.folder if path == self.result_path else self.partial, ignore_errors=True)
 
     def _read_stored(self, note: Note) -> ResultFile | None:
         """Read result.json if it exists. A damaged one is set aside."""
@@ -200,6 +248,10 @@ class RunStore:
             keep: whether to store the adversarial examples.
         """
         points = [p for path in self._adversarial_files() for p in read(path).points] if keep else []
+        if self.outdated is not None and self.outdated.n > result.n:  # it holds more than what replaces it
+            for path in (self.outcomes_path, self.folder / TIMINGS, self.adversarials_path, self.result_path):
+                if path.exists():
+                    set_aside(path, self.folder)
         if keep:
             broken = rows[rows["status"] == Status.BROKEN]
             write_atomically(self.adversarials_path, self._pack(merge(points, broken)))
