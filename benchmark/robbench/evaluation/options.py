@@ -66,7 +66,8 @@ class Options:
         data_dir: folder of the data sets; None means the environment variable ROBBENCH_DATA.
         models: folders of further model registries.
         results: folder of the results tree; None stores nothing on disk.
-        overwrite: replace the stored result of a different run. Otherwise it is an error.
+        overwrite: replace the stored result of a different run, or of a model that answered differently. Otherwise it
+            is an error. A stored result of other judging code is measured anew.
         save_adversarials: also store the adversarial example of every break. This option is not part of the run's
             identity: a later call may change it. A run that has stored adversarial examples always stores them.
         wait: wait while another process works on the same result. Otherwise it is an error.
