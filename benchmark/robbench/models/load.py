@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from robbench.core.errors import ModelError
-from robbench.core.files import write_atomically
+from robbench.core.files import read_bounded, write_atomically
 from robbench.models.architectures import Normalized, Shape, build
 from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Weights
 
 __all__ = [
+    "MOST_WEIGHT_BYTES",
     "LoadedModel",
     "describe_module",
     "digest_module",
@@ -32,6 +33,9 @@ __all__ = [
     "parse_state",
     "save_weights",
 ]
+
+MOST_WEIGHT_BYTES = 2**34
+"""Limit for a file of weights."""
 
 # Keys under which training scripts store a state dict, and prefixes that module wrappers add to its keys.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -130,7 +134,7 @@ def _checked_bytes(entry: Entry, path: Path, weights: Weights) -> bytes:
     else:
         remedy = "put the file back"
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MOST_WEIGHT_BYTES)
     except OSError as error:
         raise ModelError(
             f"{entry.full_name}: weights {path} cannot be read ({error.strerror}); "
