@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core import rng
 
-__all__ = ["BatchWidths", "compute_probe", "default_lanes", "device_of", "using_threads"]
+__all__ = ["BatchWidths", "choose_lanes", "compute_probe", "default_lanes", "device_of", "using_threads"]
 
 
 def default_lanes(shape: Sequence[int], device: torch.device) -> int:
@@ -19,6 +19,19 @@ def default_lanes(shape: Sequence[int], device: torch.device) -> int:
     pixels = int(np.prod(shape))
     budget, low, high = (2**23, 64, 2048) if device.type == "cuda" else (2**17, 32, 256)
     return min(max(1 << max(budget // pixels, 1).bit_length() - 1, low), high)
+
+
+def choose_lanes(given: int | None, n: int, shape: Sequence[int], device: torch.device) -> int:
+    """Choose the batch width: the given one, but none wider than n images fill, or the default if it is wider than n.
+
+    Args:
+        given: what the user asked for; None means the default.
+        n: number of images.
+        shape: of an image, (C, H, W).
+        device: where the model runs.
+    """
+    default = default_lanes(shape, device)
+    return default if given is None else min(given, max(n, default))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -19,6 +19,7 @@ __all__ = [
     "load_toml",
     "open_regular",
     "read_bounded",
+    "read_json",
     "refuse_links",
     "remove_temporaries",
     "set_aside",
@@ -27,6 +28,7 @@ __all__ = [
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_DOTS = 32  # in a key of a TOML file; the parser's time grows with the square of them
+_FREE_VALUES = 2**15  # in a JSON file; the largest of this package's have a thousand
 _TEMPORARY = re.compile(r"\.(.+\.(?:json|parquet|safetensors|csv|png|md))\.\w{8}")  # as `_replace` names them
 
 
@@ -92,6 +94,20 @@ def read_bounded(path: Path, most: int) -> bytes:
         data = file.read(most + 1)
     if len(data) > most:  # it grew since it was opened
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+    return data
+
+
+def read_json(path: Path, most: int) -> bytes:
+    """Read the text of a JSON file of at most `most` bytes, with a sensible number of values.
+
+    A parser may keep an error for each wrong value, which takes far more memory than the file.
+
+    Raises:
+        OSError: see `read_bounded`; or the file holds too many values.
+    """
+    data = read_bounded(path, most)
+    if (values := data.count(b",")) > (allowed := _FREE_VALUES + len(data) // 32):
+        raise OSError(errno.EFBIG, f"{values:,} values in {len(data):,} bytes; allowed: {allowed:,}")
     return data
 
 

@@ -119,7 +119,7 @@ def read_parquet(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[P
             images: list[bytes] = []
             for batch in file.iter_batches(16, columns=["img.bytes"]):  # few at a time: large images are refused early
                 images += batch["img"].field("bytes").to_pylist()
-                if len(max(images[-16:], key=len)) > _MOST_IMAGE_BYTES:
+                if max(len(image or b"") for image in images[-16:]) > _MOST_IMAGE_BYTES:
                     raise ValueError(f"an image of more than {_MOST_IMAGE_BYTES:,} bytes")
             table = file.read([name for name in (spec.label, "index") if name in file.schema_arrow.names])
             labels = table[spec.label].to_pylist()

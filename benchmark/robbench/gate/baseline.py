@@ -27,13 +27,13 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import read_bounded, write_atomically
+from robbench.core.files import read_json, write_atomically
 from robbench.core.types import Status
 from robbench.models.spec import ModelSpec
-from robbench.results.schema import Accuracy, ResultFile, StrictModel
+from robbench.results.schema import MOST_PARTS, Accuracy, ResultFile, StrictModel
 
 __all__ = ["STATUS_OF_LETTER", "Baseline", "BaselineEntry", "Given", "build_entry", "read_baseline", "write_baseline"]
 
@@ -134,7 +134,7 @@ class Baseline(StrictModel):
     """The content of a baseline file: one entry per model."""
 
     schema_version: Literal[1]
-    runs: list[BaselineEntry]
+    runs: list[BaselineEntry] = Field(max_length=MOST_PARTS)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -205,7 +205,7 @@ def read_baseline(path: Path) -> Baseline:
         ResultError: the file does not exist, or does not have this schema.
     """
     try:
-        return Baseline.model_validate_json(read_bounded(path, _MOST_BYTES))
+        return Baseline.model_validate_json(read_json(path, _MOST_BYTES))
     except OSError as error:
         raise ResultError(
             f"No baseline at {path} ({error.strerror}). Write one: robbench baseline --model NAME --out {path}"

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robbench.classifier.batch_width import default_lanes
+from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.checks import classify
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError, ResultError
@@ -97,7 +97,7 @@ def measure_linear(
         note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
         return stored
     note(f"{title}: logits and gradients of {len(at)} images")
-    width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
+    width = choose_lanes(lanes, len(at), images.x(np.arange(1)).shape[1:], target.device)
     file, measured, activations = _measure(target, images, at, width, identity)
     if folder is not None:
         write_linear(folder, file, measured, activations)

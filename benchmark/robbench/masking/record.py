@@ -15,9 +15,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from robbench.core.errors import ResultError
 from robbench.masking.measurements import Measurements
-from robbench.results.schema import Accuracy, ResultFile, StrictModel, ThreatResult, read_validated
+from robbench.results.schema import MOST_PARTS, Accuracy, ResultFile, StrictModel, ThreatResult, read_validated
 
 __all__ = [
     "FILE",
@@ -107,7 +109,7 @@ class SanityFile(StrictModel):
     """Robust accuracy under the usual PGD minus that under all attacks of this run, in points."""
     advice: Advice
     acted: FollowUpResult | None
-    checks: list[CheckResult]
+    checks: list[CheckResult] = Field(max_length=MOST_PARTS)
     measurements: Measurements
     seconds: float
     hardware: str

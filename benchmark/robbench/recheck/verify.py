@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.checks import RANDOMIZED_DRAWS, classify, compute_logits
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError
@@ -88,7 +89,8 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
         adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
     except ResultError as error:
         return Verification(stored, breaks, 0, [*refuted, Mismatch(str(error))], [])
-    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), options.lanes or stored.lanes)
+    lanes = choose_lanes(options.lanes or stored.lanes, len(images.y), images.x(np.arange(1)).shape[1:], target.device)
+    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), lanes)
     refuted += verifier.check_labels()
     clean = list(verifier.check_clean_images())
     points = list(verifier.check_points(adversarials))

@@ -30,7 +30,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import (
     check_path_component,
     digest,
-    read_bounded,
+    read_json,
     refuse_links,
     remove_temporaries,
     set_aside,
@@ -204,7 +204,7 @@ class RunStore:
     def _read_description(partial: Path) -> dict[str, Any]:
         """Read the identity and the number of images of an unfinished run; nothing if its run.json is damaged."""
         try:
-            about = json.loads(read_bounded(partial / DESCRIPTION, MOST_DESCRIPTION_BYTES))
+            about = json.loads(read_json(partial / DESCRIPTION, MOST_DESCRIPTION_BYTES))
             digest(about["identity"])
             return {"identity": about["identity"], "n": int(about["n"])}
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # `robbench runs` reports it
