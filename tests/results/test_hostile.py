@@ -25,7 +25,6 @@ from robbench.commands.printing import print_table
 from robbench.core.errors import CardError, DataError, ModelError, ResultError, RobbenchError, StorageError, SuiteError
 from robbench.core.files import check_path_component, read_bounded
 from robbench.core.numbers import parse_fraction
-from robbench.data import formats
 from robbench.data import sets as data
 from robbench.evaluation.run import evaluate
 from robbench.models.architectures import build
@@ -61,7 +60,7 @@ def test_gzip_bombs_are_cut_off(tmp_path):
     (tmp_path / "mnist").mkdir()
     for kind, content in (("images-idx3", idx(pixels(3, 28, 28)) + bytes(10**7)), ("labels-idx1", b"")):
         (tmp_path / "mnist" / f"t10k-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
-    with pytest.raises(DataError, match="more than 7,840,016 bytes.*for 10,000 images"):
+    with pytest.raises(DataError, match=r"more than 7,840,016 bytes.*for 10,000 images"):
         data.load("mnist", "test", tmp_path)
 
 
@@ -105,7 +104,7 @@ def test_results_are_not_written_through_a_link_out_of_the_tree(problem, tmp_pat
     (tmp_path / "precious/file").write_text("keep")
     (tmp_path / "r/digits/small").mkdir(parents=True)
     (tmp_path / "r/digits/small/quick").symlink_to(tmp_path / "precious")
-    with pytest.raises(StorageError, match="quick is a link, to .*precious"):
+    with pytest.raises(StorageError, match=r"quick is a link, to .*precious"):
         evaluate(
             model, "quick", x=x, y=y, dataset="digits", name="small", results=tmp_path / "r", overwrite=True
         )  # fmt: skip

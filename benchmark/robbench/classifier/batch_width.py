@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core import rng
+from robbench.core.user_code import contain_exits
 
 __all__ = ["BatchWidths", "choose_lanes", "compute_probe", "default_lanes", "device_of", "using_threads"]
 
@@ -39,6 +40,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((v.device for v in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
+@contain_exits()
 def compute_probe(model: nn.Module, x: Tensor, bfloat16: bool = False) -> tuple[Tensor, Tensor]:
     """Compute what two ways to run a model are compared by: logits and an input gradient.
 

@@ -18,6 +18,7 @@ from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError
 from robbench.core.types import format_ids
+from robbench.core.user_code import contain_exits
 
 __all__ = [
     "CLEAN_FLAGS",
@@ -291,10 +292,11 @@ def measure_pass_seconds(
     for _ in range(2):
         begin = time.perf_counter()
         try:
-            with torch.enable_grad(), in_bfloat16(target.device, bfloat16):
-                out = target.module(x).sum()
-            if out.requires_grad:
-                torch.autograd.grad(out, x, allow_unused=True)
+            with contain_exits():
+                with torch.enable_grad(), in_bfloat16(target.device, bfloat16):
+                    out = target.module(x).sum()
+                if out.requires_grad:
+                    torch.autograd.grad(out, x, allow_unused=True)
         except Exception:  # a user's module may raise anything; an attack that meets the error words it
             return math.nan
         if target.device.type == "cuda":

@@ -74,7 +74,8 @@ def open_regular(path: Path, most: int) -> BinaryIO:
         OSError: the file cannot be opened, is not a regular file, or is larger.
     """
     # A pipe without a writer opens at once with O_NONBLOCK. The flag changes nothing for regular files.
-    file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and status.st_size <= most:
         return file
@@ -123,7 +124,7 @@ def refuse_links(root: Path, path: Path) -> None:
         if part == root:
             return
         if part.is_symlink():
-            raise StorageError(f"{part} is a link, to {part.resolve()}. Nothing is written through it; remove the link.")
+            raise StorageError(f"{part} is a link, to {part.resolve()}. Nothing is written through it. Remove it.")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

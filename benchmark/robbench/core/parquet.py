@@ -21,7 +21,8 @@ _CODECS = {"SNAPPY", "UNCOMPRESSED"}
 # With DELTA_BYTE_ARRAY, each string may repeat the one before it, so that a file unpacks to its square.
 _ENCODINGS = {"PLAIN", "RLE", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "BIT_PACKED"}
 _MOST_COLUMNS = 64
-# Equal rows take no space: files of this package have up to 1.3 rows per byte. 500,000 are 10,000 images under 50 attacks.
+# Equal rows take no space: files of this package have up to 1.3 rows per byte. 500,000 rows are 10,000 images under 50
+# attacks.
 _FREE_ROWS, _FREE_TEXT, _TEXT_RATIO = 500_000, 2**24, 32
 
 

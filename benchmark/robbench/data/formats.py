@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -162,7 +162,7 @@ def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes
                 open_regular(source, _MOST_BYTES) as packed,
                 gzip.open(packed) as stream,
                 # A stream: one pass, in the order of the archive.
-                tarfile.open(fileobj=_Limited(stream), mode="r|") as archive,  # type: ignore[arg-type]
+                tarfile.open(fileobj=cast(Any, _Limited(stream)), mode="r|") as archive,
             ):
                 for member in archive:
                     if member.size > _MOST_BYTES:

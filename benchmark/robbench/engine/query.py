@@ -14,6 +14,7 @@ from robbench.attacks.base import Attack
 from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core.errors import ModelError
 from robbench.core.types import Problem, State, format_ids
+from robbench.core.user_code import contain_exits
 
 __all__ = ["Classifier", "name_failing_samples", "query", "take_lanes"]
 
@@ -58,7 +59,8 @@ def query(
                 "it by queries alone: --suite blackbox."
             )
         try:
-            (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+            with contain_exits():
+                (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
@@ -93,7 +95,7 @@ def name_failing_samples(
     for lane, sample in zip(live, samples, strict=True):
         alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
         try:
-            with torch.set_grad_enabled(with_grad):
+            with torch.set_grad_enabled(with_grad), contain_exits():
                 with in_bfloat16(x.device, bfloat16):
                     answer = model(alone).sum()
                 if with_grad:

@@ -220,7 +220,7 @@ def read_activations(folder: Path) -> pd.DataFrame:
 
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
-        rows = read_flat_table(path, 2**31).to_pandas(ignore_metadata=True)
+        rows: pd.DataFrame = read_flat_table(path, 2**31).to_pandas(ignore_metadata=True)
     except (OSError, ValueError) as error:
         raise ResultError(f"{path} cannot be read ({error}). Measure it again with --overwrite.") from None
     if list(rows.columns) != list(columns):

@@ -31,7 +31,9 @@ def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
     try:
         frame = read_flat_table(landscape, 2**28).to_pandas(ignore_metadata=True)
     except (OSError, ValueError) as error:
-        raise ResultError(f"{landscape} cannot be read ({error}). Remove it, and run `robbench sanity` again.") from None
+        raise ResultError(
+            f"{landscape} cannot be read ({error}). Remove it, and run `robbench sanity` again."
+        ) from None
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
