@@ -24,13 +24,16 @@ __all__ = [
 ]
 
 
+_TEST_RUNNERS = ("_pytest.outcomes", "unittest.case")  # modules whose exceptions skip a test or end all tests
+
+
 class StrayExitError(RuntimeError):
     """Code of the user tried to end the process."""
 
 
 @contextlib.contextmanager
 def contain_exits() -> Iterator[None]:
-    """Turn exceptions that end a process, or a test, into an error: SystemExit, GeneratorExit, `pytest.skip`.
+    """Turn exceptions that end a process, or skip a test, into an error: SystemExit, GeneratorExit, `pytest.skip`.
 
     KeyboardInterrupt passes, because it comes from the person.
 
@@ -39,9 +42,9 @@ def contain_exits() -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt):
-        raise
     except BaseException as error:
+        if isinstance(error, Exception | KeyboardInterrupt) and type(error).__module__ not in _TEST_RUNNERS:
+            raise
         raise StrayExitError(f"{type(error).__name__}({error}) was raised, which would end the process") from error
 
 

@@ -61,7 +61,7 @@ def query(
         try:
             with contain_exits():
                 (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
-        except RuntimeError as error:
+        except Exception as error:  # a user's hook may raise anything
             if out_of_memory(error):
                 raise
             raise ModelError(f"The gradient of the model's answer cannot be computed: {error}.") from error
@@ -100,7 +100,7 @@ def name_failing_samples(
                     answer = model(alone).sum()
                 if with_grad:
                     torch.autograd.grad(answer, alone, allow_unused=True)
-        except (ModelError, RuntimeError):  # autograd raises the latter
+        except Exception:  # a user's hook may raise anything
             failing.add(sample)
     which = f"it fails on {format_ids(sorted(failing))}" if failing else "none of them fails alone"
     how = " in bfloat16; without --gradients it may well answer" if bfloat16 else ""

@@ -79,9 +79,8 @@ def _read(source: ModelSource) -> tuple[bytes, str]:
         repo, revision, file = source.parts
         path = outside.download_hub_file(source.text, repo, revision, file)
         # The path in the cache is snapshots/<commit>/<file>, with the commit of the branch or tag.
-        return read_bounded(
-            path, MOST_WEIGHT_BYTES
-        ), f"hf:{repo}@{path.parts[-1 - len(PurePosixPath(file).parts)]}:{file}"
+        commit = path.parts[-1 - len(PurePosixPath(file).parts)]
+        return read_bounded(path, MOST_WEIGHT_BYTES), f"hf:{repo}@{commit}:{file}"
     path = Path(source.parts[0]).expanduser()
     try:
         # Not the whole path: results are published, and the digest identifies the file.
