@@ -73,6 +73,8 @@ def classify(
         try:
             logits = _logits(target, batch)[:real]
         except ModelError as error:
+            if error.__cause__ is not None and out_of_memory(error.__cause__):  # fewer lanes may do
+                raise
             at = _find_failing(target, batch, real)
             alone = f"it fails on {format_ids(ids[start : start + real][at])}" if at else "none of them fails alone"
             raise ModelError(f"{error} (clean images, {format_ids(ids[start : start + real])}: {alone})") from error
@@ -243,7 +245,7 @@ def _logits(target: Target, batch: Tensor, ask: Callable[[Tensor], Tensor] | Non
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from None
+        raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from error
     return logits
 
 

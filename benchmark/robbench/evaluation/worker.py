@@ -154,10 +154,11 @@ class Worker:
         while True:
             try:
                 return self._look(positions, notes)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
+            except (ModelError, MemoryError, RuntimeError) as error:
+                cause = error.__cause__ if isinstance(error, ModelError) else error
+                if cause is None or not out_of_memory(cause):
                     raise
-                failure = (str(error).splitlines() or ["MemoryError"])[0]
+                failure = (str(cause).splitlines() or ["MemoryError"])[0]
             # Outside of the except block: there, the traceback still holds the tensors.
             if self.widths.lanes == 1:
                 raise ModelError(f"Out of memory with a single lane: {failure}")
