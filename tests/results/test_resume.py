@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkey
 
     def full(self, target):
         calls.append(target)
-        if len(calls) > 4:
+        if len(calls) > 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(self, target)
 
@@ -254,7 +254,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkey
         with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
             one(problem, tmp_path)
     (partial,) = finished(tmp_path).glob(".partial/*")
-    assert len(list(partial.glob("*.parquet"))) == 3, "run.json and three shards were written before"
+    assert len(list(partial.glob("*.parquet"))) == 3, "the holder, run.json and three shards were written before"
     one(problem, tmp_path)
     one(problem, tmp_path, "whole")
     assert folder_bytes(tmp_path, "r") == folder_bytes(tmp_path, "whole")
@@ -380,10 +380,11 @@ def test_what_a_kill_after_the_result_leaves_is_no_unfinished_run_and_goes(probl
         one(problem, tmp_path, **more)
     place = finished(tmp_path)
     (partial,) = place.glob(".partial/*")
+    shard = f".{'a' * 32}.parquet.x1234567"
     assert list(partial.glob("*.parquet")) and bool(list(partial.glob("*.safetensors"))) == save
     left = [
         place / ".result.json.ab12cd_9",
-        partial / f".{'a' * 32}.parquet.x1234567",
+        partial / shard,
         place / ".adversarials.safetensors.aaaaaaaa",
     ]
     for path in left:
