@@ -5,8 +5,11 @@ import os
 import sys
 
 
-def main() -> None:
-    """Run the command line; errors a user can mend are printed without a traceback and exit with 2."""
+def run_in_process() -> int:
+    """Run the command line in this process, and return its exit code.
+
+    Errors a user can mend are printed without a traceback. Their exit code is 2.
+    """
     from robbench.commands.app import app
     from robbench.commands.printing import reserve_stdout
     from robbench.core.errors import RobbenchError
@@ -14,18 +17,28 @@ def main() -> None:
     try:
         with reserve_stdout() if "--json" in sys.argv[1:] else contextlib.nullcontext():
             app()
+    except SystemExit as ended:  # of the command line; one of a model is an error of its command
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except RobbenchError as error:
         print(f"robbench: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except MemoryError:
         print(
             "robbench: out of memory. What was finished is kept; the same command goes on, with fewer --lanes perhaps.",
             file=sys.stderr,
         )
-        sys.exit(2)
+        return 2
     except BrokenPipeError:  # `robbench … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
+    return 0
+
+
+def main() -> None:
+    """Run the command line in a child process, so that no code but the command's decides about exit code 0."""
+    from robbench.commands.supervise import run_supervised
+
+    sys.exit(run_supervised(run_in_process))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ SuiteSource: TypeAlias = "str | Path | Suite | Sequence[Attack]"
 """What `load_suite` takes."""
 Mode = Literal["full", "cascade", "challenge"]
 _CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # the attributes that every attack class has
-_MOST_BYTES = 2**20
+_MOST_BYTES = 2**17
 _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from robbench.api import warn_of_flags
 from robbench.core.errors import ResultError, RobbenchError
+from robbench.core.user_code import refuse_exits
 from robbench.evaluation.options import Options
 from robbench.gate.baseline import BaselineEntry, read_baseline
 from robbench.gate.decision import Policy, run_gate_check
@@ -78,6 +79,7 @@ def assert_robust(
         AssertionError: the model is less robust than required, or an attack is weaker than in the baseline. The message
             is the output of `robbench check`.
         RobbenchError: wrong input, or measurements that cannot be compared.
+        StrayExitError: the model tried to end the process, or to skip the test.
 
     Warns:
         RobustnessWarning: for every flag of the result.
@@ -89,7 +91,7 @@ def assert_robust(
         dataset = dataset or before.given.dataset
     called = None if isinstance(model, str) else before.model if before else name and name.rpartition("/")[2]
     spec = ModelSpec(model, x, y, dataset, called)
-    with open_results_tree(None) as tree:
+    with refuse_exits(), open_results_tree(None) as tree:
         options = replace(options, results=tree)
         if before is None:
             entry = measure_entry(spec, "whitebox" if suite is None else suite, options)

@@ -180,6 +180,26 @@ def test_a_baseline_alone_imports_no_code(folder, monkeypatch):
     assert choose_entries(theirs, []) == [(strange, strange.given)]
 
 
+@pytest.mark.parametrize("model", ["timm:resnet18", "hf:owner/repo", "robustbench:Standard"])
+def test_a_baseline_alone_downloads_nothing(folder, model):
+    baseline = read_baseline(folder / "b.json")
+    (run,) = baseline.runs
+    strange = run.model_copy(update={"given": run.given.model_copy(update={"model": model})})
+    theirs = baseline.model_copy(update={"runs": [strange]})
+    for named in ([], [run.name]):
+        with pytest.raises(ResultError, match=rf"is a download.*--model {model}"):
+            choose_entries(theirs, named)
+    assert choose_entries(theirs, [model]) == [(strange, strange.given)]  # a person named it
+
+
+def test_the_name_of_an_entry_imports_no_code_of_its_source(folder):
+    baseline = read_baseline(folder / "b.json")
+    (run,) = baseline.runs
+    strange = run.model_copy(update={"given": run.given.model_copy(update={"model": "module_of_a_stranger:net"})})
+    with pytest.raises(ResultError, match="--import module_of_a_stranger"):
+        choose_entries(baseline.model_copy(update={"runs": [strange]}), [run.name])
+
+
 def test_a_sequential_check_measures_less(folder):
     found = check(folder, "--sequential", "--max-drop", "5")
     assert not found["failed"] and "certain after" in found["early"] and found["models"][0]["n"] < 300

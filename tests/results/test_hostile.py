@@ -22,20 +22,22 @@ from torchvision import datasets
 
 import robbench
 from robbench.commands.printing import print_table
-from robbench.core.errors import CardError, DataError, ModelError, ResultError, RobbenchError, SuiteError
+from robbench.core.errors import CardError, DataError, ModelError, ResultError, RobbenchError, StorageError, SuiteError
 from robbench.core.files import check_path_component, read_bounded
 from robbench.core.numbers import parse_fraction
-from robbench.data import formats
 from robbench.data import sets as data
 from robbench.evaluation.run import evaluate
 from robbench.models.architectures import build
 from robbench.models.card import Registry, load_card
 from robbench.models.load import load_model, parse_state
 from robbench.papers.trained import render_trained_page
+from robbench.report.curve import draw_curve
 from robbench.report.escape import escape_markdown
 from robbench.report.leaderboard import render_leaderboard
 from robbench.results.schema import dump_result, read_result
+from robbench.results.store import locate_result
 from robbench.suite import load_suite
+from support.commands import run
 from support.datasets import idx, pixels
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript)`c`"
@@ -57,12 +59,11 @@ def test_zip_bombs_are_refused_before_they_are_unpacked():
     assert parse_state(plain.getvalue(), ".pt")
 
 
-def test_gzip_bombs_are_cut_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_MOST_BYTES", 10**5)
+def test_gzip_bombs_are_cut_off(tmp_path):
     (tmp_path / "mnist").mkdir()
     for kind, content in (("images-idx3", idx(pixels(3, 28, 28)) + bytes(10**7)), ("labels-idx1", b"")):
         (tmp_path / "mnist" / f"t10k-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
-    with pytest.raises(DataError, match="more than 100,000 bytes"):
+    with pytest.raises(DataError, match=r"more than 7,840,016 bytes.*for 10,000 images"):
         data.load("mnist", "test", tmp_path)
 
 
@@ -106,11 +107,69 @@ def test_results_are_not_written_through_a_link_out_of_the_tree(problem, tmp_pat
     (tmp_path / "precious/file").write_text("keep")
     (tmp_path / "r/digits/small").mkdir(parents=True)
     (tmp_path / "r/digits/small/quick").symlink_to(tmp_path / "precious")
-    with pytest.raises(ResultError, match="leads out of the results tree"):
+    with pytest.raises(StorageError, match=r"quick is a link, to .*precious"):
         evaluate(
             model, "quick", x=x, y=y, dataset="digits", name="small", results=tmp_path / "r", overwrite=True
         )  # fmt: skip
     assert os.listdir(tmp_path / "precious") == ["file"]
+
+
+@pytest.mark.parametrize(
+    "link", ["custom", "custom/small", ".locks", "custom/small/quick@{}", "custom/small/quick@{}/.partial"]
+)
+def test_no_write_follows_a_link_within_the_tree(problem, tmp_path, link):
+    """Whether the link leads outside or to another place in the tree; the tree itself may be a link."""
+    model, x, y = problem
+    call = {"x": x, "y": y, "name": "small", "eps": 0.05}
+    run_id = evaluate(model, "quick", **call, results=tmp_path / "first").run_id
+    for target in (tmp_path / "outside", tmp_path / "r/inside"):
+        target.mkdir(parents=True)
+        (target / "file").write_text("keep")
+        place = tmp_path / "r" / link.format(run_id[:8])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+        with pytest.raises(StorageError, match=f"{place.name} is a link"):
+            evaluate(model, "quick", **call, results=tmp_path / "r", overwrite=True)
+        assert os.listdir(target) == ["file"] and (target / "file").read_text() == "keep"
+        place.unlink()
+    (tmp_path / "named").symlink_to(tmp_path / "r")
+    assert evaluate(model, "quick", **call, results=tmp_path / "named").run_id == run_id
+
+
+def test_files_that_are_links_are_replaced_and_their_targets_stay(problem, tmp_path):
+    model, x, y = problem
+    call = {"x": x, "y": y, "name": "small", "eps": 0.05, "results": tmp_path / "r"}
+    (tmp_path / "precious").write_text("keep")
+    folder = locate_result(tmp_path / "r", evaluate(model, "quick", **call))
+    (lock,) = (tmp_path / "r/.locks").glob("*.lock")
+    lock.with_suffix(".json").symlink_to(tmp_path / "precious")
+    for name in ("result.json", "outcomes.parquet", "timings.parquet"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / "precious")
+    evaluate(model, "quick", **call)
+    assert (tmp_path / "precious").read_text() == "keep"
+    assert not (folder / "result.json").is_symlink() and read_result(folder / "result.json")
+    lock.unlink()
+    lock.symlink_to(tmp_path / "precious")  # opening a lock empties the file
+    with pytest.raises(StorageError, match="is a link"):
+        evaluate(model, "quick", **call)
+    assert (tmp_path / "precious").read_text() == "keep"
+
+
+def test_pages_and_figures_follow_no_link(tmp_path):
+    (tmp_path / "precious").write_text("keep")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "r").mkdir()
+    for name in ("tables", "figures"):
+        (tmp_path / "r" / name).symlink_to(tmp_path / "outside")
+    for command in (["table", "all"], ["figure", "all"]):
+        assert "is a link" in run(*command, "--results", tmp_path / "r", code=2).stderr
+    assert not os.listdir(tmp_path / "outside")
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"iteration": 1, "loss": 2.0}\n')
+    (tmp_path / "curve.png").symlink_to(tmp_path / "precious")
+    draw_curve(log, tmp_path / "curve.png", "title")
+    assert (tmp_path / "precious").read_text() == "keep" and (tmp_path / "curve.png").read_bytes()[1:4] == b"PNG"
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "a/b", "a\x00b", "x" * 300, "a\u202eb"])
@@ -138,8 +197,8 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
     with pytest.raises(CardError, match="not a regular file"):
         load_card(tmp_path / "pipe.toml")
-    (tmp_path / "large.toml").write_bytes(b"#" * (2**20 + 1))
-    with pytest.raises(CardError, match="larger than 1,048,576 bytes"):
+    (tmp_path / "large.toml").write_bytes(b"#" * (2**17 + 1))
+    with pytest.raises(CardError, match="larger than 131,072 bytes"):
         load_card(tmp_path / "large.toml")
     with pytest.raises(SuiteError, match="larger than"):
         load_suite(str(tmp_path / "large.toml"))

@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -254,7 +255,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkey
 
     def full(self, target):
         calls.append(target)
-        if len(calls) > 4:
+        if len(calls) > 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(self, target)
 
@@ -264,7 +265,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(problem, tmp_path, monkey
         with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
             one(problem, tmp_path)
     (partial,) = finished(tmp_path).glob(".partial/*")
-    assert len(list(partial.glob("*.parquet"))) == 3, "run.json and three shards were written before"
+    assert len(list(partial.glob("*.parquet"))) == 3, "the holder, run.json and three shards were written before"
     one(problem, tmp_path)
     one(problem, tmp_path, "whole")
     assert folder_bytes(tmp_path, "r") == folder_bytes(tmp_path, "whole")
@@ -353,6 +354,98 @@ def test_two_processes_do_not_write_into_one_result(problem, tmp_path, monkeypat
         one(problem, tmp_path, reporter=reporter, wait=True)
         assert f"process {other.pid}" in reporter.notes[0] and "waiting" in reporter.notes[0]
     one(problem, tmp_path)  # the lock of a process that was killed holds up nobody
+
+
+@pytest.mark.parametrize("holder", [{"pid": 1, "host": "elsewhere"}, {"pid": os.getpid(), "host": platform.node()}, {}])
+def test_whether_a_run_goes_on_is_decided_by_its_lock(problem, tmp_path, monkeypatch, holder):
+    """The file that names the holder may be of another host, or name a process id that is in use again."""
+    partial = interrupted(problem, tmp_path, monkeypatch)
+    (lock,) = (tmp_path / "r/.locks").glob("*.lock")
+    lock.with_suffix(".json").write_text(json.dumps(holder))
+    (row,) = find_runs(tmp_path / "r")
+    assert row.state == "unfinished"
+    with held(tmp_path / "r", partial.parents[1]) as other:
+        lock.with_suffix(".json").unlink()
+        (row,) = find_runs(tmp_path / "r")
+        assert row.state == "running"
+        other.kill()
+    (row,) = find_runs(tmp_path / "r")
+    assert row.state == "unfinished"
+    one(problem, tmp_path)
+    assert not lock.with_suffix(".json").exists()
+
+
+def test_resume_does_not_end_as_a_success_while_a_run_is_left(problem, tmp_path, monkeypatch):
+    partial = interrupted(problem, tmp_path, monkeypatch)
+    with held(tmp_path / "r", partial.parents[1]) as other:
+        run("eval", "--resume", "--results", tmp_path / "r", code=2)
+        other.kill()
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_what_a_kill_after_the_result_leaves_is_no_unfinished_run_and_goes(problem, tmp_path, monkeypatch, save):
+    more = {"save_adversarials": save}
+    interrupted(problem, tmp_path, monkeypatch, **more)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "rmtree", lambda *a, **k: None)  # killed before
+        one(problem, tmp_path, **more)
+    place = finished(tmp_path)
+    (partial,) = place.glob(".partial/*")
+    shard = f".{'a' * 32}.parquet.x1234567"
+    assert list(partial.glob("*.parquet")) and bool(list(partial.glob("*.safetensors"))) == save
+    left = [
+        place / ".result.json.ab12cd_9",
+        partial / shard,
+        place / ".adversarials.safetensors.aaaaaaaa",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    (place / ".keep").write_text("not ours")
+    assert [r.state for r in find_runs(tmp_path / "r")] == ["finished"]
+    one(problem, tmp_path, **more)
+    assert not (place / ".partial").exists() and not any(path.exists() for path in left) and (place / ".keep").exists()
+    (place / ".keep").unlink()
+    one(problem, tmp_path, "whole", **more)
+    assert folder_bytes(tmp_path, "r") == folder_bytes(tmp_path, "whole")
+
+
+def test_points_that_are_not_in_the_result_yet_are_not_removed(problem, tmp_path, monkeypatch):
+    one(problem, tmp_path)
+    partial = interrupted(problem, tmp_path, monkeypatch, save_adversarials=True)
+    assert [r.state for r in find_runs(tmp_path / "r")] == ["unfinished", "finished"]
+    kept = set(partial.glob("*.safetensors"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store.RunStore, "begin", lambda *a: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            one(problem, tmp_path)
+    assert kept and set(partial.glob("*.safetensors")) == kept
+
+
+def test_memory_that_runs_out_at_the_start_halves_the_lanes(problem, tmp_path):
+    class Wide(nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.net, self.most = small(), most
+
+        def forward(self, x):
+            if len(x) > self.most:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            return self.net(x)
+
+    _, x, y = problem
+    reporter = Notes()
+    result = evaluate(Wide(4).eval(), "quick", x=x, y=y, eps=0.05, lanes=16, reporter=reporter)
+    assert result.lanes == 4 and result.n == 60
+    assert "out of memory (DefaultCPUAllocator" in " ".join(reporter.notes)
+    with pytest.raises(RobbenchError, match="Out of memory with a single lane"):
+        evaluate(Wide(0).eval(), "quick", x=x, y=y, eps=0.05, lanes=16)
+
+
+@pytest.mark.parametrize("lanes", [100_000, 10**9, 10**30])
+def test_more_lanes_than_images_are_not_allocated(problem, tmp_path, lanes):
+    few = one(problem, tmp_path, "few", lanes=256)
+    many = one(problem, tmp_path, "many", lanes=lanes)
+    assert many.lanes == 256 and many.robust_accuracy == few.robust_accuracy
 
 
 def test_a_tree_that_cannot_be_written_can_still_be_looked_at(problem, tmp_path, monkeypatch):
@@ -448,7 +541,8 @@ def test_a_description_from_elsewhere_runs_no_code(problem, tmp_path, monkeypatc
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
     (partial / "run.json").write_text(json.dumps({**about, "model": "evil:make", "own_images": False}))
-    resume_runs(tmp_path / "r", "cpu", wait=False, as_json=False)
+    with pytest.raises(typer.Exit):
+        resume_runs(tmp_path / "r", "cpu", wait=False, as_json=False)
     assert "which a file alone must not start" in capsys.readouterr().err and not (tmp_path / "ran").exists()
     for broken in ("{", '"text"', json.dumps({**about, "samples": -1}), json.dumps({**about, "identity": {}})):
         (partial / "run.json").write_text(broken)

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from robbench.__main__ import main
+from robbench.__main__ import run_in_process
 
 
 def run(*args: object, cwd: Path | None = None, code: int = 0, **env: str) -> SimpleNamespace:
     """Run a command as `python -m robbench` does, in this process, and check its exit code: its stdout and stderr."""
-    out, err, found = io.StringIO(), io.StringIO(), 0
+    out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(cwd or Path.cwd()),
         contextlib.redirect_stdout(out),
@@ -23,9 +23,6 @@ def run(*args: object, cwd: Path | None = None, code: int = 0, **env: str) -> Si
         mock.patch.dict(os.environ, env),
         mock.patch.object(sys, "argv", ["robbench", *map(str, args)]),
     ):
-        try:
-            main()
-        except SystemExit as ended:
-            found = int(ended.code or 0)
+        found = run_in_process()
     assert found == code, out.getvalue() + err.getvalue()
     return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core import rng
+from robbench.core.user_code import contain_exits
 
-__all__ = ["BatchWidths", "compute_probe", "default_lanes", "device_of", "using_threads"]
+__all__ = ["BatchWidths", "choose_lanes", "compute_probe", "default_lanes", "device_of", "using_threads"]
 
 
 def default_lanes(shape: Sequence[int], device: torch.device) -> int:
@@ -21,11 +22,25 @@ def default_lanes(shape: Sequence[int], device: torch.device) -> int:
     return min(max(1 << max(budget // pixels, 1).bit_length() - 1, low), high)
 
 
+def choose_lanes(given: int | None, n: int, shape: Sequence[int], device: torch.device) -> int:
+    """Choose the batch width: the given one, but none wider than n images fill, or the default if it is wider than n.
+
+    Args:
+        given: what the user asked for; None means the default.
+        n: number of images.
+        shape: of an image, (C, H, W).
+        device: where the model runs.
+    """
+    default = default_lanes(shape, device)
+    return default if given is None else min(given, max(n, default))
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Tell where a model lives: on the device of its first parameter or buffer, else on the CPU."""
     return next((v.device for v in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
+@contain_exits()
 def compute_probe(model: nn.Module, x: Tensor, bfloat16: bool = False) -> tuple[Tensor, Tensor]:
     """Compute what two ways to run a model are compared by: logits and an input gradient.
 

@@ -18,6 +18,7 @@ from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError
 from robbench.core.types import format_ids
+from robbench.core.user_code import contain_exits
 
 __all__ = [
     "CLEAN_FLAGS",
@@ -72,6 +73,8 @@ def classify(
         try:
             logits = _logits(target, batch)[:real]
         except ModelError as error:
+            if error.__cause__ is not None and out_of_memory(error.__cause__):  # fewer lanes may do
+                raise
             at = _find_failing(target, batch, real)
             alone = f"it fails on {format_ids(ids[start : start + real][at])}" if at else "none of them fails alone"
             raise ModelError(f"{error} (clean images, {format_ids(ids[start : start + real])}: {alone})") from error
@@ -242,7 +245,7 @@ def _logits(target: Target, batch: Tensor, ask: Callable[[Tensor], Tensor] | Non
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from None
+        raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from error
     return logits
 
 
@@ -291,10 +294,11 @@ def measure_pass_seconds(
     for _ in range(2):
         begin = time.perf_counter()
         try:
-            with torch.enable_grad(), in_bfloat16(target.device, bfloat16):
-                out = target.module(x).sum()
-            if out.requires_grad:
-                torch.autograd.grad(out, x, allow_unused=True)
+            with contain_exits():
+                with torch.enable_grad(), in_bfloat16(target.device, bfloat16):
+                    out = target.module(x).sum()
+                if out.requires_grad:
+                    torch.autograd.grad(out, x, allow_unused=True)
         except Exception:  # a user's module may raise anything; an attack that meets the error words it
             return math.nan
         if target.device.type == "cuda":

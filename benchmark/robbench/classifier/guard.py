@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.core.errors import ModelError
+from robbench.core.user_code import contain_exits
 
 __all__ = ["Guarded", "in_bfloat16", "out_of_memory"]
 
@@ -76,7 +77,7 @@ class Guarded(nn.Module):
         """Find out on a few images whether the model changes its input. If so, it is given copies from then on."""
         given = x.clone()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), contain_exits():
                 self.inner(given)
         except Exception:  # a user's module may raise anything about its input; `forward` words it
             return
@@ -98,7 +99,8 @@ class Guarded(nn.Module):
         given = x.clone() if "input_changed" in self.flags else x
         version = given._version
         try:
-            logits = self.inner(given)
+            with contain_exits():
+                logits = self.inner(given)
         except Exception as error:  # a transformer asserts its image size, others raise ValueError
             if out_of_memory(error):
                 raise

@@ -13,6 +13,7 @@ from robbench.classifier.batch_dependence import answers_differ, measure_change
 from robbench.classifier.fast_layers import install_fast_layers
 from robbench.classifier.guard import Guarded
 from robbench.core.errors import ModelError
+from robbench.core.user_code import contain_exits
 
 __all__ = ["Target", "pick_device", "prepare"]
 
@@ -90,7 +91,7 @@ def prepare(
             "batch statistics would make its answers depend on chance and on the batch. Call model.eval() first."
         )
     try:
-        with torch.no_grad():  # the copy of a TorchScript module would have parameters with a history
+        with torch.no_grad(), contain_exits():  # the copy of a TorchScript module would have parameters with a history
             ours = copy.deepcopy(module)
     except Exception:  # a user's module may raise anything: hooks, handles and generators do not copy
         ours = module
@@ -103,7 +104,7 @@ def prepare(
             try:
                 ours.to(memory_format=torch.channels_last)  # fails if a parameter has five dimensions
                 state = _list_state(ours)
-                with torch.no_grad():
+                with torch.no_grad(), contain_exits():
                     ours(x.to(device, copy=True))
             except Exception:  # a user's module may raise anything about its input; `classify` words it
                 ours.to(memory_format=torch.contiguous_format)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +15,7 @@ from robbench.commands.options import DataDir, Json, Models
 from robbench.commands.printing import print_table
 from robbench.commands.sanity import sanity
 from robbench.core.errors import RobbenchError, unknown_name
+from robbench.core.user_code import StrayExitError, refuse_exits
 from robbench.core.version import __version__
 
 __all__ = ["app"]
@@ -59,6 +62,24 @@ def list_(
     print_table(LISTINGS[what](models or [], data_dir), as_json)
 
 
+def _count_as_done_if_it_returns(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command whose exit code is 0 only if it returns: code of the user may raise what ends the process."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            with refuse_exits():
+                command(*args, **options)
+        except StrayExitError as error:
+            raise RobbenchError(f"{error}. The command was not done, and nothing can be concluded.") from error
+        except typer.Exit as ended:
+            if not ended.exit_code:
+                raise RobbenchError("Something ended the command before it was done.") from ended
+            raise
+
+    return run
+
+
 for name, command in (
     ("show", show.show),
     ("eval", evaluate.eval_),
@@ -78,7 +99,7 @@ for name, command in (
     ("figure", pages.figure),
     ("export", pages.export),
 ):
-    app.command(name)(command)
+    app.command(name)(_count_as_done_if_it_returns(command))
 
 
 @data_app.command()

@@ -12,6 +12,7 @@ import typer
 from robbench.commands.options import DataDir, Models, Results, explain_interrupt
 from robbench.commands.printing import tree
 from robbench.core.errors import ResultError, RobbenchError
+from robbench.core.files import read_bounded, refuse_links, write_atomically
 
 if TYPE_CHECKING:
     from robbench.models.card import Registry
@@ -85,6 +86,7 @@ def table_(
         if name == "all":
             for ending, page_format in (("md", "markdown"), ("csv", "csv")):
                 page = results / "tables" / f"{table.id}.{ending}"
+                refuse_links(results, page)
                 _write_page(render_table(filled, page_format, commands), page, check, "table all")
         elif output:
             _write_page(render_table(filled, kind, commands), output, False, "table")
@@ -114,6 +116,8 @@ def figure(
         raise RobbenchError("--dataset goes with one figure; all draws every data set.")
     data = FigureData(Registry.default(models or []), tree(results), data_dir)
     folder = output or results / "figures"
+    if output is None:
+        refuse_links(results, folder)
     if name == "all":
         outcomes = write_figures(data, folder, check)
     else:
@@ -177,13 +181,15 @@ def _run_missing(table: FilledTable, registry: Registry, results: Path, options:
 
 def _write_page(text: str, output: Path, check: bool, command: str) -> None:
     """Write a generated page, or check whether the page on disk is up to date."""
-    from robbench.core.files import write_atomically
-
     if not check:
         write_atomically(output, text.encode())
         print(f"{output} written.")
         return
-    if not output.exists() or output.read_text(encoding="utf-8") != text:
+    try:
+        is_stale = read_bounded(output, 2**26) != text.encode()
+    except OSError:
+        is_stale = True
+    if is_stale:
         print(f"{output} is stale: run `robbench {command}`.", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{output} is up to date.")

@@ -86,19 +86,22 @@ def run_all(
 
 
 def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict[str, Any] | None = None) -> None:
-    """Go on with every unfinished run of a tree, each as it was described when it began."""
+    """Go on with every unfinished run of a tree, each as it was described when it began.
+
+    Raises:
+        typer.Exit: an unfinished run was left: it failed, must be begun otherwise, or another process works on it.
+    """
     from robbench.evaluation.request import RunRequest
     from robbench.report.terminal import print_results
     from robbench.results.run_files import find_runs
 
     found = find_runs(tree(results))
     waiting = [about for run in found if (about := run.resumable)]
-    for run in found:
-        if run.state in ("running", "unfinished") and run.resumable is None:
-            print(f"{run.folder}: {run.note or 'another process works on it'}.", file=sys.stderr)
+    left = [run for run in found if run.state in ("running", "unfinished") and run.resumable is None]
+    for run in left:
+        print(f"{run.folder}: {run.note or 'another process works on it'}.", file=sys.stderr)
     if not waiting:
         print(f"No run in {results} waits to be continued.", file=sys.stderr)
-        return
     place = {"device": device, "results": results, "wait": wait}
     requests = []
     for about in waiting:  # one that cannot go on holds up no other
@@ -112,7 +115,7 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict
         print_objects([r.model_dump(mode="json") for r in done])
     elif done:
         print_results(done, results)
-    if len(done) < len(waiting):
+    if left or len(done) < len(waiting):
         raise typer.Exit(2)
 
 

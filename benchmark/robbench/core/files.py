@@ -4,16 +4,32 @@ import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from robbench.core.errors import StorageError
 
-__all__ = ["check_path_component", "digest", "load_toml", "read_bounded", "set_aside", "write_atomically"]
+__all__ = [
+    "check_path_component",
+    "digest",
+    "load_toml",
+    "open_regular",
+    "read_bounded",
+    "read_json",
+    "refuse_links",
+    "remove_temporaries",
+    "set_aside",
+    "write_atomically",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOST_DOTS = 32  # in a key of a TOML file; the parser's time grows with the square of them
+_FREE_VALUES = 2**15  # in a JSON file; the largest of this package's have a thousand
+_TEMPORARY = re.compile(r"\.(.+\.(?:json|parquet|safetensors|csv|png|md))\.\w{8}")  # as `_replace` names them
 
 
 def digest(value: object) -> str:
@@ -44,9 +60,29 @@ def load_toml(text: str) -> dict[str, Any]:
         ValueError: the text is not TOML, is nested too deeply, or holds a number with thousands of digits.
     """
     try:
+        if any(part.count(".") > _MOST_DOTS for part in re.split(r"[\n=,{}\[\]]", text)):
+            raise RecursionError
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def open_regular(path: Path, most: int) -> BinaryIO:
+    """Open a regular file of at most `most` bytes. Opening or reading a pipe, a socket or a device may never end.
+
+    Raises:
+        OSError: the file cannot be opened, is not a regular file, or is larger.
+    """
+    # A pipe without a writer opens at once with O_NONBLOCK. The flag changes nothing for regular files.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= most:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -55,13 +91,40 @@ def read_bounded(path: Path, most: int) -> bytes:
     Raises:
         OSError: the file cannot be read, is not a regular file, or is larger.
     """
-    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-        raise OSError(errno.EINVAL, "not a regular file")
-    with path.open("rb") as file:
+    with open_regular(path, most) as file:
         data = file.read(most + 1)
-    if len(data) > most:
+    if len(data) > most:  # it grew since it was opened
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
     return data
+
+
+def read_json(path: Path, most: int) -> bytes:
+    """Read the text of a JSON file of at most `most` bytes, with a sensible number of values.
+
+    A parser may keep an error for each wrong value, which takes far more memory than the file.
+
+    Raises:
+        OSError: see `read_bounded`; or the file holds too many values.
+    """
+    data = read_bounded(path, most)
+    if (values := data.count(b",")) > (allowed := _FREE_VALUES + len(data) // 32):
+        raise OSError(errno.EFBIG, f"{values:,} values in {len(data):,} bytes; allowed: {allowed:,}")
+    return data
+
+
+def refuse_links(root: Path, path: Path) -> None:
+    """Check that nothing between a root and a path below it is a symbolic link. `root` itself may be one.
+
+    A tree of files may come from somebody else. A link in it would lead a write to a file outside.
+
+    Raises:
+        StorageError: a folder or the file is a link.
+    """
+    for part in [path, *path.parents]:
+        if part == root:
+            return
+        if part.is_symlink():
+            raise StorageError(f"{part} is a link, to {part.resolve()}. Nothing is written through it. Remove it.")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -94,6 +157,19 @@ def _replace(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files of `write_atomically` that a killed process left in a folder.
+
+    Args:
+        folder: a folder that no other process writes to now.
+        name: name of the file that they were to become; None means any name.
+    """
+    for path in folder.glob(".*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and name in (None, match[1]) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:

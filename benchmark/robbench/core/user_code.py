@@ -1,15 +1,75 @@
-"""The user's own modules. They are imported only when a person names them, never because a file does."""
+"""The user's own modules. They are imported only when a person names them, never because a file does.
+
+Code of the user may raise anything, and may try to end the process.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 from robbench.core.errors import RobbenchError
 
-__all__ = ["import_user_modules", "make_cwd_importable", "require_imported"]
+__all__ = [
+    "StrayExitError",
+    "contain_exits",
+    "import_user_modules",
+    "make_cwd_importable",
+    "refuse_exits",
+    "require_imported",
+]
+
+
+_TEST_RUNNERS = ("_pytest.outcomes", "unittest.case")  # modules whose exceptions skip a test or end all tests
+
+
+class StrayExitError(RuntimeError):
+    """Code of the user tried to end the process."""
+
+
+@contextlib.contextmanager
+def contain_exits() -> Iterator[None]:
+    """Turn exceptions that end a process, or skip a test, into an error: SystemExit, GeneratorExit, `pytest.skip`.
+
+    KeyboardInterrupt passes, because it comes from the person.
+
+    Raises:
+        StrayExitError: the block raised such an exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception | KeyboardInterrupt) and type(error).__module__ not in _TEST_RUNNERS:
+            raise
+        raise StrayExitError(f"{type(error).__name__}({error}) was raised, which would end the process") from error
+
+
+@contextlib.contextmanager
+def refuse_exits() -> Iterator[None]:
+    """Do as `contain_exits`, and let `os._exit(0)` raise, too.
+
+    Exit code 0 would claim success. Other codes pass: a watchdog may need them. So does a forked process.
+
+    Raises:
+        StrayExitError: see `contain_exits`.
+    """
+    end, owner = os._exit, os.getpid()
+
+    def refuse(status: int) -> None:
+        if status or os.getpid() != owner:
+            end(status)
+        raise StrayExitError("os._exit(0) was called, which would end the process")
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        with contain_exits():
+            yield
+    finally:
+        os._exit = end
 
 
 def make_cwd_importable() -> None:
@@ -28,7 +88,8 @@ def import_user_modules(names: list[str]) -> None:
     make_cwd_importable()
     for name in names:
         try:
-            importlib.import_module(name)
+            with contain_exits():
+                importlib.import_module(name)
         except Exception as error:  # the user's code may raise anything
             raise RobbenchError(
                 f"--import {name}: {type(error).__name__}: {error}. Expected a module, installed or in {os.getcwd()}."

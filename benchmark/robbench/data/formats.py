@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from robbench.core.errors import DataError
+from robbench.core.files import open_regular, read_bounded
+from robbench.core.parquet import open_parquet
 
 if TYPE_CHECKING:
     from robbench.core.types import UInt8Array
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["DatasetSpec", "Part", "Reader", "convert_errors", "read_batches", "read_digits", "read_idx", "read_parquet"]
 
 
-_MOST_BYTES = 2**28  # limit for one unpacked file; the largest file has 154 MB
+_MOST_BYTES = 2**28  # limit for a file, and for an unpacked archive; the largest unpacks to 186 MB
+_MOST_IMAGE_BYTES = 2**16  # limit for an encoded image of 32 × 32 pixels
+_MOST_STEPS = 1_000_000  # limit for a pickle; the longest of a data set has 350,000 steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +81,19 @@ def read_digits(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Pa
 
 def read_idx(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
     """Read the images and labels of MNIST or Fashion-MNIST, gzipped or raw."""
-    yield str(files[1]), _idx(files[0], spec.shape[1:])[:, None], _idx(files[1], ()).tolist(), None
+    n = spec.sizes[split]
+    yield str(files[1]), _idx(files[0], n, spec.shape[1:])[:, None], _idx(files[1], n, ()).tolist(), None
 
 
-def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
+def _idx(path: Path, n: int, shape: tuple[int, ...]) -> UInt8Array:
     """Parse an idx file: bytes 0, 0, type (8: uint8), number of sizes; then sizes (big-endian uint32); then values."""
-    with convert_errors(f"{path}: cannot be read"):
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES:,} bytes; allowed: at most that many")
     magic, start = bytes((0, 0, 8, 1 + len(shape))), 8 + 4 * len(shape)
+    most = start + n * math.prod(shape)
+    with convert_errors(f"{path}: cannot be read"), open_regular(path, most) as stream:
+        with gzip.open(stream) if path.suffix == ".gz" else stream as file:
+            raw = file.read(most + 1)
+        if len(raw) > most:
+            raise ValueError(f"more than {most:,} bytes; allowed: at most that many, for {n:,} images")
     if raw[:4] != magic or len(raw) < start:
         got = f"{len(raw)} bytes starting with {raw[:4].hex()}"
         raise DataError(f"{path}: {got}, expected an idx header, {start} bytes starting with {magic.hex()}.")
@@ -101,13 +107,21 @@ def _idx(path: Path, shape: tuple[int, ...]) -> UInt8Array:
 
 def read_parquet(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:
     """Read Parquet shards with losslessly encoded images. A column `index` with official indices is optional."""
-    import pyarrow.parquet as pq
     from PIL import Image
 
     for path in files:
-        with convert_errors(f"{path}: not a Parquet file with img{{bytes}} and {spec.label}"):
-            table = pq.read_table(path)
-            images = table["img"].combine_chunks().field("bytes").to_pylist()
+        with (
+            convert_errors(f"{path}: not a Parquet file with img{{bytes}} and {spec.label}"),
+            open_parquet(path, _MOST_BYTES) as file,
+        ):
+            if file.metadata.num_rows > spec.sizes[split]:
+                raise ValueError(f"{file.metadata.num_rows:,} rows; the split has {spec.sizes[split]:,}")
+            images: list[bytes] = []
+            for batch in file.iter_batches(16, columns=["img.bytes"]):  # few at a time: large images are refused early
+                images += batch["img"].field("bytes").to_pylist()
+                if max(len(image or b"") for image in images[-16:]) > _MOST_IMAGE_BYTES:
+                    raise ValueError(f"an image of more than {_MOST_IMAGE_BYTES:,} bytes")
+            table = file.read([name for name in (spec.label, "index") if name in file.schema_arrow.names])
             labels = table[spec.label].to_pylist()
             index = table["index"].to_pylist() if "index" in table.column_names else None
         x = np.empty((len(images), *spec.shape), np.uint8)
@@ -142,9 +156,14 @@ def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes
     found = {}
     with convert_errors(f"{source}: cannot be read"):
         if source.is_dir():
-            found = {name: (source / name).read_bytes() for name in names}
+            found = {name: read_bounded(source / name, _MOST_BYTES) for name in names}
         else:
-            with tarfile.open(source, "r|gz") as archive:  # a stream: one pass, in the order of the archive
+            with (
+                open_regular(source, _MOST_BYTES) as packed,
+                gzip.open(packed) as stream,
+                # A stream: one pass, in the order of the archive.
+                tarfile.open(fileobj=cast(Any, _Limited(stream)), mode="r|") as archive,
+            ):
                 for member in archive:
                     if member.size > _MOST_BYTES:
                         raise ValueError(f"{member.name} claims {member.size:,} bytes; allowed: {_MOST_BYTES:,}")
@@ -154,6 +173,21 @@ def _members(source: Path, folder: str, names: Sequence[str]) -> dict[str, bytes
         if missing := set(names) - set(found):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     return found
+
+
+class _Limited:
+    """A stream that ends with an error after `_MOST_BYTES`: an archive may unpack to any size."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self.stream, self.left = stream, _MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes."""
+        data = self.stream.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
+        return data
 
 
 def _byte_dtype(code: bytes | str, *_: int) -> np.dtype[Any]:
@@ -174,8 +208,13 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 
 
 def _check_memo(content: bytes) -> None:
-    """Refuse a pickle with a memo number above its own length: the memo table would use that much memory."""
-    for code, number, _ in pickletools.genops(content):
+    """Refuse a pickle with a memo number above its own length: the memo table would use that much memory.
+
+    Refuse one of more steps than lists of numbers and names can have, too: each takes time here.
+    """
+    for step, (code, number, _) in enumerate(pickletools.genops(content)):
+        if step > _MOST_STEPS:
+            raise pickle.UnpicklingError(f"refused, more than {_MOST_STEPS:,} steps")
         if "PUT" in code.name and not 0 <= int(number or 0) <= len(content):
             raise pickle.UnpicklingError(f"refused, memo number {number} given; allowed: 0 to {len(content)}")
 

@@ -14,6 +14,7 @@ from robbench.attacks.base import Attack
 from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core.errors import ModelError
 from robbench.core.types import Problem, State, format_ids
+from robbench.core.user_code import contain_exits
 
 __all__ = ["Classifier", "name_failing_samples", "query", "take_lanes"]
 
@@ -58,8 +59,9 @@ def query(
                 "it by queries alone: --suite blackbox."
             )
         try:
-            (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
-        except RuntimeError as error:
+            with contain_exits():
+                (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+        except Exception as error:  # a user's hook may raise anything
             if out_of_memory(error):
                 raise
             raise ModelError(f"The gradient of the model's answer cannot be computed: {error}.") from error
@@ -93,12 +95,12 @@ def name_failing_samples(
     for lane, sample in zip(live, samples, strict=True):
         alone = x.detach()[lane : lane + 1].expand_as(x).clone().requires_grad_(with_grad)
         try:
-            with torch.set_grad_enabled(with_grad):
+            with torch.set_grad_enabled(with_grad), contain_exits():
                 with in_bfloat16(x.device, bfloat16):
                     answer = model(alone).sum()
                 if with_grad:
                     torch.autograd.grad(answer, alone, allow_unused=True)
-        except (ModelError, RuntimeError):  # autograd raises the latter
+        except Exception:  # a user's hook may raise anything
             failing.add(sample)
     which = f"it fails on {format_ids(sorted(failing))}" if failing else "none of them fails alone"
     how = " in bfloat16; without --gradients it may well answer" if bfloat16 else ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
-from robbench.classifier.batch_width import BatchWidths, default_lanes
+from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import classify, compute_logits, find_state_change_flag
 from robbench.classifier.prepare import Target
 from robbench.core.errors import RobbenchError
@@ -97,7 +97,7 @@ def compute_clean_accuracy(
     """
     target, images = _resolve_images(model, x, y, options)
     at = np.arange(len(images.y))
-    lanes = options.lanes or default_lanes(images.x(at[:1]).shape[1:], target.device)
+    lanes = choose_lanes(options.lanes, len(at), images.x(at[:1]).shape[1:], target.device)
     prediction, flags = classify(target, images.x(at), images.y, images.num_classes, lanes)
     return float((prediction == images.y.numpy()).mean()), flags
 

@@ -215,6 +215,7 @@ class EvaluationRun(Setup):
         self.shards = self._context.enter_context(Shards(self.store, known, take_points))
         correct = report.prediction == label
         self.place, self._prediction = report.place, report.prediction
+        self.lanes = min(self.lanes, report.lanes)
         self._flags = self._keep_old_flags(self.stored) | dict(self.images.flags) | report.flags
         seconds = 0.0
         if not math.isnan(report.seconds):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from robbench.classifier.batch_width import default_lanes
+from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.prepare import Target
 from robbench.core import version
 from robbench.core.errors import DataError, SuiteError
@@ -65,7 +65,8 @@ class Setup:
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.positions = select(len(images.y), options)
         self.index = images.index[self.positions]
-        self.lanes = options.lanes or default_lanes(images.x(np.arange(1)).shape[1:], device or target.device)
+        shape, device = images.x(np.arange(1)).shape[1:], device or target.device
+        self.lanes = choose_lanes(options.lanes, len(self.positions), shape, device)
         self.answers: list[str] = []
         self._described = {s.name: s.describe() for s in self.stages}
 

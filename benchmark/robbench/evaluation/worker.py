@@ -19,7 +19,9 @@ from robbench.classifier.checks import (
     measure_pass_seconds,
 )  # fmt: skip
 from robbench.classifier.fast_layers import list_fast_layers
+from robbench.classifier.guard import out_of_memory
 from robbench.classifier.prepare import Target
+from robbench.core.errors import ModelError
 from robbench.core.machine import Growth, describe_device, environment, held_bytes, versions
 from robbench.core.threat import Ball
 from robbench.core.types import Judge
@@ -100,6 +102,7 @@ class CleanReport:
         flags: name of the problem -> sentence.
         seconds: for one forward and backward pass of a full batch, as attacks make them; NaN if the model fails at it.
         place: where it was.
+        lanes: batch width that the memory allowed.
         notes: what a user should know at once, and results need not say.
     """
 
@@ -107,6 +110,7 @@ class CleanReport:
     flags: dict[str, str]
     seconds: float
     place: Place
+    lanes: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -138,24 +142,43 @@ class Worker:
     def look(self, positions: NDArray[np.int64]) -> CleanReport:
         """Classify clean images, and look for answers that no robust accuracy can be derived from.
 
+        When memory runs out, the lanes are halved, and it begins again.
+
         Args:
             positions: of the images in the test set, [n].
 
         Raises:
-            ModelError: see `checks.classify`.
+            ModelError: see `checks.classify`; or memory runs out with a single lane.
         """
+        notes: tuple[str, ...] = ()
+        while True:
+            try:
+                return self._look(positions, notes)
+            except (ModelError, MemoryError, RuntimeError) as error:
+                cause = error.__cause__ if isinstance(error, ModelError) else error
+                if cause is None or not out_of_memory(cause):
+                    raise
+                failure = (str(cause).splitlines() or ["MemoryError"])[0]
+            # Outside of the except block: there, the traceback still holds the tensors.
+            if self.widths.lanes == 1:
+                raise ModelError(f"Out of memory with a single lane: {failure}")
+            if self.job.target.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.widths.halve()
+            notes = (f"out of memory ({failure}); going on with {self.widths.lanes} lanes.",)
+
+    def _look(self, positions: NDArray[np.int64], notes: tuple[str, ...]) -> CleanReport:
         target, images, lanes = self.job.target, self.job.images, self.widths.lanes
         x, y, sample = images.x(positions), images.y[positions], images.index[positions]
         prediction, flags = classify(target, x, y, images.num_classes, lanes, sample)
-        notes: tuple[str, ...] = ()
         seconds = full = measure_pass_seconds(target, self.shape, lanes, images.dtype)
         if self.job.coarse:
             flags |= find_bfloat16_flag(target, x[:lanes], lanes)
             seconds = measure_pass_seconds(target, self.shape, lanes, images.dtype, bfloat16=True)
             if seconds > 1.1 * full:
                 times = f"{1e3 * seconds:.1f} ms in bfloat16 and {1e3 * full:.1f} ms in {images.dtype}"
-                notes = (f"Gradients in bfloat16 cost time here: a pass of {lanes} images takes {times}.",)
-        found = CleanReport(prediction, flags, seconds, Place.of(target), notes)
+                notes += (f"Gradients in bfloat16 cost time here: a pass of {lanes} images takes {times}.",)
+        found = CleanReport(prediction, flags, seconds, Place.of(target), lanes, notes)
         self.deterministic = found.deterministic
         return found
 
@@ -173,8 +196,8 @@ class Worker:
         job, stage = self.job, self.job.stages[k]
         x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
         if self.before is None:
-            first = x[: job.lanes]
-            self.before = first, compute_logits(job.target, first, job.lanes)
+            first = x[: self.widths.lanes]
+            self.before = first, compute_logits(job.target, first, self.widths.lanes)
 
         def finish(rows: engine.Rows) -> None:
             if self.keeper:  # before the rows, so that a shard has both
@@ -207,7 +230,7 @@ class Worker:
         """Look at the model and the memory again when the attacks are over; returns flags."""
         flags: dict[str, str] = {}
         if self.deterministic and self.before is not None:
-            flags = find_state_change_flag(self.job.target, *self.before, self.job.lanes)
+            flags = find_state_change_flag(self.job.target, *self.before, self.widths.lanes)
         if leaked := self.growth.leaked:
             flags["memory"] = (
                 f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "

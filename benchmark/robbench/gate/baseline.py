@@ -27,16 +27,17 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import write_atomically
+from robbench.core.files import read_json, write_atomically
 from robbench.core.types import Status
 from robbench.models.spec import ModelSpec
-from robbench.results.schema import Accuracy, ResultFile, StrictModel
+from robbench.results.schema import MOST_PARTS, Accuracy, ResultFile, StrictModel
 
 __all__ = ["STATUS_OF_LETTER", "Baseline", "BaselineEntry", "Given", "build_entry", "read_baseline", "write_baseline"]
 
+_MOST_BYTES = 2**28  # far above any baseline; 100 attacks on a million images take 108 MB
 _LETTERS = {Status.MISCLASSIFIED: "m", Status.BROKEN: "b", Status.ROBUST: "r", Status.SKIPPED: "s"}
 STATUS_OF_LETTER = {letter: status for status, letter in _LETTERS.items()}
 """Letter in a baseline -> status of an image under an attack."""
@@ -134,7 +135,7 @@ class Baseline(StrictModel):
     """The content of a baseline file: one entry per model."""
 
     schema_version: Literal[1]
-    runs: list[BaselineEntry]
+    runs: list[BaselineEntry] = Field(max_length=MOST_PARTS)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -205,7 +206,7 @@ def read_baseline(path: Path) -> Baseline:
         ResultError: the file does not exist, or does not have this schema.
     """
     try:
-        return Baseline.model_validate_json(path.read_text(encoding="utf-8"))
+        return Baseline.model_validate_json(read_json(path, _MOST_BYTES))
     except OSError as error:
         raise ResultError(
             f"No baseline at {path} ({error.strerror}). Write one: robbench baseline --model NAME --out {path}"

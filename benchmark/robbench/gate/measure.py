@@ -134,16 +134,16 @@ def choose_entries(baseline: Baseline, models: list[str]) -> list[tuple[Baseline
             model is allowed too. This model then takes the place of the baseline's model.
 
     Raises:
-        ResultError: the baseline holds several models, and a name is none of them; or an entry names a function of a
-            module that the user did not import.
+        ResultError: the baseline holds several models, and a name is none of them; or an entry names a download that
+            the user did not name, or a function of a module that the user did not import.
     """
     known = {name: entry for entry in baseline.runs for name in (entry.given.model, entry.name)}
     if all(m in known for m in models):
-        for entry in baseline.runs if not models else ():
-            source = parse_source(entry.given.model)
-            if source is not None and source.kind == "function":
-                require_imported(source.parts[0], f"Model {entry.given.model!r} of the baseline", ResultError)
-        return [(entry, entry.given) for entry in ([known[m] for m in models] or baseline.runs)]
+        chosen = [known[m] for m in models] or baseline.runs
+        for entry in chosen:
+            if entry.given.model not in models:
+                _require_consent(entry.given.model)
+        return [(entry, entry.given) for entry in chosen]
     if len(models) > 1 or len(baseline.runs) > 1:
         unknown = next(m for m in models if m not in known)
         names = [entry.name for entry in baseline.runs]
@@ -153,6 +153,24 @@ def choose_entries(baseline: Baseline, models: list[str]) -> list[tuple[Baseline
         )
     (entry,) = baseline.runs
     return [(entry, _replace_model(entry.given, models[0]))]
+
+
+def _require_consent(model: str) -> None:
+    """Refuse a model of a baseline that is a download, or code that is not imported, unless the user names it.
+
+    Raises:
+        ResultError: the model is one of these. The message says what to do.
+    """
+    source = parse_source(model)
+    if source is None or source.kind == "file":
+        return
+    if source.kind == "function":
+        require_imported(source.parts[0], f"Model {model!r} of the baseline", ResultError)
+        return
+    raise ResultError(
+        f"Model {model!r} of the baseline is a download. A file alone never starts one: if you want it, name it, "
+        f"--model {model}."
+    )
 
 
 def _replace_model(given: Given, model: str) -> Given:

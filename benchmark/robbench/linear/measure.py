@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.classifier.answers import AnswerProbe, describe_other_answers
-from robbench.classifier.batch_width import default_lanes
+from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.checks import classify
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError, ResultError
@@ -94,7 +94,7 @@ def measure_linear(
     identity = _identity(target, images)
     title = f"{images.dataset}/{target.name}"
     folder = None if results is None else linear_folder(Path(results), images.dataset, target.name)
-    width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
+    width = choose_lanes(lanes, len(at), images.x(np.arange(1)).shape[1:], target.device)
     probe = make_probe(target, images, width)
     if folder is not None and (stored := _stored(folder, identity, len(at), probe, overwrite)) is not None:
         note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")

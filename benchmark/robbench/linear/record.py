@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
+from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.results.schema import Accuracy, Answers, StrictModel
+from robbench.results.schema import Accuracy, Answers, StrictModel, read_validated
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -179,10 +180,9 @@ def read_linear(folder: Path) -> LinearFile:
     """
     path = folder / "linear.json"
     try:
-        return LinearFile.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise ResultError(f"{path}: {problem}. Measure it again: robbench measure linear.") from None
+        return read_validated(path, LinearFile, 2**24)
+    except ResultError as error:
+        raise ResultError(f"{error} Measure it again: robbench measure linear.") from None
 
 
 def read_linearization(folder: Path) -> Linearization:
@@ -223,7 +223,7 @@ def read_activations(folder: Path) -> pd.DataFrame:
 
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
-        rows = pd.read_parquet(path)
+        rows: pd.DataFrame = read_flat_table(path, 2**31).to_pandas(ignore_metadata=True)
     except (OSError, ValueError) as error:
         raise ResultError(f"{path} cannot be read ({error}). Measure it again with --overwrite.") from None
     if list(rows.columns) != list(columns):

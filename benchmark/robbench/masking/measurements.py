@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from robbench.results.schema import Accuracy, StrictModel
+from pydantic import Field
+
+from robbench.results.schema import MOST_PARTS, Accuracy, StrictModel
 
 __all__ = [
     "Binarization",
@@ -215,7 +217,7 @@ class Measurements(StrictModel):
     """Whether the model's outputs are probabilities."""
     zero_gradients: float
     """Share of exactly zero gradients over all steps and images of the usual PGD and the control."""
-    challenges: list[Challenge]
+    challenges: list[Challenge] = Field(max_length=MOST_PARTS)
     randomness: Randomness
     scale: LogitScale
     gradients: GradientQuality
@@ -224,6 +226,6 @@ class Measurements(StrictModel):
     grid: StepGrid
     binarization: Binarization
     linear: LinearEstimate
-    transferred: list[Transferred]
+    transferred: list[Transferred] = Field(max_length=MOST_PARTS)
     cost: dict[str, Cost]
     """Name of a measurement -> its cost."""

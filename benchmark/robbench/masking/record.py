@@ -15,11 +15,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from robbench.core.errors import ResultError
 from robbench.masking.measurements import Measurements
-from robbench.results.schema import Accuracy, ResultFile, StrictModel, ThreatResult
+from robbench.results.schema import MOST_PARTS, Accuracy, ResultFile, StrictModel, ThreatResult, read_validated
 
 __all__ = [
     "FILE",
@@ -109,7 +109,7 @@ class SanityFile(StrictModel):
     """Robust accuracy under the usual PGD minus that under all attacks of this run, in points."""
     advice: Advice
     acted: FollowUpResult | None
-    checks: list[CheckResult]
+    checks: list[CheckResult] = Field(max_length=MOST_PARTS)
     measurements: Measurements
     seconds: float
     hardware: str
@@ -126,14 +126,12 @@ def read_sanity(path: Path) -> SanityFile:
     """Read and validate a sanity.json.
 
     Raises:
-        ResultError: the file does not have this schema.
+        ResultError: the file cannot be read, or does not have this schema.
     """
     try:
-        return SanityFile.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}. Write it again with `robbench sanity`.") from None
+        return read_validated(path, SanityFile, 2**26)
+    except ResultError as error:
+        raise ResultError(f"{error} Write it again with `robbench sanity`.") from None
 
 
 def sanity_folder(root: Path, file: SanityFile) -> Path:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import PGD
-from robbench.classifier.batch_width import BatchWidths, default_lanes
+from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import RANDOMIZED_DRAWS
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError, RobbenchError
@@ -195,7 +195,7 @@ class _Examination:
         at = np.flatnonzero(where)
         x = self.images.x(at)
         shape, device = tuple(x.shape[1:]), self.target.device
-        lanes = self.options.lanes or default_lanes(shape, device)
+        lanes = choose_lanes(self.options.lanes, len(at), shape, device)
         return GradientProbe(
             target=self.target,
             x=x,

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 WEIGHTS_FOLDER = "weights"
-MOST_BYTES = 2**20  # size limit of a card
+MOST_BYTES = 2**17  # size limit of a card
 
 
 def _read(path: Path) -> str:

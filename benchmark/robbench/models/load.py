@@ -4,9 +4,11 @@ The file is read once. The same bytes are hashed and parsed, so nobody can repla
 can run code: a safetensors file holds no code, and pickles are read with `weights_only=True`.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import io
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -18,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from robbench.core.errors import ModelError, UnshippedError
-from robbench.core.files import write_atomically
+from robbench.core.files import read_bounded, write_atomically
 from robbench.models.architectures import Normalized, Shape, build
 from robbench.models.card import DATASETS, WEIGHTS_FOLDER, Entry, ModelCard, Weights
 
 __all__ = [
+    "MOST_WEIGHT_BYTES",
     "LoadedModel",
     "describe_module",
     "digest_module",
@@ -32,6 +35,12 @@ __all__ = [
     "parse_state",
     "save_weights",
 ]
+
+MOST_WEIGHT_BYTES = 2**34
+"""Limit for a file of weights."""
+
+_MOST_STEPS = 200_000  # in the pickles of a file
+_MOST_PICKLES = 5  # that a file of an old torch begins with: magic number, version, machine, state dict, names
 
 # Keys under which training scripts store a state dict, and prefixes that module wrappers add to its keys.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -131,7 +140,7 @@ def _checked_bytes(entry: Entry, path: Path, weights: Weights) -> bytes:
     else:
         remedy = "put the file back"
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MOST_WEIGHT_BYTES)
     except OSError as error:
         if entry.needs_training:
             raise UnshippedError(f"{path}: no such file. {entry.explain_unshipped()}") from None
@@ -190,14 +199,29 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
 def _refuse_bombs(data: bytes) -> None:
     """Refuse an archive with compressed members: they could unpack to any size. torch.save does not compress."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
+        _refuse_long_pickles(data)
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         packed = [m.filename for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
         claimed = sum(m.file_size for m in archive.infolist())
-    if packed or claimed > len(data):
-        raise ModelError(
-            f"an archive of {len(data):,} bytes that unpacks to {claimed:,}; expected: members without compression"
-        )
+        if packed or claimed > len(data):
+            raise ModelError(
+                f"an archive of {len(data):,} bytes that unpacks to {claimed:,}; expected: members without compression"
+            )
+        for member in archive.infolist():
+            if member.filename.endswith(".pkl"):
+                _refuse_long_pickles(archive.read(member))
+
+
+def _refuse_long_pickles(data: bytes) -> None:
+    """Refuse pickles of many steps. `torch.load` takes 7 µs for each, and a tensor needs about 40."""
+    stream, steps = io.BytesIO(data), 0
+    for _ in range(_MOST_PICKLES):
+        with contextlib.suppress(ValueError):  # the end of the pickles; raw values follow
+            for _ in pickletools.genops(stream):
+                steps += 1
+                if steps > _MOST_STEPS:
+                    raise ModelError(f"a pickle of more than {_MOST_STEPS:,} steps; expected: a state dict of tensors")
 
 
 def fit_state(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

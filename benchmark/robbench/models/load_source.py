@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from robbench.core.errors import ModelError
+from robbench.core.files import read_bounded
 from robbench.models import outside
 from robbench.models.architectures import ARCHITECTURES, Normalized, list_arguments
 from robbench.models.architectures import build as build_architecture
-from robbench.models.load import describe_module, digest_module, fit_state, parse_state
+from robbench.models.load import MOST_WEIGHT_BYTES, describe_module, digest_module, fit_state, parse_state
 from robbench.models.sources import ALLOWED, ModelSource
 from robbench.models.spec import ModelSpec
 
@@ -78,11 +79,12 @@ def _read(source: ModelSource) -> tuple[bytes, str]:
         repo, revision, file = source.parts
         path = outside.download_hub_file(source.text, repo, revision, file)
         # The path in the cache is snapshots/<commit>/<file>, with the commit of the branch or tag.
-        return path.read_bytes(), f"hf:{repo}@{path.parts[-1 - len(PurePosixPath(file).parts)]}:{file}"
+        commit = path.parts[-1 - len(PurePosixPath(file).parts)]
+        return read_bounded(path, MOST_WEIGHT_BYTES), f"hf:{repo}@{commit}:{file}"
     path = Path(source.parts[0]).expanduser()
     try:
         # Not the whole path: results are published, and the digest identifies the file.
-        return path.read_bytes(), f"file:{path.name}"
+        return read_bounded(path, MOST_WEIGHT_BYTES), f"file:{path.name}"
     except OSError as error:
         raise ModelError(
             f"{source.text}: {path} cannot be read ({error.strerror}); expected: a weights file."

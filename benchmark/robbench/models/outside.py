@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from robbench.core.errors import ModelError, RobbenchError, unknown_name
-from robbench.core.user_code import make_cwd_importable
+from robbench.core.user_code import contain_exits, make_cwd_importable
 from robbench.models.sources import ALLOWED
 
 __all__ = ["call_model_function", "download_hub_file", "load_robustbench_model", "load_timm_model"]
@@ -178,7 +178,8 @@ def _run_foreign_code(what: str, quiet: bool = True) -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             if quiet:
                 warnings.simplefilter("ignore")
-            yield
+            with contain_exits():
+                yield
     except RobbenchError:
         raise
     except Exception as error:

@@ -173,6 +173,7 @@ class ModelCard(CardTable):
         return self
 
 
+_MOST_PROBLEMS = 20  # that a message lists; a search for similar names takes time
 _EXPECTED: dict[str, str] = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -226,8 +227,8 @@ def parse_card(text: str, where: str) -> ModelCard:
     """Parse the text of a card. `where` is the name of the file in error messages.
 
     Raises:
-        CardError: the text is not TOML (with the line), or is invalid. The message has one line per problem, with file,
-            key, what was given and what is allowed.
+        CardError: the text is not TOML (with the line), or is invalid. The message has one line per problem (20 at
+            most), with file, key, what was given and what is allowed.
     """
     try:
         table = load_toml(text)
@@ -236,4 +237,8 @@ def parse_card(text: str, where: str) -> ModelCard:
     try:
         return ModelCard.model_validate(table)
     except ValidationError as error:
-        raise CardError("\n".join(f"{where}: {_sentence(e)}" for e in error.errors())) from None
+        problems = error.errors()
+        sentences = [f"{where}: {_sentence(e)}" for e in problems[:_MOST_PROBLEMS]]
+        if more := len(problems) - len(sentences):
+            sentences.append(f"{where}: and {more} more problems")
+        raise CardError("\n".join(sentences)) from None

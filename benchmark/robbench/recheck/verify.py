@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.checks import RANDOMIZED_DRAWS, classify, compute_logits
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError
@@ -81,7 +82,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
         threat = parse_threat(stored.identity["threat"]["norm"], stored.identity["threat"]["eps"])
     except (KeyError, TypeError, ValueError):  # `find_summary_mismatches` has reported it
         return Verification(stored, breaks, 0, refuted, [])
-    lanes = options.lanes or stored.lanes
+    lanes = choose_lanes(options.lanes or stored.lanes, len(images.y), images.x(np.arange(1)).shape[1:], target.device)
     foreign = list(_compare_model(stored, target, images, lanes))
     if foreign:  # with another model or data set, breaks need not hold
         return Verification(stored, breaks, 0, [*foreign, *refuted], [])

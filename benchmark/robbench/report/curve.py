@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 from robbench.core.errors import ResultError
+from robbench.core.files import write_atomically
 
 __all__ = ["draw_curve"]
 
@@ -40,5 +42,6 @@ def draw_curve(log: Path, output: Path, title: str) -> None:
         right.set_ylabel("accuracy on 128 test images, %")
         right.legend(loc="center right", frameon=False)
     left.legend(loc="upper left", frameon=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
+    write_atomically(output, content.getvalue())

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from robbench.core.errors import ResultError
+from robbench.core.files import write_atomically
+from robbench.core.parquet import read_flat_table
 from robbench.masking.record import SanityFile
 
 __all__ = ["draw_sheet"]
@@ -24,7 +28,12 @@ _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) Ã
 
 def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
     """Draw the page as a PNG of about 1600 Ã— 1500 pixels."""
-    frame = pd.read_parquet(landscape)
+    try:
+        frame = read_flat_table(landscape, 2**28).to_pandas(ignore_metadata=True)
+    except (OSError, ValueError) as error:
+        raise ResultError(
+            f"{landscape} cannot be read ({error}). Remove it, and run `robbench sanity` again."
+        ) from None
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
@@ -36,9 +45,10 @@ def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
     _draw_grid(axes[0, 1], file)
     _draw_curves(axes[1, 0], file)
     _draw_challenges(axes[1, 1], file)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     # The file does not hold matplotlib's version, so the same data give the same bytes.
-    figure.savefig(output, metadata={"Software": None})
+    figure.savefig(content, metadata={"Software": None})
+    write_atomically(output, content.getvalue())
 
 
 def _draw_head(part: SubFigure, file: SanityFile) -> None:

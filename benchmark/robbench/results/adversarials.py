@@ -28,11 +28,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from robbench.core.errors import ResultError
+from robbench.core.files import open_regular
 
 __all__ = ["FILE", "Adversarials", "Points", "list_entries", "merge", "pack", "read", "row_digest"]
 
 FILE = "adversarials.safetensors"
 _VERSION = 1
+_MOST_BYTES = 2**36
 _FORMATS = ("float16", "float32", "float64")
 
 
@@ -221,6 +223,7 @@ def _read_group(name: str, tensors: dict[str, NDArray[Any]], attacks: Sequence[s
 def _open(path: Path) -> Iterator[Any]:
     """Open a file. Any error of the parser becomes a ResultError."""
     try:
+        open_regular(path, _MOST_BYTES).close()  # the library takes a path only, and would wait for a pipe
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
     except ResultError:

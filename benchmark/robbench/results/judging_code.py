@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from robbench.core.files import set_aside
+from robbench.core.files import read_json, set_aside
 from robbench.results.records import OUTCOMES, read_run_id
 from robbench.results.recovery import Note
 from robbench.results.schema import Answers
 
-__all__ = ["DESCRIPTION", "name_code", "read_began", "set_aside_unknown_code"]
+__all__ = [
+    "DESCRIPTION",
+    "MOST_DESCRIPTION_BYTES",
+    "load_description",
+    "name_code",
+    "read_began",
+    "set_aside_unknown_code",
+]
 
 DESCRIPTION = "run.json"
+MOST_DESCRIPTION_BYTES = 2**24
 
 
 def name_code(code: str) -> str:
@@ -22,12 +31,21 @@ def name_code(code: str) -> str:
     return f"Another version of the judging code ({code})" if code else "A version of robbench that names no code"
 
 
+def load_description(partial: Path) -> dict[str, Any]:
+    """Load the run.json of an unfinished run; empty if it is missing or damaged (`robbench runs` reports it)."""
+    try:
+        about = json.loads(read_json(partial / DESCRIPTION, MOST_DESCRIPTION_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def read_began(partial: Path) -> tuple[list[str], str]:
     """Read answers and code in the run.json of an unfinished run; empty if they are missing or damaged."""
+    about = load_description(partial)
     try:
-        about = json.loads((partial / DESCRIPTION).read_text(encoding="utf-8"))
         return TypeAdapter(Answers).validate_python(about.get("answers", [])), str(about.get("code", ""))
-    except (OSError, ValueError, AttributeError):
+    except ValueError:
         return [], ""
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import filelock
 
 from robbench.core.errors import BusyError, StorageError
-from robbench.core.files import digest
+from robbench.core.files import digest, read_bounded, refuse_links, remove_temporaries, write_atomically
 
-__all__ = ["lock_result", "read_holder"]
+__all__ = ["is_locked", "lock_result"]
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_PATIENCE = 0.2  # seconds; `is_locked` of another process holds a lock for less than a millisecond
 
 
 @contextlib.contextmanager
@@ -36,9 +37,11 @@ def lock_result(root: Path, folder: Path, wait: bool, note: Callable[[str], None
 
     Raises:
         BusyError: another process holds the lock. The message names it.
-        StorageError: the lock file cannot be made.
+        StorageError: the lock file cannot be made, or a link leads out of the tree.
     """
     place, holder = _lock_paths(root, folder)
+    refuse_links(root, folder)
+    refuse_links(root, place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = _acquire(place, root, folder, wait, note)
@@ -48,8 +51,9 @@ def lock_result(root: Path, folder: Path, wait: bool, note: Callable[[str], None
         lock = None  # a read-only tree: nobody can write, and finished results need no lock
     try:
         if lock is not None:
-            with contextlib.suppress(OSError):  # the file only tells others which process holds the lock
-                holder.write_text(json.dumps(_describe_self(folder)), encoding="utf-8")
+            with contextlib.suppress(StorageError):  # the file only tells others which process holds the lock
+                remove_temporaries(holder.parent, holder.name)
+                write_atomically(holder, json.dumps(_describe_self(folder)).encode())
         yield
     finally:
         if lock is not None:
@@ -60,9 +64,9 @@ def lock_result(root: Path, folder: Path, wait: bool, note: Callable[[str], None
 def _acquire(place: Path, root: Path, folder: Path, wait: bool, note: Callable[[str], None]) -> filelock.BaseFileLock:
     lock = filelock.FileLock(place)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PATIENCE)
     except filelock.Timeout:
-        busy = f"{folder}: {_format_holder(read_holder(root, folder))} works on it"
+        busy = f"{folder}: {_format_holder(_read_holder(place.with_suffix('.json')))} works on it"
         if not wait:
             raise BusyError(
                 f"{busy}. Nothing was computed. Wait for it (--wait), or give another tree (--results DIR)."
@@ -77,11 +81,28 @@ def _describe_self(folder: Path) -> dict[str, object]:
     return {"pid": os.getpid(), "host": platform.node(), "since": now, "folder": str(folder)}
 
 
-def read_holder(root: Path, folder: Path) -> dict[str, Any] | None:
-    """Read which process last locked a result: pid, host, since, folder. None if the file does not exist."""
+def is_locked(root: Path, folder: Path) -> bool:
+    """Try the lock of a result, and return whether another process holds it.
+
+    The file that names the holder does not count: it may come from another machine, or name a process that ended.
+    """
+    place, _ = _lock_paths(root, folder)
+    if not place.is_file() or place.is_symlink():
+        return False
     try:
-        about = json.loads(_lock_paths(root, folder)[1].read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with filelock.FileLock(place).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # a tree of somebody else, where nobody here can write
+        return False
+
+
+def _read_holder(path: Path) -> dict[str, Any] | None:
+    """Read which process last locked a result: pid, host, since, folder. None if there is no such file."""
+    try:
+        about = json.loads(read_bounded(path, 2**16))
+    except (OSError, ValueError, RecursionError):
         return None
     return about if isinstance(about, dict) else None
 

@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robbench.core.errors import ResultError
+from robbench.core.parquet import open_parquet, read_flat_table
 
 __all__ = [
     "COLUMNS",
+    "MOST_BYTES",
     "OUTCOMES",
     "TIMINGS",
     "TIMING_COLUMNS",
@@ -34,7 +36,8 @@ __all__ = [
 OUTCOMES = "outcomes.parquet"
 TIMINGS = "timings.parquet"
 _VERSION = 1
-_MOST_ROWS = 50_000_000  # far above any run; a small hostile file can claim more rows than fit into memory
+MOST_BYTES = 2**31
+"""Limit for a file of records."""
 
 COLUMNS = {
     "sample": "int64",  # official index
@@ -86,7 +89,8 @@ def pack_rows(rows: pd.DataFrame, run_id: str, columns: list[str] | None = None)
 def read_run_id(path: Path) -> str | None:
     """Read the run_id in a file of records. None if the file is missing, cannot be read or has no run_id."""
     try:
-        about = json.loads((pq.read_schema(path).metadata or {})[b"robbench"])
+        with open_parquet(path, MOST_BYTES) as file:
+            about = json.loads((file.schema_arrow.metadata or {})[b"robbench"])
         return str(about["run_id"])
     except Exception:  # a damaged or hostile file can raise anything; `read_run_rows` reports it
         return None
@@ -137,10 +141,7 @@ def _add_seconds(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any] | None]:
     """Read a file of records and its metadata."""
     try:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows > _MOST_ROWS:
-                raise ValueError(f"it claims {file.metadata.num_rows} rows; allowed: {_MOST_ROWS}")
-            table = file.read()
+        table = read_flat_table(path, MOST_BYTES)
         # The metadata of pandas could turn columns into an index or change their types.
         frame = table.to_pandas(ignore_metadata=True)
         about = json.loads((table.schema.metadata or {}).get(b"robbench", b"null"))

@@ -14,10 +14,19 @@ from pathlib import Path
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import set_aside
+from robbench.core.files import read_bounded, set_aside
 from robbench.core.types import Status
 from robbench.results.adversarials import read
-from robbench.results.records import COLUMNS, OUTCOMES, TIMING_COLUMNS, TIMINGS, read_rows, read_run_id, read_run_rows
+from robbench.results.records import (
+    COLUMNS,
+    MOST_BYTES,
+    OUTCOMES,
+    TIMING_COLUMNS,
+    TIMINGS,
+    read_rows,
+    read_run_id,
+    read_run_rows,
+)
 
 __all__ = ["Note", "read_sound_records", "read_sound_shards", "set_aside_unsound_points", "shard_name"]
 
@@ -41,7 +50,7 @@ def read_sound_shards(partial: Path, run_id: str, attacks: Collection[str], note
     folder, sound = partial.parents[1], {}
     for path in sorted(partial.glob("*.parquet")):
         try:
-            if shard_name(path.read_bytes()) != path.stem:
+            if shard_name(read_bounded(path, MOST_BYTES)) != path.stem:
                 raise ResultError(f"{path}: not as it was written (SHA-256)")
             rows = read_run_rows(path, run_id, list(COLUMNS))
             _check(rows, attacks, path)

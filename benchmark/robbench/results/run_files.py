@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,12 @@ from pydantic import ConfigDict, Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
-from robbench.results.locking import read_holder
+from robbench.results.adversarials import FILE as ADVERSARIALS
+from robbench.results.judging_code import DESCRIPTION, MOST_DESCRIPTION_BYTES
+from robbench.results.locking import is_locked
 from robbench.results.records import COLUMNS, read_run_rows
 from robbench.results.schema import Answers, ResultFile, StrictModel, read_result, read_validated
-from robbench.results.store import DESCRIPTION, list_result_paths
+from robbench.results.store import list_result_paths
 from robbench.results.trust import explain_refusal
 from robbench.suite import CUSTOM
 
@@ -80,7 +80,7 @@ def read_description(path: Path) -> Description:
     Raises:
         ResultError: the file cannot be read, or is not a description of this version.
     """
-    return read_validated(path, Description, 2**24)
+    return read_validated(path, Description, MOST_DESCRIPTION_BYTES)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ class StoredRun:
 
 
 def find_runs(root: Path) -> list[StoredRun]:
-    """List all runs of a results tree: unfinished ones first, then finished ones, each ordered by path."""
+    """List all runs of a results tree: unfinished ones first, then finished ones, each ordered by path.
+
+    A run that was killed after its result.json was written is finished. The next run there removes its shards.
+    """
     return [*_unfinished(root), *_finished(root)]
 
 
@@ -154,14 +157,15 @@ def _unfinished(root: Path) -> Iterator[StoredRun]:
         except (ResultError, ValueError) as error:
             yield StoredRun(folder, partial.name, "damaged", 0.0, None, f"{error} The command that began it goes on.")
             continue
+        if _is_finished(folder, partial.name, about):
+            continue
         rows = 0
         for shard in partial.glob("*.parquet"):
             try:
                 rows += len(read_run_rows(shard, partial.name, list(COLUMNS)))
             except ResultError:  # when the run is resumed, the shard is reported and set aside
                 continue
-        holder = read_holder(root, folder)
-        state = "running" if holder and _is_alive(holder) else "unfinished"
+        state = "running" if is_locked(root, folder) else "unfinished"
         yield StoredRun(
             folder, partial.name, state, min(1.0, rows / (about.n * about.stages)), about, _why_not_resumable(about)
         )
@@ -178,14 +182,11 @@ def _why_not_resumable(about: Description) -> str:
     return ""
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Return whether the process that holds a lock is alive. A process on another machine counts as alive."""
-    if holder.get("host") != platform.node():
-        return True
+def _is_finished(folder: Path, run_id: str, about: Description) -> bool:
+    """Return whether the stored result holds everything that an unfinished run asks for."""
     try:
-        os.kill(int(holder["pid"]), 0)
-    except (ProcessLookupError, ValueError, KeyError, TypeError, OverflowError):
+        stored = read_result(folder / "result.json")
+    except ResultError:
         return False
-    except PermissionError:
-        return True
-    return True
+    has_points = not about.save_adversarials or (folder / ADVERSARIALS).exists()
+    return stored.run_id == run_id and stored.n >= about.n and has_points

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import check_path_component, read_bounded
+from robbench.core.files import check_path_component, read_json
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -25,6 +25,10 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+MOST_PARTS = 1000
+"""Limit for the attacks of a result, the models of a baseline and the like. Each may have a hundred errors."""
 
 
 class StrictModel(BaseModel):
@@ -99,7 +103,7 @@ class ResultFile(_Strict):
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
     """Worst case: share of samples that are classified correctly and that no attack breaks."""
-    attacks: list[AttackResult]
+    attacks: list[AttackResult] = Field(max_length=MOST_PARTS)
     judge: str
     mode: str
     overrides: dict[str, Any]
@@ -148,7 +152,7 @@ def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
         ResultError: the file cannot be read, or does not fit the schema. The message names the first wrong field.
     """
     try:
-        return kind.model_validate_json(read_bounded(path, most))
+        return kind.model_validate_json(read_json(path, most))
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValidationError as error:

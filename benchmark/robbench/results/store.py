@@ -28,10 +28,17 @@ import pandas as pd
 
 from robbench.core import version
 from robbench.core.errors import ResultError
-from robbench.core.files import check_path_component, digest, set_aside, write_atomically
+from robbench.core.files import (
+    check_path_component,
+    digest,
+    refuse_links,
+    remove_temporaries,
+    set_aside,
+    write_atomically,
+)
 from robbench.core.types import Status
 from robbench.results.adversarials import FILE, Points, list_entries, merge, pack, read
-from robbench.results.judging_code import DESCRIPTION, name_code, read_began, set_aside_unknown_code
+from robbench.results.judging_code import DESCRIPTION, load_description, name_code, read_began, set_aside_unknown_code
 from robbench.results.records import (
     COLUMNS,
     TIMING_COLUMNS,
@@ -80,11 +87,8 @@ class RunStore:
         except ValueError as error:
             raise ResultError(f"{error}: it is the name of a folder in the results.") from None
         self.folder = root / names[0] / names[1] / (names[2] if standard else f"{names[2]}@{self.run_id[:8]}")
-        if not self.folder.resolve().is_relative_to(root.resolve()):
-            raise ResultError(
-                f"{self.folder} leads out of the results tree, to {self.folder.resolve()}; remove the link."
-            )
         self.partial = self.folder / ".partial" / self.run_id
+        refuse_links(root, self.partial)
 
     @property
     def result_path(self) -> Path:
@@ -139,6 +143,8 @@ class RunStore:
             ResultError: the folder holds a different run, and `overwrite` is not given. The message names the
                 differing fields.
         """
+        for place in (self.folder, self.partial):
+            remove_temporaries(place)
         stored = self._read_stored(note)
         if stored is not None and stored.run_id != self.run_id:
             if not overwrite:
@@ -158,6 +164,8 @@ class RunStore:
         shards = read_sound_shards(self.partial, self.run_id, self._attacks, note)
         for path in self._adversarial_files():
             set_aside_unsound_points(path, self.run_id, self.folder, note)
+        if stored is not None and merged is not None:
+            self._remove_merged_shards(merged, shards, stored)
         if stored is not None and merged is not None and stored.code != self.code:
             # A run that was killed between its last writes leaves new records beside the old summary.
             if merged["sample"].nunique() == stored.n and suffices(merged):
@@ -174,7 +182,7 @@ class RunStore:
         frames = [*first, *([] if merged is None else [merged]), *last]
         if not frames:
             return make_empty_rows()
-        # If the run was killed between writing the result and removing its shards, equal rows are stored twice.
+        # If the run was killed between writing its records and its summary, equal rows are stored twice.
         return pd.concat(frames, ignore_index=True).drop_duplicates(["sample", "attack"], ignore_index=True)
 
     def list_answers(self) -> dict[Path, list[str]]:
@@ -194,6 +202,30 @@ class RunStore:
         """Remove the result, or the unfinished run, that a key of `list_answers` stands for."""
         shutil.rmtree(self.folder if path == self.result_path else self.partial, ignore_errors=True)
 
+    def _remove_merged_shards(self, merged: pd.DataFrame, shards: dict[Path, pd.DataFrame], stored: ResultFile) -> None:
+        """Remove the shards whose rows and points are in the merged files: the run was killed before it removed them.
+
+        Args:
+            merged: the rows of outcomes.parquet.
+            shards: the sound shards and their rows; the removed ones are taken out.
+            stored: the summary of `merged`.
+        """
+        points = list_entries(self.adversarials_path) if self.adversarials_path.exists() else merged[:0]
+        for path, rows in list(shards.items()):
+            own = path.with_suffix(".safetensors")
+            if _has_all(merged, rows) and (not own.exists() or _has_all(points, list_entries(own))):
+                path.unlink()
+                own.unlink(missing_ok=True)
+                del shards[path]
+        n = load_description(self.partial).get("n", 0)
+        if not shards and isinstance(n, int) and n <= stored.n:
+            self._remove_partial()
+
+    def _remove_partial(self) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another unfinished run may still have shards there
+            self.partial.parent.rmdir()
+
     def _read_stored(self, note: Note) -> ResultFile | None:
         """Read result.json if it exists. A damaged one is set aside."""
         if not self.result_path.exists():
@@ -208,15 +240,12 @@ class RunStore:
     def _describe_other_runs(self) -> Iterator[str]:
         """Describe the other unfinished runs in this folder and their differences. They are not changed."""
         for path in sorted(self.partial.parent.glob(f"*/{DESCRIPTION}")):
-            with contextlib.suppress(
-                OSError, ValueError, KeyError, TypeError
-            ):  # `robbench runs` reports a damaged file
-                other = json.loads(path.read_text(encoding="utf-8"))["identity"]
-                if path.parent != self.partial and digest(other) != self.run_id:
-                    yield (
-                        f"{self.folder} holds a different unfinished run, whose records are not used. What "
-                        "differs:\n" + "\n".join(_list_lines(other, self.identity))
-                    )
+            other = load_description(path.parent).get("identity")
+            if path.parent != self.partial and isinstance(other, dict) and other != json.loads(json.dumps(self.identity)):
+                yield (
+                    f"{self.folder} holds a different unfinished run, whose records are not used. What "
+                    "differs:\n" + "\n".join(_list_lines(other, self.identity))
+                )
 
     def begin(self, description: dict[str, Any]) -> None:
         """Write run.json, before anything is computed."""
@@ -266,9 +295,7 @@ class RunStore:
                 if path.stem != kept.stem and path.name != DESCRIPTION:
                     path.unlink()
             return
-        shutil.rmtree(self.partial, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another unfinished run may still have shards there
-            self.partial.parent.rmdir()
+        self._remove_partial()
 
     def _pack(self, points: Sequence[Points]) -> bytes:
         return pack(points, self.run_id, self._attacks)
@@ -285,6 +312,12 @@ class RunStore:
                 f"{what} cannot be computed with the present model, data and code. What differs:\n{lines}\n"
                 "Nothing was computed."
             )
+
+
+def _has_all(known: pd.DataFrame, rows: pd.DataFrame) -> bool:
+    """Return whether every sample and attack of `rows` is in `known`."""
+    keys, wanted = (pd.MultiIndex.from_frame(frame[["sample", "attack"]]) for frame in (known, rows))
+    return bool(wanted.isin(keys).all())
 
 
 def describe_other_run(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:

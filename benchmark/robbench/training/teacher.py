@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robbench.core import rng
 from robbench.core.errors import ModelError
-from robbench.core.files import digest, write_atomically
+from robbench.core.files import digest, open_regular, write_atomically
 from robbench.core.types import Dataset
 from robbench.models.card import Entry, Recipe, Registry
 from robbench.models.load import load_model
@@ -70,6 +70,7 @@ def compute_targets(entry: Entry, recipe: Recipe, data: Dataset, device: torch.d
     )
     path = folder / "targets.safetensors"
     if path.exists():
+        open_regular(path, 2**36).close()  # the library takes a path only, and would wait for a pipe
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("digest") == wanted:
                 known: Tensor = file.get_tensor("target").to(device)

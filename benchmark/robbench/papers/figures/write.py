@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from robbench.core.errors import DataError, ResultError
-from robbench.core.files import write_atomically
+from robbench.core.files import read_bounded, refuse_links, write_atomically
 from robbench.papers.figures.definitions import FIGURES, FigureDefinition
 from robbench.report.figures.canvas import render_png
 from robbench.report.figures.source import FigureData
@@ -64,6 +64,7 @@ def write_figure(
     paths = (folder / dataset / f"{figure.id}.png", folder / dataset / f"{figure.id}.csv")
     if check:
         return WrittenFigure(name, paths, missing, explain_stale(paths[0], paths[1], table))
+    refuse_links(folder, paths[0].parent)
     write_atomically(paths[1], table)
     digest = hashlib.sha256(table).hexdigest()
     write_atomically(paths[0], render_png(plan.paint, {"Title": figure.id, _KEY: digest}))
@@ -96,10 +97,13 @@ def explain_stale(picture: Path, numbers: Path, table: bytes) -> str:
     """
     from PIL import Image
 
-    if not numbers.exists() or numbers.read_bytes() != table:
+    try:
+        if read_bounded(numbers, 2**26) != table:
+            return f"{numbers} is stale"
+    except OSError:
         return f"{numbers} is stale"
     try:
-        with Image.open(picture) as image:
+        with Image.open(io.BytesIO(read_bounded(picture, 2**26))) as image:
             image.load()
             digest = image.info.get(_KEY)
     except OSError:

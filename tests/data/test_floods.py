@@ -1,0 +1,284 @@
+"""Files that make a parser wait for ever, or take time and memory out of proportion to their size."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import resource
+import socket
+import struct
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from robbench.core.errors import RobbenchError
+from robbench.core.files import load_toml, open_regular, read_bounded
+from robbench.data import sets as data
+from robbench.gate.baseline import read_baseline
+from robbench.linear.record import read_linear, read_linearization
+from robbench.masking.record import read_sanity
+from robbench.models.card import load_card
+from robbench.models.load import parse_state
+from robbench.models.load_source import load_source
+from robbench.models.spec import ModelSpec
+from robbench.results.adversarials import list_entries, read
+from robbench.results.locking import _read_holder
+from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_id
+from robbench.results.run_files import read_description
+from robbench.results.schema import read_result
+from robbench.suite import load_suite
+from support.fuzzing import bounded_memory
+
+MOST_SECONDS = 2
+SIZE = 990_000  # below a megabyte
+SHORT = 130_000  # below the limit of cards and suites
+
+
+@pytest.fixture(scope="module")
+def example():
+    return json.loads((Path(__file__).parent / "run_example.json").read_text())
+
+
+def load_source_file(path):
+    load_source(ModelSpec(f"file:{path}", architecture="digits_convnet"), (1, 8, 8), 10)
+
+
+READERS = {
+    "card.toml": [load_card],
+    "result.json": [read_result, read_description, read_sanity, read_baseline, _read_holder],
+    "linear.json": [lambda path: read_linear(path.parent)],
+    "classes.parquet": [lambda path: read_linearization(path.parent)],
+    "outcomes.parquet": [read_rows, read_run_id],
+    "x.safetensors": [read, list_entries, load_source_file],
+    "x.pt": [load_source_file],
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "zeros", "folder", "link to a pipe"])
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, name, kind):
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(name)
+    elif kind == "zeros":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"not a regular file|No such device|Is a directory"):
+        read_bounded(path, 10)
+    for reader in READERS[name]:
+        begin = time.perf_counter()
+        with contextlib.suppress(RobbenchError):
+            assert reader(path) is None  # a holder and a run_id that cannot be read are none
+        assert time.perf_counter() - begin < MOST_SECONDS
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+def test_data_sets_that_are_pipes_are_refused_at_once(tmp_path, name):
+    place = {"mnist": "mnist/t10k-images-idx3-ubyte", "cifar10": "cifar10/cifar-10-python.tar.gz"}.get(
+        name, "cifar100/cifar-100-python/test"
+    )
+    (tmp_path / place).parent.mkdir(parents=True)
+    os.mkfifo(tmp_path / place)
+    with pytest.raises(RobbenchError):
+        data.load(name, "test", tmp_path)
+
+
+def refused_cheaply(reader, path, content):
+    """Read content that floods a parser, within the limits of time and memory. It may be an error, or no flood."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert path.stat().st_size < 2**20
+    begin = time.process_time()
+    with bounded_memory(2**30):
+        try:
+            reader(path)
+            said = "taken"
+        except RobbenchError as error:
+            said = str(error)
+    assert time.process_time() - begin < MOST_SECONDS
+    assert len(said) < 20_000
+    return said
+
+
+TOML = {
+    "one deep key": "a" + ".a" * (SHORT // 2) + " = 1",
+    "one deep table": "[a" + ".a" * (SHORT // 2 - 1) + "]",
+    "deep keys": "\n".join("a." * 31 + f"b{i} = 1" for i in range(SHORT // 72)),
+    "quoted keys": "'a'" + ".'a'" * (SHORT // 4) + "=1",
+    "keys in a list": "a = [" + "{a.b.c = 1}, " * (SHORT // 13) + "]",
+    "brackets": "a = " + "[" * SHORT,
+    "braces": "a = " + "{a=" * (SHORT // 3),
+    "unknown keys": "\n".join(f"a{i}=1" for i in range(SHORT // 8)),
+    "tables": "\n".join(f"[a{i}]" for i in range(SHORT // 8)),
+    "wrong values": "[preprocess]\nmean=[" + "'a'," * (SHORT // 4) + "]",
+}
+
+
+@pytest.mark.parametrize("name", TOML)
+@pytest.mark.parametrize("reader", [load_card, lambda path: load_suite(str(path))], ids=["card", "suite"])
+def test_toml_costs_in_proportion(tmp_path, name, reader):
+    said = refused_cheaply(reader, tmp_path / "mine.toml", TOML[name])
+    assert said != "taken"
+
+
+def test_dots_in_texts_are_no_nesting():
+    assert load_toml('a = "1.2.3"\nb.c.d = 1')["b"] == {"c": {"d": 1}}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_toml(TOML["one deep key"])
+
+
+def flood_json(name, example):
+    def field(key, text):
+        return json.dumps({**example, key: None}).replace(f'"{key}": null', f'"{key}": {text}', 1)
+
+    return {
+        "brackets": "[" * SIZE,
+        "braces": '{"a":' * (SIZE // 5),
+        "attacks": field("attacks", "[" + "{}," * (SIZE // 3) + "{}]"),
+        "few attacks": field("attacks", "[" + "{}," * 60_000 + "{}]"),
+        "runs": '{"schema_version":1,"runs":[' + "{}," * (SIZE // 3) + "{}]}",
+        "few runs": '{"schema_version":1,"runs":[' + "{}," * 50_000 + "{}]}",
+        "few checks": '{"checks":[' + "{}," * 50_000 + "{}]}",
+        "unknown keys": "{" + ",".join(f'"k{i}":1' for i in range(SIZE // 12)) + "}",
+        "digits": '{"n":' + "9" * SIZE + "}",
+        "deep identity": field("identity", '{"a":' + "[" * SIZE),
+        "wrong versions": field("versions", "{" + ",".join(f'"{i}":1' for i in range(SIZE // 12)) + "}"),
+    }[name]
+
+
+FLOODS = [
+    "brackets", "braces", "attacks", "few attacks", "runs", "few runs", "few checks", "unknown keys", "digits",
+    "deep identity", "wrong versions",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_json_costs_in_proportion(tmp_path, example, name):
+    content = flood_json(name, example)
+    for reader in READERS["result.json"]:
+        refused_cheaply(reader, tmp_path / "result.json", content)
+
+
+def frame(n):
+    values = {name: np.zeros(n, kind) for name, kind in COLUMNS.items() if kind != "str"}
+    return pd.DataFrame({**values, "attack": ["a"] * n, "status": ["robust"] * n}).astype(COLUMNS)[list(COLUMNS)]
+
+
+def table(n=200_000, options=None, **columns):
+    out = io.BytesIO()
+    made = {name: pa.array(values) for name, values in frame(n).items()} | columns
+    pq.write_table(pa.table(made), out, store_schema=False, **(options or {}))
+    return out.getvalue()
+
+
+def repeated(text, n=200_000):
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([text]))
+
+
+PARQUET = {
+    "rows": (lambda: pack_rows(frame(5_000_000), "ab" * 32), "claims 5,000,000 rows"),
+    "a repeated text": (lambda: table(attack=repeated(os.urandom(150_000).hex())), "60,000,000,000 bytes of text"),
+    "a short repeated text": (lambda: table(attack=repeated("x" * 5000)), "1,000,000,000 bytes of text"),
+    "zstd": (lambda: table(1, {"compression": "zstd"}, attack=pa.array(["x" * 10**8])), "ZSTD given"),
+    "gzip": (lambda: table(1, {"compression": "gzip"}, attack=pa.array(["x" * 10**8])), "GZIP given"),
+    "delta": (
+        lambda: table(
+            500, {"use_dictionary": False, "column_encoding": {"attack": "DELTA_BYTE_ARRAY"}},
+            attack=pa.array(["x" * i for i in range(0, 500_000, 1000)]),
+        ),
+        "DELTA_BYTE_ARRAY given",
+    ),
+    "columns": (lambda: table(1, None, **{f"c{i}": pa.array([1]) for i in range(1000)}), "claims 1,014 columns"),
+    "lists": (lambda: table(2, None, sample=pa.array([[1], [2]])), "expected numbers, booleans or text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARQUET)
+def test_parquet_costs_in_proportion(tmp_path, name):
+    make, message = PARQUET[name]
+    content = make()
+    for file, reader in (("outcomes.parquet", read_rows), ("classes.parquet", lambda p: read_linearization(p.parent))):
+        assert message in refused_cheaply(reader, tmp_path / file, content)
+
+
+def test_records_of_many_images_are_read(tmp_path):
+    (tmp_path / "outcomes.parquet").write_bytes(pack_rows(frame(400_000), "ab" * 32))
+    assert len(read_rows(tmp_path / "outcomes.parquet")) == 400_000
+
+
+def test_images_in_parquet_cost_in_proportion(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    place = tmp_path / "cifar10/test-00000-of-00001.parquet"
+
+    def write(n, encoded):
+        images = pa.StructArray.from_arrays([repeated(encoded, n).cast(pa.binary())], ["bytes"])
+        pq.write_table(pa.table({"img": images, "label": np.zeros(n, np.int64)}), place)
+        return place.read_bytes()
+
+    def load(path):
+        data.load("cifar10", "test", tmp_path)
+
+    assert "an image of more than 65,536 bytes" in refused_cheaply(load, place, write(500, "x" * 500_000))
+    assert "10,001 rows; the split has 10,000" in refused_cheaply(load, place, write(10_001, "x"))
+
+
+def test_archives_cost_in_proportion(tmp_path):
+    (tmp_path / "cifar100").mkdir()
+    place = tmp_path / "cifar100/cifar-100-python.tar.gz"
+
+    def packed(name, content, times=1):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w|") as archive:
+            for _ in range(times):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        return gzip.compress(out.getvalue(), 9)
+
+    def load(path):
+        data.load("cifar100", "test", tmp_path)
+
+    steps = packed("cifar-100-python/test", b"\x80\x02" + b"N0" * 2_000_000 + b"N.")
+    assert "more than 1,000,000 steps" in refused_cheaply(load, place, steps)
+    assert "unpacks to more than 268,435,456 bytes" in refused_cheaply(load, place, packed("other", bytes(10**7), 28))
+
+
+PICKLES = {
+    "nothing": b"\x80\x02" + b"N0" * (SIZE // 2) + b"N.",
+    "lists": b"\x80\x02" + b"]" * SIZE + b".",
+    "marks": b"\x80\x02" + b"(" * SIZE + b".",
+    "bytes": b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
+    "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "safetensors": struct.pack("<Q", SIZE) + b'{"a":' * (SIZE // 5),
+    "tensor": struct.pack("<Q", 63) + b'{"t":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}',
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_cost_in_proportion(tmp_path, name, suffix):
+    refused_cheaply(lambda path: parse_state(path.read_bytes(), suffix), tmp_path / "x", PICKLES[name])
+
+
+def test_a_file_that_is_too_large_is_not_opened(tmp_path):
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(OSError, match="larger than 10 bytes"), open_regular(path, 10):
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
