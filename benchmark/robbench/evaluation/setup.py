@@ -21,6 +21,7 @@ from robbench.evaluation.options import Options
 from robbench.evaluation.stages import ready_stages
 from robbench.evaluation.worker import Place
 from robbench.results.schema import SCHEMA_VERSION, ResultFile
+from robbench.results.selection import describe_selection
 from robbench.results.summary import summarize
 from robbench.suite import Suite
 
@@ -115,11 +116,7 @@ class Setup:
             place: hardware and software of the measurement.
             date: date of the measurement, UTC, ISO 8601.
         """
-        total, options = len(self.images.y), self.options
-        if options.sample_seed is not None:
-            selection = f"{len(samples)} of {total} drawn with sample seed {options.sample_seed}"
-        else:
-            selection = f"all {total}" if len(samples) == total else f"first {len(samples)} of {total}"
+        options = self.options
         return summarize(
             rows[rows["sample"].isin(samples)],
             attacks=self._described,
@@ -131,7 +128,7 @@ class Setup:
             suite=self.suite,
             seed=options.seed,
             overrides=self.overrides(),
-            selection=selection,
+            selection=describe_selection(len(samples), len(self.images.y), options.sample_seed),
             lanes=self.lanes,
             hardware=place.hardware,
             versions=place.versions,

@@ -112,29 +112,25 @@ def find_record_mismatches(rows: pd.DataFrame, attacks: list[str], mode: str) ->
         attacks: names of the stages, in order.
         mode: full, cascade or challenge.
     """
-    known = rows["attack"].isin(attacks) & rows["status"].isin(list(Status))
-    for sample, attack, status in rows.loc[~known, ["sample", "attack", "status"]].itertuples(index=False):
+    grid = Grid.of(rows, attacks)
+    for sample, attack, status in rows.loc[grid.unknown, ["sample", "attack", "status"]].itertuples(index=False):
         yield Mismatch(f"unknown attack, or unknown status {status!r}; allowed: {', '.join(Status)}", sample, attack)
-    rows = rows[known]
-    double = rows.duplicated(["sample", "attack"])
-    for sample, attack in rows.loc[double, ["sample", "attack"]].itertuples(index=False):
+    for sample, attack in rows.loc[grid.double, ["sample", "attack"]].itertuples(index=False):
         yield Mismatch("is recorded more than once", sample, attack)
-    wide = rows[~double].pivot(index="sample", columns="attack", values="status").reindex(columns=attacks)
-    wrong = wide == Status.MISCLASSIFIED
-    partly = wrong.any(axis=1) & ~wrong.all(axis=1)
-    for sample in wide.index[partly]:
+    wrong, missing = grid.has(Status.MISCLASSIFIED), grid.row < 0
+    for sample in grid.samples[wrong.any(axis=1) & ~wrong.all(axis=1)].tolist():
         yield Mismatch("is recorded as misclassified under some attacks and not under others", sample)
-    broken = wide == Status.BROKEN
+    broken = grid.has(Status.BROKEN)
     if mode == "challenge":  # the other attacks skip only what the first attack broke
-        broken.iloc[:, 1:] = False
-    before = broken.cumsum(axis=1).shift(1, axis=1, fill_value=0) > 0
-    skipped = wide == Status.SKIPPED
+        broken[:, 1:] = False
+    before = np.cumsum(broken, axis=1) - broken > 0
+    skipped = grid.has(Status.SKIPPED)
     cases = (
-        (wide.isna(), "is not recorded"),
+        (missing, "is not recorded"),
         (skipped & ~before, "is recorded as skipped, though no earlier attack broke the sample"),
         (skipped & before & (mode == "full"), "is recorded as skipped; in full mode no attack is skipped"),
-        (~skipped & before & wide.notna() & (mode != "full"), "is not skipped, though an earlier attack broke it"),
+        (~skipped & before & ~missing & (mode != "full"), "is not skipped, though an earlier attack broke it"),
     )
     for cells, what in cases:
-        for i, j in np.argwhere(cells.to_numpy()):
-            yield Mismatch(what, int(wide.index[i]), attacks[j])
+        for i, j in np.argwhere(cells):
+            yield Mismatch(what, int(grid.samples[i]), attacks[j])
