@@ -21,8 +21,9 @@ from robbench.masking.dropout import keep_dropout_on
 from robbench.masking.landscape import POINTS
 from robbench.masking.measure import CheckBudget
 from robbench.masking.measurements import Challenge
-from robbench.masking.record import FILE, LANDSCAPE, CheckResult, VerdictIndex, dump_sanity, read_sanity
+from robbench.masking.record import FILE, LANDSCAPE, CheckResult, dump_sanity, read_sanity
 from robbench.masking.run import examine
+from robbench.masking.stored import VerdictIndex
 from robbench.masking.verdict import advise_next_suite, decide_verdict
 from robbench.models.card import Registry
 from robbench.models.load import load_model

@@ -99,9 +99,10 @@ class Setup:
         return {"gradients": self.options.gradients, "one_by_one": self.options.one_by_one}
 
     def order_samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Put official indices into the order in which the run selects them: official order, or order of drawing."""
+        """Put official indices into the order in which the run selects them, up to the first that is not among them."""
         order = self.images.index[select(len(self.images.y), self.options, everything=True)]
-        kept: NDArray[np.int64] = order[np.isin(order, samples)]
+        lacking = np.flatnonzero(~np.isin(order, samples))
+        kept: NDArray[np.int64] = order[: lacking[0]] if len(lacking) else order
         return kept
 
     def summarize(

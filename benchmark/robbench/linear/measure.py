@@ -124,7 +124,12 @@ def _stored(folder: Path, identity: dict[str, Any], n: int, overwrite: bool) -> 
     """
     if not (folder / "linear.json").exists():
         return None
-    stored = read_linear(folder)
+    try:
+        stored = read_linear(folder)
+    except ResultError:
+        if overwrite:
+            return None
+        raise
     if stored.run_id != digest(identity):
         if not overwrite:
             raise ResultError(describe_other_run(folder, stored.identity, identity))

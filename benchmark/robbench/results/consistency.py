@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,14 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
+from robbench.results.grid import Grid
 from robbench.results.schema import ResultFile
+from robbench.results.selection import find_selection_error
 from robbench.results.store import list_differences
 from robbench.results.summary import MEASURED_FLAGS, summarize
 from robbench.suite import Suite
 
-__all__ = ["Mismatch", "Verification", "find_record_mismatches", "find_summary_mismatches"]
+__all__ = [
+    "Mismatch",
+    "Verification",
+    "derive_summary",
+    "find_mismatches",
+    "find_record_mismatches",
+    "find_summary_mismatches",
+]
 
 
 @dataclass(frozen=True)
@@ -70,30 +81,81 @@ class Verification:
         )
 
 
-def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
-    """Compute result.json again from its identity and the records. Yield one mismatch per field that differs."""
+def find_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
+    """Yield every contradiction between result.json and outcomes.parquet, and within each, that needs no model or data.
+
+    Args:
+        stored: the content of result.json.
+        rows: the records of the same run (`records.read_own_rows`).
+    """
+    yield from find_summary_mismatches(stored, rows)
+    yield from find_record_mismatches(rows, [a.name for a in stored.attacks], stored.mode)
+    if error := find_selection_error(
+        pd.unique(rows["sample"].to_numpy()),
+        selection=stored.selection,
+        sample_seed=stored.identity.get("sample_seed"),
+        dataset=stored.dataset,
+        data=stored.identity.get("data"),
+    ):
+        yield Mismatch(f"outcomes.parquet: {error}")
+    yield from _find_override_mismatches(stored)
+
+
+def derive_summary(stored: ResultFile, rows: pd.DataFrame) -> ResultFile:
+    """Compute result.json again from its identity and the records. The fields of `_KEPT` stay.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError, ResultError: the identity or the records cannot be read.
+    """
     identity = stored.identity
+    suite = identity["suite"]
+    return summarize(
+        rows,
+        attacks={a["name"]: {k: v for k, v in a.items() if k != "name"} for a in identity["attacks"]},
+        flags={k: v for k, v in stored.flags.items() if k not in MEASURED_FLAGS},
+        identity=identity,
+        threat=parse_threat(identity["threat"]["norm"], identity["threat"]["eps"]),
+        suite=Suite(suite["name"], 1, "", "", suite["judge"], suite["mode"], {}, ()),
+        seed=identity["seed"],
+        **{name: getattr(stored, name) for name in _KEPT},
+    )
+
+
+def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
+    """Yield one mismatch per field of result.json that does not follow from its identity and the records."""
     try:
-        suite = identity["suite"]
-        expected = summarize(
-            rows,
-            attacks={a["name"]: {k: v for k, v in a.items() if k != "name"} for a in identity["attacks"]},
-            flags={k: v for k, v in stored.flags.items() if k not in MEASURED_FLAGS},
-            identity=identity,
-            threat=parse_threat(identity["threat"]["norm"], identity["threat"]["eps"]),
-            suite=Suite(suite["name"], 1, "", "", suite["judge"], suite["mode"], {}, ()),
-            seed=identity["seed"],
-            **{name: getattr(stored, name) for name in _KEPT},
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        expected = derive_summary(stored, rows)
+    except (AttributeError, KeyError, TypeError, ValueError, ResultError) as error:
         yield Mismatch(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
         return
+    timed = bool(rows["seconds"].any())  # False without timings.parquet, which no verdict depends on
     for field, given, derived in _differences(stored.model_dump(mode="json"), expected.model_dump(mode="json")):
+        if field.endswith("seconds") and not timed:
+            continue
         yield Mismatch(f"result.json: {field} is {given}; {derived} follows from outcomes.parquet and the identity")
 
 
 _KEPT = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper")
 """Fields that do not follow from other data. They are taken as stored."""
+
+
+def _find_override_mismatches(stored: ResultFile) -> Iterator[Mismatch]:
+    """Yield the overrides that differ from the identity. The name of the folder and the titles of tables show them."""
+    identity, given = stored.identity, stored.overrides
+    asked = {key: identity.get(key) for key in ("sample_seed", "gradients")}
+    expected = {key: str(value) for key, value in asked.items() if value is not None}
+    expected |= {key: str(identity[key]) for key in ("seed", "one_by_one") if identity.get(key)}
+    threat = {"norm": stored.threat.norm, "eps": stored.threat.eps}
+    expected |= {key: value for key, value in threat.items() if key in given}
+    if "eps" in given:
+        with contextlib.suppress(ValueError):
+            expected["eps"] = given["eps"] if _is_radius(given["eps"], stored) else expected["eps"]
+    for field, a, b in list_differences("overrides", given, expected):
+        yield Mismatch(f"result.json: {field} is {a}; {b} follows from the identity")
+
+
+def _is_radius(eps: object, stored: ResultFile) -> bool:
+    return parse_threat(stored.threat.norm, str(eps)) == parse_threat(stored.threat.norm, stored.threat.eps)
 
 
 def _differences(given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -112,7 +174,11 @@ def find_record_mismatches(rows: pd.DataFrame, attacks: list[str], mode: str) ->
         attacks: names of the stages, in order.
         mode: full, cascade or challenge.
     """
-    grid = Grid.of(rows, attacks)
+    try:
+        grid = Grid.of(rows, attacks)
+    except ResultError as error:
+        yield Mismatch(str(error))
+        return
     for sample, attack, status in rows.loc[grid.unknown, ["sample", "attack", "status"]].itertuples(index=False):
         yield Mismatch(f"unknown attack, or unknown status {status!r}; allowed: {', '.join(Status)}", sample, attack)
     for sample, attack in rows.loc[grid.double, ["sample", "attack"]].itertuples(index=False):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robbench.core.errors import ResultError
 from robbench.core.types import Status
 
 __all__ = ["Grid"]
@@ -41,11 +43,19 @@ class Grid:
         Args:
             rows: the records (`records.COLUMNS`).
             attacks: names of the attacks, in order.
+
+        Raises:
+            ResultError: most of the records are missing.
         """
         at, samples = pd.factorize(rows["sample"].to_numpy())
         attack = pd.Categorical(rows["attack"], categories=list(attacks)).codes.astype(np.int64)
         code = pd.Categorical(rows["status"], categories=list(Status)).codes
         known = np.flatnonzero((attack >= 0) & (code >= 0))
+        if len(samples) * len(attacks) > 10 * len(rows) + 10_000:  # a hostile file must not fill the memory
+            raise ResultError(
+                f"outcomes.parquet holds {len(rows)} records of {len(samples)} samples under {len(attacks)} attacks; "
+                "expected: one record per sample and attack."
+            )
         row = np.full((len(samples), len(attacks)), -1, np.int64)
         backwards = known[::-1]  # where two are assigned to one place, the last assignment counts
         row[at[backwards], attack[backwards]] = backwards
@@ -64,8 +74,8 @@ class Grid:
         """Whether each record is misclassified or broken, [n, k]."""
         return self.has(Status.MISCLASSIFIED) | self.has(Status.BROKEN)
 
-    def sum(self, values: pd.Series[float]) -> NDArray[np.float64 | np.int64]:
+    def sum(self, values: pd.Series[Any]) -> NDArray[Any]:
         """Sum a column of the frame over the samples, [k]."""
-        column = np.append(values.to_numpy(), np.zeros(1, values.dtype))  # the place -1 adds nothing
-        total: NDArray[np.float64 | np.int64] = column[self.row].sum(axis=0)
+        column = np.append(values.to_numpy(), values.to_numpy()[:1] * 0)  # the place -1 adds nothing
+        total: NDArray[Any] = column[self.row].sum(axis=0)
         return total
