@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
@@ -44,6 +45,9 @@ __all__ = [
 FOLDER = "linear"
 _FILES = ("classes.parquet", "activations.parquet")
 _MEASURED_FLAGS = ("zero_gradients", "nonfinite")  # flags that follow from classes.parquet
+_KEPT = (  # fields that do not follow from other data
+    "model", "dataset", "total", "forwards", "backwards", "seconds", "lanes", "hardware", "versions", "date", "files",
+)  # fmt: skip
 LINEAR_VERSION = 1  # increased whenever a measurement or the meaning of a number changes
 
 CLASSES = {
@@ -97,7 +101,7 @@ class LinearFile(StrictModel):
     versions: dict[str, str]
     date: str
     """UTC, ISO 8601."""
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of classes.parquet and activations.parquet. Empty in files of older versions."""
 
 
@@ -197,19 +201,7 @@ def read_linear(folder: Path) -> LinearFile:
             if name not in _FILES or _digest(folder / name) != expected:
                 raise ResultError(f"{folder / name}: not as it was written (SHA-256).")
         measured = read_linearization(folder)
-        kept = (
-            "model",
-            "dataset",
-            "total",
-            "forwards",
-            "backwards",
-            "seconds",
-            "lanes",
-            "hardware",
-            "versions",
-            "date",
-        )
-        described = {name: getattr(file, name) for name in (*kept, "files")}
+        described = {name: getattr(file, name) for name in _KEPT}
         flags = {name: text for name, text in file.flags.items() if name not in _MEASURED_FLAGS}
         again = summarize_linear(measured, file.identity, flags, described)
         for field, given, derived in list_differences("", file.model_dump(), again.model_dump()):
@@ -248,7 +240,7 @@ def read_linearization(folder: Path) -> Linearization:
     n = len(rows) // max(k, 1)
     samples = rows["sample"].to_numpy()[::k] if k else rows["sample"].to_numpy()
     whole = n and len(rows) == n * k and np.array_equal(rows["class"], np.tile(np.arange(k), n))
-    if not whole or any((rows[c] != np.repeat(rows[c][::k], k).to_numpy()).any() for c in ("sample", "label")):
+    if not whole or any((rows[c] != np.repeat(rows[c].to_numpy()[::k], k)).any() for c in ("sample", "label")):
         raise ResultError(f"{path} does not hold one row per image and class. Measure it again with --overwrite.")
 
     if not rows["label"].between(0, k - 1).all():
@@ -279,7 +271,7 @@ def read_activations(folder: Path) -> pd.DataFrame:
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
         # The metadata of pandas could turn columns into an index or change their types.
-        rows = pq.read_table(path).to_pandas(ignore_metadata=True)
+        rows: pd.DataFrame = pq.read_table(path).to_pandas(ignore_metadata=True)
         rows = rows.astype({name: columns[name] for name in rows.columns if name in columns})
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
         raise ResultError(f"{path} cannot be read ({error}). Measure it again with --overwrite.") from None

@@ -8,7 +8,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -142,9 +142,8 @@ class _Examination:
             found = self._file(result, measurements, time.perf_counter() - begin)
         else:
             # What was measured stands; the checks are made again, by the thresholds of today.
-            found = judge_measurements(
-                {k: getattr(known, k) for k in _DESCRIBED} | {"acted": known.acted}, known.measurements
-            )
+            described = {name: getattr(known, name) for name in _DESCRIBED}
+            found = judge_measurements(described, known.measurements)
         if act and found.advice.suite and found.acted is None:
             found = found.model_copy(update={"acted": self._act(found.advice.suite)})
         write_atomically(folder / FILE, dump_sealed(found))
@@ -235,7 +234,7 @@ class _Examination:
 
 _DESCRIBED = (
     "identity", "run_id", "folder", "measured", "model", "dataset", "threat", "n", "seed", "seconds", "hardware",
-    "versions", "date",
+    "versions", "date", "acted",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from robbench.core.stats import mcnemar
 from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import escape_markdown
-from robbench.results.reader import read_vouched_rows
+from robbench.results.reader import Damage, read_results, read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import locate_result
 from robbench.results.summary import find_robust_samples
