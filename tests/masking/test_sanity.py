@@ -30,8 +30,9 @@ from robbench.models.load import load_model
 from robbench.report.leaderboard import render_leaderboard
 from robbench.report.sheet import draw_sheet
 from robbench.results.consistency import find_record_mismatches
+from robbench.results.reader import read_results
 from robbench.results.schema import read_result
-from robbench.results.store import load_results, read_rows
+from robbench.results.store import read_rows
 from support.masks import NoGradient, Noisy, Temperature
 
 pytestmark = pytest.mark.whole
@@ -297,7 +298,7 @@ def test_the_verdict_stands_in_the_leaderboard(tree):
     lines = render_leaderboard(root).splitlines()
     assert sum("| trustworthy" in line for line in lines) == 2  # natural, in both suites
     assert sum("| unchecked" in line for line in lines) == 1
-    assert len(load_results(root)) == 3
+    assert len(read_results(root).results) == 3
 
 
 def test_stored_verdicts_are_those_of_todays_checks(repo):

@@ -11,10 +11,9 @@ import pandas as pd
 from robbench.core.stats import mcnemar
 from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import escape_markdown
-from robbench.results.reader import Damage, read_results, read_vouched_rows
+from robbench.results.reader import Damage, read_results, read_vouched_robust
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import locate_result
-from robbench.results.summary import find_robust_samples
 
 __all__ = [
     "build_group_table",
@@ -90,7 +89,7 @@ def _read_robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
     folder = locate_result(root, result)
     if not (folder / "outcomes.parquet").exists():
         return None
-    robust = find_robust_samples(read_vouched_rows(folder))
+    robust = read_vouched_robust(folder)
     return robust if len(robust) == result.n else None
 
 

@@ -21,6 +21,7 @@ from robbench.results.consistency import find_mismatches
 from robbench.results.records import OUTCOMES, TIMINGS, read_own_rows
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import locate_result
+from robbench.results.summary import find_robust_samples
 
 __all__ = [
     "Damage",
@@ -29,6 +30,7 @@ __all__ = [
     "read_in_tree",
     "read_results",
     "read_vouched",
+    "read_vouched_robust",
     "read_vouched_rows",
 ]
 
@@ -74,10 +76,12 @@ def read_vouched(path: Path) -> ResultFile:
     Raises:
         ResultError: the result is missing or damaged. The message names the file.
     """
-    folder = path.parent if path.name == RESULT else path
-    if not (folder / RESULT).is_file():
-        raise ResultError(f"No result at {path}; give a folder with {RESULT} and {OUTCOMES}, or its {RESULT}.")
-    return _check(folder, tuple(_digest(folder / name) for name in _FILES))
+    return _read(path).result
+
+
+def read_vouched_robust(path: Path) -> pd.Series[bool]:
+    """Read which samples no attack broke, indexed by sample; the same arguments and errors as `read_vouched`."""
+    return _read(path).robust
 
 
 def read_vouched_rows(path: Path) -> pd.DataFrame:
@@ -132,15 +136,30 @@ def _digest(path: Path) -> str:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
+class _Vouched(NamedTuple):
+    """A result that agrees with its records, and which samples no attack broke."""
+
+    result: ResultFile
+    robust: pd.Series[bool]
+
+
+def _read(path: Path) -> _Vouched:
+    folder = path.parent if path.name == RESULT else path
+    if not (folder / RESULT).is_file():
+        raise ResultError(f"No result at {path}; give a folder with {RESULT} and {OUTCOMES}, or its {RESULT}.")
+    return _check(folder, tuple(_digest(folder / name) for name in _FILES))
+
+
 @functools.lru_cache(maxsize=1024)
-def _check(folder: Path, digests: tuple[str, ...]) -> ResultFile:
+def _check(folder: Path, digests: tuple[str, ...]) -> _Vouched:
     """Read and check a result. Files with the same digests are checked once in a process."""
     path = folder / RESULT
     if not digests[_FILES.index(OUTCOMES)]:
         raise ResultError(f"{folder / OUTCOMES} is missing.")
     result = read_result(path)
-    mismatches = [str(m) for m in find_mismatches(result, read_own_rows(folder / OUTCOMES, result.run_id))]
+    rows = read_own_rows(folder / OUTCOMES, result.run_id)
+    mismatches = [str(m) for m in find_mismatches(result, rows)]
     if mismatches:
         more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
         raise ResultError(f"{path} and {OUTCOMES} contradict each other: {mismatches[0]}{more}.")
-    return result
+    return _Vouched(result, find_robust_samples(rows))
