@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from robbench.commands.app import app
 from robbench.core.errors import ResultError
+from robbench.data.sets import load
 from robbench.evaluation.run import evaluate
 from robbench.linear.record import read_linearization
 from robbench.models.card import Registry

@@ -100,7 +100,7 @@ def measure_linear(
     width = lanes or default_lanes(tuple(images.x(np.arange(1)).shape[1:]), target.device)
     file, measured, activations = _measure(target, images, at, width, identity)
     if folder is not None:
-        write_linear(folder, file, measured, activations)
+        return write_linear(folder, file, measured, activations)
     return file
 
 

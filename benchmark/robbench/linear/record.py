@@ -151,8 +151,11 @@ def _find_flags(measured: Linearization) -> dict[str, str]:
     return flags
 
 
-def write_linear(folder: Path, file: LinearFile, measured: Linearization, activations: pd.DataFrame) -> None:
-    """Write a measurement. The summary is written last, so that a summary on disk means a complete measurement."""
+def write_linear(folder: Path, file: LinearFile, measured: Linearization, activations: pd.DataFrame) -> LinearFile:
+    """Write a measurement and return its summary with the digests of the files.
+
+    The summary is written last, so that a summary on disk means a complete measurement.
+    """
     n, k = measured.logits.shape
     columns = {
         "sample": np.repeat(measured.sample, k),
@@ -166,8 +169,9 @@ def write_linear(folder: Path, file: LinearFile, measured: Linearization, activa
     (folder / "linear.json").unlink(missing_ok=True)
     write_atomically(folder / "classes.parquet", pd.DataFrame(columns).astype(CLASSES).to_parquet(index=False))
     write_atomically(folder / "activations.parquet", activations.astype(ACTIVATIONS).to_parquet(index=False))
-    files = {name: _digest(folder / name) for name in _FILES}
-    write_atomically(folder / "linear.json", dump_sealed(file.model_copy(update={"files": files})))
+    file = file.model_copy(update={"files": {name: _digest(folder / name) for name in _FILES}})
+    write_atomically(folder / "linear.json", dump_sealed(file))
+    return file
 
 
 def read_linear_files(root: Path) -> tuple[dict[str, LinearFile], list[Damage]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from robbench.core.types import Status
 
 __all__ = ["Grid"]
 
-_CODES = {status: code for code, status in enumerate(Status)}
+_CODES = {str(status): code for code, status in enumerate(Status)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ class Grid:
             ResultError: most of the records are missing.
         """
         at, samples = pd.factorize(rows["sample"].to_numpy())
-        attack = pd.Categorical(rows["attack"], categories=list(attacks)).codes.astype(np.int64)
-        code = pd.Categorical(rows["status"], categories=list(Status)).codes
+        attack = _encode(rows["attack"], {name: i for i, name in enumerate(attacks)})
+        code = _encode(rows["status"], _CODES).astype(np.int8)
         known = np.flatnonzero((attack >= 0) & (code >= 0))
         if len(samples) * len(attacks) > 10 * len(rows) + 10_000:  # a hostile file must not fill the memory
             raise ResultError(
@@ -67,7 +67,7 @@ class Grid:
 
     def has(self, status: Status) -> NDArray[np.bool_]:
         """Return which records have a status, [n, k]."""
-        return np.asarray(self.status == _CODES[status])
+        return np.asarray(self.status == _CODES[str(status)])
 
     @property
     def lost(self) -> NDArray[np.bool_]:
@@ -79,3 +79,9 @@ class Grid:
         column = np.append(values.to_numpy(), values.to_numpy()[:1] * 0)  # the place -1 adds nothing
         total: NDArray[Any] = column[self.row].sum(axis=0)
         return total
+
+
+def _encode(values: pd.Series[str], codes: Mapping[str, int]) -> NDArray[np.int64]:
+    """Replace names by their codes; -1 for a name that has none."""
+    place, names = pd.factorize(values)
+    return np.array([codes.get(name, -1) for name in names] or [-1], np.int64)[place]
