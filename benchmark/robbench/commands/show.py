@@ -85,6 +85,7 @@ def verify_result(
     """Derive every break of a stored result again, without attacking.
 
     Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
+    A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.
     """
     from robbench.recheck.verify import verify
 
@@ -107,5 +108,6 @@ def verify_result(
         for finding in v.borderline:
             print(f"within rounding: {finding}")
         print(v)
+        print("A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.")
     if v.refuted:
         raise typer.Exit(1)

@@ -84,4 +84,4 @@ class Grid:
 def _encode(values: pd.Series[str], codes: Mapping[str, int]) -> NDArray[np.int64]:
     """Replace names by their codes; -1 for a name that has none."""
     place, names = pd.factorize(values)
-    return np.array([codes.get(name, -1) for name in names] or [-1], np.int64)[place]
+    return np.array([*(codes.get(name, -1) for name in names), -1], np.int64)[place]  # a null has the place -1
