@@ -58,6 +58,7 @@ def store_rows(path, rows):
     """Store other records with a new digest, as a forger does."""
     run_id = json.loads((path / "result.json").read_text())["run_id"]
     (path / "outcomes.parquet").write_bytes(pack_rows(rows, run_id))
+    (path / "timings.parquet").unlink(missing_ok=True)
 
 
 def first_broken(path):
