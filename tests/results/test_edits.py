@@ -223,3 +223,12 @@ def test_without_a_digest_of_the_file_every_number_of_robustness_is_vouched_for(
         named += bool(damaged)
         assert damaged or numbers() == before, path.read_bytes()
     assert named > 100 * TIMES
+
+
+@pytest.mark.parametrize("name", [f"{NAME}/result.json", "digits/natural/linear/linear.json", "digits/begun"])
+def test_a_digest_shows_edits_of_mere_statements(tree, tmp_path, name):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    path = root / name if name.endswith(".json") else next((root / name).glob("quick/.partial/*/run.json"))
+    path.write_text(path.read_text().replace('"date": "20', '"date": "19'))
+    said = list_runs(root) + tell_linear(root)
+    assert f"{path.name}: not as it was written (SHA-256)" in said
