@@ -25,12 +25,13 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms and modules that work where torch is not installed.
 NO_TORCH = {
     "commands", "gate", "papers", "report", "results", "suite",
-    "core.errors", "core.files", "core.numbers", "core.stats", "core.types", "core.user_code", "core.version",
+    "core.errors", "core.files", "core.numbers", "core.philox", "core.stats", "core.types",
+    "core.user_code", "core.version",
     "data.formats", "data.sets",
     "evaluation.options", "evaluation.request",
     "linear.record", "linear.theory",
     "masking.checks", "masking.compare", "masking.measurements", "masking.record", "masking.thresholds",
-    "masking.verdict",
+    "masking.stored", "masking.verdict",
     "models.card", "models.sources", "models.spec",
 }  # fmt: skip
 

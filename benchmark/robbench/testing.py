@@ -24,7 +24,7 @@ from robbench.gate.decision import Policy, run_gate_check
 from robbench.gate.measure import measure_entry, measure_entry_again, open_results_tree
 from robbench.models.spec import ModelSpec
 from robbench.report.gate import format_text
-from robbench.results.store import load_results
+from robbench.results.reader import read_results
 from robbench.suite import SuiteSource
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def assert_robust(
                 raise AssertionError(format_text(decision))
             (comparison,) = decision.comparisons
             entry = comparison.now
-        flags = {name: text for result in load_results(tree) for name, text in result.flags.items()}
+        flags = {name: text for result in read_results(tree).results for name, text in result.flags.items()}
     warn_of_flags(flags)
     robust = entry.robust_accuracy
     if at_least is not None and robust.value < at_least:

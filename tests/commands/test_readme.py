@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from robbench.commands.app import app
 from robbench.report.leaderboard import format_percent, format_with_interval, rank_results
-from robbench.results.store import load_results
+from robbench.results.reader import read_results
 
 pytestmark = pytest.mark.whole
 
@@ -85,7 +85,7 @@ def test_the_tables_are_the_committed_ones(repo, dataset):
     demo = re.search(r"^DEMO *:= *(.*)$", makefile, flags=re.MULTILINE)[1].split()
     stored = [
         r
-        for r in load_results(repo / "results")
+        for r in read_results(repo / "results").results
         if r.dataset == dataset and r.suite == "whitebox" and not r.overrides
         if dataset != "digits" or f"digits/{r.model}" in demo
     ]

@@ -15,8 +15,9 @@ from robbench.evaluation import worker
 from robbench.evaluation.inputs import select
 from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
+from robbench.results.reader import read_results
 from robbench.results.schema import read_result
-from robbench.results.store import COLUMNS, load_results
+from robbench.results.store import COLUMNS
 from support.masks import Noisy
 from support.models import Linear, small
 from support.stored import outcomes, stable
@@ -168,7 +169,7 @@ def test_overrides_never_touch_the_standard_run(problem, tmp_path):
     assert len(ids) == 4
     folders = sorted(p.name.split("@")[0] for p in (tmp_path / "digits" / "small").iterdir())
     assert folders == ["quick"] * 4
-    assert len(load_results(tmp_path)) == 4
+    assert len(read_results(tmp_path).results) == 4
     lanes = evaluate(model, "quick", **call, lanes=8)
     assert lanes.run_id in ids and lanes.overrides == {}, "batch width is recorded, not part of the identity"
 

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from robbench.core.errors import ResultError
+from robbench.core.files import digest
 from robbench.gate.baseline import BaselineEntry, Given, build_entry, read_baseline, write_baseline
 from robbench.gate.decision import GateOutcome, Policy, decide_gate, is_certain_to_pass, run_gate_check
 from robbench.gate.paired import Comparison, PairedTest, compare_entries
@@ -54,6 +55,14 @@ def made(verdicts, *, weights="w", steps=20, samples=None, **changed):
         "verdicts": verdicts,
     }
     return BaselineEntry(**{**fields, **changed})
+
+
+def written(verdicts, **changed):
+    """Make the entry of a file: it has the digest of its identity, and the selection of its samples."""
+    entry = made(verdicts, **changed)
+    return entry.model_copy(
+        update={"run_id": digest(entry.identity), "selection": f"all {entry.n}", "sample_seed": None}
+    )
 
 
 def flipped(letters, *changes):
@@ -302,7 +311,7 @@ def test_reseeded_runs_of_a_digits_model_pass(repo):
 
 
 def test_a_baseline_comes_back_as_it_was(tmp_path):
-    runs = [made({"A": BASE, "B": BASE}), made({"A": BASE}, model="o")]
+    runs = [written({"A": BASE, "B": BASE}), written({"A": BASE}, model="o")]
     write_baseline(tmp_path / "b.json", runs)
     assert read_baseline(tmp_path / "b.json").runs == runs
     first = (tmp_path / "b.json").read_bytes()
@@ -319,6 +328,15 @@ def test_a_baseline_comes_back_as_it_was(tmp_path):
         (lambda t: t["runs"][0]["verdicts"].update(A=BASE[1:]), "verdicts of A: expected 500 letters"),
         (lambda t: t["runs"][0].update(samples="1 1"), "samples holds 1"),
         (lambda t: t["runs"][0].update(attacks=["Z"]), "expected one line for each"),
+        (lambda t: t["runs"][0]["robust_accuracy"].update(value=0.93), "robust_accuracy of d/m does not follow"),
+        (lambda t: t["runs"][0]["clean_accuracy"].update(low=0.93), "clean_accuracy of d/m does not follow"),
+        (lambda t: t["runs"][0]["verdicts"].update(A="r" * 500), "does not follow from its verdicts"),
+        (lambda t: t["runs"][0].update(run_id="0" * 64), "run_id is not the digest"),
+        (lambda t: t["runs"][0]["identity"]["threat"].update(eps="1/9"), "run_id is not the digest"),
+        (lambda t: t["runs"][0].update(seed=3), "seed or sample_seed"),
+        (lambda t: t["runs"][0].update(sample_seed=3), "seed or sample_seed"),
+        (lambda t: t["runs"][0].update(selection="first 500 of 400"), "selection"),
+        (lambda t: t["runs"][0].update(samples=" ".join(map(str, range(1, 501)))), "does not hold sample 1"),
         (lambda t: t.update(schema_version=9), "schema_version"),
         (lambda t: t["runs"].append(t["runs"][0]), "each model once"),
         (lambda t: t.update(runs=[]), "at least one"),
@@ -326,7 +344,7 @@ def test_a_baseline_comes_back_as_it_was(tmp_path):
 )
 def test_a_damaged_baseline_is_refused(tmp_path, change, message):
     path = tmp_path / "b.json"
-    write_baseline(path, [made({"A": BASE})])
+    write_baseline(path, [written({"A": BASE})])
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))

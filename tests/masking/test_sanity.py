@@ -21,16 +21,18 @@ from robbench.masking.dropout import keep_dropout_on
 from robbench.masking.landscape import POINTS
 from robbench.masking.measure import CheckBudget
 from robbench.masking.measurements import Challenge
-from robbench.masking.record import FILE, LANDSCAPE, CheckResult, VerdictIndex, dump_sanity, read_sanity
+from robbench.masking.record import FILE, LANDSCAPE, CheckResult, dump_sanity, read_sanity
 from robbench.masking.run import examine
+from robbench.masking.stored import VerdictIndex
 from robbench.masking.verdict import advise_next_suite, decide_verdict
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.report.leaderboard import render_leaderboard
 from robbench.report.sheet import draw_sheet
 from robbench.results.consistency import find_record_mismatches
+from robbench.results.reader import read_results
 from robbench.results.schema import read_result
-from robbench.results.store import load_results, read_rows
+from robbench.results.store import read_rows
 from support.masks import NoGradient, Noisy, Temperature
 
 pytestmark = pytest.mark.whole
@@ -296,7 +298,7 @@ def test_the_verdict_stands_in_the_leaderboard(tree):
     lines = render_leaderboard(root).splitlines()
     assert sum("| trustworthy" in line for line in lines) == 2  # natural, in both suites
     assert sum("| unchecked" in line for line in lines) == 1
-    assert len(load_results(root)) == 3
+    assert len(read_results(root).results) == 3
 
 
 def test_stored_verdicts_are_those_of_todays_checks(repo):

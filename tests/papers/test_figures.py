@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from robbench.commands.app import app
 from robbench.core.errors import ResultError
+from robbench.data.sets import load
 from robbench.evaluation.run import evaluate
 from robbench.linear.record import read_linearization
 from robbench.models.card import Registry
@@ -184,11 +186,9 @@ def test_the_gallery_shows_the_stored_points_and_the_images_of_the_data_set(kept
         assert image.size[0] > 800
 
 
-def test_the_gallery_refuses_other_images(kept):
-    path = kept / "digits/natural/quick/result.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    stored["identity"]["data"] = "0" * 64
-    path.write_text(json.dumps(stored), encoding="utf-8")
+def test_the_gallery_refuses_other_images(kept, monkeypatch):
+    others = replace(load("digits"), digest="0" * 64)
+    monkeypatch.setattr("robbench.report.figures.gallery.load", lambda *about: others)
     with pytest.raises(ResultError, match="other images than those of the data set digits"):
         numbers("gallery", kept)
 

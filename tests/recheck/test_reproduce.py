@@ -11,8 +11,9 @@ from robbench.core.errors import ModelError, ResultError
 from robbench.core.version import __version__
 from robbench.evaluation.run import evaluate
 from robbench.recheck.reproduce import reproduce
+from robbench.results.consistency import derive_summary
 from robbench.results.records import pack_rows, read_rows
-from robbench.results.schema import read_result
+from robbench.results.schema import dump_sealed, read_result
 from support.commands import run
 from support.models import small
 
@@ -38,16 +39,19 @@ def test_a_result_reproduces_record_by_record(made):
 def test_every_difference_is_named(made, tmp_path):
     place = tmp_path / made.name
     place.mkdir()
-    stored = json.loads((made / "result.json").read_text())
-    stored["versions"]["torch"] = "1.0"
-    (place / "result.json").write_text(json.dumps(stored))
+    stored = read_result(made / "result.json")
     rows = read_rows(made / "outcomes.parquet")
     broken, robust = (rows.index[rows["status"] == s][0] for s in ("broken", "robust"))
-    rows.loc[broken, "status"] = "robust"
+    mine = rows["sample"] == rows.at[broken, "sample"]
+    rows.loc[mine & rows["status"].isin(["broken", "skipped"]), "status"] = "robust"
     rows.loc[robust, "forwards"] += 1
-    (place / "outcomes.parquet").write_bytes(pack_rows(rows, stored["run_id"]))
+    (place / "outcomes.parquet").write_bytes(pack_rows(rows, stored.run_id))
+    forged = derive_summary(stored.model_copy(update={"versions": stored.versions | {"torch": "1.0"}}), rows)
+    (place / "result.json").write_bytes(dump_sealed(forged))
     found = reproduce(place)
-    (verdict,), (detail,) = found.verdicts, found.details
+    (detail,) = found.details
+    verdict = next(v for v in found.verdicts if v.attack == rows.at[broken, "attack"])
+    assert {v.sample for v in found.verdicts} == {verdict.sample}
     assert (verdict.sample, verdict.stored, verdict.again) == (rows.at[broken, "sample"], "robust", "broken")
     assert (detail.sample, detail.column) == (rows.at[robust, "sample"], "forwards")
     assert found.circumstances[0][:2] == ("versions.torch", "1.0")
@@ -62,7 +66,7 @@ def test_what_can_no_longer_be_made_is_refused_by_field(made, tmp_path, monkeypa
         patch.setattr(PGD, "version", 9)
         with pytest.raises(ResultError, match=r"attacks\[\d\]\.version: stored 1, this run 9"):
             reproduce(made)
-    with pytest.raises(ResultError, match=r"cannot be read"):
+    with pytest.raises(ResultError, match=r"No result at"):
         reproduce(tmp_path / "nothing")
 
 

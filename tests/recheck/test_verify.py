@@ -14,6 +14,7 @@ from robbench.core.errors import ResultError, RobbenchError
 from robbench.evaluation.run import evaluate
 from robbench.recheck.verify import verify
 from robbench.results.adversarials import FILE, Points, pack, read
+from robbench.results.records import pack_rows
 from support.commands import run
 from support.models import small
 from support.stored import folder, write_suite
@@ -53,6 +54,13 @@ def rows_of(path):
     return pd.read_parquet(path / "outcomes.parquet")
 
 
+def store_rows(path, rows):
+    """Store other records with a new digest, as a forger does."""
+    run_id = json.loads((path / "result.json").read_text())["run_id"]
+    (path / "outcomes.parquet").write_bytes(pack_rows(rows, run_id))
+    (path / "timings.parquet").unlink(missing_ok=True)
+
+
 def first_broken(path):
     rows = rows_of(path)
     at = rows.index[rows["status"] == "broken"][3]
@@ -64,7 +72,7 @@ def change(path, **values):
     rows, at, key = first_broken(path)
     for column, value in values.items():
         rows.loc[at, column] = value(rows.at[at, column]) if callable(value) else value
-    rows.to_parquet(path / "outcomes.parquet", index=False)
+    store_rows(path, rows)
     return key
 
 
@@ -177,7 +185,7 @@ def test_a_misclassified_sample_cannot_pass_for_right_nor_the_other_way(copy):
     wrong, right = rows.loc[lost, "sample"].iloc[0], rows.loc[~lost, "sample"].iloc[0]
     rows.loc[rows["sample"] == wrong, "status"] = "robust"
     rows.loc[rows["sample"] == right, "status"] = "misclassified"
-    rows.to_parquet(copy / "outcomes.parquet", index=False)
+    store_rows(copy, rows)
     v = checked(copy)
     told_of = [f for f in v.refuted if "clean image" in f.what]
     assert {f.sample for f in told_of} == {wrong, right}

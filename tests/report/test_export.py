@@ -8,7 +8,9 @@ from robbench.core.errors import ResultError
 from robbench.core.stats import wilson
 from robbench.models.card import Registry
 from robbench.report.export import build_robustbench_entry, export_result
-from robbench.results.schema import Accuracy, AttackResult, dump_result, read_result
+from robbench.results.schema import Accuracy, AttackResult, read_result
+from robbench.results.store import locate_result
+from support.evidence import write_evidence
 
 FIELDS = [
     "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
@@ -77,8 +79,8 @@ def test_only_autoattack_fills_its_field(stored, suite, kinds, expected):
 
 def test_what_is_not_known_stays_empty(stored, tmp_path):
     unknown = stored.model_copy(update={"identity": {}, "flags": {"randomized": "It rolls dice."}})
-    (tmp_path / "result.json").write_text(dump_result(unknown))
-    text, notes = export_result(tmp_path, "robustbench", Registry.default())
+    folder = locate_result(tmp_path, write_evidence(tmp_path, unknown))
+    text, notes = export_result(folder, "robustbench", Registry.default())
     entry = json.loads(text)
     assert (entry["architecture"], entry["additional_data"], entry["number_forward_passes"]) == ("", None, None)
     assert entry["unreliable"] is True and "Flags: randomized" in entry["footnote"]

@@ -1,7 +1,6 @@
 """A sweep over radii: what the table, the CSV and the curve say follows from the stored records."""
 
 import json
-from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -10,45 +9,31 @@ from matplotlib.image import imread
 
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_radii
-from robbench.core.types import Threat
 from robbench.evaluation.run import evaluate
 from robbench.report.sweep import build_sweep, write_sweep
-from robbench.results.store import COLUMNS, load_results
-from robbench.results.summary import summarize
-from robbench.suite import Suite
+from robbench.results.reader import read_results
+from robbench.results.schema import AttackResult, ResultFile, ThreatResult
+from robbench.results.summary import make_accuracy
 from support.commands import run
+from support.evidence import write_evidence
 from support.stored import write_suite
 
 
-def stored(root, eps, standing, n=None):
+def stored(root, eps, standing):
     """Store a result in full mode: per attack, which of the samples it leaves standing (sample 0 is misclassified)."""
-    samples = np.arange(len(next(iter(standing.values()))))
-    frames = []
-    for name, stands in standing.items():
-        status = np.where(stands, "robust", "broken").astype(object)
-        status[0] = "misclassified"
-        frame = pd.DataFrame({"sample": samples, "attack": name, "status": status})
-        frames.append(frame.reindex(columns=list(COLUMNS), fill_value=0).astype(COLUMNS))
-    rows = pd.concat(frames).sort_values("sample", kind="stable", ignore_index=True)
-    identity = {"threat": {"norm": "Linf", "eps": eps}}
-    described = {"model": "m", "dataset": "d", "seed": 0, "overrides": {"eps": eps}, "selection": "", "lanes": 1}
-    result = summarize(
-        rows[rows["sample"] < (n or len(samples))],
-        attacks={name: {} for name in standing},
-        flags={},
-        identity=identity,
-        threat=Threat("Linf", Fraction(eps)),
-        suite=Suite("s", 1, "", "", "any", "full", {}, ()),
-        **described,
-        hardware="",
-        versions={},
-        date="",
-    )
-    folder = root / "d" / "m" / f"s@{result.run_id[:8]}"
-    folder.mkdir(parents=True)
-    rows.to_parquet(folder / "outcomes.parquet", index=False)
-    (folder / "result.json").write_text(result.model_dump_json())
-    return result
+    status = {name: np.where(stands, "robust", "broken").astype(object) for name, stands in standing.items()}
+    for column in status.values():
+        column[0] = "misclassified"
+    zero = make_accuracy(0, 1)
+    costs = {"forwards": 0, "backwards": 0, "seconds": 0.0}
+    unmeasured = {"robust_accuracy": zero, "config": {}, "refuted": 0, "zero_gradient_share": 0.0} | costs
+    wanted = ResultFile(
+        schema_version=2, run_id="", model="m", dataset="d", threat=ThreatResult(norm="Linf", eps=eps), suite="s", n=1,
+        seed=0, clean_accuracy=zero, robust_accuracy=zero, judge="any", mode="full", overrides={"eps": eps}, flags={},
+        attacks=[AttackResult(name=name, **unmeasured) for name in standing], identity={}, selection="", lanes=1,
+        hardware="", versions={}, date="", **costs,
+    )  # fmt: skip
+    return write_evidence(root, wanted, status)
 
 
 def first(k, n=100):
@@ -81,11 +66,11 @@ def test_a_rise_that_chance_does_not_explain_is_told(tmp_path):
 
 
 def test_only_the_images_that_were_asked_for_count(tmp_path):
-    small = stored(tmp_path, "0.1", {"A": first(60)}, n=50)
-    large = stored(tmp_path, "0.2", {"A": first(30)}, n=50)
+    stored_ones = stored(tmp_path, "0.1", {"A": first(60)}), stored(tmp_path, "0.2", {"A": first(30)})
+    small, large = (r.model_copy(update={"n": 50}) for r in stored_ones)
     s = build_sweep(tmp_path, [small, large])
     assert s.n == 50 and [p.worst_case.value for p in s.points] == [0.98, 0.58]
-    other = stored(tmp_path, "0.3", {"A": first(30)}, n=60)
+    other = stored(tmp_path, "0.3", {"A": first(30)}).model_copy(update={"n": 60})
     with pytest.raises(ResultError, match="same images"):
         build_sweep(tmp_path, [small, other])
 
@@ -108,7 +93,7 @@ def test_csv_and_curve_of_a_sweep_hold_its_points(tmp_path):
     picture = imread(curve)
     assert picture.shape[0] > 400 and picture.shape[1] > 700
     assert (picture[..., :3].min(axis=2) < 0.2).mean() > 0.005, "lines and letters"
-    assert len(load_results(tmp_path)) == 2, "no result among them"
+    assert len(read_results(tmp_path).results) == 2, "no result among them"
 
 
 def test_a_cascades_columns_are_those_of_its_results(problem, tmp_path):
@@ -140,7 +125,7 @@ def test_the_sweep_command_writes_and_prints(tmp_path):
     assert (folder / "quick@sweep-Linf.png").exists()
     parsed = json.loads(run(*args, "--eps", "0,0.1,0.2", "--json", cwd=tmp_path).stdout)
     assert [p["eps"] for p in parsed["points"]] == ["0", "0.1", "0.2"]
-    stored_ones = {r.threat.eps: r.robust_accuracy for r in load_results(tmp_path / "results")}
+    stored_ones = {r.threat.eps: r.robust_accuracy for r in read_results(tmp_path / "results").results}
     assert {p["eps"]: p["measured"] for p in parsed["points"][1:]} == {
         k: v.model_dump() for k, v in stored_ones.items()
     }

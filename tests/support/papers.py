@@ -3,9 +3,10 @@
 import re
 
 from robbench.models.card import Registry
-from robbench.results.schema import AttackResult, ResultFile, ThreatResult, dump_result
+from robbench.results.schema import AttackResult, ResultFile, ThreatResult
 from robbench.results.store import locate_result
 from robbench.results.summary import make_accuracy
+from support.evidence import write_evidence
 
 SHA = {
     name: digit * 64 for name, digit in (("ls095_sigma03", "a"), ("natural", "b"), ("st_resnet18", "c"), ("at", "9"))
@@ -48,11 +49,9 @@ def result(model, suite, robust, attacks, n=1000, dataset="mnist", eps="0.3", **
     return ResultFile(**{**values, **changed})
 
 
-def put(root, r):
-    path = locate_result(root, r) / "result.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(dump_result(r), encoding="utf-8")
-    return path
+def put(root, r, status=None):
+    """Store a result with these counts, or with these statuses, and return the path of its result.json."""
+    return locate_result(root, write_evidence(root, r, status)) / "result.json"
 
 
 def line_of(sheet, model):

@@ -124,6 +124,8 @@ def figure(
         definition = find_figure(name)
         outcomes = iter([write_figure(data, definition, dataset or definition.datasets[0], folder, check)])
     any_stale = False
+    for damage in data.damaged:
+        print(damage, file=sys.stderr)
     for written in outcomes:
         for command in written.missing:
             print(f"{written.name}: not measured: {command}", file=sys.stderr)

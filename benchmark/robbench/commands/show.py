@@ -29,7 +29,7 @@ __all__ = ["as_object", "show", "verify_result"]
 
 def as_object(result: ResultFile, results: Path) -> dict[str, Any]:
     """Say a result as JSON, with what stands beside a robust accuracy wherever it is printed."""
-    from robbench.masking.record import VerdictIndex
+    from robbench.masking.stored import VerdictIndex
     from robbench.report.leaderboard import compute_overestimation
 
     trust = {"verdict": VerdictIndex(results).find(result), "overestimation": compute_overestimation(result)}
@@ -43,15 +43,18 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a model's card, and its stored results."""
+    from robbench.masking.stored import VerdictIndex
     from robbench.models.card import Registry
-    from robbench.results.schema import read_result
+    from robbench.results.reader import read_results
 
     entry = Registry.default(models or []).find(model)
-    stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
+    stored, damaged = read_results(results, entry.full_name)
+    damaged += VerdictIndex(results).list_damaged(entry.full_name)
     if as_json:
         card = entry.card.model_dump(mode="json")
         described = [as_object(r, results) for r in stored]
-        print_json({"model": entry.full_name, "card": card, "results": described})
+        lost = {"damaged": list(map(str, damaged))} if damaged else {}
+        print_json({"model": entry.full_name, "card": card, "results": described} | lost)
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
     print(entry.path.read_text(encoding="utf-8"))
@@ -61,7 +64,9 @@ def show(
         from robbench.report.terminal import print_results
 
         print_results(stored, results)
-    else:
+    for damage in damaged:
+        print(damage)
+    if not stored and not damaged:
         print(f"No results yet: robbench eval --model {entry.full_name}")
 
 
@@ -82,6 +87,7 @@ def verify_result(
     """Derive every break of a stored result again, without attacking.
 
     Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
+    A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.
     """
     from robbench.recheck.verify import verify
 
@@ -104,5 +110,6 @@ def verify_result(
         for finding in v.borderline:
             print(f"within rounding: {finding}")
         print(v)
+        print("A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.")
     if v.refuted:
         raise typer.Exit(1)

@@ -1,48 +1,22 @@
-"""Counter-based random numbers on tensors: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers").
+"""Counter-based random numbers on tensors, by `philox.philox4x32`.
 
 A number is a pure function of (key, sample, trial, step, element). It does not depend on the device, the batch width,
-the sharding, the order or a global generator. The code uses int64 tensors. Their 32 × 32 bit product wraps modulo
-2**64 and so has exactly the bits that Philox needs.
+the sharding, the order or a global generator.
 
 `bits` and `uniform` are bit-identical on all devices. `normal` uses log, cos and sin, whose last bit may differ between
 devices.
 """
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
+from robbench.core.philox import make_key, philox4x32
+
 __all__ = ["below", "bits", "make_key", "normal", "philox4x32", "uniform"]
 
-_M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments (golden ratio, sqrt(3) - 1)
 _MASK = 0xFFFFFFFF
-
-
-def make_key(seed: int, stage: str) -> tuple[int, int]:
-    """Derive two 32-bit key words from the run's seed and the name of a stage (an attack's name)."""
-    digest = hashlib.sha256(f"{seed}\x00{stage}".encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
-
-
-def philox4x32(
-    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Apply ten Philox rounds to counters given as four broadcastable int64 tensors of 32-bit values.
-
-    Returns four int64 tensors of 32-bit values, of the broadcast shape.
-    """
-    k0, k1 = key
-    for _ in range(10):
-        # The signed product wraps modulo 2**64, so the arithmetic shift followed by the mask is the high word.
-        p0, p1 = c0 * _M0, c2 * _M1
-        hi0, lo0 = (p0 >> 32) & _MASK, p0 & _MASK
-        hi1, lo1 = (p1 >> 32) & _MASK, p1 & _MASK
-        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return c0, c1, c2, c3
 
 
 def bits(key: tuple[int, int], sample: Tensor, trial: Tensor, step: int | Tensor, n: int) -> Tensor:

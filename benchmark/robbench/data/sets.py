@@ -26,7 +26,7 @@ from robbench.data.formats import DatasetSpec, Reader, convert_errors, read_batc
 if TYPE_CHECKING:
     from robbench.core.types import Int64Array
 
-__all__ = ["NAMES", "DataInfo", "describe_datasets", "fetch", "load", "resolve_data_dir"]
+__all__ = ["NAMES", "DataInfo", "describe_datasets", "fetch", "find_index_bounds", "load", "resolve_data_dir"]
 
 _MOST_BYTES = 2**29  # limit for a download; the largest archive has 170 MB
 _DIGITS = tuple("0123456789")
@@ -66,6 +66,14 @@ _SPECS = {
 
 NAMES: tuple[str, ...] = tuple(_SPECS)
 """The names of all data sets."""
+
+
+# Digest of a test set -> name and number of images. The copy of CIFAR-10 lacks 20 images.
+_DIGESTS = {
+    "ea1145f99ab13f12e87d1cb9d2d17af46d83c0f55f259e0cc241ca40a013cb7a": ("digits", 899),
+    "58307ebf296d64db3d8a15e3d10912cb175f169f6a7001b0af629d10c8420c6d": ("mnist", 10_000),
+    "d481cf372e3ff7efcdb1358c7f3fe6654b76b32c956102916ba14e8eb01fb8da": ("cifar10", 9_980),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,30 @@ def load(name: str, split: Literal["train", "test"] = "test", data_dir: str | Pa
     for array in (index.astype("<i8"), y.astype("<i8"), x):
         digest.update(array.tobytes())
     return Dataset(name, split, x, y, index, spec.num_classes, spec.scale, digest.hexdigest(), spec.labels)
+
+
+def find_index_bounds(name: str, digest: str, total: int) -> tuple[int, int]:
+    """Return what is known of the official indices of a test set that need not be on this machine.
+
+    Args:
+        name: the data set, or what a user called images of their own.
+        digest: digest of the test set.
+        total: number of images that a result claims for the test set.
+
+    Returns:
+        The lowest index, and how many indices the test set leaves out at most.
+
+    Raises:
+        DataError: the digest is that of a test set with another name or another number of images.
+    """
+    known = _DIGESTS.get(digest, (name, total))
+    if known != (name, total):
+        raise DataError(f"a test set {name} of {total} images is named; the digest is that of {known[0]}, {known[1]}")
+    spec = _SPECS.get(name)
+    if name == "digits":  # there are no incomplete copies; the official indices count through both splits
+        return (_SPECS[name].sizes["train"] if digest in _DIGESTS else 0), 0
+    lacking = 0 if spec is None else spec.sizes["test"] - total
+    return 0, max(lacking, 0)  # more images than the official ones are the user's own
 
 
 def describe_datasets(data_dir: str | Path | None = None) -> list[DataInfo]:

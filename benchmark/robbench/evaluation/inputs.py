@@ -17,7 +17,6 @@ from robbench.classifier.answers import FIRST_IMAGES, AnswerProbe
 from robbench.classifier.guard import Guarded
 from robbench.classifier.own_images import check_own_images
 from robbench.classifier.prepare import Target, pick_device, prepare
-from robbench.core import rng
 from robbench.core.errors import DataError
 from robbench.core.files import digest
 from robbench.core.types import Dataset
@@ -27,6 +26,7 @@ from robbench.models.card import Registry, extract_identity
 from robbench.models.load import describe_module, digest_module, load_model
 from robbench.models.load_source import load_source
 from robbench.models.spec import ModelSpec
+from robbench.results.selection import order_positions
 
 __all__ = ["Images", "make_probe", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
 
@@ -160,10 +160,4 @@ def make_probe(target: Target, images: Images, lanes: int) -> AnswerProbe:
 def select(total: int, options: Options, everything: bool = False) -> NDArray[np.int64]:
     """Positions of the samples: the first N, or the first N of a seeded permutation."""
     count = total if everything or options.samples is None else min(options.samples, total)
-    if options.sample_seed is None:
-        return np.arange(count)
-    position = torch.arange(total)
-    order = rng.bits(rng.make_key(options.sample_seed, "samples"), position, torch.zeros_like(position), 0, 2)
-    # Two words make a tie, which position would break, as good as impossible.
-    shuffled: NDArray[np.int64] = np.lexsort((order[:, 1].numpy(), order[:, 0].numpy()))[:count]
-    return shuffled
+    return order_positions(total, options.sample_seed)[:count]

@@ -36,6 +36,7 @@ from robbench.evaluation.worker import CleanReport, Job, Place, Worker
 from robbench.results.adversarials import Points
 from robbench.results.judging_code import name_code
 from robbench.results.locking import lock_result
+from robbench.results.reader import read_vouched
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import RunStore, make_empty_rows
 from robbench.results.summary import MEASURED_FLAGS
@@ -171,15 +172,16 @@ class EvaluationRun(Setup):
         known = store.open(options.overwrite, self.reporter.note, self._suffices) if store else make_empty_rows()
         self.stored = None
         if store and store.result_path.exists() and store.outdated is None:
-            self.stored = read_result(store.result_path)
+            self.stored = read_result(store.result_path, changed=True)
         self.saves_adversarials = bool(store and (options.save_adversarials or store.keeps_adversarials))
         if store and self.saves_adversarials:
             known = self._drop_unstored_breaks(known, store)
         self.lacking = self._find_lacking(known)
         # A run can extend a stored result. A kill between its two writes leaves new records beside the old summary.
         stored = self.stored
-        whole = stored is not None and stored.n == known.loc[self._find_complete(known), "sample"].nunique()
-        if stored is not None and whole and not self.lacking.any():
+        sound = store is not None and stored is not None and self._is_sound(store)
+        whole = stored is not None and stored.n == len(self._order_stored(known))
+        if stored is not None and sound and whole and not self.lacking.any():
             # Nothing is computed now, so the stored hardware, date and flags stay.
             self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute.")
             if store and stored.code != store.code:
@@ -260,11 +262,11 @@ class EvaluationRun(Setup):
         flags = self._flags | flags
         rows = self.shards.collect_rows()
         if self.store is not None:
-            complete = self._find_complete(rows)
-            order = self.order_samples(rows.loc[complete, "sample"].unique())
-            merged = order_rows(rows[complete], order, [s.name for s in self.stages])
+            order = self._order_stored(rows)
+            merged = order_rows(rows, order, [s.name for s in self.stages])
             result = self.summarize(order, merged, flags, self.place, self.date)
-            self.store.finish(merged, result, leftover=rows[~complete], keep=self.saves_adversarials)
+            leftover = rows[~rows["sample"].isin(order)]
+            self.store.finish(merged, result, leftover, keep=self.saves_adversarials)
             if np.array_equal(order, self.index):
                 return result
         return self.summarize(self.index, rows, flags, self.place, self.date)
@@ -334,7 +336,16 @@ class EvaluationRun(Setup):
         skipped = (known["status"] == Status.SKIPPED) & known["sample"].isin(known.loc[lacking, "sample"])
         return known[~(lacking | skipped)]
 
-    def _find_complete(self, rows: pd.DataFrame) -> pd.Series[bool]:
-        """Return a mask of the rows whose sample has a row of every stage."""
+    def _order_stored(self, rows: pd.DataFrame) -> NDArray[np.int64]:
+        """Return the samples that a result may hold: those up to the first that lacks a record of a stage."""
         stages = rows.groupby("sample").size()
-        return rows["sample"].isin(stages.index[stages == len(self.stages)])
+        return self.order_samples(stages.index[stages == len(self.stages)].to_numpy())
+
+    def _is_sound(self, store: RunStore) -> bool:
+        """Return whether result.json follows from the records. If not, note why: the end of the run writes it again."""
+        try:
+            read_vouched(store.folder)
+        except ResultError as error:
+            self.reporter.note(f"{self.title()}: {error} {store.result_path.name} is made again from the records.")
+            return False
+        return True

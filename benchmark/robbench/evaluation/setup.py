@@ -22,6 +22,7 @@ from robbench.evaluation.options import Options
 from robbench.evaluation.stages import ready_stages
 from robbench.evaluation.worker import Place
 from robbench.results.schema import SCHEMA_VERSION, ResultFile
+from robbench.results.selection import describe_selection
 from robbench.results.summary import summarize
 from robbench.suite import Suite
 
@@ -102,9 +103,10 @@ class Setup:
         return {"gradients": self.options.gradients, "one_by_one": self.options.one_by_one}
 
     def order_samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Put official indices into the order in which the run selects them: official order, or order of drawing."""
+        """Put official indices into the order in which the run selects them, up to the first that is not among them."""
         order = self.images.index[select(len(self.images.y), self.options, everything=True)]
-        kept: NDArray[np.int64] = order[np.isin(order, samples)]
+        lacking = np.flatnonzero(~np.isin(order, samples))
+        kept: NDArray[np.int64] = order[: lacking[0]] if len(lacking) else order
         return kept
 
     def summarize(
@@ -119,11 +121,7 @@ class Setup:
             place: hardware and software of the measurement.
             date: date of the measurement, UTC, ISO 8601.
         """
-        total, options = len(self.images.y), self.options
-        if options.sample_seed is not None:
-            selection = f"{len(samples)} of {total} drawn with sample seed {options.sample_seed}"
-        else:
-            selection = f"all {total}" if len(samples) == total else f"first {len(samples)} of {total}"
+        options = self.options
         return summarize(
             rows[rows["sample"].isin(samples)],
             attacks=self._described,
@@ -135,7 +133,7 @@ class Setup:
             suite=self.suite,
             seed=options.seed,
             overrides=self.overrides(),
-            selection=selection,
+            selection=describe_selection(len(samples), len(self.images.y), options.sample_seed),
             lanes=self.lanes,
             hardware=place.hardware,
             versions=place.versions,

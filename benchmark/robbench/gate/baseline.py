@@ -30,10 +30,12 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import read_json, write_atomically
+from robbench.core.files import digest, read_json, write_atomically
 from robbench.core.types import Status
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import MOST_PARTS, Accuracy, ResultFile, StrictModel
+from robbench.results.selection import find_selection_error
+from robbench.results.summary import make_accuracy
 
 __all__ = ["STATUS_OF_LETTER", "Baseline", "BaselineEntry", "Given", "build_entry", "read_baseline", "write_baseline"]
 
@@ -130,6 +132,27 @@ class BaselineEntry(StrictModel):
         """Return the verdicts: attack -> one letter per image, [n] (see `STATUS_OF_LETTER`)."""
         return {name: np.array(list(letters)) for name, letters in self.verdicts.items()}
 
+    def find_contradiction(self) -> str:
+        """Explain which field does not follow from the verdicts and the identity; empty if all of them do."""
+        if digest(self.identity) != self.run_id:
+            return f"run_id is not the digest of the identity of {self.name}"
+        if self.sample_seed != self.identity.get("sample_seed") or self.seed != self.identity.get("seed"):
+            return f"seed or sample_seed of {self.name} is not that of its identity"
+        error = find_selection_error(
+            self.index(),
+            selection=self.selection,
+            sample_seed=self.sample_seed,
+            dataset=self.dataset,
+            data=self.identity.get("data"),
+        )
+        if error:
+            return f"samples of {self.name}: {error}"
+        for field, lost in (("clean_accuracy", "m"), ("robust_accuracy", "mb")):
+            left = sum(not set(letters) & set(lost) for letters in zip(*self.verdicts.values(), strict=True))
+            if getattr(self, field) != make_accuracy(left, self.n):
+                return f"{field} of {self.name} does not follow from its verdicts"
+        return ""
+
 
 class Baseline(StrictModel):
     """The content of a baseline file: one entry per model."""
@@ -203,10 +226,10 @@ def read_baseline(path: Path) -> Baseline:
     """Read and validate a baseline.
 
     Raises:
-        ResultError: the file does not exist, or does not have this schema.
+        ResultError: the file does not exist, does not have this schema, or contradicts itself.
     """
     try:
-        return Baseline.model_validate_json(read_json(path, _MOST_BYTES))
+        baseline = Baseline.model_validate_json(read_json(path, _MOST_BYTES))
     except OSError as error:
         raise ResultError(
             f"No baseline at {path} ({error.strerror}). Write one: robbench baseline --model NAME --out {path}"
@@ -215,3 +238,7 @@ def read_baseline(path: Path) -> Baseline:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ResultError(f"{path} is not a valid baseline. {where}: {first['msg']}") from None
+    for entry in baseline.runs:
+        if problem := entry.find_contradiction():
+            raise ResultError(f"{path} is not a valid baseline: {problem}. Write it again: robbench baseline.")
+    return baseline

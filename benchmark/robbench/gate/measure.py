@@ -20,8 +20,9 @@ from robbench.evaluation.request import RunRequest
 from robbench.gate.baseline import Baseline, BaselineEntry, Given, build_entry
 from robbench.models.sources import parse_source
 from robbench.models.spec import ModelSpec
-from robbench.results.schema import ResultFile, read_result
-from robbench.results.store import locate_result, read_rows
+from robbench.results.reader import read_vouched, read_vouched_rows
+from robbench.results.schema import ResultFile
+from robbench.results.store import locate_result
 from robbench.suite import SuiteSource
 
 if TYPE_CHECKING:
@@ -110,15 +111,13 @@ def read_stored_entry(path: Path) -> BaselineEntry:
         ResultError: the result is missing or damaged.
     """
     folder = path.parent if path.name == "result.json" else path
-    if not (folder / "result.json").is_file():
-        raise ResultError(f"No result at {path}; expected a folder with result.json and outcomes.parquet in it.")
-    result = read_result(folder / "result.json")
+    result = read_vouched(folder)
     code = digest_verdict_code() if result.code == digest_judging_code() else {}
     return _build_entry(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, code)
 
 
 def _build_entry(result: ResultFile, folder: Path, given: Given, suite: str, code: dict[str, str]) -> BaselineEntry:
-    rows = read_rows(folder / "outcomes.parquet")
+    rows = read_vouched_rows(folder)
     # The records are in the order of selection. An earlier run may have stored more images than this result has.
     rows = rows[rows["sample"].isin(rows["sample"].unique()[: result.n])]
     sample_seed = result.identity.get("sample_seed")

@@ -103,7 +103,7 @@ def measure_linear(
     file, measured, activations = _measure(target, images, at, width, identity)
     if folder is not None:
         file = file.model_copy(update={"answers": probe.record()})
-        write_linear(folder, file, measured, activations)
+        return write_linear(folder, file, measured, activations)
     return file
 
 
@@ -127,7 +127,12 @@ def _stored(folder: Path, identity: dict[str, Any], n: int, probe: AnswerProbe, 
     """
     if not (folder / "linear.json").exists():
         return None
-    stored = read_linear(folder)
+    try:
+        stored = read_linear(folder)
+    except ResultError:
+        if overwrite:
+            return None
+        raise
     if stored.run_id != digest(identity):
         if not overwrite:
             raise ResultError(describe_other_run(folder, stored.identity, identity))

@@ -9,7 +9,7 @@ results/<dataset>/<model>/linear/activations.parquet  one row per neuron of the 
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,10 @@ from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.results.schema import Accuracy, Answers, StrictModel, read_validated
+from robbench.results.reader import Damage
+from robbench.results.schema import Accuracy, Answers, StrictModel, dump_sealed, read_validated
+from robbench.results.selection import describe_selection, find_selection_error
+from robbench.results.store import list_differences
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -40,6 +43,11 @@ __all__ = [
 ]
 
 FOLDER = "linear"
+_FILES = ("classes.parquet", "activations.parquet")
+_MEASURED_FLAGS = ("zero_gradients", "nonfinite")  # flags that follow from classes.parquet
+_KEPT = (  # fields that do not follow from other data
+    "model", "dataset", "total", "forwards", "backwards", "seconds", "lanes", "hardware", "versions", "date", "files",
+)  # fmt: skip
 LINEAR_VERSION = 1  # increased whenever a measurement or the meaning of a number changes
 
 CLASSES = {
@@ -95,6 +103,8 @@ class LinearFile(StrictModel):
     """UTC, ISO 8601."""
     answers: Answers = Field(default_factory=list)
     """As in result.json; empty in files of older versions."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of classes.parquet and activations.parquet. Empty in files of older versions."""
 
 
 def linear_folder(root: Path, dataset: str, model: str) -> Path:
@@ -143,8 +153,11 @@ def _find_flags(measured: Linearization) -> dict[str, str]:
     return flags
 
 
-def write_linear(folder: Path, file: LinearFile, measured: Linearization, activations: pd.DataFrame) -> None:
-    """Write a measurement. The summary is written last, so that a summary on disk means a complete measurement."""
+def write_linear(folder: Path, file: LinearFile, measured: Linearization, activations: pd.DataFrame) -> LinearFile:
+    """Write a measurement and return its summary with the digests of the files.
+
+    The summary is written last, so that a summary on disk means a complete measurement.
+    """
     n, k = measured.logits.shape
     columns = {
         "sample": np.repeat(measured.sample, k),
@@ -158,31 +171,67 @@ def write_linear(folder: Path, file: LinearFile, measured: Linearization, activa
     (folder / "linear.json").unlink(missing_ok=True)
     write_atomically(folder / "classes.parquet", pd.DataFrame(columns).astype(CLASSES).to_parquet(index=False))
     write_atomically(folder / "activations.parquet", activations.astype(ACTIVATIONS).to_parquet(index=False))
-    text = json.dumps(file.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "linear.json", text.encode())
+    file = file.model_copy(update={"files": {name: _digest(folder / name) for name in _FILES}})
+    write_atomically(folder / "linear.json", dump_sealed(file))
+    return file
 
 
-def read_linear_files(root: Path) -> dict[str, LinearFile]:
-    """Read the summaries of all measurements of a results tree: `dataset/model` -> summary, sorted by name.
+def read_linear_files(root: Path) -> tuple[dict[str, LinearFile], list[Damage]]:
+    """Read the summaries of all measurements of a results tree.
 
-    Raises:
-        ResultError: a summary is damaged.
+    Returns:
+        `dataset/model` -> summary, sorted by name, and the measurements that are damaged.
     """
-    files = [read_linear(path.parent) for path in sorted(root.glob(f"*/*/{FOLDER}/linear.json"))]
-    return {f"{file.dataset}/{file.model}": file for file in files}
+    files, damaged = {}, []
+    for path in sorted(root.glob(f"*/*/{FOLDER}/linear.json")):
+        try:
+            file = read_linear(path.parent)
+            if linear_folder(root, file.dataset, file.model) != path.parent:
+                raise ResultError(f"{path} is the measurement of {file.dataset}/{file.model}.")
+            files[f"{file.dataset}/{file.model}"] = file
+        except ResultError as error:
+            damaged.append(Damage.of(root, path.parent, error))
+    return files, damaged
 
 
 def read_linear(folder: Path) -> LinearFile:
-    """Read the summary of a measurement.
+    """Read the summary of a measurement. It must follow from classes.parquet.
 
     Raises:
-        ResultError: the file is missing or does not have this schema.
+        ResultError: a file is missing or damaged, or the summary does not follow.
     """
     path = folder / "linear.json"
     try:
-        return read_validated(path, LinearFile, 2**24)
-    except ResultError as error:
-        raise ResultError(f"{error} Measure it again: robbench measure linear.") from None
+        file = read_validated(path, LinearFile, 2**26)
+        for name, expected in file.files.items():
+            if name not in _FILES or _digest(folder / name) != expected:
+                raise ResultError(f"{folder / name}: not as it was written (SHA-256).")
+        measured = read_linearization(folder)
+        described = {name: getattr(file, name) for name in _KEPT}
+        flags = {name: text for name, text in file.flags.items() if name not in _MEASURED_FLAGS}
+        again = summarize_linear(measured, file.identity, flags, described)
+        for field, given, derived in list_differences("", file.model_dump(), again.model_dump()):
+            raise ResultError(f"{path}: {field} is {given!r}; {derived!r} follows from {_FILES[0]}.")
+        error = find_selection_error(
+            measured.sample,
+            selection=describe_selection(file.n, file.total, None),
+            sample_seed=None,
+            dataset=file.dataset,
+            data=file.identity.get("data"),
+        )
+        if error:
+            raise ResultError(f"{folder / _FILES[0]}: {error}.")
+    except (ResultError, ValueError) as error:
+        raise ResultError(f"{error} Measure it again: robbench measure linear --overwrite.") from None
+    return file
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def read_linearization(folder: Path) -> Linearization:
@@ -196,8 +245,12 @@ def read_linearization(folder: Path) -> Linearization:
     k = int(rows["class"].max()) + 1 if len(rows) else 0
     n = len(rows) // max(k, 1)
     samples = rows["sample"].to_numpy()[::k] if k else rows["sample"].to_numpy()
-    if not n or len(rows) != n * k or not np.array_equal(rows["class"], np.tile(np.arange(k), n)):
+    whole = n and len(rows) == n * k and np.array_equal(rows["class"], np.tile(np.arange(k), n))
+    if not whole or any((rows[c] != np.repeat(rows[c].to_numpy()[::k], k)).any() for c in ("sample", "label")):
         raise ResultError(f"{path} does not hold one row per image and class. Measure it again with --overwrite.")
+
+    if not rows["label"].between(0, k - 1).all():
+        raise ResultError(f"{path} holds a label that is no class; the classes are 0 to {k - 1}.")
 
     def grid(column: str) -> Any:
         return rows[column].to_numpy(np.float64).reshape(n, k)
@@ -223,8 +276,10 @@ def read_activations(folder: Path) -> pd.DataFrame:
 
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
+        # The metadata of pandas could turn columns into an index or change their types.
         rows: pd.DataFrame = read_flat_table(path, 2**31).to_pandas(ignore_metadata=True)
-    except (OSError, ValueError) as error:
+        rows = rows.astype({name: columns[name] for name in rows.columns if name in columns})
+    except Exception as error:  # a damaged or hostile file can make the reader raise anything
         raise ResultError(f"{path} cannot be read ({error}). Measure it again with --overwrite.") from None
     if list(rows.columns) != list(columns):
         raise ResultError(

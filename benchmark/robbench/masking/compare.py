@@ -12,7 +12,7 @@ from robbench.core.types import Status
 from robbench.masking.measurements import Challenge, Role
 from robbench.results.schema import ResultFile
 
-__all__ = ["compare_attacks", "mark_robust"]
+__all__ = ["compare_attacks", "compute_zero_share", "mark_robust"]
 
 _GRADIENT = ("control", "single step", "more steps", "other loss", "other steps")
 """Roles of the attacks that use the model's gradient."""
@@ -78,3 +78,12 @@ def compare_attacks(result: ResultFile, rows: pd.DataFrame) -> list[Challenge]:
         )
         for name, role in roles.items()
     ]
+
+
+def compute_zero_share(result: ResultFile, rows: pd.DataFrame) -> float:
+    """Return the share of exactly zero gradients among all gradients of the usual PGD and the control."""
+    usual = result.attacks[0]
+    names = [a.name for a in result.attacks if a.config == usual.config]
+    usual_rows = rows[rows["attack"].isin(names)]
+    gradients = int(usual_rows["backwards"].sum())
+    return int(usual_rows["zero_gradients"].sum()) / gradients if gradients else 0.0

@@ -16,7 +16,7 @@ from robbench.core.threat import Ball, whole_box
 from robbench.evaluation.stages import ReadyStage
 from robbench.evaluation.transfer import Transfer
 from robbench.masking.binarization import run_binarization_test
-from robbench.masking.compare import compare_attacks, mark_robust
+from robbench.masking.compare import compare_attacks, compute_zero_share, mark_robust
 from robbench.masking.gradient_probe import AttackTrace, GradientProbe
 from robbench.masking.gradients import (
     count_autograd_calls,
@@ -85,7 +85,7 @@ def run_measurements(
         with part.count_cost(name):
             return run(part)
 
-    zero = _zero_share(result, rows)
+    zero = compute_zero_share(result, rows)
     no_gradient = not differentiable or zero >= 0.5
     transfers = transfers if no_gradient else ()  # all other models are attacked by their own gradient
     robust = mark_robust(rows, result.attacks[0].name)
@@ -116,15 +116,6 @@ def run_measurements(
     )
     cost = {"suite": Cost(forwards=result.forwards - result.backwards, pairs=result.backwards, seconds=result.seconds)}
     return measurements.model_copy(update={"cost": cost | probe.costs})
-
-
-def _zero_share(result: ResultFile, rows: pd.DataFrame) -> float:
-    """Return the share of exactly zero gradients among all gradients of the usual PGD and the control."""
-    usual = result.attacks[0]
-    names = [a.name for a in result.attacks if a.config == usual.config]
-    usual_rows = rows[rows["attack"].isin(names)]
-    gradients = int(usual_rows["backwards"].sum())
-    return int(usual_rows["zero_gradients"].sum()) / gradients if gradients else 0.0
 
 
 def _measure_traces(probe: GradientProbe, usual: PGD, unstable: int) -> LossTraces:

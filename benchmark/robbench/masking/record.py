@@ -19,20 +19,18 @@ from pydantic import Field
 
 from robbench.core.errors import ResultError
 from robbench.masking.measurements import Measurements
-from robbench.results.schema import MOST_PARTS, Accuracy, ResultFile, StrictModel, ThreatResult, read_validated
+from robbench.results.schema import MOST_PARTS, Accuracy, StrictModel, ThreatResult, read_validated
 
 __all__ = [
     "FILE",
     "LANDSCAPE",
     "PROBE_VERSION",
     "SHEET",
-    "UNCHECKED",
     "Advice",
     "CheckResult",
     "CheckStatus",
     "FollowUpResult",
     "SanityFile",
-    "VerdictIndex",
     "VerdictName",
     "dump_sanity",
     "extract_subject",
@@ -44,7 +42,6 @@ FILE = "sanity.json"
 LANDSCAPE = "landscape.parquet"
 SHEET = "sheet.png"
 PROBE_VERSION = 2  # increased whenever a measurement changes
-UNCHECKED = "unchecked"  # the verdict on a model without a sanity run on these weights and this threat
 
 VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]
 CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
@@ -118,7 +115,7 @@ class SanityFile(StrictModel):
 
 
 def dump_sanity(file: SanityFile) -> str:
-    """Return the JSON text that is stored and that `--json` prints."""
+    """Return the JSON text that `--json` prints."""
     return json.dumps(file.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -126,7 +123,7 @@ def read_sanity(path: Path) -> SanityFile:
     """Read and validate a sanity.json.
 
     Raises:
-        ResultError: the file cannot be read, or does not have this schema.
+        ResultError: the file cannot be read, does not have this schema, or was changed.
     """
     try:
         return read_validated(path, SanityFile, 2**26)
@@ -142,22 +139,3 @@ def sanity_folder(root: Path, file: SanityFile) -> Path:
 def extract_subject(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a result's identity that a verdict depends on: model, weights, data, dtype and threat."""
     return {key: identity.get(key) for key in ("model", "weights", "data", "dtype", "threat")}
-
-
-class VerdictIndex:
-    """The verdicts of a results tree, to be found by model, weights, data and threat."""
-
-    def __init__(self, root: Path | None) -> None:
-        self._by_model: dict[tuple[str, str], list[SanityFile]] = {}
-        for path in sorted(root.glob(f"*/*/sanity*/{FILE}")) if root is not None else ():
-            file = read_sanity(path)
-            self._by_model.setdefault((file.dataset, file.model), []).append(file)
-
-    def find(self, result: ResultFile) -> str:
-        """Return the verdict on the same weights, data and threat as a result, or "unchecked" if there is none.
-
-        If there are several (with other seeds), the one on the most images counts.
-        """
-        subject = extract_subject(result.identity)
-        files = [f for f in self._by_model.get((result.dataset, result.model), []) if f.measured == subject]
-        return max(files, key=lambda f: (f.n, f.run_id)).verdict if files else UNCHECKED

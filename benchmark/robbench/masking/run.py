@@ -19,8 +19,8 @@ from robbench.attacks import PGD
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import RANDOMIZED_DRAWS
 from robbench.classifier.prepare import Target
-from robbench.core.errors import ModelError, RobbenchError
-from robbench.core.files import digest, write_atomically
+from robbench.core.errors import ModelError, ResultError, RobbenchError
+from robbench.core.files import write_atomically
 from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
@@ -31,7 +31,6 @@ from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.run import EvaluationRun, Reporter, Silent, run_here
 from robbench.evaluation.stages import ready_stages
 from robbench.evaluation.transfer import Transfer
-from robbench.masking.checks import run_checks
 from robbench.masking.dropout import keep_dropout_on
 from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel
 from robbench.masking.landscape import compute_landscape
@@ -40,16 +39,13 @@ from robbench.masking.measurements import Measurements
 from robbench.masking.record import (
     FILE,
     LANDSCAPE,
-    PROBE_VERSION,
     FollowUpResult,
     SanityFile,
-    dump_sanity,
-    extract_subject,
     read_sanity,
 )
-from robbench.masking.verdict import advise_next_suite, decide_verdict
+from robbench.masking.stored import describe_subject, find_foreign_facts, judge_measurements
 from robbench.models.spec import ModelSpec
-from robbench.results.schema import ResultFile
+from robbench.results.schema import ResultFile, dump_sealed
 from robbench.results.store import locate_result, read_rows
 from robbench.suite import load_suite
 
@@ -146,21 +142,27 @@ class _Examination:
             found = self._file(result, measurements, time.perf_counter() - begin)
         else:
             # What was measured stands; the checks are made again, by the thresholds of today.
-            found = _judged({k: getattr(known, k) for k in _DESCRIBED} | {"acted": known.acted}, known.measurements)
+            described = {name: getattr(known, name) for name in _DESCRIBED}
+            found = judge_measurements(described, known.measurements)
         if act and found.advice.suite and found.acted is None:
             found = found.model_copy(update={"acted": self._act(found.advice.suite)})
-        write_atomically(folder / FILE, dump_sanity(found).encode())
+        write_atomically(folder / FILE, dump_sealed(found))
         return Examined(result, found)
-
-    def _identity(self, result: ResultFile) -> dict[str, Any]:
-        """Name what determines the measurements."""
-        return {"suite": result.run_id, "n": result.n, "probes": PROBE_VERSION}
 
     def _known(self, path: Path, result: ResultFile) -> SanityFile | None:
         if not path.exists() or not path.with_name(LANDSCAPE).exists():
             return None
-        stored = read_sanity(path)
-        return stored if stored.identity == self._identity(result) else None
+        try:
+            stored = read_sanity(path)
+            if stored.identity != describe_subject(result, result.n)["identity"]:
+                return None
+            problem = find_foreign_facts(stored, path.parent)
+        except ResultError as error:
+            problem = str(error)
+        if problem:
+            self.reporter.note(f"{path}: {problem} The model is measured again.")
+            return None
+        return stored
 
     def _measure(self, result: ResultFile, rows: pd.DataFrame, folder: Path) -> Measurements:
         first = rows[rows["attack"] == result.attacks[0].name]
@@ -208,23 +210,13 @@ class _Examination:
         )
 
     def _file(self, result: ResultFile, measurements: Measurements, seconds: float) -> SanityFile:
-        identity = self._identity(result)
-        described = {
-            "identity": identity,
-            "run_id": digest(identity),
-            "folder": locate_result(Path(), result).name,
-            "measured": extract_subject(result.identity),
-            "model": result.model,
-            "dataset": result.dataset,
-            "threat": result.threat,
-            "n": result.n,
-            "seed": self.options.seed,
+        described = describe_subject(result, result.n) | {
             "seconds": round(seconds, 1),
             "hardware": describe_device(self.target.device),
             "versions": versions(),
             "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         }
-        return _judged(described | {"acted": None}, measurements)
+        return judge_measurements(described | {"acted": None}, measurements)
 
     def _act(self, suite: str) -> FollowUpResult:
         """Run the advised suite on the same images."""
@@ -242,24 +234,8 @@ class _Examination:
 
 _DESCRIBED = (
     "identity", "run_id", "folder", "measured", "model", "dataset", "threat", "n", "seed", "seconds", "hardware",
-    "versions", "date",
+    "versions", "date", "acted",
 )  # fmt: skip
-
-
-def _judged(described: dict[str, Any], measurements: Measurements) -> SanityFile:
-    """Add what follows from the measurements."""
-    checks = run_checks(measurements)
-    verdict, decided_by = decide_verdict(checks)
-    return SanityFile(
-        schema_version=1,
-        **described,
-        measurements=measurements,
-        checks=checks,
-        verdict=verdict,
-        decided_by=decided_by,
-        overestimation=round(100 * (measurements.pgd.value - measurements.best.value), 6),
-        advice=advise_next_suite(verdict, decided_by, measurements),
-    )
 
 
 def _differentiable(target: Target, images: Images) -> bool:

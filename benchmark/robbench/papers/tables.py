@@ -14,14 +14,15 @@ from robbench.core.numbers import parse_threat
 from robbench.core.stats import wilson
 from robbench.core.types import Threat
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
-from robbench.masking.record import UNCHECKED, VerdictIndex
+from robbench.masking.stored import UNCHECKED, VerdictIndex
 from robbench.models.card import Entry, ModelCard, Registry
 from robbench.papers.published import Column, PaperNumber, PaperRow, PaperTable, read_paper_rows
 from robbench.papers.trained import format_iterations
 from robbench.report.leaderboard import compute_overestimation
 from robbench.report.linear import predict_accuracy
+from robbench.results.reader import read_results, read_vouched_rows
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
-from robbench.results.store import load_results, locate_result, read_rows
+from robbench.results.store import locate_result
 from robbench.results.summary import find_robust_samples
 from robbench.suite import load_suite
 
@@ -124,7 +125,7 @@ class FilledTable:
 
 
 def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTable:
-    """Fill a paper's table with our results. A note names the models whose weights are not in the repository.
+    """Fill a paper's table with our results. Notes name damaged results, and models whose weights are not shipped.
 
     Args:
         table: the paper's table.
@@ -133,7 +134,6 @@ def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTa
 
     Raises:
         CardError: a card is invalid.
-        ResultError: a stored result is damaged.
     """
     stored = _StoredResults(registry, results)
     rows: list[FilledRow] = []
@@ -143,7 +143,7 @@ def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTa
         for entry in entries:
             filled, row_notes = _fill_row(table, row, entry, stored)
             rows.append(filled)
-            notes += row_notes
+            notes += [*stored.list_damage(entry), *row_notes]
         if not entries:
             cells = tuple(Cell(None, number) for number in row.numbers)
             reason = f"no card of the registry quotes this row ({row.dataset}); add a card with the row's numbers"
@@ -170,9 +170,15 @@ class _StoredResults:
         self.registry, self.root = registry, root
         self.verdicts = VerdictIndex(root)
         self.results: dict[str, list[ResultFile]] = {}
-        for r in load_results(root):
+        stored = read_results(root)
+        for r in stored.results:
             self.results.setdefault(f"{r.dataset}/{r.model}", []).append(r)
-        self.linear = read_linear_files(root)
+        self.linear, damaged_linear = read_linear_files(root)
+        self.damaged = [*stored.damaged, *self.verdicts.list_damaged(), *damaged_linear]
+
+    def list_damage(self, entry: Entry) -> list[str]:
+        """Describe the damaged files of a model. No number is taken from them."""
+        return [str(d) for d in self.damaged if d.name.startswith(f"{entry.full_name}/")]
 
     def find_results(self, entry: Entry) -> tuple[list[ResultFile], list[ResultFile]]:
         """Return the results on a card's present weights, and the results on other weights."""
@@ -211,14 +217,8 @@ class _StoredResults:
             return None
         if len(attacks) == 1:
             return alone[attacks[0]]
-        path = locate_result(self.root, result) / "outcomes.parquet"
-        rows = read_rows(path)
+        rows = read_vouched_rows(locate_result(self.root, result))
         robust = find_robust_samples(rows[rows["attack"].isin(attacks)])
-        if len(robust) != result.n:
-            raise ResultError(
-                f"{path} has {len(robust)} images, result.json has {result.n}. Evaluate the model again with "
-                "--overwrite."
-            )
         low, high = wilson(int(robust.sum()), result.n)
         return Accuracy(value=float(robust.mean()), low=low, high=high)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from robbench.masking.record import VerdictIndex
+from robbench.masking.stored import VerdictIndex
 from robbench.models.card import Entry, ModelCard
 from robbench.report.escape import escape_markdown
-from robbench.report.leaderboard import format_percent, format_with_interval
+from robbench.report.leaderboard import format_damage, format_percent, format_with_interval
+from robbench.results.reader import read_results
 from robbench.results.schema import ResultFile
-from robbench.results.store import load_results
 
 __all__ = ["format_iterations", "render_trained_page"]
 
@@ -51,13 +51,13 @@ def render_trained_page(entries: Sequence[Entry], results: Path) -> str:
 
     A result counts only if it was measured on the card's present weights.
 
+    Damaged results and verdicts are listed at the end.
+
     Raises:
         CardError: a card is invalid.
-        ResultError: a result.json is damaged.
     """
-    measured = {
-        r.identity.get("weights"): r for r in load_results(results) if r.suite == "whitebox" and not r.overrides
-    }
+    stored = read_results(results)
+    measured = {r.identity.get("weights"): r for r in stored.results if r.suite == "whitebox" and not r.overrides}
     trained = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
     parts, verdicts = [_INTRO], VerdictIndex(results)
     for dataset, members in groupby(trained, key=lambda e: e.dataset):
@@ -66,7 +66,7 @@ def render_trained_page(entries: Sequence[Entry], results: Path) -> str:
         parts.append(f"## {dataset}\n\n{text}\n")
     untrained = sum(1 for e in entries if e.card.recipe and not e.card.weights)
     parts.append(f"{untrained} more cards wait for training: `robbench train --all-missing`.\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, *format_damage([*stored.damaged, *verdicts.list_damaged()])])
 
 
 def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dict[str, str]:

@@ -20,7 +20,8 @@ from robbench.evaluation.progress import Reporter
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run, run_here
 from robbench.recheck.recall import ReproduceFields, recall_spec
-from robbench.results.schema import ResultFile, read_result
+from robbench.results.reader import read_vouched, read_vouched_rows
+from robbench.results.schema import ResultFile
 from robbench.results.store import COLUMNS, list_differences, locate_result, read_rows
 from robbench.suite import CUSTOM, SuiteSource
 
@@ -139,8 +140,7 @@ def reproduce(
     options = replace(Options.take(fields), samples=samples)
     path = Path(result)
     path = path / "result.json" if path.is_dir() else path
-    stored = read_result(path)
-    rows = read_rows(path.with_name("outcomes.parquet"))
+    stored, rows = read_vouched(path), read_vouched_rows(path)
     if stored.suite == CUSTOM and suite is None:
         raise ResultError(
             f"{path}: the result has a suite {CUSTOM!r}, and a result does not hold such a suite. Give the list of "

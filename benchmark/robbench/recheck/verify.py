@@ -27,9 +27,10 @@ from robbench.evaluation.inputs import Images, make_probe, resolve
 from robbench.evaluation.options import Options, check_names
 from robbench.recheck.recall import VerifyFields, recall_spec
 from robbench.results.adversarials import FILE, Adversarials, Points, read, row_digest
-from robbench.results.consistency import Mismatch, Verification, find_record_mismatches, find_summary_mismatches
+from robbench.results.consistency import Mismatch, Verification, find_mismatches
+from robbench.results.records import read_own_rows
 from robbench.results.schema import ResultFile, read_result
-from robbench.results.store import COLUMNS, read_rows
+from robbench.results.selection import describe_selection, order_positions
 
 __all__ = ["Mismatch", "Verification", "verify"]
 
@@ -61,13 +62,13 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     for needed in (path, path.with_name("outcomes.parquet")):
         if not needed.exists():
             raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.")
-    stored = read_result(path)
+    stored = read_result(path, changed=True)
     options = replace(options, one_by_one="one_by_one" in stored.overrides)
     target, images = resolve(recall_spec(stored, model, fields), options)
     try:
-        rows = read_rows(path.with_name("outcomes.parquet")).astype(COLUMNS)
-    except (ResultError, TypeError, ValueError) as error:
-        return Verification(stored, 0, 0, [Mismatch(f"outcomes.parquet: {error}")], [])
+        rows = read_own_rows(path.with_name("outcomes.parquet"), stored.run_id)
+    except ResultError as error:
+        return Verification(stored, 0, 0, [Mismatch(str(error))], [])
     breaks = int((rows["status"] == Status.BROKEN).sum())
     kept = path.with_name(FILE)
     if breaks and not kept.exists():
@@ -76,8 +77,11 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
             "command that made the result, with --save-adversarials. It attacks these images again and stores the "
             "adversarial examples."
         )
-    names = [a.name for a in stored.attacks]
-    refuted = [*find_summary_mismatches(stored, rows), *find_record_mismatches(rows, names, stored.mode)]
+    refuted = list(find_mismatches(stored, rows))
+    try:
+        read_result(path)
+    except ResultError as error:
+        refuted.append(Mismatch(str(error)))
     try:
         threat = parse_threat(stored.identity["threat"]["norm"], stored.identity["threat"]["eps"])
     except (KeyError, TypeError, ValueError):  # `find_summary_mismatches` has reported it
@@ -91,7 +95,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     except ResultError as error:
         return Verification(stored, breaks, 0, [*refuted, Mismatch(str(error))], [])
     verifier = _Verifier(stored, rows, target, images, Ball.of(threat), lanes)
-    refuted += verifier.check_labels()
+    refuted += [*verifier.check_labels(), *verifier.check_selection()]
     clean = list(verifier.check_clean_images())
     points = list(verifier.check_points(adversarials))
     refuted += [f for f, close in [*clean, *points] if not close]
@@ -129,6 +133,19 @@ class _Verifier:
         """Return the positions of official indices in the test set."""
         at: NDArray[np.int64] = np.searchsorted(self.images.index, np.asarray(sample))
         return at
+
+    def check_selection(self) -> Iterator[Mismatch]:
+        """Yield a mismatch unless the samples are exactly those that the selection names."""
+        samples = pd.unique(self.rows["sample"].to_numpy())
+        total, seed = len(self.images.y), self.stored.identity.get("sample_seed")
+        expected = self.images.index[order_positions(total, seed)[: len(samples)]]
+        selection = describe_selection(len(samples), total, seed)
+        if self.stored.selection != selection:
+            yield Mismatch(f"result.json: selection is {self.stored.selection!r}; expected {selection!r}")
+        for sample in expected[~np.isin(expected, samples)].tolist():
+            yield Mismatch("is named by the selection and has no record", sample)
+        for sample in samples[~np.isin(samples, expected)].tolist():
+            yield Mismatch("has records and is not named by the selection", sample)
 
     def check_labels(self) -> Iterator[Mismatch]:
         """Yield samples that the data set does not have, and labels that differ from the data set."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from robbench.core.errors import CardError, ResultError, unknown_name
 from robbench.models.card import ModelCard, Registry
-from robbench.results.schema import Accuracy, ResultFile, read_result
+from robbench.results.reader import read_vouched
+from robbench.results.schema import Accuracy, ResultFile
 
 __all__ = ["build_robustbench_entry", "export_result"]
 
@@ -40,10 +41,7 @@ def export_result(path: Path, kind: str, registry: Registry) -> tuple[str, list[
     """
     if kind != "robustbench":
         raise ResultError("--format: " + unknown_name("format", kind, ["robustbench"]))
-    file = path / "result.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ResultError(f"No result at {file}; give a result.json, such as results/digits/at/whitebox/result.json.")
-    result = read_result(file)
+    result = read_vouched(path)
     card = _find_card(result, registry)
     text = json.dumps(build_robustbench_entry(result, card), indent=2, ensure_ascii=False) + "\n"
     return text, _list_gaps(result, card)

@@ -9,15 +9,16 @@ from urllib.parse import quote
 import pandas as pd
 
 from robbench.core.stats import mcnemar
-from robbench.masking.record import VerdictIndex
+from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import escape_markdown
+from robbench.results.reader import Damage, read_results, read_vouched_robust
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import load_results, locate_result, read_rows
-from robbench.results.summary import find_robust_samples
+from robbench.results.store import locate_result
 
 __all__ = [
     "build_group_table",
     "compute_overestimation",
+    "format_damage",
     "format_group_title",
     "format_points",
     "group_results",
@@ -85,10 +86,10 @@ def _is_tied(better: ResultFile, worse: ResultFile, root: Path | None) -> bool:
 
 def _read_robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
     """Read which images no attack broke. Return None if the records are missing or hold more images than the result."""
-    path = locate_result(root, result) / "outcomes.parquet"
-    if not path.exists():
+    folder = locate_result(root, result)
+    if not (folder / "outcomes.parquet").exists():
         return None
-    robust = find_robust_samples(read_rows(path))
+    robust = read_vouched_robust(folder)
     return robust if len(robust) == result.n else None
 
 
@@ -167,18 +168,24 @@ def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultF
 def render_leaderboard(root: Path) -> str:
     """Return the leaderboard of a results tree as markdown.
 
-    Raises:
-        ResultError: a result.json is damaged.
+    Damaged results and verdicts are listed at the end. They are in no table.
     """
     parts = [_INTRO]
-    verdicts = VerdictIndex(root)
-    results = sorted(load_results(root), key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
-    if not results:
+    verdicts, stored = VerdictIndex(root), read_results(root)
+    results = sorted(stored.results, key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
+    damaged = [*stored.damaged, *verdicts.list_damaged()]
+    if not results and not damaged:
         parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
     for title, group in group_results(results):
         text = build_group_table(group, root, verdicts).to_markdown(index=False, disable_numparse=True)
         parts.append(f"## {escape_markdown(title)}\n\n{text}\n" + _footnotes(group))
-    return "\n".join(parts)
+    return "\n".join([*parts, *format_damage(damaged)])
+
+
+def format_damage(damaged: Sequence[Damage]) -> list[str]:
+    """Return the section of a markdown page that lists damaged files; nothing if there are none."""
+    lines = "".join(f"- {escape_markdown(str(d))}\n" for d in damaged)
+    return [f"## Damaged\n\nNo number is taken from these files.\n\n{lines}"] if lines else []
 
 
 def _footnotes(group: list[ResultFile]) -> str:

@@ -20,8 +20,9 @@ from robbench.core.files import write_atomically
 from robbench.core.stats import mcnemar
 from robbench.report.figures.canvas import MARKERS, OKABE_ITO
 from robbench.report.leaderboard import format_percent, format_with_interval
+from robbench.results.reader import read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import locate_result, read_rows
+from robbench.results.store import locate_result
 from robbench.results.summary import find_robust_samples, make_accuracy
 
 __all__ = ["Point", "Sweep", "build_sweep", "draw_sweep", "print_sweep", "read_robust_table", "write_sweep"]
@@ -125,8 +126,7 @@ def read_robust_table(root: Path, result: ResultFile) -> pd.DataFrame:
     In a cascade, an attack's column counts this attack and all attacks before it. In a challenge, it counts this attack
     and the first one.
     """
-    path = locate_result(root, result) / "outcomes.parquet"
-    rows = read_rows(path)
+    rows = read_vouched_rows(locate_result(root, result))
     # The records are in the order of selection. An earlier run may have stored more images than this result has.
     rows = rows[rows["sample"].isin(rows["sample"].unique()[: result.n])]
     names = [a.name for a in result.attacks]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from robbench.masking.record import VerdictIndex
+from robbench.masking.stored import VerdictIndex
 from robbench.report.leaderboard import (
     compute_overestimation,
     format_percent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,14 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
+from robbench.results.grid import Grid
 from robbench.results.schema import ResultFile
+from robbench.results.selection import find_selection_error
 from robbench.results.store import list_differences
 from robbench.results.summary import MEASURED_FLAGS, summarize
 from robbench.suite import Suite
 
-__all__ = ["Mismatch", "Verification", "find_record_mismatches", "find_summary_mismatches"]
+__all__ = [
+    "Mismatch",
+    "Verification",
+    "derive_summary",
+    "find_mismatches",
+    "find_record_mismatches",
+    "find_summary_mismatches",
+]
 
 
 @dataclass(frozen=True)
@@ -70,25 +81,57 @@ class Verification:
         )
 
 
-def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
-    """Compute result.json again from its identity and the records. Yield one mismatch per field that differs."""
+def find_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
+    """Yield every contradiction between result.json and outcomes.parquet, and within each, that needs no model or data.
+
+    Args:
+        stored: the content of result.json.
+        rows: the records of the same run (`records.read_own_rows`).
+    """
+    yield from find_summary_mismatches(stored, rows)
+    yield from find_record_mismatches(rows, [a.name for a in stored.attacks], stored.mode)
+    if error := find_selection_error(
+        pd.unique(rows["sample"].to_numpy()),
+        selection=stored.selection,
+        sample_seed=stored.identity.get("sample_seed"),
+        dataset=stored.dataset,
+        data=stored.identity.get("data"),
+    ):
+        yield Mismatch(f"outcomes.parquet: {error}")
+    yield from _find_override_mismatches(stored)
+
+
+def derive_summary(stored: ResultFile, rows: pd.DataFrame) -> ResultFile:
+    """Compute result.json again from its identity and the records. The fields of `_KEPT` stay.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError, ResultError: the identity or the records cannot be read.
+    """
     identity = stored.identity
+    suite = identity["suite"]
+    return summarize(
+        rows,
+        attacks={a["name"]: {k: v for k, v in a.items() if k != "name"} for a in identity["attacks"]},
+        flags={k: v for k, v in stored.flags.items() if k not in MEASURED_FLAGS},
+        identity=identity,
+        threat=parse_threat(identity["threat"]["norm"], identity["threat"]["eps"]),
+        suite=Suite(suite["name"], 1, "", "", suite["judge"], suite["mode"], {}, ()),
+        seed=identity["seed"],
+        **{name: getattr(stored, name) for name in _KEPT},
+    )
+
+
+def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
+    """Yield one mismatch per field of result.json that does not follow from its identity and the records."""
     try:
-        suite = identity["suite"]
-        expected = summarize(
-            rows,
-            attacks={a["name"]: {k: v for k, v in a.items() if k != "name"} for a in identity["attacks"]},
-            flags={k: v for k, v in stored.flags.items() if k not in MEASURED_FLAGS},
-            identity=identity,
-            threat=parse_threat(identity["threat"]["norm"], identity["threat"]["eps"]),
-            suite=Suite(suite["name"], 1, "", "", suite["judge"], suite["mode"], {}, ()),
-            seed=identity["seed"],
-            **{name: getattr(stored, name) for name in _KEPT},
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        expected = derive_summary(stored, rows)
+    except (AttributeError, KeyError, TypeError, ValueError, ResultError) as error:
         yield Mismatch(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
         return
+    timed = bool(rows["seconds"].any())  # False without timings.parquet, which no verdict depends on
     for field, given, derived in _differences(stored.model_dump(mode="json"), expected.model_dump(mode="json")):
+        if field.endswith("seconds") and not timed:
+            continue
         yield Mismatch(f"result.json: {field} is {given}; {derived} follows from outcomes.parquet and the identity")
 
 
@@ -97,6 +140,25 @@ _KEPT = (
     "answers", "code",
 )  # fmt: skip
 """Fields that do not follow from other data. They are taken as stored."""
+
+
+def _find_override_mismatches(stored: ResultFile) -> Iterator[Mismatch]:
+    """Yield the overrides that differ from the identity. The name of the folder and the titles of tables show them."""
+    identity, given = stored.identity, stored.overrides
+    asked = {key: identity.get(key) for key in ("sample_seed", "gradients")}
+    expected = {key: str(value) for key, value in asked.items() if value is not None}
+    expected |= {key: str(identity[key]) for key in ("seed", "one_by_one") if identity.get(key)}
+    threat = {"norm": stored.threat.norm, "eps": stored.threat.eps}
+    expected |= {key: value for key, value in threat.items() if key in given}
+    if "eps" in given:
+        with contextlib.suppress(ValueError):
+            expected["eps"] = given["eps"] if _is_radius(given["eps"], stored) else expected["eps"]
+    for field, a, b in list_differences("overrides", given, expected):
+        yield Mismatch(f"result.json: {field} is {a}; {b} follows from the identity")
+
+
+def _is_radius(eps: object, stored: ResultFile) -> bool:
+    return parse_threat(stored.threat.norm, str(eps)) == parse_threat(stored.threat.norm, stored.threat.eps)
 
 
 def _differences(given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -115,29 +177,29 @@ def find_record_mismatches(rows: pd.DataFrame, attacks: list[str], mode: str) ->
         attacks: names of the stages, in order.
         mode: full, cascade or challenge.
     """
-    known = rows["attack"].isin(attacks) & rows["status"].isin(list(Status))
-    for sample, attack, status in rows.loc[~known, ["sample", "attack", "status"]].itertuples(index=False):
+    try:
+        grid = Grid.of(rows, attacks)
+    except ResultError as error:
+        yield Mismatch(str(error))
+        return
+    for sample, attack, status in rows.loc[grid.unknown, ["sample", "attack", "status"]].itertuples(index=False):
         yield Mismatch(f"unknown attack, or unknown status {status!r}; allowed: {', '.join(Status)}", sample, attack)
-    rows = rows[known]
-    double = rows.duplicated(["sample", "attack"])
-    for sample, attack in rows.loc[double, ["sample", "attack"]].itertuples(index=False):
+    for sample, attack in rows.loc[grid.double, ["sample", "attack"]].itertuples(index=False):
         yield Mismatch("is recorded more than once", sample, attack)
-    wide = rows[~double].pivot(index="sample", columns="attack", values="status").reindex(columns=attacks)
-    wrong = wide == Status.MISCLASSIFIED
-    partly = wrong.any(axis=1) & ~wrong.all(axis=1)
-    for sample in wide.index[partly]:
+    wrong, missing = grid.has(Status.MISCLASSIFIED), grid.row < 0
+    for sample in grid.samples[wrong.any(axis=1) & ~wrong.all(axis=1)].tolist():
         yield Mismatch("is recorded as misclassified under some attacks and not under others", sample)
-    broken = wide == Status.BROKEN
+    broken = grid.has(Status.BROKEN)
     if mode == "challenge":  # the other attacks skip only what the first attack broke
-        broken.iloc[:, 1:] = False
-    before = broken.cumsum(axis=1).shift(1, axis=1, fill_value=0) > 0
-    skipped = wide == Status.SKIPPED
+        broken[:, 1:] = False
+    before = np.cumsum(broken, axis=1) - broken > 0
+    skipped = grid.has(Status.SKIPPED)
     cases = (
-        (wide.isna(), "is not recorded"),
+        (missing, "is not recorded"),
         (skipped & ~before, "is recorded as skipped, though no earlier attack broke the sample"),
         (skipped & before & (mode == "full"), "is recorded as skipped; in full mode no attack is skipped"),
-        (~skipped & before & wide.notna() & (mode != "full"), "is not skipped, though an earlier attack broke it"),
+        (~skipped & before & ~missing & (mode != "full"), "is not skipped, though an earlier attack broke it"),
     )
     for cells, what in cases:
-        for i, j in np.argwhere(cells.to_numpy()):
-            yield Mismatch(what, int(wide.index[i]), attacks[j])
+        for i, j in np.argwhere(cells):
+            yield Mismatch(what, int(grid.samples[i]), attacks[j])

@@ -28,6 +28,7 @@ __all__ = [
     "TIMING_COLUMNS",
     "make_empty_rows",
     "pack_rows",
+    "read_own_rows",
     "read_rows",
     "read_run_id",
     "read_run_rows",
@@ -105,12 +106,38 @@ def read_run_rows(path: Path, run_id: str, columns: list[str] | None = None) -> 
     frame, about = _read(path)
     if about is None:
         raise ResultError(f"{path}: of an older or another format, without a run_id")
+    _check_owner(path, frame, about, run_id, columns or _OUTCOME_COLUMNS)
+    return frame
+
+
+def _check_owner(path: Path, frame: pd.DataFrame, about: dict[str, Any], run_id: str, columns: list[str]) -> None:
     if about.get("run_id") != run_id:
         raise ResultError(f"{path}: of another run, {str(about.get('run_id'))[:16]}; expected {run_id[:16]}")
-    expected = columns or _OUTCOME_COLUMNS
-    if list(frame.columns) != expected:
-        raise ResultError(f"{path} has the columns {list(frame.columns)}; expected {expected}")
-    return frame
+    if list(frame.columns) != columns:
+        raise ResultError(f"{path} has the columns {list(frame.columns)}; expected {columns}")
+
+
+def read_own_rows(path: Path, run_id: str) -> pd.DataFrame:
+    """Read the records of a finished run like `read_rows`. The records and the wall times must be of this run.
+
+    Records of older versions have no run_id. They are recognized by their column `seconds`.
+
+    Raises:
+        ResultError: outcomes.parquet or timings.parquet is damaged or of another run.
+    """
+    rows, about = _read(path)
+    if about is None:
+        if list(rows.columns) != list(COLUMNS):
+            raise ResultError(f"{path}: without a run_id")
+        return rows
+    _check_owner(path, rows, about, run_id, _OUTCOME_COLUMNS)
+    times = path.with_name(TIMINGS)
+    if not times.exists():
+        return rows.assign(seconds=0.0)
+    timed = read_run_rows(times, run_id, TIMING_COLUMNS)
+    if len(timed) != len(rows) or any((timed[key].to_numpy() != rows[key].to_numpy()).any() for key in _KEYS):
+        raise ResultError(f"{times}: not of the records of {OUTCOMES}")
+    return rows.assign(seconds=timed["seconds"].to_numpy())
 
 
 def read_rows(path: Path) -> pd.DataFrame:

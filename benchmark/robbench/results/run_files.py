@@ -14,9 +14,9 @@ from robbench.core.files import digest
 from robbench.results.adversarials import FILE as ADVERSARIALS
 from robbench.results.judging_code import DESCRIPTION, MOST_DESCRIPTION_BYTES
 from robbench.results.locking import is_locked
+from robbench.results.reader import list_result_paths, read_in_tree
 from robbench.results.records import COLUMNS, read_run_rows
 from robbench.results.schema import Answers, ResultFile, StrictModel, read_result, read_validated
-from robbench.results.store import list_result_paths
 from robbench.results.trust import explain_refusal
 from robbench.suite import CUSTOM
 
@@ -137,12 +137,9 @@ def _finished(root: Path) -> Iterator[StoredRun]:
         aside = len(list(path.parent.glob("*.damaged*")))
         note = f"{aside} damaged files set aside" if aside else ""
         try:
-            result = read_result(path)
+            result = read_in_tree(root, path.parent)
         except ResultError as error:
             yield StoredRun(path.parent, "", "damaged", 0.0, None, str(error))
-            continue
-        if not path.with_name("outcomes.parquet").exists():
-            yield StoredRun(path.parent, result.run_id, "damaged", 0.0, result, "outcomes.parquet is missing")
             continue
         yield StoredRun(path.parent, result.run_id, "finished", 1.0, result, note)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import check_path_component, read_json
+from robbench.core.files import check_path_component, digest, read_json
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -19,11 +19,14 @@ __all__ = [
     "ResultFile",
     "ThreatResult",
     "dump_result",
+    "dump_sealed",
     "read_result",
     "read_validated",
+    "seal",
 ]
 
 SCHEMA_VERSION = 2
+_SEAL = "sha256"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -136,23 +139,52 @@ class ResultFile(_Strict):
         return check_path_component(name, "name")  # the names make a path, which must stay in the tree
 
 
-def read_result(path: Path) -> ResultFile:
-    """Read and validate a result.json.
+def read_result(path: Path, changed: bool = False) -> ResultFile:
+    """Read and validate a result.json. Whether its numbers follow from the records is asked by `reader.read_vouched`.
+
+    Args:
+        path: the file.
+        changed: whether a file is read that was changed after it was written.
 
     Raises:
-        ResultError: the file is not a result of this schema.
+        ResultError: the file is not a result of this schema, or it was changed.
     """
-    return read_validated(path, ResultFile, 2**26)
+    return read_validated(path, ResultFile, 2**26, changed)
 
 
-def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
-    """Read a JSON file of at most `most` bytes.
+def dump_sealed(content: BaseModel) -> bytes:
+    """Return the bytes of a JSON file for `read_validated`: the fields, and their digest as `sha256`."""
+    return seal(content.model_dump(mode="json"))
+
+
+def seal(fields: dict[str, Any]) -> bytes:
+    """Return the bytes of a JSON file with these fields and their digest (`dump_sealed`)."""
+    return (json.dumps({**fields, _SEAL: digest(fields)}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_validated(path: Path, kind: type[_Model], most: int, changed: bool = False) -> _Model:
+    """Read a JSON file of at most `most` bytes. Files of older versions have no digest.
+
+    Args:
+        path: the file.
+        kind: its schema.
+        most: limit of its size.
+        changed: whether a file is read whose digest is not that of its fields.
 
     Raises:
-        ResultError: the file cannot be read, or does not fit the schema. The message names the first wrong field.
+        ResultError: the file cannot be read, does not fit the schema, or was changed. The message names the first wrong
+            field.
     """
     try:
-        return kind.model_validate_json(read_json(path, most))
+        data = read_json(path, most)
+        sealed = _remove_seal(data)
+        if sealed is None:
+            return kind.model_validate_json(data)
+        rest, is_intact = sealed
+        content = kind.model_validate_json(rest)
+        if is_intact or changed:
+            return content
+        raise ResultError(f"{path}: not as it was written (SHA-256).")
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValidationError as error:
@@ -161,6 +193,18 @@ def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
         raise ResultError(f"{path}: {where}: {first['msg']}.") from None
 
 
+def _remove_seal(data: bytes) -> tuple[str, bool] | None:
+    """Return a JSON text without its digest, and whether the digest is right; None if the text has none."""
+    try:
+        fields = json.loads(data)
+        if not isinstance(fields, dict) or _SEAL not in fields:
+            return None
+        written = fields.pop(_SEAL)
+        return json.dumps(fields), written == digest(fields)
+    except (ValueError, RecursionError):  # the schema says what is wrong
+        return None
+
+
 def dump_result(result: ResultFile) -> str:
-    """Format a result as the JSON text of result.json and of `--json`."""
+    """Format a result as the JSON text of `--json`."""
     return json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from robbench.results.records import (
     read_run_id,
 )
 from robbench.results.recovery import Note, read_sound_records, read_sound_shards, set_aside_unsound_points, shard_name
-from robbench.results.schema import ResultFile, dump_result, read_result
+from robbench.results.schema import ResultFile, dump_sealed, read_result, seal
 
 __all__ = [
     "COLUMNS",
@@ -57,7 +57,6 @@ __all__ = [
     "RunStore",
     "describe_other_run",
     "list_differences",
-    "load_results",
     "locate_result",
     "make_empty_rows",
     "read_rows",
@@ -146,7 +145,7 @@ class RunStore:
         for place in (self.folder, self.partial):
             remove_temporaries(place)
         stored = self._read_stored(note)
-        if stored is not None and stored.run_id != self.run_id:
+        if stored is not None and not self._is_own(stored):
             if not overwrite:
                 raise ResultError(describe_other_run(self.folder, stored.identity, self.identity))
             shutil.rmtree(self.folder)
@@ -231,17 +230,28 @@ class RunStore:
         if not self.result_path.exists():
             return None
         try:
-            return read_result(self.result_path)
+            return read_result(self.result_path, changed=True)
         except ResultError as error:
             name = set_aside(self.result_path, self.folder).name
             note(f"{error} Set aside as {name}; the file is made again.")
             return None
 
+    def _is_own(self, stored: ResultFile) -> bool:
+        """Return whether a result is of this run, though its run_id or its identity may have been changed."""
+        with contextlib.suppress(ValueError):  # NaN in an identity
+            return self.run_id in (stored.run_id, digest(stored.identity))
+        return stored.run_id == self.run_id
+
     def _describe_other_runs(self) -> Iterator[str]:
         """Describe the other unfinished runs in this folder and their differences. They are not changed."""
+        own = json.loads(json.dumps(self.identity))
         for path in sorted(self.partial.parent.glob(f"*/{DESCRIPTION}")):
             other = load_description(path.parent).get("identity")
-            if path.parent != self.partial and isinstance(other, dict) and other != json.loads(json.dumps(self.identity)):
+            if (
+                path.parent != self.partial
+                and isinstance(other, dict)
+                and other != json.loads(json.dumps(self.identity))
+            ):
                 yield (
                     f"{self.folder} holds a different unfinished run, whose records are not used. What "
                     "differs:\n" + "\n".join(_list_lines(other, self.identity))
@@ -249,8 +259,7 @@ class RunStore:
 
     def begin(self, description: dict[str, Any]) -> None:
         """Write run.json, before anything is computed."""
-        text = json.dumps({**description, "identity": self.identity}, indent=2, ensure_ascii=False)
-        write_atomically(self.partial / DESCRIPTION, f"{text}\n".encode())
+        write_atomically(self.partial / DESCRIPTION, seal({**description, "identity": self.identity}))
 
     def find_unstored_breaks(self, rows: pd.DataFrame) -> pd.Series[bool]:
         """Return a mask of the rows that are breaks without a stored adversarial example."""
@@ -288,7 +297,7 @@ class RunStore:
             self.adversarials_path.unlink(missing_ok=True)  # left by another run that was killed before its end
         write_atomically(self.folder / TIMINGS, pack_rows(rows, self.run_id, TIMING_COLUMNS))
         write_atomically(self.outcomes_path, pack_rows(rows, self.run_id))
-        write_atomically(self.result_path, dump_result(result).encode())
+        write_atomically(self.result_path, dump_sealed(result))
         if len(leftover):
             kept = self.commit(leftover, merge(points, leftover))
             for path in self.partial.iterdir():
@@ -356,13 +365,3 @@ def locate_result(root: Path, result: ResultFile) -> Path:
     """Return the folder of a result in a results tree."""
     suite = result.suite if not result.overrides else f"{result.suite}@{result.run_id[:8]}"
     return root / result.dataset / result.model / suite
-
-
-def load_results(root: Path) -> list[ResultFile]:
-    """Read all results of a results tree, ordered by path."""
-    return [read_result(path) for path in list_result_paths(root)]
-
-
-def list_result_paths(root: Path) -> Iterable[Path]:
-    """List all result.json files of a results tree, ordered by path."""
-    return sorted(root.glob("*/*/*/result.json"))

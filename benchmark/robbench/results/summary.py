@@ -9,6 +9,7 @@ import pandas as pd
 from robbench.core.files import digest
 from robbench.core.stats import wilson
 from robbench.core.types import Status, Threat, format_ids
+from robbench.results.grid import Grid
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult
 from robbench.suite import Suite
 
@@ -56,25 +57,24 @@ def summarize(
         suite: gives name, judge and mode.
         **described: the remaining fields of `ResultFile`.
     """
-    n = rows["sample"].nunique()
-    clean = n - rows.loc[rows["status"] == Status.MISCLASSIFIED, "sample"].nunique()
+    names = list(attacks)
+    grid = Grid.of(rows, names)
+    n, lost = len(grid.samples), grid.lost
+    sums = {column: grid.sum(rows[column]) for column in ("forwards", "backwards", "seconds", "zero_gradients")}
+    refuted = grid.sum(rows["claimed"] & (rows["status"] == Status.ROBUST))
     results: list[AttackResult] = []
-    earlier = rows.iloc[:0]
-    first = rows[rows["attack"] == next(iter(attacks))]
-    for name, config in attacks.items():
-        mine = rows[rows["attack"] == name]
-        before = {"full": rows.iloc[:0], "cascade": earlier, "challenge": first if results else rows.iloc[:0]}
-        earlier = pd.concat([before[suite.mode], mine])
-        backwards, zero = int(mine["backwards"].sum()), int(mine["zero_gradients"].sum())
+    for i, name in enumerate(names):
+        counted = {"full": [i], "cascade": list(range(i + 1)), "challenge": [0, i]}[suite.mode]
+        backwards, zero = int(sums["backwards"][i]), int(sums["zero_gradients"][i])
         results.append(
             AttackResult(
                 name=name,
-                robust_accuracy=make_accuracy(int(find_robust_samples(earlier).sum()), n),
-                forwards=int(mine["forwards"].sum()),
+                robust_accuracy=make_accuracy(n - int(lost[:, counted].any(axis=1).sum()), n),
+                forwards=int(sums["forwards"][i]),
                 backwards=backwards,
-                seconds=round(float(mine["seconds"].sum()), 3),
-                config=config,
-                refuted=int((mine["claimed"] & (mine["status"] == Status.ROBUST)).sum()),
+                seconds=round(float(sums["seconds"][i]), 3),
+                config=attacks[name],
+                refuted=int(refuted[i]),
                 zero_gradient_share=zero / backwards if backwards else 0.0,
             )
         )
@@ -87,8 +87,8 @@ def summarize(
         judge=suite.judge,
         mode=suite.mode,
         n=n,
-        clean_accuracy=make_accuracy(clean, n),
-        robust_accuracy=make_accuracy(int(find_robust_samples(rows).sum()), n),
+        clean_accuracy=make_accuracy(n - int(grid.has(Status.MISCLASSIFIED).any(axis=1).sum()), n),
+        robust_accuracy=make_accuracy(n - int(lost.any(axis=1).sum()), n),
         attacks=results,
         flags={**flags, **_measured_flags(rows, results)},
         forwards=sum(r.forwards for r in results),

@@ -17,8 +17,8 @@ from robbench.data.sets import load
 from robbench.report.figures.canvas import add_footnote, make_figure
 from robbench.report.figures.source import FigureData, FigurePlan
 from robbench.results.adversarials import FILE, read
+from robbench.results.reader import read_vouched_rows
 from robbench.results.schema import ResultFile
-from robbench.results.store import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def _example_frames(folder: Path, result: ResultFile, images: Dataset) -> Iterat
             f"{folder} was measured on other images than those of the data set {images.name} on this machine. "
             "Evaluate the model again with --overwrite."
         )
-    rows = read_rows(folder / "outcomes.parquet")
+    rows = read_vouched_rows(folder)
     broken = rows[rows["status"] == Status.BROKEN].drop_duplicates("sample")
     names = images.labels or tuple(map(str, range(images.num_classes)))
     chosen = broken.drop_duplicates("label").sort_values("label").head(_EXAMPLES)

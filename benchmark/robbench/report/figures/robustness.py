@@ -23,8 +23,8 @@ from robbench.report.figures.canvas import (
 from robbench.report.figures.source import FigureData, FigurePlan
 from robbench.report.linear import find_standard_radius, format_radius
 from robbench.report.sweep import build_sweep
+from robbench.results.reader import read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import read_rows
 from robbench.results.summary import find_robust_samples, make_accuracy
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def plan_steps_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
 
 
 def _step_rows(data: FigureData, result: ResultFile) -> Iterator[dict[str, Any]]:
-    rows = read_rows(data.locate_result(result) / "outcomes.parquet")
+    rows = read_vouched_rows(data.locate_result(result))
     for attack in result.attacks:
         of_attack = rows[rows["attack"] == attack.name]
         steps = attack.config.get("steps")
@@ -222,7 +222,7 @@ def plan_classes_figure(data: FigureData, title: str, dataset: str) -> FigurePla
 
 
 def _class_rows(data: FigureData, result: ResultFile) -> Iterator[dict[str, Any]]:
-    rows = read_rows(data.locate_result(result) / "outcomes.parquet")
+    rows = read_vouched_rows(data.locate_result(result))
     robust = find_robust_samples(rows)
     label = rows.drop_duplicates("sample").set_index("sample")["label"].reindex(robust.index)
     groups = [*robust.groupby(label), ("all", robust)]

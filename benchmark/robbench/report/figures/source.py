@@ -15,8 +15,9 @@ from robbench.linear.record import LinearFile, linear_folder, read_linear_files,
 from robbench.linear.theory import Linearization
 from robbench.models.card import Entry, Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure
+from robbench.results.reader import Damage, StoredResults, read_results
 from robbench.results.schema import ResultFile
-from robbench.results.store import load_results, locate_result
+from robbench.results.store import locate_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,15 +71,28 @@ class FigureData:
         self.registry, self.root, self.data_dir = registry, root, data_dir
 
     @cached_property
+    def _stored(self) -> StoredResults:
+        return read_results(self.root)
+
+    @cached_property
+    def _linear_files(self) -> tuple[dict[str, LinearFile], list[Damage]]:
+        return read_linear_files(self.root)
+
+    @property
+    def damaged(self) -> list[Damage]:
+        """The results and measurements that no figure shows, because they are damaged."""
+        return [*self._stored.damaged, *self._linear_files[1]]
+
+    @cached_property
     def results(self) -> list[ResultFile]:
         """The results that were measured on the weights of the model's card, or on a model without a card."""
         # A challenge is left out. It is on few images, and only checks whether the other results can be trusted.
-        results = (r for r in load_results(self.root) if r.mode != "challenge")
+        results = (r for r in self._stored.results if r.mode != "challenge")
         return [r for r in results if self._is_current(r.dataset, r.model, r.identity.get("weights"))]
 
     @cached_property
     def _linear(self) -> dict[str, LinearFile]:
-        files = read_linear_files(self.root)
+        files, _ = self._linear_files
         return {k: f for k, f in files.items() if self._is_current(f.dataset, f.model, f.identity.get("weights"))}
 
     def _is_current(self, dataset: str, model: str, weights: object) -> bool:

@@ -1,0 +1,234 @@
+"""Whatever is edited in the files of a result: every reader names the file, or shows the numbers that it showed before.
+
+ROBBENCH_EDITS multiplies the number of edits (2,300 in CI), ROBBENCH_FUZZ_SEED says where they begin.
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robbench.core.errors import ResultError
+from robbench.evaluation.run import evaluate
+from robbench.gate.measure import read_stored_entry
+from robbench.linear.record import read_activations, read_linear, read_linear_files, read_linearization, write_linear
+from robbench.linear.theory import Linearization
+from robbench.masking.record import FILE as SANITY
+from robbench.masking.record import read_sanity
+from robbench.masking.stored import VerdictIndex
+from robbench.models.card import Registry
+from robbench.recheck.verify import verify
+from robbench.report.export import export_result
+from robbench.report.leaderboard import render_leaderboard
+from robbench.report.linear import make_linear_rows
+from robbench.report.spread import build_spread
+from robbench.report.sweep import build_sweep
+from robbench.results.adversarials import FILE as POINTS
+from robbench.results.reader import read_results
+from robbench.results.run_files import find_runs
+from robbench.results.schema import dump_sealed
+from robbench.results.store import RunStore
+from robbench.results.summary import make_accuracy
+from support.evidence import write_evidence
+from support.fuzzing import mutated_bytes, mutated_json
+from support.models import small
+from support.papers import result
+from support.stored import folder, write_suite
+
+TIMES = int(os.environ.get("ROBBENCH_EDITS", "1"))
+SEED = int(os.environ.get("ROBBENCH_FUZZ_SEED", "0"))
+NAME = "mnist/edited/whitebox"
+
+DESCRIPTION = {
+    "version": 1, "model": "digits/at", "own_images": False, "suite": "quick", "dataset": None, "name": None,
+    "architecture": None, "mean": None, "std": None, "norm": None, "eps": None, "samples": 40, "sample_seed": None,
+    "seed": 0, "lanes": None, "models": [], "data_dir": None, "save_adversarials": False, "n": 40, "stages": 2,
+    "date": "2026-01-02",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Two results, a verdict, a linear measurement and an unfinished run, all as robbench writes them now."""
+    repo, root = Path(__file__).parents[2], tmp_path_factory.mktemp("tree")
+    for model, worst in (("edited", 9), ("other", 20)):
+        counts = {"PGD": worst + 5, "APGD": worst + 3}
+        write_evidence(root, result(model, "whitebox", worst, counts, n=40, flags={"randomized": "It rolls dice."}))
+    shutil.copytree(repo / "results/digits/natural/sanity", root / "digits/natural/sanity")
+    path = root / "digits/natural/sanity" / SANITY
+    path.write_bytes(dump_sealed(read_sanity(path)))
+    place = repo / "results/digits/natural/linear"
+    m, k = read_linearization(place), slice(0, 20)
+    few = Linearization(m.sample[k], m.label[k], m.logits[k], m.gradient[k], m.gradient_gap[k], m.cosine[k])
+    summary = read_linear(place)
+    correct = int((few.logits.argmax(1) == few.label).sum())
+    medians = {name: float(f"{v:.6g}") for name, v in few_medians(few).items()}
+    about = {"n": 20, "clean_accuracy": make_accuracy(correct, 20), "medians": medians, "flags": {}}
+    write_linear(root / "digits/natural/linear", summary.model_copy(update=about), few, read_activations(place))
+    identity = {"attacks": [{"name": "A"}, {"name": "B"}], "seed": 0}
+    RunStore(root, "digits", "begun", "quick", identity, standard=True).begin(DESCRIPTION)
+    return root
+
+
+def few_medians(measured):
+    return {
+        name: np.median(measured.take_at_nearest(name)) for name in ("logit_gap", "gradient_gap", "radius", "cosine")
+    }
+
+
+def show(root):
+    stored, damaged = read_results(root)
+    return repr([r.model_dump() for r in stored]) + " ".join(map(str, damaged))
+
+
+def list_runs(root):
+    return repr([r.as_row(root) for r in find_runs(root)])
+
+
+def tell_verdict(root):
+    """What tables and pages say of a verdict. The result of its suite is not edited here."""
+    verdicts = VerdictIndex(root)
+    (examined,) = read_results(root, "digits/natural").results
+    return f"{verdicts.find(examined)} {' '.join(map(str, verdicts.list_damaged()))}"
+
+
+def tell_linear(root):
+    files, damaged = read_linear_files(root)
+    return f"{make_linear_rows(list(files.values()), root, None)} {' '.join(map(str, damaged))}"
+
+
+def compare_seeds(root):
+    return repr(build_spread(root, read_results(root, "mnist/edited").results or [_known(root)]))
+
+
+def compare_radii(root):
+    return repr(build_sweep(root, read_results(root, "mnist/edited").results or [_known(root)]))
+
+
+def _known(root):
+    """A reader that had the summary in its hands before the file was edited."""
+    (other,) = read_results(root, "mnist/other").results
+    return other.model_copy(update={"model": "edited"})
+
+
+READERS = {
+    "show": show,
+    "leaderboard": render_leaderboard,
+    "runs": list_runs,
+    "export": lambda root: export_result(root / NAME, "robustbench", Registry([]))[0],
+    "baseline": lambda root: repr(read_stored_entry(root / NAME)),
+    "sweep": compare_radii,
+    "spread": compare_seeds,
+}
+
+
+def ask(reader, root):
+    try:
+        return reader(root)
+    except ResultError as error:
+        return str(error)
+
+
+def edit(rng, path, data):
+    """Change one to three fields of a JSON file, or one to four places of another one."""
+    if path.suffix == ".json":
+        text = mutated_json(rng, data.decode())
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    else:
+        path.write_bytes(mutated_bytes(rng, data))
+
+
+def bend(path, root, times, readers, seed):
+    """Edit a file many times, ask the readers in turn, and return how often a file was named."""
+    data, rng, named = path.read_bytes(), random.Random(SEED + seed), 0
+    before = {name: ask(reader, root) for name, reader in readers.items()}
+    for i in range(times * TIMES):
+        edit(rng, path, data)
+        name = list(readers)[i % len(readers)]
+        said = ask(readers[name], root)
+        if said != before[name]:
+            named += 1
+            assert path.name in said or path.parent.name in said, (name, path.read_bytes(), said)
+            assert "damaged" in said or path.name in said, (name, path.read_bytes(), said)
+            assert not shows_a_changed_number(said, before[name]), (name, path.read_bytes(), said)
+    path.write_bytes(data)
+    assert {name: ask(reader, root) for name, reader in readers.items()} == before, "an undone edit leaves no trace"
+    return named
+
+
+def shows_a_changed_number(said, before):
+    """Tell whether a line of a table holds something that no line held before."""
+    lines = [line for line in said.splitlines() if line.startswith("| ") and "edited" in line]
+    return any(line not in before for line in lines)
+
+
+@pytest.mark.parametrize(("name", "times"), [("result.json", 500), ("outcomes.parquet", 500), ("timings.parquet", 140)])
+def test_edited_results_are_named_by_every_reader(tree, name, times):
+    assert bend(tree / NAME / name, tree, times, READERS, 1) > times * TIMES / 2
+
+
+def test_edited_verdicts_are_named(tree):
+    path = tree / "digits/natural/sanity" / SANITY
+    assert bend(path, tree, 140, {"verdict": tell_verdict}, 2) > 70 * TIMES
+
+
+@pytest.mark.parametrize("name", ["linear.json", "classes.parquet", "activations.parquet"])
+def test_edited_linear_measurements_are_named(tree, name, times=170):
+    assert bend(tree / "digits/natural/linear" / name, tree, times, {"linear": tell_linear}, 3) > times * TIMES / 2
+
+
+def test_edited_descriptions_of_runs_are_named(tree):
+    (path,) = tree.glob("digits/begun/quick/.partial/*/run.json")
+    assert bend(path, tree, 150, {"runs": list_runs}, 4) > 75 * TIMES
+
+
+def test_edited_adversarial_examples_are_found_by_verify(tmp_path):
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = small()(x).argmax(1)
+    evaluate(small(), write_suite(tmp_path), x=x, y=y, name="s", eps=0.05, results=tmp_path, save_adversarials=True)
+    path, rng, found = folder(tmp_path) / POINTS, random.Random(SEED), 0
+    data, before = path.read_bytes(), verify(path.parent, small(), x=x, y=y)
+    assert before.breaks == before.confirmed > 0 and not before.refuted
+    for _ in range(60 * TIMES):
+        edit(rng, path, data)
+        now = verify(path.parent, small(), x=x, y=y)
+        found += bool(now.refuted)
+        assert now.refuted or now.confirmed == before.confirmed
+    assert found > 30 * TIMES
+
+
+def test_without_a_digest_of_the_file_every_number_of_robustness_is_vouched_for(tree, tmp_path):
+    """Files of older versions have none. What then follows from nothing else is a statement, not a number."""
+    root = shutil.copytree(tree, tmp_path / "tree")
+    path = root / NAME / "result.json"
+    fields = json.loads(path.read_bytes())
+    del fields["sha256"]
+    data, rng, named = json.dumps(fields).encode(), random.Random(SEED + 5), 0
+
+    def numbers():
+        free = {"date", "hardware", "versions", "environment", "lanes", "paper", "flags"}
+        return [r.model_dump(exclude=free) for r in read_results(root, "mnist/edited").results]
+
+    path.write_bytes(data)
+    before = numbers()
+    assert before
+    for _ in range(300 * TIMES):
+        edit(rng, path, data)
+        damaged = read_results(root, "mnist/edited").damaged
+        named += bool(damaged)
+        assert damaged or numbers() == before, path.read_bytes()
+    assert named > 100 * TIMES
+
+
+@pytest.mark.parametrize("name", [f"{NAME}/result.json", "digits/natural/linear/linear.json", "digits/begun"])
+def test_a_digest_shows_edits_of_mere_statements(tree, tmp_path, name):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    path = root / name if name.endswith(".json") else next((root / name).glob("quick/.partial/*/run.json"))
+    path.write_text(path.read_text().replace('"date": "20', '"date": "19'))
+    said = list_runs(root) + tell_linear(root)
+    assert f"{path.name}: not as it was written (SHA-256)" in said

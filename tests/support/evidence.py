@@ -1,0 +1,68 @@
+"""Stored results whose records, identity and summary agree, made without a model."""
+
+import numpy as np
+import pandas as pd
+
+from robbench.results.consistency import derive_summary
+from robbench.results.records import COLUMNS, OUTCOMES, TIMING_COLUMNS, TIMINGS, pack_rows
+from robbench.results.schema import dump_sealed
+from robbench.results.selection import describe_selection
+from robbench.results.store import locate_result
+
+
+def write_evidence(root, wanted, status=None):
+    """Write a result in full mode with the counts of `wanted`, and return it with its derived fields.
+
+    Args:
+        root: the results tree.
+        wanted: the result (`ResultFile`); its attacks, counts, flags and described fields are taken.
+        status: attack -> one status per sample; by default statuses that give the counts of `wanted`.
+    """
+    status = status or _spread_counts(wanted)
+    n = len(next(iter(status.values())))
+    identity = {
+        "data": "d" * 64,
+        "suite": {"name": wanted.suite, "judge": wanted.judge, "mode": wanted.mode},
+        "attacks": [{"name": a.name, **a.config} for a in wanted.attacks],
+        "threat": {"norm": wanted.threat.norm, "eps": wanted.threat.eps},
+        "seed": int(wanted.overrides.get("seed", 0)),
+        "sample_seed": None,
+    } | wanted.identity
+    rows = make_rows(status)
+    about = {"identity": identity, "selection": describe_selection(n, n, None)}
+    result = derive_summary(wanted.model_copy(update=about), rows)
+    folder = locate_result(root, result)
+    folder.mkdir(parents=True)
+    (folder / OUTCOMES).write_bytes(pack_rows(rows, result.run_id))
+    (folder / TIMINGS).write_bytes(pack_rows(rows, result.run_id, TIMING_COLUMNS))
+    (folder / "result.json").write_bytes(dump_sealed(result))
+    return result
+
+
+def make_rows(status):
+    """Make records: attack -> one status per sample."""
+    names = list(status)
+    n = len(status[names[0]])
+    frame = pd.DataFrame(
+        {
+            "sample": np.repeat(np.arange(n), len(names)),
+            "attack": names * n,
+            "status": [status[name][i] for i in range(n) for name in names],
+        }
+    )
+    full = frame.reindex(columns=list(COLUMNS), fill_value=0).assign(forwards=2, backwards=1, seconds=0.001)
+    return full.assign(claimed=full["status"] == "broken").astype(COLUMNS)
+
+
+def _spread_counts(wanted):
+    """Attacks leave the images of the worst case, and further ones that are not the same for every attack."""
+    n, clean, worst = wanted.n, *(round(a.value * wanted.n) for a in (wanted.clean_accuracy, wanted.robust_accuracy))
+    status, begin = {}, worst
+    for attack in wanted.attacks:
+        more = round(attack.robust_accuracy.value * n) - worst
+        column = np.array(["broken"] * clean + ["misclassified"] * (n - clean), dtype=object)
+        column[:worst] = "robust"
+        column[worst + (begin - worst + np.arange(more)) % max(clean - worst, 1)] = "robust"
+        begin += more
+        status[attack.name] = column.tolist()
+    return status
