@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack
 from robbench.classifier.batch_width import BatchWidths, default_lanes
-from robbench.classifier.checks import classify, compute_logits, find_state_change_flag
+from robbench.classifier.checks import choose_width, classify, compute_logits, find_state_change_flag
 from robbench.classifier.prepare import Target
+from robbench.core.chance import find_chance_flag
 from robbench.core.errors import RobbenchError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
@@ -20,6 +21,7 @@ from robbench.core.types import JUDGES, Judge
 from robbench.engine.engine import Rows
 from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.options import Options, check_names
+from robbench.evaluation.precision import explain_bfloat16_cost
 from robbench.evaluation.setup import Setup
 from robbench.evaluation.stages import run_stage
 from robbench.models.spec import ModelSpec
@@ -97,8 +99,11 @@ def compute_clean_accuracy(
     """
     target, images = _resolve_images(model, x, y, options)
     at = np.arange(len(images.y))
-    lanes = options.lanes or default_lanes(images.x(at[:1]).shape[1:], target.device)
+    shape = tuple(images.x(at[:1]).shape[1:])
+    lanes = options.lanes or default_lanes(shape, target.device)
+    lanes = choose_width(BatchWidths(target.module, shape, lanes, images.dtype), len(at))
     prediction, flags = classify(target, images.x(at), images.y, images.num_classes, lanes)
+    flags |= find_chance_flag(images.y.numpy(), prediction)
     return float((prediction == images.y.numpy()).mean()), flags
 
 
@@ -143,9 +148,15 @@ def attack_images(
         raise RobbenchError(f"judge: {judge!r} given; allowed: {', '.join(JUDGES)}.")
     options = Options.take({"norm": "Linf", **fields, "eps": eps})
     target, images = _resolve_images(model, x, y, options)
+    notes: dict[str, str] = {}
+    if why := explain_bfloat16_cost(target, images, options, None):
+        notes, options = {"gradients": why}, replace(options, gradients=None)
+        target, images = _resolve_images(model, x, y, options)
     setup = Setup(target, images, replace(Suite.of([attack]), judge=judge), options, None)
     ball, all_x, labels = Ball.of(setup.threat), images.x(np.arange(len(images.y))), images.y
-    first, flags = classify(target, all_x, labels, images.num_classes, setup.lanes)
+    widths = BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse)
+    lanes = choose_width(widths, len(all_x))
+    first, flags = classify(target, all_x, labels, images.num_classes, lanes)
     misclassified, prediction = torch.from_numpy(first) != labels, torch.from_numpy(first)
     outcome = AttackOutcome(
         x_adv=all_x.clone(),
@@ -155,7 +166,7 @@ def attack_images(
         distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
         forwards=torch.zeros(len(labels), dtype=torch.int64),
         backwards=torch.zeros(len(labels), dtype=torch.int64),
-        flags={**images.flags, **flags},
+        flags={**images.flags, **notes, **flags, **find_chance_flag(labels.numpy(), first)},
     )
 
     def take(rows: Rows) -> None:
@@ -168,7 +179,7 @@ def attack_images(
     right = np.flatnonzero(~misclassified.numpy())
     if len(right):
         deterministic, some = "randomized" not in flags, all_x[right[: setup.lanes]]
-        before = compute_logits(target, some, setup.lanes)
+        before = compute_logits(target, some, lanes)
         run_stage(
             setup.stages[0],
             target,
@@ -177,7 +188,7 @@ def attack_images(
             labels[right],
             images.index[right],
             ball,
-            widths=BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse),
+            widths=widths,
             judge=judge,
             deterministic=deterministic,
             on_rows=take,
@@ -185,5 +196,5 @@ def attack_images(
             keep_adversarials=True,
         )
         if deterministic:
-            outcome.flags.update(find_state_change_flag(target, some, before, setup.lanes))
+            outcome.flags.update(find_state_change_flag(target, some, before, lanes))
     return outcome

@@ -104,7 +104,13 @@ class Setup:
         return kept
 
     def summarize(
-        self, samples: NDArray[np.int64], rows: pd.DataFrame, flags: dict[str, str], place: Place, date: str
+        self,
+        samples: NDArray[np.int64],
+        rows: pd.DataFrame,
+        flags: dict[str, str],
+        place: Place,
+        date: str,
+        wall_seconds: float | None = None,
     ) -> ResultFile:
         """Make the result of these samples.
 
@@ -114,6 +120,7 @@ class Setup:
             flags: name of a problem -> sentence.
             place: hardware and software of the measurement.
             date: date of the measurement, UTC, ISO 8601.
+            wall_seconds: wall time of the measurement; None where nothing was computed.
         """
         total, options = len(self.images.y), self.options
         if options.sample_seed is not None:
@@ -137,6 +144,7 @@ class Setup:
             versions=place.versions,
             environment=place.environment,
             date=date,
+            wall_seconds=wall_seconds,
             paper=dict(self.target.paper),
         )
 

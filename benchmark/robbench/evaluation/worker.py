@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import (
+    choose_width,
     classify,
     compute_logits,
     find_bfloat16_flag,
@@ -19,6 +20,7 @@ from robbench.classifier.checks import (
     measure_pass_seconds,
 )  # fmt: skip
 from robbench.classifier.fast_layers import list_fast_layers
+from robbench.classifier.leak import keeps_memory
 from robbench.classifier.prepare import Target
 from robbench.core.machine import Growth, describe_device, environment, held_bytes, versions
 from robbench.core.threat import Ball
@@ -144,7 +146,8 @@ class Worker:
         Raises:
             ModelError: see `checks.classify`.
         """
-        target, images, lanes = self.job.target, self.job.images, self.widths.lanes
+        target, images = self.job.target, self.job.images
+        lanes = choose_width(self.widths, len(positions))
         x, y, sample = images.x(positions), images.y[positions], images.index[positions]
         prediction, flags = classify(target, x, y, images.num_classes, lanes, sample)
         notes: tuple[str, ...] = ()
@@ -174,7 +177,7 @@ class Worker:
         x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
         if self.before is None:
             first = x[: job.lanes]
-            self.before = first, compute_logits(job.target, first, job.lanes)
+            self.before = first, compute_logits(job.target, first, choose_width(self.widths, len(first)))
 
         def finish(rows: engine.Rows) -> None:
             if self.keeper:  # before the rows, so that a shard has both
@@ -207,8 +210,9 @@ class Worker:
         """Look at the model and the memory again when the attacks are over; returns flags."""
         flags: dict[str, str] = {}
         if self.deterministic and self.before is not None:
-            flags = find_state_change_flag(self.job.target, *self.before, self.job.lanes)
-        if leaked := self.growth.leaked:
+            lanes = choose_width(self.widths, len(self.before[0]))
+            flags = find_state_change_flag(self.job.target, *self.before, lanes)
+        if (leaked := self.growth.leaked) and keeps_memory(self.job.target, self.shape, self.job.images.dtype):
             flags["memory"] = (
                 f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "
                 "in the model keeps what it is given. A longer run may be killed; the same command then goes on."

@@ -92,7 +92,10 @@ def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[
         yield Mismatch(f"result.json: {field} is {given}; {derived} follows from outcomes.parquet and the identity")
 
 
-_KEPT = ("model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper")
+_KEPT = (
+    "model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper",
+    "wall_seconds",
+)  # fmt: skip
 """Fields that do not follow from other data. They are taken as stored."""
 
 
