@@ -50,6 +50,15 @@ def test_overlapping_intervals_are_ties_with_the_best_of_the_rank():
     assert [rank for rank, _ in rank_results(chain)] == ["1=", "1=", "3"]
 
 
+def test_a_result_at_chance_has_no_rank(tmp_path):
+    lost, weak = result("lost", 0, flags={"chance": "At chance."}), result("weak", 0)
+    assert [(rank, r.model) for rank, r in rank_results([lost])] == [("–", "lost")]
+    assert [(rank, r.model) for rank, r in rank_results([lost, weak])] == [("1", "weak"), ("–", "lost")]
+    put(tmp_path, lost)
+    page = render_leaderboard(tmp_path)
+    assert "| –      | [lost]" in page and "- lost, chance: At chance." in page
+
+
 def records(root: Path, r: ResultFile, robust: list[bool], first=0):
     """Write per-image records beside a result."""
     rows = [

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 __all__ = ["MIN_IMAGES", "find_chance_flag"]
 
-MIN_IMAGES = 10
+MIN_IMAGES = 16
 """Fewer images cannot tell a weak model from chance."""
 
-_LEVEL = 0.01  # a weak but honest model is flagged in less than one run of a hundred
-_WEAK = 0.3  # share of the images of the rarer classes that a weak but honest model gets right
+_LEVEL = 0.005  # of the binomial test
+_WEAK = 0.2  # share of the images of the rarer classes that a weak but honest model gets right
 
 _REMEDY = (
     "Look at the labels (shifted by one, shuffled), at the normalization, at the order of the classes, at images that "
@@ -24,11 +24,11 @@ _REMEDY = (
 def find_chance_flag(label: NDArray[Any], prediction: NDArray[Any]) -> dict[str, str]:
     """Look for a model that is no better than a constant answer.
 
-    It is flagged if one of these holds, and if a weak but honest model would do so in less than one run of a hundred:
+    It is flagged if one of these holds, and if a weak but honest model would hardly ever do so (binomial test, 0.5 %):
 
-    * The most frequent label is right at least as often as the model. A weak but honest model closes a quarter of the
-      gap between the most frequent label and all images. Where all labels are the same, it gets 30 % of them right.
-    * All predictions are the same. A weak but honest model gets 30 % of the images of the other classes right.
+    * The most frequent label is right at least as often as the model. A weak but honest model closes a fifth of the
+      gap between the most frequent label and all images. Where all labels are the same, it gets a fifth of them right.
+    * All predictions are the same. A weak but honest model gets a fifth of the images of the other classes.
 
     Args:
         label: true classes, [n].
@@ -45,7 +45,7 @@ def find_chance_flag(label: NDArray[Any], prediction: NDArray[Any]) -> dict[str,
     classes, counts = np.unique(label, return_counts=True)
     most = int(counts.max())
     share = most / n
-    weak = _WEAK if len(classes) == 1 else share + (1 - share) / 4
+    weak = _WEAK if len(classes) == 1 else share + (1 - share) * _WEAK
     if len(np.unique(prediction)) == 1 and (1 - _WEAK) ** int((label != prediction[0]).sum()) < _LEVEL:
         what = f"The model predicts class {int(prediction[0])} for all {n} clean images."
     elif right <= most and binom.cdf(right, n, weak) < _LEVEL:

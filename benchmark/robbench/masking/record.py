@@ -46,7 +46,7 @@ SHEET = "sheet.png"
 PROBE_VERSION = 2  # increased whenever a measurement changes
 UNCHECKED = "unchecked"  # the verdict on a model without a sanity run on these weights and this threat
 
-VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]
+VerdictName = Literal["undecided", "trustworthy", "suspicious", "masked", "randomized"]
 CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
 
 

@@ -47,7 +47,7 @@ from robbench.masking.record import (
     extract_subject,
     read_sanity,
 )
-from robbench.masking.verdict import advise_next_suite, decide_verdict
+from robbench.masking.verdict import advise_next_suite, decide_verdict, is_too_little
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
 from robbench.results.store import locate_result, read_rows
@@ -249,7 +249,7 @@ _DESCRIBED = (
 def _judged(described: dict[str, Any], measurements: Measurements) -> SanityFile:
     """Add what follows from the measurements."""
     checks = run_checks(measurements)
-    verdict, decided_by = decide_verdict(checks)
+    verdict, decided_by = decide_verdict(checks, too_little=is_too_little(measurements, described["threat"]))
     return SanityFile(
         schema_version=1,
         **described,
