@@ -148,10 +148,9 @@ def attack_images(
         raise RobbenchError(f"judge: {judge!r} given; allowed: {', '.join(JUDGES)}.")
     options = Options.take({"norm": "Linf", **fields, "eps": eps})
     target, images = _resolve_images(model, x, y, options)
-    notes: dict[str, str] = {}
-    if why := explain_bfloat16_cost(target, images, options, None):
-        notes, options = {"gradients": why}, replace(options, gradients=None)
-        target, images = _resolve_images(model, x, y, options)
+    if why := explain_bfloat16_cost(target, images, options):
+        outcome = attack_images(model, attack, x, y, judge=judge, **{**fields, "eps": eps, "gradients": None})
+        return replace(outcome, flags={"gradients": why, **outcome.flags})
     setup = Setup(target, images, replace(Suite.of([attack]), judge=judge), options, None)
     ball, all_x, labels = Ball.of(setup.threat), images.x(np.arange(len(images.y))), images.y
     widths = BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse)
@@ -166,7 +165,7 @@ def attack_images(
         distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
         forwards=torch.zeros(len(labels), dtype=torch.int64),
         backwards=torch.zeros(len(labels), dtype=torch.int64),
-        flags={**images.flags, **notes, **flags, **find_chance_flag(labels.numpy(), first)},
+        flags={**images.flags, **flags, **find_chance_flag(labels.numpy(), first)},
     )
 
     def take(rows: Rows) -> None:
