@@ -126,9 +126,9 @@ def attack_images(
     judge: Judge = "any",
     **fields: Unpack[AttackFields],
 ) -> AttackOutcome:
-    """Run one attack on images, and judge every point that it proposes. Nothing is written to disk.
+    """Run one attack on images, and judge every point that it proposes.
 
-    The verdicts are those of `evaluate(model, [attack], x=x, y=y, eps=eps)`.
+    Nothing is written to disk. The verdicts are those of `evaluate(model, [attack], x=x, y=y, eps=eps)`.
 
     Args:
         model: a module in eval mode that maps images [N, C, H, W] in [0, 1] to logits [N, K], or a source.
@@ -175,8 +175,7 @@ def attack_images(
         assert rows.x_adv is not None
         outcome.x_adv[at] = rows.x_adv.cpu()
 
-    right = np.flatnonzero(~misclassified.numpy())
-    if len(right):
+    if len(right := np.flatnonzero(~misclassified.numpy())):
         deterministic, some = "randomized" not in flags, all_x[right[: setup.lanes]]
         before = compute_logits(target, some, lanes)
         run_stage(
