@@ -188,6 +188,15 @@ def test_bfloat16_that_only_costs_gives_the_float32_run(asked, has, ratio):
     assert "float32" in attack_images(small(), FGSM(), x, y, eps=0.05, gradients="bfloat16").flags["gradients"]
 
 
+def test_what_a_small_model_loses_does_not_count(monkeypatch):
+    monkeypatch.setattr("robbench.evaluation.precision.has_bfloat16_instructions", lambda: True)
+    monkeypatch.setattr(
+        "robbench.evaluation.precision._measure_seconds", lambda target, images, kind: 1e-3 * (9 if kind else 1)
+    )
+    x, y = few()
+    assert "gradients" not in attack_images(small(), FGSM(), x, y, eps=0.05, gradients="bfloat16").flags
+
+
 @pytest.mark.parametrize(("has", "ratio"), [(True, 1.9), (None, 0.3)])
 def test_bfloat16_that_is_worth_it_stays(asked, has, ratio):
     found, notes = asked(has, ratio)

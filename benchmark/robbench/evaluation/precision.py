@@ -16,6 +16,7 @@ from robbench.evaluation.options import Options
 __all__ = ["explain_bfloat16_cost"]
 
 _MAX_RATIO = 2.0  # far above what the noise of a busy machine makes of equal times
+_LEAST = 0.05  # seconds of one narrow pass; small models lose more than twice their time, and nobody waits for it
 _IMAGES, _PASSES = 4, 3
 
 
@@ -26,7 +27,8 @@ def explain_bfloat16_cost(
 
     A CPU without instructions for bfloat16 emulates them, which took 12 times as long for a WRN-16-4. The list of its
     instructions decides, so the answer is the same each time. Where they are there, or where the system has no such
-    list, a few passes of a narrow batch are timed as well. Only a pass that takes more than twice as long counts.
+    list, a few passes of a narrow batch are timed as well. Only a pass that takes more than twice as long, and
+    50 ms more, counts.
 
     Args:
         target: the model.
@@ -46,7 +48,7 @@ def explain_bfloat16_cost(
         full, coarse = (_measure_seconds(target, images, kind) for kind in (False, True))
     except Exception:  # a user's module may raise anything; the checks of the run word it
         return None
-    if coarse <= _MAX_RATIO * full:
+    if coarse <= max(_MAX_RATIO * full, full + _LEAST):
         return None
     times = f"{1e3 * coarse:.1f} ms in bfloat16 and {1e3 * full:.1f} ms in float32"
     return f"A pass of {_IMAGES} images takes {times} on this processor. {rest}"
