@@ -149,13 +149,13 @@ def attack_images(
     options = Options.take({"norm": "Linf", **fields, "eps": eps})
     target, images = _resolve_images(model, x, y, options)
     if why := explain_bfloat16_cost(target, images, options):
-        outcome = attack_images(model, attack, x, y, judge=judge, **{**fields, "eps": eps, "gradients": None})
+        fields["gradients"] = None
+        outcome = attack_images(model, attack, x, y, eps=eps, judge=judge, **fields)
         return replace(outcome, flags={"gradients": why, **outcome.flags})
     setup = Setup(target, images, replace(Suite.of([attack]), judge=judge), options, None)
-    ball, all_x, labels = Ball.of(setup.threat), images.x(np.arange(len(images.y))), images.y
+    all_x, labels = images.x(np.arange(len(images.y))), images.y
     widths = BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse)
-    lanes = choose_width(widths, len(all_x))
-    first, flags = classify(target, all_x, labels, images.num_classes, lanes)
+    first, flags = classify(target, all_x, labels, images.num_classes, lanes := choose_width(widths, len(all_x)))
     misclassified, prediction = torch.from_numpy(first) != labels, torch.from_numpy(first)
     outcome = AttackOutcome(
         x_adv=all_x.clone(),
@@ -185,7 +185,7 @@ def attack_images(
             all_x[right],
             labels[right],
             images.index[right],
-            ball,
+            Ball.of(setup.threat),
             widths=widths,
             judge=judge,
             deterministic=deterministic,
