@@ -395,7 +395,7 @@ def test_the_default_width_falls_with_the_size_of_images():
         256,
         128,
         32,
-        32,
+        8,
     ]
 
 

@@ -24,7 +24,7 @@ from robbench.masking.measurements import Challenge
 from robbench.masking.record import FILE, LANDSCAPE, CheckResult, dump_sanity, read_sanity
 from robbench.masking.run import examine
 from robbench.masking.stored import VerdictIndex
-from robbench.masking.verdict import advise_next_suite, decide_verdict
+from robbench.masking.verdict import MIN_CORRECT, advise_next_suite, decide_verdict, is_too_little
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.report.leaderboard import render_leaderboard
@@ -79,6 +79,20 @@ def tree(tmp_path_factory):
 def test_the_gravest_verdict_counts_and_names_its_checks(asked, verdict, by):
     checks = [check(str(i), decides) for i, decides in enumerate(asked)]
     assert decide_verdict([*checks, check("fine")]) == (verdict, by)
+
+
+def test_a_run_with_too_little_to_judge_is_undecided_unless_something_was_found(tree):
+    assert decide_verdict([check("fine")], too_little=True) == ("undecided", [])
+    assert decide_verdict([check("bad", "masked")], too_little=True) == ("masked", ["bad"])
+    m, threat = tree[1].measurements, tree[1].threat
+    none, few = threat.model_copy(update={"eps": "0"}), m.model_copy(update={"correct": MIN_CORRECT - 1})
+    assert [is_too_little(m, threat), is_too_little(m, none), is_too_little(few, threat)] == [False, True, True]
+    assert "Too little to judge" in advise_next_suite("undecided", [], m).reason
+
+
+def test_one_image_is_not_called_trustworthy():
+    assert examine("digits/at", samples=1).verdict == "undecided"
+    assert examine("digits/at", samples=12, eps=0, norm="Linf").verdict == "undecided"
 
 
 def test_what_is_advised_follows_from_what_broke(tree):

@@ -18,7 +18,8 @@ __all__ = ["BatchWidths", "choose_lanes", "compute_probe", "default_lanes", "dev
 def default_lanes(shape: Sequence[int], device: torch.device) -> int:
     """Choose a batch width for images of this shape: wide enough to be efficient, the same on every such machine."""
     pixels = int(np.prod(shape))
-    budget, low, high = (2**23, 64, 2048) if device.type == "cuda" else (2**17, 32, 256)
+    # On a CPU, eight large images fill all cores, and a run on few images compares its batches with one full batch.
+    budget, low, high = (2**23, 64, 2048) if device.type == "cuda" else (2**17, 8, 256)
     return min(max(1 << max(budget // pixels, 1).bit_length() - 1, low), high)
 
 
@@ -110,6 +111,20 @@ class BatchWidths:
         """Find the narrowest width that holds so many lanes and gives the bits of the full one."""
         threads = torch.get_num_threads()
         return next((w for w in _narrower(self.lanes) if w >= lanes and self.has_same_bits(w, threads)), self.lanes)
+
+    def choose_threads(self, lanes: int) -> int:
+        """Choose all threads of torch on a CPU if batches of up to so many lanes then give the right bits, else one.
+
+        So verdicts do not depend on the number of cores. A run on few images never needs the full width. For such a run
+        one narrow width is compared first, which costs less.
+        """
+        threads = torch.get_num_threads()
+        if threads == 1 or device_of(self.model).type != "cpu":
+            return threads
+        if any(same and width >= lanes and on == threads for (width, on), same in self._same.items()):
+            return threads
+        narrow = next((w for w in _narrower(self.lanes) if w >= lanes), self.lanes)
+        return threads if self.has_same_bits(narrow, threads) or self.has_same_bits(self.lanes, threads) else 1
 
     def has_same_bits(self, width: int, threads: int) -> bool:
         """Tell whether this width on so many threads gives the bits of the full width on one thread."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robbench.classifier.batch_dependence import NOISE, answers_differ, find_batch_dependence, measure_change
+from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
 from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
@@ -23,6 +24,7 @@ from robbench.core.user_code import contain_exits
 __all__ = [
     "CLEAN_FLAGS",
     "RANDOMIZED_DRAWS",
+    "choose_width",
     "classify",
     "compute_logits",
     "find_bfloat16_flag",
@@ -39,6 +41,24 @@ RANDOMIZED_DRAWS = 11
 _MODE_NOISE = 1e-3  # with gradients on, torch may choose other kernels
 
 _MAX_LEAD_CHANGE = 0.02  # see `find_bfloat16_flag`
+
+
+def choose_width(widths: BatchWidths, n: int) -> int:
+    """Choose the batch width at which to look at n images: the narrowest that gives the bits of the full one.
+
+    Raises:
+        ModelError: memory runs out at the full width.
+    """
+    try:
+        return widths.fit(n)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise _word_out_of_memory(widths.lanes) from error
+
+
+def _word_out_of_memory(images: int) -> ModelError:
+    return ModelError(f"Out of memory for {images} images at once; use fewer: --lanes N.")
 
 
 def classify(
@@ -245,7 +265,7 @@ def _logits(target: Target, batch: Tensor, ask: Callable[[Tensor], Tensor] | Non
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise ModelError(f"Out of memory for {len(batch)} images at once; use fewer: --lanes N.") from error
+        raise _word_out_of_memory(len(batch)) from error
     return logits
 
 

@@ -22,7 +22,8 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
 
     Returns:
         The images; the labels as int64; and flags, name of a problem -> sentence. A pixel that leaves [0, 1] by less
-        than the rounding of float32 near 1 is set to the bound, and flag `clipped` says so.
+        than the rounding of float32 near 1 is set to the bound, and flag `clipped` says so. Flag `dark` says that no
+        pixel exceeds 1/255.
 
     Raises:
         DataError: a wrong type or shape, no images, a value that is NaN or outside [0, 1], or a negative label.
@@ -41,6 +42,7 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
         raise DataError(f"x holds no images: its shape is {tuple(x.shape)}.")
     x, y = x.detach().cpu(), y.detach().cpu().long()
     x, flags = _clip_rounding(x)
+    flags |= _find_dark_flag(x)
     if (least := int(y.min())) < 0:
         raise DataError(f"y holds the label {least}; labels are 0 or more.")
     return x, y, flags
@@ -77,6 +79,19 @@ def _clip_rounding(x: Tensor) -> tuple[Tensor, dict[str, str]]:
         "clipped": (
             f"{values} outside [0, 1] by a rounding error (x spans [{_exact(low)}, {_exact(high)}]); "
             "robbench set what lay outside to 0 or 1."
+        )
+    }
+
+
+def _find_dark_flag(x: Tensor) -> dict[str, str]:
+    """Look for images that were divided by 255 twice: no pixel is brighter than one step of 8 bits."""
+    high = float(x.max())
+    if high > 1.01 / 255:  # one percent is for rounding, in float16 too
+        return {}
+    return {
+        "dark": (
+            f"The largest value of x is {_exact(high)}, at most one step of 8 bits (1/255), so all images are nearly "
+            "black. Was x divided by 255 twice? Expected: images that fill [0, 1]."
         )
     }
 

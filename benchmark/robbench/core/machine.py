@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib.metadata
 import itertools
 import os
@@ -25,8 +26,10 @@ from robbench.core.version import PACKAGE, __version__
 
 __all__ = [
     "Growth",
+    "allocated_bytes",
     "describe_device",
     "environment",
+    "has_bfloat16_instructions",
     "held_bytes",
     "keep_freed_memory",
     "resident_bytes",
@@ -36,6 +39,8 @@ __all__ = [
 
 _PACKAGES = ("numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "torchvision", "pyautoattack", "torchattacks")
 _LEAK = 64 * 2**20  # bytes; a smaller rise is noise of the allocator
+
+_PYTHON_BLOCK = 16  # bytes; the smallest
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -54,6 +59,15 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def has_bfloat16_instructions() -> bool | None:
+    """Tell whether the CPU has instructions for bfloat16; None if the system has no list of its instructions."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return None
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"}) if words & {"flags", "Features"} else None  # x86, ARM
 
 
 def versions() -> dict[str, str]:
@@ -138,6 +152,32 @@ def resident_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return pages * resource.getpagesize()
+
+
+class _MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc's malloc.h."""
+
+    _NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _NAMES.split()]
+
+
+def allocated_bytes() -> int | None:
+    """Return the bytes that are allocated in this process, without the free blocks that the allocators hold.
+
+    That is: blocks of malloc in use, small objects of Python, and all that is mapped outside of malloc. Unlike the
+    resident bytes, they are the same before and after a call that keeps nothing. None if the C library does not tell.
+    """
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)  # since glibc 2.33
+    if mallinfo is None:
+        return None
+    mallinfo.restype = _MallocInfo
+    try:
+        mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return None
+    gc.collect()
+    info = mallinfo()
+    return mapped - int(info.arena) + int(info.uordblks) + _PYTHON_BLOCK * sys.getallocatedblocks()
 
 
 @dataclass

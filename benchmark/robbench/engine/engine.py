@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.attacks.base import Attack
+from robbench.attacks.base import Attack, Searching
 from robbench.classifier.batch_width import BatchWidths, device_of, using_threads
 from robbench.classifier.guard import out_of_memory
 from robbench.core.errors import ModelError
@@ -28,6 +28,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Judge, Problem
 from robbench.engine.job import AttackJob
 from robbench.engine.lanes import Finished, Lanes
+from robbench.engine.lookahead import MAX_QUERIES
 from robbench.engine.query import Classifier, query
 from robbench.engine.trials import TrialQueue
 
@@ -190,7 +191,9 @@ class AttackRun:
             job = self.job
             # A randomized model is asked in one order: one trial of a sample after another.
             queue = TrialQueue(waiting, len(job.y), job.attack.trials, ahead=job.draws == 1)
-            with using_threads(_choose_threads(job.widths, job.device)):
+            ahead = MAX_QUERIES if isinstance(job.attack, Searching) else 1
+            most = min(len(waiting) * job.attack.trials * ahead, job.widths.lanes)
+            with using_threads(job.widths.choose_threads(most)):
                 Lanes(job, queue, self.finish).run()
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -204,8 +207,8 @@ class AttackRun:
         return failure
 
     def compute_clean_logits(self) -> Tensor:
-        """Compute the logits of the clean images [N, K], in batches of the full width."""
-        answers, lanes = [], self.job.widths.lanes
+        """Compute the logits of the clean images [N, K], in batches of one width."""
+        answers, lanes = [], self.job.widths.fit(len(self.job.x))
         with torch.no_grad():
             for x in self.job.x.split(lanes):  # type: ignore[no-untyped-call]  # torch's annotation is missing
                 padded = torch.zeros((lanes, *x.shape[1:]), dtype=x.dtype)
@@ -258,14 +261,3 @@ class AttackRun:
         }
         kept = [r.x_adv for r in self.done if r.x_adv is not None]
         return Rows(**columns, x_adv=torch.cat(kept) if kept else None)
-
-
-def _choose_threads(widths: BatchWidths, device: torch.device) -> int:
-    """Choose all threads of torch on a CPU if the model gives the same bits with them as on one, else one.
-
-    So verdicts do not depend on the number of cores.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or widths.has_same_bits(widths.lanes, threads):
-        return threads
-    return 1

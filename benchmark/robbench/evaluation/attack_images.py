@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
-from robbench.classifier.checks import classify, compute_logits, find_state_change_flag
+from robbench.classifier.checks import choose_width, classify, compute_logits, find_state_change_flag
 from robbench.classifier.prepare import Target
+from robbench.core.chance import find_chance_flag
 from robbench.core.errors import RobbenchError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
@@ -20,6 +21,7 @@ from robbench.core.types import JUDGES, Judge
 from robbench.engine.engine import Rows
 from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.options import Options, check_names
+from robbench.evaluation.precision import explain_bfloat16_cost
 from robbench.evaluation.setup import Setup
 from robbench.evaluation.stages import run_stage
 from robbench.models.spec import ModelSpec
@@ -97,8 +99,11 @@ def compute_clean_accuracy(
     """
     target, images = _resolve_images(model, x, y, options)
     at = np.arange(len(images.y))
-    lanes = choose_lanes(options.lanes, len(at), images.x(at[:1]).shape[1:], target.device)
+    shape = tuple(images.x(at[:1]).shape[1:])
+    lanes = choose_lanes(options.lanes, len(at), shape, target.device)
+    lanes = choose_width(BatchWidths(target.module, shape, lanes, images.dtype), len(at))
     prediction, flags = classify(target, images.x(at), images.y, images.num_classes, lanes)
+    flags |= find_chance_flag(images.y.numpy(), prediction)
     return float((prediction == images.y.numpy()).mean()), flags
 
 
@@ -121,9 +126,9 @@ def attack_images(
     judge: Judge = "any",
     **fields: Unpack[AttackFields],
 ) -> AttackOutcome:
-    """Run one attack on images, and judge every point that it proposes. Nothing is written to disk.
+    """Run one attack on images, and judge every point that it proposes.
 
-    The verdicts are those of `evaluate(model, [attack], x=x, y=y, eps=eps)`.
+    Nothing is written to disk. The verdicts are those of `evaluate(model, [attack], x=x, y=y, eps=eps)`.
 
     Args:
         model: a module in eval mode that maps images [N, C, H, W] in [0, 1] to logits [N, K], or a source.
@@ -143,9 +148,14 @@ def attack_images(
         raise RobbenchError(f"judge: {judge!r} given; allowed: {', '.join(JUDGES)}.")
     options = Options.take({"norm": "Linf", **fields, "eps": eps})
     target, images = _resolve_images(model, x, y, options)
+    if why := explain_bfloat16_cost(target, images, options):
+        fields["gradients"] = None
+        outcome = attack_images(model, attack, x, y, eps=eps, judge=judge, **fields)
+        return replace(outcome, flags={"gradients": why, **outcome.flags})
     setup = Setup(target, images, replace(Suite.of([attack]), judge=judge), options, None)
-    ball, all_x, labels = Ball.of(setup.threat), images.x(np.arange(len(images.y))), images.y
-    first, flags = classify(target, all_x, labels, images.num_classes, setup.lanes)
+    all_x, labels = images.x(np.arange(len(images.y))), images.y
+    widths = BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse)
+    first, flags = classify(target, all_x, labels, images.num_classes, lanes := choose_width(widths, len(all_x)))
     misclassified, prediction = torch.from_numpy(first) != labels, torch.from_numpy(first)
     outcome = AttackOutcome(
         x_adv=all_x.clone(),
@@ -155,7 +165,7 @@ def attack_images(
         distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
         forwards=torch.zeros(len(labels), dtype=torch.int64),
         backwards=torch.zeros(len(labels), dtype=torch.int64),
-        flags={**images.flags, **flags},
+        flags={**images.flags, **flags, **find_chance_flag(labels.numpy(), first)},
     )
 
     def take(rows: Rows) -> None:
@@ -165,10 +175,9 @@ def attack_images(
         assert rows.x_adv is not None
         outcome.x_adv[at] = rows.x_adv.cpu()
 
-    right = np.flatnonzero(~misclassified.numpy())
-    if len(right):
+    if len(right := np.flatnonzero(~misclassified.numpy())):
         deterministic, some = "randomized" not in flags, all_x[right[: setup.lanes]]
-        before = compute_logits(target, some, setup.lanes)
+        before = compute_logits(target, some, lanes)
         run_stage(
             setup.stages[0],
             target,
@@ -176,8 +185,8 @@ def attack_images(
             all_x[right],
             labels[right],
             images.index[right],
-            ball,
-            widths=BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse),
+            Ball.of(setup.threat),
+            widths=widths,
             judge=judge,
             deterministic=deterministic,
             on_rows=take,
@@ -185,5 +194,5 @@ def attack_images(
             keep_adversarials=True,
         )
         if deterministic:
-            outcome.flags.update(find_state_change_flag(target, some, before, setup.lanes))
+            outcome.flags.update(find_state_change_flag(target, some, before, lanes))
     return outcome

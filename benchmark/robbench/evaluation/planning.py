@@ -142,6 +142,7 @@ def plan(
         raise RobbenchError(f"pilot: {pilot} given; it must be at least 2.")
     request = RunRequest.of(model, suite, **fields)
     run = make_run(request)
+    request = run.request
     few = replace(
         request.options,
         samples=pilot or max(128, run.lanes),

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import functools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import nn
 
 from robbench.classifier.answers import describe_other_answers, is_comparable
 from robbench.classifier.prepare import Target
+from robbench.core.chance import find_chance_flag
 from robbench.core.errors import ResultError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
@@ -27,6 +29,7 @@ from robbench.core.types import Status
 from robbench.engine.engine import Rows
 from robbench.evaluation.flow import Flow
 from robbench.evaluation.inputs import Images, make_probe, resolve
+from robbench.evaluation.precision import explain_bfloat16_cost
 from robbench.evaluation.progress import Reporter, Silent
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.setup import Setup
@@ -46,8 +49,8 @@ __all__ = ["EvaluationRun", "Reporter", "Silent", "evaluate", "make_run", "run_h
 
 
 _FOUND_BY_EVERY_RUN = {
-    "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "gradient_mode", "log_probabilities",
-    "nonfinite_clean", "probabilities", "randomized", "rounded_outputs", *MEASURED_FLAGS,
+    "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "dark", "gradient_mode",
+    "log_probabilities", "nonfinite_clean", "probabilities", "randomized", "rounded_outputs", *MEASURED_FLAGS,
 }  # fmt: skip
 """Flags that every run looks for again, so that those of an earlier run do not count."""
 
@@ -83,11 +86,22 @@ def evaluate(
 def make_run(
     request: RunRequest, reporter: Reporter | None = None, device: torch.device | None = None
 ) -> EvaluationRun:
-    """Load the model, the images and the suite of a run. `device`: see `EvaluationRun`."""
+    """Load the model, the images and the suite of a run. `device`: see `EvaluationRun`.
+
+    Where gradients in bfloat16 cost more than they gain, the run is the one in float32, and the reporter hears of it. A
+    run that must have a given identity keeps them.
+    """
+    began = time.monotonic()
     keep_freed_memory()
     suite = load_suite(request.suite)
     target, images = resolve(request.spec, request.options)
-    return EvaluationRun(request, target, images, suite, reporter, device)
+    if request.expected is None and (why := explain_bfloat16_cost(target, images, request.options, device)):
+        (reporter or Silent()).note(f"{images.dataset}/{target.name}: {why}")
+        request = replace(request, options=replace(request.options, gradients=None))
+        target, images = resolve(request.spec, request.options)  # bfloat16 may have ruled out faster layers
+    run = EvaluationRun(request, target, images, suite, reporter, device)
+    run.began = began
+    return run
 
 
 def run_here(run: EvaluationRun) -> ResultFile:
@@ -140,6 +154,7 @@ class EvaluationRun(Setup):
         super().__init__(target, images, suite, request.options, device)
         self.request, self.reporter = request, reporter or Silent()
         self.date = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        self.began = time.monotonic()
         self.place = Place.of(target)
         self._flags: dict[str, str] = {}
         self._context = contextlib.ExitStack()
@@ -187,7 +202,7 @@ class EvaluationRun(Setup):
             if store and stored.code != store.code:
                 self.reporter.note(f"{self.title()}: {name_code(stored.code)} judged it. --overwrite measures it anew.")
             result = self.summarize(self.index, known, stored.flags, self.place, self.date)
-            kept = ("hardware", "versions", "environment", "date", "lanes", "flags", "answers", "code")
+            kept = ("hardware", "versions", "environment", "date", "wall_seconds", "lanes", "flags", "answers", "code")
             return result.model_copy(update={k: getattr(stored, k) for k in kept})
         if store is not None:
             now = {"n": len(self.positions), "stages": len(self.stages), "date": self.date}
@@ -223,7 +238,7 @@ class EvaluationRun(Setup):
         if not math.isnan(report.seconds):
             batches = -(-(self.lacking & correct).sum(1) // self.lanes)
             seconds = float(sum(report.seconds * b * s.passes for b, s in zip(batches, self.stages, strict=True)))
-        for note in report.notes:
+        for note in (*report.notes, *find_chance_flag(label, report.prediction).values()):
             self.reporter.note(f"{self.title()}: {note}")
         names, device = [s.name for s in self.stages], str(self.target.device)
         self.reporter.plan(self.title(), names, len(label), int(correct.sum()), seconds / workers, device)
@@ -261,15 +276,16 @@ class EvaluationRun(Setup):
         self.shards.flush()
         flags = self._flags | flags
         rows = self.shards.collect_rows()
+        wall = round(time.monotonic() - self.began, 3)
         if self.store is not None:
             order = self._order_stored(rows)
             merged = order_rows(rows, order, [s.name for s in self.stages])
-            result = self.summarize(order, merged, flags, self.place, self.date)
+            result = self.summarize(order, merged, flags, self.place, self.date, wall)
             leftover = rows[~rows["sample"].isin(order)]
             self.store.finish(merged, result, leftover, keep=self.saves_adversarials)
             if np.array_equal(order, self.index):
                 return result
-        return self.summarize(self.index, rows, flags, self.place, self.date)
+        return self.summarize(self.index, rows, flags, self.place, self.date, wall)
 
     def _check_stored_answers(self, store: RunStore) -> list[str]:
         """Compare the model's answers with those of stored records of this run, and return the answers to store.

@@ -110,7 +110,13 @@ class Setup:
         return kept
 
     def summarize(
-        self, samples: NDArray[np.int64], rows: pd.DataFrame, flags: dict[str, str], place: Place, date: str
+        self,
+        samples: NDArray[np.int64],
+        rows: pd.DataFrame,
+        flags: dict[str, str],
+        place: Place,
+        date: str,
+        wall_seconds: float | None = None,
     ) -> ResultFile:
         """Make the result of these samples.
 
@@ -120,6 +126,7 @@ class Setup:
             flags: name of a problem -> sentence.
             place: hardware and software of the measurement.
             date: date of the measurement, UTC, ISO 8601.
+            wall_seconds: wall time of the measurement; None where nothing was computed.
         """
         options = self.options
         return summarize(
@@ -141,6 +148,7 @@ class Setup:
             date=date,
             answers=self.answers,
             code=version.digest_judging_code(),
+            wall_seconds=wall_seconds,
             paper=dict(self.target.paper),
         )
 

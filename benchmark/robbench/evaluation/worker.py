@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import (
+    choose_width,
     classify,
     compute_logits,
     find_bfloat16_flag,
@@ -20,6 +21,7 @@ from robbench.classifier.checks import (
 )  # fmt: skip
 from robbench.classifier.fast_layers import list_fast_layers
 from robbench.classifier.guard import out_of_memory
+from robbench.classifier.leak import keeps_memory
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError
 from robbench.core.machine import Growth, describe_device, environment, held_bytes, versions
@@ -168,7 +170,8 @@ class Worker:
             notes = (f"out of memory ({failure}); going on with {self.widths.lanes} lanes.",)
 
     def _look(self, positions: NDArray[np.int64], notes: tuple[str, ...]) -> CleanReport:
-        target, images, lanes = self.job.target, self.job.images, self.widths.lanes
+        target, images = self.job.target, self.job.images
+        lanes = choose_width(self.widths, len(positions))
         x, y, sample = images.x(positions), images.y[positions], images.index[positions]
         prediction, flags = classify(target, x, y, images.num_classes, lanes, sample)
         seconds = full = measure_pass_seconds(target, self.shape, lanes, images.dtype)
@@ -178,7 +181,7 @@ class Worker:
             if seconds > 1.1 * full:
                 times = f"{1e3 * seconds:.1f} ms in bfloat16 and {1e3 * full:.1f} ms in {images.dtype}"
                 notes += (f"Gradients in bfloat16 cost time here: a pass of {lanes} images takes {times}.",)
-        found = CleanReport(prediction, flags, seconds, Place.of(target), lanes, notes)
+        found = CleanReport(prediction, flags, seconds, Place.of(target), self.widths.lanes, notes)
         self.deterministic = found.deterministic
         return found
 
@@ -197,7 +200,7 @@ class Worker:
         x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
         if self.before is None:
             first = x[: self.widths.lanes]
-            self.before = first, compute_logits(job.target, first, self.widths.lanes)
+            self.before = first, compute_logits(job.target, first, choose_width(self.widths, len(first)))
 
         def finish(rows: engine.Rows) -> None:
             if self.keeper:  # before the rows, so that a shard has both
@@ -230,8 +233,9 @@ class Worker:
         """Look at the model and the memory again when the attacks are over; returns flags."""
         flags: dict[str, str] = {}
         if self.deterministic and self.before is not None:
-            flags = find_state_change_flag(self.job.target, *self.before, self.widths.lanes)
-        if leaked := self.growth.leaked:
+            lanes = choose_width(self.widths, len(self.before[0]))
+            flags = find_state_change_flag(self.job.target, *self.before, lanes)
+        if (leaked := self.growth.leaked) and keeps_memory(self.job.target, self.shape, self.job.images.dtype):
             flags["memory"] = (
                 f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "
                 "in the model keeps what it is given. A longer run may be killed; the same command then goes on."

@@ -43,7 +43,7 @@ LANDSCAPE = "landscape.parquet"
 SHEET = "sheet.png"
 PROBE_VERSION = 2  # increased whenever a measurement changes
 
-VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]
+VerdictName = Literal["undecided", "trustworthy", "suspicious", "masked", "randomized"]
 CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
 
 

@@ -14,7 +14,7 @@ from robbench.masking.checks import run_checks
 from robbench.masking.compare import compare_attacks, compute_zero_share
 from robbench.masking.measurements import Measurements
 from robbench.masking.record import FILE, PROBE_VERSION, SanityFile, extract_subject, read_sanity
-from robbench.masking.verdict import advise_next_suite, decide_verdict
+from robbench.masking.verdict import advise_next_suite, decide_verdict, is_too_little
 from robbench.results.grid import Grid
 from robbench.results.reader import Damage, read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
@@ -36,7 +36,7 @@ def judge_measurements(described: dict[str, Any], measurements: Measurements) ->
         measurements: the measurements.
     """
     checks = run_checks(measurements)
-    verdict, decided_by = decide_verdict(checks)
+    verdict, decided_by = decide_verdict(checks, too_little=is_too_little(measurements, described["threat"]))
     return SanityFile(
         schema_version=1,
         **described,

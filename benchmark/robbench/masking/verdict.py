@@ -8,21 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from robbench.core.numbers import parse_eps
 from robbench.masking.measurements import Challenge, Measurements
 from robbench.masking.record import Advice, CheckResult, VerdictName
+from robbench.results.schema import ThreatResult
 
-__all__ = ["ORDER", "advise_next_suite", "decide_verdict"]
+__all__ = ["MIN_CORRECT", "ORDER", "advise_next_suite", "decide_verdict", "is_too_little"]
 
-ORDER: tuple[VerdictName, ...] = ("trustworthy", "suspicious", "masked", "randomized")
+MIN_CORRECT = 10
+"""Correctly classified images, below which finding nothing means nothing."""
+
+ORDER: tuple[VerdictName, ...] = ("undecided", "trustworthy", "suspicious", "masked", "randomized")
 """The verdicts by increasing priority. If a model answers at random, no other check counts."""
 
 _GRADIENT_FREE = ("noise", "transfer", "square")
 
 
-def decide_verdict(checks: Sequence[CheckResult]) -> tuple[VerdictName, list[str]]:
-    """Return the verdict with the highest priority that any check gives, and the names of the checks that give it."""
+def is_too_little(m: Measurements, threat: ThreatResult) -> bool:
+    """Return whether a run is too small to trust a model: few correctly classified images, or radius 0."""
+    return m.correct < MIN_CORRECT or parse_eps(threat.eps) == 0
+
+
+def decide_verdict(checks: Sequence[CheckResult], *, too_little: bool = False) -> tuple[VerdictName, list[str]]:
+    """Return the verdict with the highest priority that any check gives, and the names of the checks that give it.
+
+    If none gives one, the model is trustworthy, or undecided after a run with `too_little` to judge.
+    """
+    clean: VerdictName = "undecided" if too_little else "trustworthy"
     given = {c.name: c.decides for c in checks if c.decides}
-    verdict: VerdictName = max((v for v in ORDER if v in given.values()), key=ORDER.index, default="trustworthy")
+    verdict: VerdictName = max((v for v in ORDER if v in given.values()), key=ORDER.index, default=clean)
     return verdict, [name for name, v in given.items() if v == verdict]
 
 
@@ -36,6 +50,9 @@ def advise_next_suite(verdict: VerdictName, decided_by: Sequence[str], m: Measur
             reason="The model answers at random: attack the expectation over its answers (EOT, 20 draws a step).",
             gain=gain,
         )
+    if verdict == "undecided":
+        why = f"Too little to judge: take {MIN_CORRECT} or more correctly classified images, and eps above 0."
+        return Advice(suite="", reason=why, gain=gain)
     if verdict == "trustworthy":
         return Advice(suite="", reason="Nothing was found that the usual attack hides.", gain=gain)
     if not m.differentiable or m.zero_gradients > 0.5:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.classifier.batch_width import choose_lanes
-from robbench.classifier.checks import RANDOMIZED_DRAWS, classify, compute_logits
+from robbench.classifier.batch_width import BatchWidths, choose_lanes
+from robbench.classifier.checks import RANDOMIZED_DRAWS, choose_width, classify, compute_logits
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
@@ -163,7 +163,8 @@ class _Verifier:
         if not len(position):
             return
         x, y = self.images.x(position), self.images.y[position]
-        prediction, flags = classify(self.target, x, y, self.images.num_classes, self.lanes)
+        widths = BatchWidths(self.target.module, x.shape[1:], self.lanes, self.images.dtype)
+        prediction, flags = classify(self.target, x, y, self.images.num_classes, choose_width(widths, len(x)))
         self.randomized = "randomized" in flags
         if self.randomized:
             return

@@ -54,6 +54,8 @@ def format_with_interval(accuracy: Accuracy) -> str:
 def rank_results(results: Sequence[ResultFile], root: Path | None = None) -> Iterator[tuple[str, ResultFile]]:
     """Sort results by worst-case robust accuracy and yield each with its rank. Ties share a rank.
 
+    A result with the flag `chance` comes last and has no rank: a dash.
+
     A result is tied if it does not differ significantly from the best result of the rank. It is not compared with the
     result before it, because then many small differences could add up within one rank.
 
@@ -62,12 +64,15 @@ def rank_results(results: Sequence[ResultFile], root: Path | None = None) -> Ite
         root: the results tree, for the paired test on per-image records; None compares intervals.
     """
     order = sorted(results, key=lambda r: (-r.robust_accuracy.value, -r.clean_accuracy.value, r.model))
+    at_chance = [r for r in order if "chance" in r.flags]
+    order = [r for r in order if "chance" not in r.flags]
     ranks: list[int] = []
     for i, result in enumerate(order):
         tied = bool(ranks) and _is_tied(order[ranks[-1] - 1], result, root)
         ranks.append(ranks[-1] if tied else i + 1)
     for rank, result in zip(ranks, order, strict=True):
         yield f"{rank}{'=' if ranks.count(rank) > 1 else ''}", result
+    yield from (("–", result) for result in at_chance)
 
 
 def _is_tied(better: ResultFile, worse: ResultFile, root: Path | None) -> bool:

@@ -16,7 +16,9 @@ from robbench.report.terminal import format_duration
 __all__ = ["format_verdict", "print_sanity"]
 
 _STATUS_STYLE = {"pass": "green", "warn": "yellow", "fail": "red", "not applicable": "dim"}
-_VERDICT_STYLE = {"trustworthy": "green", "suspicious": "yellow", "masked": "red", "randomized": "red"}
+_VERDICT_STYLE = {
+    "undecided": "yellow", "trustworthy": "green", "suspicious": "yellow", "masked": "red", "randomized": "red",
+}  # fmt: skip
 
 
 def format_verdict(file: SanityFile) -> str:
@@ -52,6 +54,8 @@ def print_sanity(file: SanityFile, every: bool = True) -> None:
             f"{file.advice.gain:.1f} points already. `robbench sanity {escape(name)} --act` runs it.",
             soft_wrap=True,
         )
+    if file.verdict == "undecided":
+        console.print(file.advice.reason, soft_wrap=True)
     if file.acted is not None:
         accuracy = format_with_interval(file.acted.robust_accuracy)
         console.print(f"Suite {escape(file.acted.suite)}, on the same images: {accuracy} %.", soft_wrap=True)

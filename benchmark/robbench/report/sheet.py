@@ -22,7 +22,10 @@ from robbench.masking.record import SanityFile
 
 __all__ = ["draw_sheet"]
 
-_COLOUR = {"trustworthy": "#1a7f37", "suspicious": "#9a6700", "masked": "#cf222e", "randomized": "#cf222e"}
+_COLOUR = {
+    "undecided": "#9a6700", "trustworthy": "#1a7f37", "suspicious": "#9a6700", "masked": "#cf222e",
+    "randomized": "#cf222e",
+}  # fmt: skip
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 

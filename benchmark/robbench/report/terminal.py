@@ -153,7 +153,8 @@ class TerminalView:
 def print_results(results: Sequence[ResultFile], root: Path) -> None:
     """Print results as tables, one for each group of comparable results.
 
-    The column Over is `leaderboard.compute_overestimation`. The column Verdict comes from `robbench sanity`.
+    The column Time is what a person waited for the last computation, or the time of all attacks if that is longer. The
+    column Over is `leaderboard.compute_overestimation`. The column Verdict comes from `robbench sanity`.
 
     Args:
         results: the results.
@@ -181,7 +182,7 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
                 format_points(compute_overestimation(r)),
                 verdicts.find(r),
                 str(r.n),
-                format_duration(r.seconds),
+                format_duration(max(r.seconds, r.wall_seconds or 0.0)),
             )
         console.print(view)
         for r in group:

@@ -138,6 +138,7 @@ def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[
 _KEPT = (
     "model", "dataset", "overrides", "selection", "lanes", "hardware", "versions", "environment", "date", "paper",
     "answers", "code",
+    "wall_seconds",
 )  # fmt: skip
 """Fields that do not follow from other data. They are taken as stored."""
 

@@ -119,6 +119,7 @@ class ResultFile(_Strict):
     forwards: int
     backwards: int
     seconds: float
+    """Wall time of the attacks, summed over all calls that computed parts of the run, and over parallel workers."""
     lanes: int
     hardware: str
     versions: dict[str, str]
@@ -126,6 +127,8 @@ class ResultFile(_Strict):
     """UTC date of the last computation, ISO 8601."""
     paper: dict[str, Any] = {}
     """The figures that the model's card quotes from a paper."""
+    wall_seconds: float | None = None
+    """Wall time of the last computation, with loading the model, the checks of it, and all waiting."""
     environment: dict[str, Any] = {}
     """Software and hardware of the last computation: revision, platform, threads, packages (`machine.environment`)."""
     answers: Answers = []

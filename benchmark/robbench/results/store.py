@@ -191,7 +191,7 @@ class RunStore:
         """
         found = {}
         with contextlib.suppress(OSError, ResultError):  # `open` reports a damaged file
-            if (stored := read_result(self.result_path)).run_id == self.run_id:
+            if (stored := read_result(self.result_path, changed=True)).run_id == self.run_id:
                 found[self.result_path] = list(stored.answers)
         if any(self.partial.glob("*.parquet")):
             found[self.partial / DESCRIPTION] = read_began(self.partial)[0]
@@ -247,11 +247,7 @@ class RunStore:
         own = json.loads(json.dumps(self.identity))
         for path in sorted(self.partial.parent.glob(f"*/{DESCRIPTION}")):
             other = load_description(path.parent).get("identity")
-            if (
-                path.parent != self.partial
-                and isinstance(other, dict)
-                and other != json.loads(json.dumps(self.identity))
-            ):
+            if path.parent != self.partial and isinstance(other, dict) and other != own:
                 yield (
                     f"{self.folder} holds a different unfinished run, whose records are not used. What "
                     "differs:\n" + "\n".join(_list_lines(other, self.identity))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from robbench.core.chance import find_chance_flag
 from robbench.core.files import digest
 from robbench.core.stats import wilson
 from robbench.core.types import Status, Threat, format_ids
@@ -15,7 +16,7 @@ from robbench.suite import Suite
 
 __all__ = ["MEASURED_FLAGS", "find_robust_samples", "make_accuracy", "summarize"]
 
-MEASURED_FLAGS = ("zero_gradients", "refuted", "nonfinite")
+MEASURED_FLAGS = ("chance", "zero_gradients", "refuted", "nonfinite")
 """Flags that follow from the records. Other flags are found before the attacks."""
 
 _ZERO_SHARE = 0.01  # above this share of exactly zero gradients, a flag warns the reader
@@ -100,7 +101,10 @@ def summarize(
 
 def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str, str]:
     # Stored results hold these sentences, and `robbench verify` compares them: another wording would be a mismatch.
-    flags = {}
+    first = rows.drop_duplicates("sample")
+    lost = first["status"] == Status.MISCLASSIFIED  # of other images, the clean prediction is the label
+    label = first["label"].to_numpy()
+    flags = find_chance_flag(label, first["prediction"].where(lost, label).to_numpy())
     flagged = [r for r in results if r.zero_gradient_share > _ZERO_SHARE]
     if flagged:
         worst = max(flagged, key=lambda r: r.zero_gradient_share)
