@@ -48,13 +48,13 @@ def show(
 
     entry = Registry.default(models or []).find(model)
     stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
+    card = entry.card  # an invalid card is refused before anything is printed
     if as_json:
-        card = entry.card.model_dump(mode="json")
         described = [as_object(r, results) for r in stored]
-        print_json({"model": entry.full_name, "card": card, "results": described})
+        print_json({"model": entry.full_name, "card": card.model_dump(mode="json"), "results": described})
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
-    print(entry.path.read_text(encoding="utf-8"))
+    print(entry.path.read_text(encoding="utf-8").expandtabs(4))
     if stored:
         from robbench.report.terminal import print_results
 

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-import pandas as pd
-
 from robbench.masking.record import VerdictIndex
 from robbench.models.card import Entry, ModelCard
-from robbench.report.escape import escape_markdown
+from robbench.report.escape import make_markdown_table
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.results.schema import ResultFile
 from robbench.results.store import load_results
@@ -61,8 +59,7 @@ def render_trained_page(entries: Sequence[Entry], results: Path) -> str:
     parts, verdicts = [_INTRO], VerdictIndex(results)
     for dataset, members in groupby(trained, key=lambda e: e.dataset):
         rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None, verdicts) for e in members]
-        text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-        parts.append(f"## {dataset}\n\n{text}\n")
+        parts.append(f"## {dataset}\n\n{make_markdown_table(rows)}\n")
     untrained = sum(1 for e in entries if e.card.recipe and not e.card.weights)
     parts.append(f"{untrained} more cards wait for training: `robbench train --all-missing`.\n")
     return "\n".join(parts)
@@ -84,7 +81,7 @@ def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dic
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"
-    return {column: escape_markdown(text) for column, text in cells.items()}
+    return cells
 
 
 def format_iterations(card: ModelCard) -> str:
