@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.results.schema import Accuracy, StrictModel
+from robbench.results.schema import Accuracy, Component, Count, StrictModel, read_validated
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -67,13 +66,13 @@ class LinearFile(StrictModel):
     schema_version: Literal[1]
     run_id: str
     """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
-    model: str
-    dataset: str
-    n: int
+    model: Component
+    dataset: Component
+    n: Count
     """Number of images: the first n of the test set."""
-    total: int
+    total: Count
     """Number of images of the whole test set."""
-    classes: int
+    classes: Count
     """Number of logits, K."""
     clean_accuracy: Accuracy
     medians: dict[str, float | None]
@@ -175,12 +174,7 @@ def read_linear(folder: Path) -> LinearFile:
     Raises:
         ResultError: the file is missing or does not have this schema.
     """
-    path = folder / "linear.json"
-    try:
-        return LinearFile.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise ResultError(f"{path}: {problem}. Measure it again: robbench measure linear.") from None
+    return read_validated(folder / "linear.json", LinearFile, 2**26, "Measure it again: robbench measure linear.")
 
 
 def read_linearization(folder: Path) -> Linearization:

@@ -15,11 +15,19 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field
 
-from robbench.core.errors import ResultError
 from robbench.masking.measurements import Measurements
-from robbench.results.schema import Accuracy, ResultFile, StrictModel, ThreatResult
+from robbench.results.schema import (
+    Accuracy,
+    Component,
+    Count,
+    Name,
+    ResultFile,
+    StrictModel,
+    ThreatResult,
+    read_validated,
+)
 
 __all__ = [
     "FILE",
@@ -53,7 +61,7 @@ CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
 class CheckResult(StrictModel):
     """The result of one check. It follows from measurements and thresholds alone."""
 
-    name: str
+    name: Name
     title: str
     value: float | None
     """None if the check does not apply."""
@@ -93,23 +101,23 @@ class SanityFile(StrictModel):
     """What the measurements depend on: the run_id of the suite's result, the number of images and `PROBE_VERSION`."""
     run_id: str
     """SHA-256 of `identity`."""
-    folder: str
+    folder: Component
     """Name of the folder of the results tree, below data set and model."""
     measured: dict[str, Any]
     """Model, weights, data, dtype and threat of the suite's result. The verdict holds for these only."""
-    model: str
-    dataset: str
+    model: Component
+    dataset: Component
     threat: ThreatResult
-    n: int
+    n: Count
     seed: int
     verdict: VerdictName
-    decided_by: list[str]
+    decided_by: list[Name] = Field(fail_fast=True)
     """Names of the checks that gave the verdict."""
     overestimation: float
     """Robust accuracy under the usual PGD minus that under all attacks of this run, in points."""
     advice: Advice
     acted: FollowUpResult | None
-    checks: list[CheckResult]
+    checks: list[CheckResult] = Field(fail_fast=True)
     measurements: Measurements
     seconds: float
     hardware: str
@@ -126,14 +134,9 @@ def read_sanity(path: Path) -> SanityFile:
     """Read and validate a sanity.json.
 
     Raises:
-        ResultError: the file does not have this schema.
+        ResultError: the file cannot be read, or does not have this schema.
     """
-    try:
-        return SanityFile.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}. Write it again with `robbench sanity`.") from None
+    return read_validated(path, SanityFile, 2**26, "Remove it, and write it again with `robbench sanity`.")
 
 
 def sanity_folder(root: Path, file: SanityFile) -> Path:

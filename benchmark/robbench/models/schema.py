@@ -163,6 +163,8 @@ class ModelCard(CardTable):
         return self
 
 
+_MOST_PROBLEMS = 20  # in a message; a large hostile file can have thousands
+_MOST_CHARACTERS = 1000  # of a problem
 _EXPECTED: dict[str, str] = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -216,8 +218,8 @@ def parse_card(text: str, where: str) -> ModelCard:
     """Parse the text of a card. `where` is the name of the file in error messages.
 
     Raises:
-        CardError: the text is not TOML (with the line), or is invalid. The message has one line per problem, with file,
-            key, what was given and what is allowed.
+        CardError: the text is not TOML (with the line), or is invalid. The message has one line per problem, for the
+            first 20 problems, with file, key, what was given and what is allowed.
     """
     try:
         table = load_toml(text)
@@ -226,4 +228,8 @@ def parse_card(text: str, where: str) -> ModelCard:
     try:
         return ModelCard.model_validate(table)
     except ValidationError as error:
-        raise CardError("\n".join(f"{where}: {_sentence(e)}" for e in error.errors())) from None
+        problems = error.errors()
+        lines = [f"{where}: {_sentence(e)}"[:_MOST_CHARACTERS] for e in problems[:_MOST_PROBLEMS]]
+        if more := len(problems) - len(lines):
+            lines.append(f"{where}: {more} more problems")
+        raise CardError("\n".join(lines)) from None

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from robbench.core.errors import ResultError
-from robbench.core.files import check_path_component, read_bounded
+from robbench.core.files import check_name, check_path_component, check_size, read_bounded
+from robbench.core.numbers import parse_eps
 
 __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "AttackResult",
+    "Component",
+    "Count",
+    "Name",
     "ResultFile",
     "ThreatResult",
     "dump_result",
+    "format_first_error",
     "read_result",
     "read_validated",
 ]
 
 SCHEMA_VERSION = 2
 _Model = TypeVar("_Model", bound=BaseModel)
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""A name that tables and figures show."""
+Component = Annotated[str, AfterValidator(lambda name: check_path_component(name, "name"))]
+"""A name that is part of a path, which must stay in the results tree."""
+Count = Annotated[int, Field(ge=1)]
+"""A number of images or classes."""
 
 
 class StrictModel(BaseModel):
@@ -49,7 +62,7 @@ class Accuracy(_Strict):
 class AttackResult(_Strict):
     """One attack: its robust accuracy and its cost."""
 
-    name: str
+    name: Name
     robust_accuracy: Accuracy
     forwards: int
     """Forward passes, summed over samples."""
@@ -71,6 +84,12 @@ class ThreatResult(_Strict):
     eps: str
     """The exact radius, as a fraction or decimal."""
 
+    @field_validator("eps")
+    @classmethod
+    def _check_eps(cls, eps: str) -> str:
+        parse_eps(eps)
+        return eps
+
 
 class ResultFile(_Strict):
     """result.json. Its numbers follow from outcomes.parquet, and `run_id` follows from `identity`."""
@@ -78,17 +97,17 @@ class ResultFile(_Strict):
     schema_version: Literal[2]
     run_id: str
     """SHA-256 of `identity`. Batch width, device and number of samples are not part of it."""
-    model: str
-    dataset: str
+    model: Component
+    dataset: Component
     threat: ThreatResult
-    suite: str
-    n: int
+    suite: Component
+    n: Count
     """Number of samples."""
     seed: int
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
     """Worst case: share of samples that are classified correctly and that no attack breaks."""
-    attacks: list[AttackResult]
+    attacks: list[AttackResult] = Field(fail_fast=True)
     judge: str
     mode: str
     overrides: dict[str, Any]
@@ -111,11 +130,6 @@ class ResultFile(_Strict):
     environment: dict[str, Any] = {}
     """Software and hardware of the last computation: revision, platform, threads, packages (`machine.environment`)."""
 
-    @field_validator("model", "dataset", "suite")
-    @classmethod
-    def _check_component(cls, name: str) -> str:
-        return check_path_component(name, "name")  # the names make a path, which must stay in the tree
-
 
 def read_result(path: Path) -> ResultFile:
     """Read and validate a result.json.
@@ -126,20 +140,45 @@ def read_result(path: Path) -> ResultFile:
     return read_validated(path, ResultFile, 2**26)
 
 
-def read_validated(path: Path, kind: type[_Model], most: int) -> _Model:
+def read_validated(path: Path, kind: type[_Model], most: int, advice: str = "") -> _Model:
     """Read a JSON file of at most `most` bytes.
+
+    Args:
+        path: the file.
+        kind: the schema.
+        most: size limit in bytes.
+        advice: a sentence for the end of an error message, which says how to make the file again.
 
     Raises:
         ResultError: the file cannot be read, or does not fit the schema. The message names the first wrong field.
     """
     try:
-        return kind.model_validate_json(read_bounded(path, most))
+        data = read_bounded(path, most)
+        check_size(_parse_json(data))
+        value = kind.model_validate_json(data)
     except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
+        problem = f"{path} cannot be read: {error.strerror or error}."
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}.") from None
+        problem = f"{path}: {format_first_error(error)}."
+    except ValueError as error:
+        problem = f"{path}: {error}."
+    else:
+        return value
+    raise ResultError(f"{problem} {advice}".rstrip())
+
+
+def _parse_json(data: bytes) -> Any:
+    try:
+        return from_json(data)
+    except ValueError as error:
+        raise ValueError(f"the file: Invalid JSON: {error}") from None
+
+
+def format_first_error(error: ValidationError) -> str:
+    """Format the first error of a file: the field, and what is wrong with its value."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return f"{where[:200]}: {first['msg']}"
 
 
 def dump_result(result: ResultFile) -> str:
