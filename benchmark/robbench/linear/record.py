@@ -19,6 +19,7 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.linear.theory import QUANTITIES, Linearization
+from robbench.results.records import read_table
 from robbench.results.schema import Accuracy, Component, Count, StrictModel, read_validated
 from robbench.results.summary import make_accuracy
 
@@ -215,9 +216,11 @@ def read_activations(folder: Path) -> pd.DataFrame:
 
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
-        rows = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path} cannot be read ({error}). Measure it again with --overwrite.") from None
+        frame = read_table(path, columns).to_pandas(ignore_metadata=True)
+        rows: pd.DataFrame = frame.astype({name: kind for name, kind in columns.items() if name in frame})
+    except Exception as error:  # a damaged or hostile file can make the reader raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResultError(f"{path} cannot be read ({reason}). Measure it again with --overwrite.") from None
     if list(rows.columns) != list(columns):
         raise ResultError(
             f"{path} has the columns {list(rows.columns)}; expected {list(columns)}. Measure it again with --overwrite."

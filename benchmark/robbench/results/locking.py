@@ -81,7 +81,7 @@ def read_holder(root: Path, folder: Path) -> dict[str, Any] | None:
     """Read which process last locked a result: pid, host, since, folder. None if the file does not exist."""
     try:
         about = json.loads(_lock_paths(root, folder)[1].read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return about if isinstance(about, dict) else None
 
@@ -94,4 +94,4 @@ def _lock_paths(root: Path, folder: Path) -> tuple[Path, Path]:
 def _format_holder(about: dict[str, Any] | None) -> str:
     if about is None:  # not written yet
         return "another process"
-    return f"process {about.get('pid')} on {about.get('host')!s:.80} (since {about.get('since')!s:.40})"
+    return f"process {about.get('pid')!s:.20} on {about.get('host')!s:.80} (since {about.get('since')!s:.40})"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from robbench.core.errors import ResultError
@@ -29,12 +31,15 @@ __all__ = [
     "read_rows",
     "read_run_id",
     "read_run_rows",
+    "read_table",
 ]
 
 OUTCOMES = "outcomes.parquet"
 TIMINGS = "timings.parquet"
 _VERSION = 1
-_MOST_ROWS = 50_000_000  # far above any run; a small hostile file can claim more rows than fit into memory
+# A small hostile file can claim more rows than fit into memory. Rows of a run take more than a quarter of a byte.
+_ROWS_OF_ANY_FILE, _ROWS_OF_A_BYTE = 1_000_000, 4
+_LONGEST_TEXT = 1000  # characters of an attack's name
 
 COLUMNS = {
     "sample": "int64",  # official index
@@ -137,10 +142,7 @@ def _add_seconds(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any] | None]:
     """Read a file of records and its metadata."""
     try:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows > _MOST_ROWS:
-                raise ValueError(f"it claims {file.metadata.num_rows} rows; allowed: {_MOST_ROWS}")
-            table = file.read()
+        table = read_table(path, COLUMNS)
         # The metadata of pandas could turn columns into an index or change their types.
         frame = table.to_pandas(ignore_metadata=True)
         about = json.loads((table.schema.metadata or {}).get(b"robbench", b"null"))
@@ -153,6 +155,36 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any] | None]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResultError(f"{path} cannot be read ({reason}). Remove it, and its samples are computed again.") from None
     return frame, about
+
+
+def read_table(path: Path, columns: Mapping[str, str]) -> pa.Table:
+    """Read a Parquet file with some or all of the given columns. The memory is in proportion to the size of the file.
+
+    Args:
+        path: the file.
+        columns: name -> type of the allowed columns. A column of text has the type "str".
+
+    Raises:
+        ValueError: the file has other columns, claims too many rows, or holds long text.
+        Exception: any error of the reader; a damaged or hostile file can make it raise anything.
+    """
+    most = max(_ROWS_OF_ANY_FILE, _ROWS_OF_A_BYTE * path.stat().st_size)
+    names = pq.read_schema(path).names
+    if unknown := [name for name in names if name not in columns]:
+        raise ValueError(f"its columns are {names[:20]}; {unknown[0]!r} is unknown")
+    text = [name for name in names if columns[name] == "str"]
+    with pq.ParquetFile(path, read_dictionary=text) as file:
+        if file.metadata.num_rows > most:
+            raise ValueError(f"it claims {file.metadata.num_rows:,} rows; allowed for its size: {most:,}")
+        table = file.read()
+    for name in text:
+        for chunk in table[name].chunks:
+            # Rows share the text in a dictionary, so a small file could hold a long text in each of many rows.
+            values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+            if (pc.max(pc.binary_length(values)).as_py() or 0) > _LONGEST_TEXT:
+                raise ValueError(f"column {name} holds text of more than {_LONGEST_TEXT} bytes")
+    fields = [pa.field(f.name, pa.large_string()) if f.name in text else f for f in table.schema]
+    return table.cast(pa.schema(fields, table.schema.metadata))
 
 
 def _check_types(schema: pa.Schema) -> None:
