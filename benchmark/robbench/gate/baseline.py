@@ -215,6 +215,11 @@ def build_entry(
         ResultError: the record of an attack on an image is missing.
     """
     attacks = [a.name for a in result.attacks]
+    if rows.duplicated(["sample", "attack"]).any():
+        raise ResultError(
+            f"The records of {result.dataset}/{result.model} hold an image twice under one attack. Evaluate the model "
+            "again with --overwrite."
+        )
     order = rows["sample"].drop_duplicates()
     wide = rows.pivot(index="sample", columns="attack", values="status").reindex(index=order, columns=attacks)
     if wide.isna().any(axis=None) or len(wide) != result.n:

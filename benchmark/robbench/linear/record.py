@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
@@ -61,6 +62,12 @@ ACTIVATIONS = {
 """The columns of activations.parquet, in order."""
 
 
+def _check_medians(medians: dict[str, float | None]) -> dict[str, float | None]:
+    if missing := set(QUANTITIES) - set(medians):
+        raise ValueError(f"no median of {', '.join(sorted(missing))} given; expected: {', '.join(QUANTITIES)}")
+    return medians
+
+
 class LinearFile(StrictModel):
     """The content of linear.json. Its numbers are computed from classes.parquet."""
 
@@ -76,7 +83,7 @@ class LinearFile(StrictModel):
     classes: Count
     """Number of logits, K."""
     clean_accuracy: Accuracy
-    medians: dict[str, float | None]
+    medians: Annotated[dict[str, float | None], AfterValidator(_check_medians)]
     """Medians over the images of `QUANTITIES` at the nearest class. null if the median is not finite."""
     flags: dict[str, str]
     """Problems that make the numbers doubtful: name of the problem -> sentence."""

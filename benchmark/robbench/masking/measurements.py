@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robbench.results.schema import Accuracy, StrictModel
+from robbench.results.schema import Accuracy, Name, StrictModel
 
 __all__ = [
     "Binarization",
@@ -35,7 +35,7 @@ Role = Literal["control", "single step", "noise", "more steps", "other loss", "o
 class Challenge(StrictModel):
     """Counts of images for one attack on the images that the usual PGD did not break."""
 
-    name: str
+    name: Name
     role: Role
     given: int
     """Images that the attack got."""
@@ -52,7 +52,7 @@ class Challenge(StrictModel):
 class Transferred(StrictModel):
     """Counts of images for one transfer attack. Its points are computed on a surrogate and tried on the model."""
 
-    name: str
+    name: Name
     images: int
     fooled: int
     """Images whose point the surrogate classifies wrongly."""

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,40 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from robbench.core.errors import ResultError
+from robbench.core.files import write_atomically
 from robbench.masking.record import SanityFile
+from robbench.report.figures.canvas import plain_text, set_log_axis
+from robbench.results.records import read_table
 
 __all__ = ["draw_sheet"]
 
 _COLOUR = {"trustworthy": "#1a7f37", "suspicious": "#9a6700", "masked": "#cf222e", "randomized": "#cf222e"}
+_LANDSCAPE = {
+    "sample": "int64", "plane": "str", "a": "float64", "b": "float64", "cross_entropy": "float64", "margin": "float64",
+}  # fmt: skip
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 
+@plain_text()
 def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
-    """Draw the page as a PNG of about 1600 × 1500 pixels."""
-    frame = pd.read_parquet(landscape)
+    """Draw the page as a PNG of about 1600 × 1500 pixels.
+
+    Raises:
+        ResultError: a file is damaged: the landscape cannot be read, or the measurements do not fit together.
+    """
+    try:
+        content = _draw(file, read_table(landscape, _LANDSCAPE).to_pandas(ignore_metadata=True))
+    except Exception as error:  # the schema does not say how long each list is, and a reader can raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResultError(
+            f"{landscape.parent}: the page cannot be drawn ({reason}). Remove sanity.json and landscape.parquet, and "
+            "run `robbench sanity` again."
+        ) from None
+    write_atomically(output, content)
+
+
+def _draw(file: SanityFile, frame: pd.DataFrame) -> bytes:
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
@@ -36,9 +60,10 @@ def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
     _draw_grid(axes[0, 1], file)
     _draw_curves(axes[1, 0], file)
     _draw_challenges(axes[1, 1], file)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    page = io.BytesIO()
     # The file does not hold matplotlib's version, so the same data give the same bytes.
-    figure.savefig(output, metadata={"Software": None})
+    figure.savefig(page, metadata={"Software": None})
+    return page.getvalue()
 
 
 def _draw_head(part: SubFigure, file: SanityFile) -> None:
@@ -126,7 +151,7 @@ def _draw_curves(axis: Axes, file: SanityFile) -> None:
     axis.plot(
         np.arange(len(traces.longer)), _positive(traces.longer), "--", color="#8250df", label="twice the steps: median"
     )
-    axis.set_yscale("log")
+    set_log_axis(axis, vertical=True)
     axis.set_xlabel("step")
     axis.set_ylabel("cross-entropy")
     axis.set_title(f"Loss along the attack, {traces.images} right images, and how many still stand")

@@ -20,7 +20,7 @@ from robbench.core.files import write_atomically
 from robbench.core.stats import mcnemar
 from robbench.report.console import make_console
 from robbench.report.escape import format_csv
-from robbench.report.figures.canvas import MARKERS, OKABE_ITO
+from robbench.report.figures.canvas import MARKERS, OKABE_ITO, plain_text
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import locate_result, read_rows
@@ -118,7 +118,7 @@ def build_sweep(root: Path, results: Sequence[ResultFile], clean: bool = False) 
 
 
 def _radius(result: ResultFile) -> Fraction:
-    return Fraction(result.identity["threat"]["eps"])
+    return Fraction(result.threat.eps)
 
 
 def read_robust_table(root: Path, result: ResultFile) -> pd.DataFrame:
@@ -205,6 +205,7 @@ def print_sweep(sweep: Sweep) -> None:
         console.note(note)
 
 
+@plain_text()
 def draw_sweep(sweep: Sweep) -> bytes:
     """Draw accuracy over the radius and return the bytes of a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -130,6 +130,13 @@ class ResultFile(_Strict):
     environment: dict[str, Any] = {}
     """Software and hardware of the last computation: revision, platform, threads, packages (`machine.environment`)."""
 
+    @field_validator("attacks")
+    @classmethod
+    def _check_unique(cls, attacks: list[AttackResult]) -> list[AttackResult]:
+        if len({a.name for a in attacks}) < len(attacks):
+            raise ValueError("two attacks of one name given; expected: unique names")
+        return attacks
+
 
 def read_result(path: Path) -> ResultFile:
     """Read and validate a result.json.
