@@ -42,6 +42,7 @@ from support.commands import run
 CONTROL = "x\x1b[2J\x9b31m\x07\b\r\u202e\u2066\u200b\u2028\U000e0041\x00\n"
 MARKUP = "=[/red]m$^$|<b>![i](http://e)`c`\\x"
 HOSTILE = MARKUP + CONTROL + MARKUP
+FREE_TABLES = ("flags", "overrides", "versions", "environment", "paper", "code", "figures")  # their keys are names too
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 TERMINAL = {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm-256color"}
 
@@ -57,7 +58,7 @@ def strings(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
     if isinstance(value, str):
         yield path
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        if isinstance(value, dict):
+        if path and path[-1] in FREE_TABLES:
             yield (*path, key, None)
         yield from strings(inner, (*path, key))
 
@@ -107,14 +108,15 @@ def poison(path: Path, dump: Callable[[Any], str], read: Callable[[Path], object
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry, a results tree, a baseline and an unfinished run with hostile text in every string."""
     repo, root = Path(__file__).resolve().parents[2], tmp_path_factory.mktemp("hostile")
-    for name in ("whitebox", "sanity", "linear", "quick"):
-        if (source := repo / "results/digits/at" / name).exists():
-            shutil.copytree(source, root / "results/digits/evil" / name)
+    for name in ("whitebox", "sanity", "linear"):
+        shutil.copytree(repo / "results/digits/at" / name, root / "results/digits/evil" / name)
     (root / "models/digits").mkdir(parents=True)
     card = root / "models/digits/evil.toml"
     shutil.copy(repo / "models/digits/at.toml", card)
     assert poison(card, tomlkit.dumps, load_card, ("dataset", "architecture", "weights", "recipe")) > 5
-    (root / "models/digits/broken\x1b[31m.toml").write_bytes(b"\x00\xff\x1b[2J")
+    shutil.copytree(repo / "models/weights/digits", root / "models/weights/digits")
+    (root / "broken/digits").mkdir(parents=True)
+    (root / "broken/digits/broken\x1b[31m.toml").write_bytes(b"\x00\xff\x1b[2J")
     folder = root / "results/digits/evil"
     for suite in ("whitebox", "sanity"):
         result = folder / suite / "result.json"
@@ -148,7 +150,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COMMANDS = [
-    "list models", "show digits/evil", "show digits/evil --json", "show broken", "runs", "runs --json", "trained",
+    "list models --models broken", "show digits/evil", "show digits/evil --json", "show broken --models broken", "runs", "runs --json", "trained",
     "leaderboard --output page.md", "trained --output trained.md", "table all", "table shafahi2019-5",
     *(f"table shafahi2019-5 --format {kind}" for kind in ("markdown", "latex", "csv", "html")),
     "export results/digits/evil/whitebox", "verify results/digits/evil/whitebox",
@@ -156,12 +158,13 @@ COMMANDS = [
     "check --baseline b.json --result results/digits/evil/whitebox --markdown m.md --junit j.xml",
     "check --baseline b.json --result results/digits/evil/whitebox --json",
     "check --baseline baseline.json --result results/digits/evil/whitebox", "check --baseline baseline.json",
-    "eval --resume", "figure eps", "figure steps", "figure classes", "figure shafahi2019-1", "figure all --check",
+    "eval --resume", "figure accuracy-eps --dataset digits", "figure accuracy-steps --dataset digits", "figure per-class --dataset digits",
+    "figure shafahi2019-1 --dataset digits", "figure all --check",
 ]  # fmt: skip
 
 
 def options(command: str) -> list[str]:
-    takes_models = not command.startswith(("runs", "trained", "leaderboard"))
+    takes_models = not command.startswith(("runs", "trained", "leaderboard", "eval --resume"))
     return [*command.split(), *(["--models", "models"] if takes_models else [])]
 
 
@@ -173,14 +176,24 @@ def test_no_command_obeys_text_from_files(tree: Path) -> None:
         assert_harmless(shown)
         assert shown.strip() and "Traceback" not in shown and "Usage:" not in shown, (command, shown)
     succeeded = [c for c, d in done.items() if d.code == 0]
-    print({c: (d.code, d.stderr[-200:]) for c, d in done.items() if d.code})
-    assert {"list models", "show digits/evil", "runs", "table all", "export results/digits/evil/whitebox"} <= {
-        *succeeded
-    }
-    assert {"baseline --result results/digits/evil/whitebox --out b.json", "figure steps"} <= {*succeeded}
-    assert "invalid card" in done["list models"].stdout and "natural" in done["list models"].stdout
+    assert {
+        "list models --models broken",
+        "show digits/evil",
+        "runs",
+        "table all",
+        "export results/digits/evil/whitebox",
+    } <= {*succeeded}
+    assert {
+        "baseline --result results/digits/evil/whitebox --out b.json",
+        "figure accuracy-steps --dataset digits",
+        "figure per-class --dataset digits",
+    } <= {*succeeded}
+    assert (
+        "invalid card" in done["list models --models broken"].stdout
+        and "natural" in done["list models --models broken"].stdout
+    )
     json.loads(done["show digits/evil --json"].stdout)
-    assert "m$^$" in COLOUR.sub("", done["list models"].stdout)
+    assert "m$^$" in COLOUR.sub("", done["list models --models broken"].stdout)
     for page in (tree / "page.md", tree / "m.md", *(tree / "results/tables").glob("*.md")):
         text = page.read_text()
         assert_harmless(text)
@@ -242,7 +255,7 @@ def test_damaged_files_end_in_a_sentence(kind: str, content: bytes, tree: Path, 
     }[kind]  # fmt: skip
     place.write_bytes(content)
     commands = [
-        "show digits/evil", "leaderboard", "table shafahi2019-5", "figure steps", "figure eps", "runs",
+        "show digits/evil", "leaderboard", "table shafahi2019-5", "figure accuracy-steps --dataset digits", "figure accuracy-eps --dataset digits", "runs",
         "verify results/digits/evil/whitebox", "check --baseline baseline.json --result results/digits/evil/whitebox",
     ]  # fmt: skip
     done = [run(*options(c), cwd=tmp_path, code=None, **TERMINAL) for c in commands]
