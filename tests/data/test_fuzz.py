@@ -121,7 +121,7 @@ def sanity(text: str, path: Path) -> None:
     print_sanity(read_sanity(path))
 
 
-def linear(text: str, path: Path) -> None:
+def linear_file(text: str, path: Path) -> None:
     (path.parent / "linear.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     read_linear(path.parent)
 
@@ -225,7 +225,7 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
         "holder": (mutated_json, held, holder),
         "sweep": (mutated_json, stored, sweep),
         "sanity": (mutated_json, (digits / "sanity/sanity.json").read_text(), sanity),
-        "linear": (mutated_json, (digits / "linear/linear.json").read_text(), linear),
+        "linear": (mutated_json, (digits / "linear/linear.json").read_text(), linear_file),
         "baseline": (mutated_json, json.dumps({"schema_version": 1, "runs": runs[:1]}), baseline),
         "records": (mutated_bytes, pack_rows(rows(), RUN), records),
         "adversarials": (mutated_bytes, pack([some], RUN, ["FGSM"]), points),
@@ -238,8 +238,8 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
 
 
 PARSERS = [
-    "card", "suite", "arguments", "result", "description", "holder", "sweep", "sanity", "linear", "baseline", "records", "adversarials", "safetensors", "pt", "idx",
-    "pickle", "archive",
+    "card", "suite", "arguments", "result", "description", "holder", "sweep", "sanity", "linear", "baseline",
+    "records", "adversarials", "safetensors", "pt", "idx", "pickle", "archive",
 ]  # fmt: skip
 
 
@@ -312,7 +312,7 @@ LARGE_JSON = {
 @pytest.mark.parametrize("parser", ["card", "suite", "result", "sanity", "linear", "baseline", "description"])
 def test_no_file_of_a_megabyte_takes_long(parser: str, tmp_path: Path) -> None:
     parse = {
-        "card": card, "suite": suite, "result": result, "sanity": sanity, "linear": linear, "baseline": baseline,
+        "card": card, "suite": suite, "result": result, "sanity": sanity, "linear": linear_file, "baseline": baseline,
         "description": description,
     }[parser]  # fmt: skip
     with bounded_memory(2**31):
