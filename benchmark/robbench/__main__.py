@@ -13,25 +13,30 @@ def run_in_process() -> int:
     from robbench.commands.app import app
     from robbench.commands.printing import reserve_stdout
     from robbench.core.errors import RobbenchError
+    from robbench.report.console import protect_terminal
 
-    try:
-        with reserve_stdout() if "--json" in sys.argv[1:] else contextlib.nullcontext():
-            app()
-    except SystemExit as ended:  # of the command line; one of a model is an error of its command
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except RobbenchError as error:
-        print(f"robbench: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print(
-            "robbench: out of memory. What was finished is kept; the same command goes on, with fewer --lanes perhaps.",
-            file=sys.stderr,
-        )
-        return 2
-    except BrokenPipeError:  # `robbench … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
+    message = ""
+    with protect_terminal():
+        try:
+            with reserve_stdout() if "--json" in sys.argv[1:] else contextlib.nullcontext():
+                app()
+        except SystemExit as ended:  # of the command line; one of a model is an error of its command
+            return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except RobbenchError as error:
+            message = str(error)
+        except MemoryError:
+            message = "out of memory. What was finished is kept; the same command goes on, with fewer --lanes perhaps."
+        except BrokenPipeError:  # `robbench … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except OSError as error:  # readers and writers word theirs; this is a path that the system refuses
+            if error.filename is None:
+                raise
+            place, reason = str(error.filename), error.strerror
+            message = f"{place[:200]}{'...' * (len(place) > 200)}: {reason}. Give a path that this system accepts."
+        if message:
+            print(f"robbench: {message}", file=sys.stderr)
+    return 2 if message else 0
 
 
 def main() -> None:

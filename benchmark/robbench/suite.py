@@ -50,6 +50,7 @@ SuiteSource: TypeAlias = "str | Path | Suite | Sequence[Attack]"
 Mode = Literal["full", "cascade", "challenge"]
 _CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # the attributes that every attack class has
 _MOST_BYTES = 2**17
+_MOST_ATTACKS = 500
 _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 
 
@@ -275,8 +276,8 @@ def _parse(name: str, text: str, where: str) -> Suite:
         attacks=tuple(table["attack"]),
     )
     for dataset in ("", *suite.threats, *{d for a in suite.attacks for d in a.get("on", {})}):
-        names = [s.name for s in suite.stages(dataset)]
-        for again in {n for n in names if names.count(n) > 1}:
+        count = Counter(s.name for s in suite.stages(dataset))
+        for again in (name for name, times in count.items() if times > 1):
             raise SuiteError(f"{where}: two attacks are named {again!r}; expected: unique names")
     return suite
 
@@ -300,6 +301,8 @@ def _list_problems(table: dict[str, Any]) -> Iterator[str]:
     if not isinstance(attacks, list) or not attacks:
         yield "attack: at least one [[attack]] table is needed"
         return
+    if len(attacks) > _MOST_ATTACKS:
+        yield f"attack: {len(attacks)} tables given; allowed: at most {_MOST_ATTACKS}"
     for attack in attacks:
         if not isinstance(attack, dict):
             yield f"attack: {attack!r} given; expected [[attack]] tables"

@@ -6,16 +6,21 @@ ROBBENCH_FUZZ sets how many inputs each parser gets (10,000 in CI), ROBBENCH_FUZ
 from __future__ import annotations
 
 import io
+import json
 import os
+import platform
 import random
 import struct
 import tarfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -23,14 +28,23 @@ import torch
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.numbers import parse_radii, parse_threat
 from robbench.data import sets as data
+from robbench.gate.baseline import read_baseline
+from robbench.gate.decision import Policy, decide_gate
+from robbench.gate.paired import compare_entries
+from robbench.linear.record import read_linear
+from robbench.masking.record import read_sanity
 from robbench.models.architectures import build
 from robbench.models.card import extract_identity, parse_card
 from robbench.models.load import fit_state, parse_state
 from robbench.models.load_source import _parse_architecture
 from robbench.models.sources import parse_source
+from robbench.report.gate import format_markdown
+from robbench.report.sanity import print_sanity
+from robbench.report.sweep import build_sweep, print_sweep
 from robbench.results.adversarials import Points, list_entries, pack, read
+from robbench.results.locking import _format_holder, _lock_paths, read_holder
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_rows
-from robbench.results.run_files import read_description
+from robbench.results.run_files import _is_alive, read_description
 from robbench.results.schema import read_result
 from robbench.suite import build_attack, load_suite
 from support.cards import FULL
@@ -38,6 +52,7 @@ from support.datasets import batches, idx, labels, pixels
 from support.fuzzing import Watch, bounded_memory, mutated_bytes, mutated_json, mutated_text
 
 INPUTS = int(os.environ.get("ROBBENCH_FUZZ", "1000"))
+SECONDS = 2.0  # of one input, in processor time
 SEED = int(os.environ.get("ROBBENCH_FUZZ_SEED", "0"))
 RUN = "ab" * 32
 WATCH = Watch()
@@ -76,6 +91,46 @@ def result(text: str, path: Path) -> None:
 def description(text: str, path: Path) -> None:
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     read_description(path)
+
+
+def holder(text: str, path: Path) -> None:
+    root, folder = path.parent, path.parent / "digits/m/s"
+    _, about = _lock_paths(root, folder)
+    about.parent.mkdir(exist_ok=True)
+    about.write_bytes(text.encode("utf-8", "surrogateescape"))
+    found = read_holder(root, folder)
+    _format_holder(found)
+    if found:
+        _is_alive(found)
+    else:
+        raise ResultError("no holder")  # the reader answers None
+
+
+def sweep(text: str, path: Path) -> None:
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    changed = read_result(path)
+    root = Path(__file__).resolve().parents[2] / "results"
+    place = {"dataset": "digits", "model": "at", "suite": "whitebox", "overrides": {}}
+    made = build_sweep(root, [changed.model_copy(update=place)], clean=True)
+    made.as_json()
+    print_sweep(made)
+
+
+def sanity(text: str, path: Path) -> None:
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    print_sanity(read_sanity(path))
+
+
+def linear_file(text: str, path: Path) -> None:
+    (path.parent / "linear.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    read_linear(path.parent)
+
+
+def baseline(text: str, path: Path) -> None:
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    for entry in read_baseline(path).runs:
+        compared = compare_entries(entry, entry)
+        format_markdown(decide_gate([compared], Policy()))
 
 
 def records(content: bytes, path: Path) -> None:
@@ -156,6 +211,9 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
     stored = (repo / "results/digits/at/whitebox/result.json").read_text()
     described = Path(__file__).with_name("run_example.json").read_text()
     one_batch = next(iter(batches("cifar10", pixels(2, 3, 32, 32), labels(2)).values()))
+    digits = repo / "results/digits/at"
+    held = json.dumps({"pid": 2**22 + 1, "host": platform.node(), "since": "2026-01-01", "folder": "x"})
+    runs = json.loads((repo / "baselines/digits.json").read_text())["runs"]
     suites = (repo / "benchmark/robbench/suites/whitebox.toml").read_text()
     spoken = "hf:a/b@c:d.safetensors\nfile:x.pt\nwide_resnet:depth=16,widen_factor=2\n0,2/255,8/255\nlinear:a=1\n1e-3"
     return {
@@ -164,6 +222,11 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
         "arguments": (mutated_text, spoken, arguments),
         "result": (mutated_json, stored, result),
         "description": (mutated_json, described, description),
+        "holder": (mutated_json, held, holder),
+        "sweep": (mutated_json, stored, sweep),
+        "sanity": (mutated_json, (digits / "sanity/sanity.json").read_text(), sanity),
+        "linear": (mutated_json, (digits / "linear/linear.json").read_text(), linear_file),
+        "baseline": (mutated_json, json.dumps({"schema_version": 1, "runs": runs[:1]}), baseline),
         "records": (mutated_bytes, pack_rows(rows(), RUN), records),
         "adversarials": (mutated_bytes, pack([some], RUN, ["FGSM"]), points),
         "safetensors": (mutated_bytes, safetensors.torch.save(linear.state_dict()), weights(".safetensors")),
@@ -175,8 +238,8 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
 
 
 PARSERS = [
-    "card", "suite", "arguments", "result", "description", "records", "adversarials", "safetensors", "pt", "idx",
-    "pickle", "archive",
+    "card", "suite", "arguments", "result", "description", "holder", "sweep", "sanity", "linear", "baseline",
+    "records", "adversarials", "safetensors", "pt", "idx", "pickle", "archive",
 ]  # fmt: skip
 
 
@@ -191,6 +254,7 @@ def test_damaged_inputs_raise_only_errors_that_a_user_can_mend(name: str, tmp_pa
     with bounded_memory(2**31), WATCH.over(tmp_path):
         for i in range(INPUTS):
             content = mutate(random.Random(f"{name} {SEED} {i}"), valid)
+            begin = time.process_time()
             try:
                 parse(content, path)
             except RobbenchError as error:
@@ -198,7 +262,8 @@ def test_damaged_inputs_raise_only_errors_that_a_user_can_mend(name: str, tmp_pa
                 assert str(error).strip(), f"input {i}: an error without a sentence"
             except Exception:
                 pytest.fail(f"input {i} of {name}, seed {SEED}:\n{content[:3000]!r}\n{traceback.format_exc()}")
-    assert refused > INPUTS / 5 or name == "arguments", "the mutations must be able to do harm"
+            assert time.process_time() - begin < SECONDS, f"input {i} of {name}, seed {SEED}, takes too long"
+    assert refused > INPUTS / 5 or name in ("arguments", "holder", "baseline"), "the mutations must be able to do harm"
 
 
 def test_the_watch_sees_what_is_forbidden(tmp_path: Path) -> None:
@@ -219,3 +284,53 @@ def test_a_header_that_claims_more_than_there_is() -> None:
         parse_state(struct.pack("<Q", 2**60) + b"{}", ".safetensors")
     with pytest.raises(ResultError):
         read_run_rows(Path("/nowhere"), RUN)
+
+
+MILLION = 10**6
+LARGE = {
+    "keys": "".join(f"k{i} = 1\n" for i in range(80_000)),
+    "a dotted key": "a." * (MILLION // 2 - 10) + "a = 1",
+    "a dotted heading": "[" + '"a" . ' * (MILLION // 6 - 10) + "a]",
+    "a deep list": "a = " + "[" * (MILLION // 2),
+    "attacks": "version = 1\n" + "".join(f"[[attack]]\nname='a{i}'\nkind='pgd'\n" for i in range(25_000)),
+    "data sets": "version = 1\n" + "".join(f"[[attack]]\nname='a{i}'\nkind='b'\non.d{i}={{}}\n" for i in range(500)),
+    "a long text": "title = '" + "A" * (MILLION - 50) + "'",
+    "a long number": "a = " + "9" * (MILLION - 10),
+    "numbers": "a = [" + "1," * (MILLION // 2 - 10) + "]",
+}
+LARGE_JSON = {
+    "keys": json.dumps({f"k{i}": 1 for i in range(80_000)}),
+    "a deep list": "[" * MILLION,
+    "objects": '{"attacks": [' + ",".join(["{}"] * 300_000) + "]}",
+    "numbers": '{"attacks": [' + ",".join(["1"] * 490_000) + "]}",
+    "table of objects": '{"flags": {' + ",".join(f'"{i}": []' for i in range(80_000)) + "}}",
+    "a long text": '{"model": "' + "A" * (MILLION - 30) + '"}',
+    "a long number": '{"n": ' + "9" * (MILLION - 10) + "}",
+}
+
+
+@pytest.mark.parametrize("parser", ["card", "suite", "result", "sanity", "linear", "baseline", "description"])
+def test_no_file_of_a_megabyte_takes_long(parser: str, tmp_path: Path) -> None:
+    parse = {
+        "card": card, "suite": suite, "result": result, "sanity": sanity, "linear": linear_file, "baseline": baseline,
+        "description": description,
+    }[parser]  # fmt: skip
+    with bounded_memory(2**31):
+        for what, text in (LARGE if parser in ("card", "suite") else LARGE_JSON).items():
+            begin = time.process_time()
+            try:
+                parse(text, tmp_path / "s.toml")
+            except RobbenchError as error:
+                assert len(str(error)) < 30_000, what
+            assert time.process_time() - begin < SECONDS, what
+
+
+def test_records_that_unpack_to_more_than_their_size(tmp_path: Path) -> None:
+    many = pa.table({"sample": pa.array(np.zeros(5_000_000, np.int64))})
+    long = pa.table({"attack": pa.array(["x" * 100_000] * 10_000).dictionary_encode()})
+    wide = pa.table({f"c{i}": [0] for i in range(1000)})
+    for table, reason in ((many, "5,000,000 rows"), (long, "more than 1000 bytes"), (wide, "'c0' is unknown")):
+        pq.write_table(table, tmp_path / "r.parquet")
+        assert (tmp_path / "r.parquet").stat().st_size < MILLION
+        with bounded_memory(2**31), pytest.raises(ResultError, match=reason):
+            read_rows(tmp_path / "r.parquet")

@@ -147,16 +147,16 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
     assert f"[at](results/digits/at/whitebox@{larger.run_id[:8]}/result.json)" in text
     assert "- at, randomized: It rolls dice." in text
     assert text.index("[at]") < text.index("[natural]")
-    frame = build_group_table([result("natural", 20)])
-    assert frame.loc[0, "Worst case"].startswith("2.0 [")
-    assert frame.loc[0, "Fwd + bwd per image"] == "3"
+    rows = build_group_table([result("natural", 20)])
+    assert rows[0]["Worst case"].startswith("2.0 [")
+    assert rows[0]["Fwd + bwd per image"] == "3"
 
 
 def test_a_model_without_some_attack_shows_a_dash():
     other = result("b", 100)
     renamed = other.model_copy(update={"attacks": [other.attacks[0].model_copy(update={"name": "APGD"})]})
-    frame = build_group_table([result("a", 500), renamed])
-    assert frame.loc[0, "APGD"] == "–" and frame.loc[1, "PGD"] == "–"
+    rows = build_group_table([result("a", 500), renamed])
+    assert rows[0]["APGD"] == "–" and rows[1]["PGD"] == "–"
 
 
 def test_names_and_flags_are_no_markup(tmp_path):

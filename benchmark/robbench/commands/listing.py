@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robbench.core.errors import CardError
+
 if TYPE_CHECKING:
     from robbench.models.card import Entry
 
@@ -15,18 +17,21 @@ __all__ = ["LISTINGS"]
 def _models(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
     from robbench.models.card import Registry
 
-    rows = []
-    for entry in Registry.default(models).entries():
+    return [_describe_card(entry) for entry in Registry.default(models).entries()]
+
+
+def _describe_card(entry: Entry) -> dict[str, Any]:
+    """Return the row of a card. An invalid card gets a row too, so that it hides no other card."""
+    try:
         card = entry.card
-        rows.append(
-            {
-                "model": entry.full_name,
-                "title": card.title,
-                "architecture": card.architecture.name,
-                "weights": _describe_weights(entry),
-            }
-        )
-    return rows
+    except CardError as error:
+        return {"model": entry.full_name, "title": f"invalid card: {error}", "architecture": "", "weights": ""}
+    return {
+        "model": entry.full_name,
+        "title": card.title,
+        "architecture": card.architecture.name,
+        "weights": _describe_weights(entry),
+    }
 
 
 def _describe_weights(entry: Entry) -> str:

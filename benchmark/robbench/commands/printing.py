@@ -39,17 +39,16 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from robbench.report.console import make_console
 
     view = Table(pad_edge=False)
     for column in rows[0] if rows else ["(none)"]:
         view.add_column(column, overflow="fold")
     for row in rows:
-        view.add_row(*[escape("".join(c if c.isprintable() else " " for c in str(v))) for v in row.values()])
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=200)).print(view)
+        view.add_row(*map(str, row.values()))
+    make_console().print(view)
 
 
 def print_objects(objects: list[dict[str, Any]]) -> None:

@@ -50,15 +50,15 @@ def show(
     entry = Registry.default(models or []).find(model)
     stored, damaged = read_results(results, entry.full_name)
     damaged += VerdictIndex(results).list_damaged(entry.full_name)
+    card = entry.card  # an invalid card is refused before anything is printed
     if as_json:
-        card = entry.card.model_dump(mode="json")
         described = [as_object(r, results) for r in stored]
         lost = {"damaged": list(map(str, damaged))} if damaged else {}
-        print_json({"model": entry.full_name, "card": card, "results": described} | lost)
+        print_json({"model": entry.full_name, "card": card.model_dump(mode="json"), "results": described} | lost)
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
-    print(entry.path.read_text(encoding="utf-8"))
-    if entry.card.weights is not None and not entry.card.shipped:
+    print(entry.path.read_text(encoding="utf-8").expandtabs(4))
+    if card.weights is not None and not card.shipped:
         print(entry.explain_unshipped() + "\n")
     if stored:
         from robbench.report.terminal import print_results

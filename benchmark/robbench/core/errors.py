@@ -56,7 +56,7 @@ class StorageError(RobbenchError):
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
     """Return the message for an unknown name. It lists the closest known names, then all known names."""
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     listed = ", ".join(names) if names else "none"
-    return f"Unknown {kind} {given!r}.{hint} Known: {listed}."
+    return f"Unknown {kind} {given[:100]!r}.{hint} Known: {listed}."

@@ -14,7 +14,9 @@ from typing import Any, BinaryIO
 from robbench.core.errors import StorageError
 
 __all__ = [
+    "check_name",
     "check_path_component",
+    "check_size",
     "digest",
     "load_toml",
     "open_regular",
@@ -26,8 +28,12 @@ __all__ = [
     "write_atomically",
 ]
 
+_INTEGER_BITS = 64  # a longer integer overflows in computations, and no count or seed of a run is as long
+_KEY_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
+# The time of tomllib grows with the square of the number of parts of a key.
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_KEY_PART}(?:[ \t]*+\.[ \t]*+{_KEY_PART}){{100}}")
+_MOST_CONTAINERS = 10_000
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MOST_DOTS = 32  # in a key of a TOML file; the parser's time grows with the square of them
 _FREE_VALUES = 2**15  # in a JSON file; the largest of this package's have a thousand
 _TEMPORARY = re.compile(r"\.(.+\.(?:json|parquet|safetensors|csv|png|md))\.\w{8}")  # as `_replace` names them
 
@@ -53,18 +59,50 @@ def check_path_component(name: str, what: str) -> str:
     return name
 
 
+def check_name(name: str) -> str:
+    """Return a name that a table, a heading or a figure can show: printable text on one line.
+
+    Raises:
+        ValueError: the name is empty, longer than 200 characters, or holds characters that are not printable.
+    """
+    if not name.strip() or not name.isprintable() or len(name) > 200:
+        raise ValueError(f"{name[:80]!r} given; allowed: a name of up to 200 printable characters")
+    return name
+
+
+def check_size(value: object) -> None:
+    """Refuse a parsed JSON or TOML value that is too large to work with.
+
+    Raises:
+        ValueError: it holds an integer of more than 64 bits, or more than 10,000 lists and tables.
+    """
+    waiting, containers = [value], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            containers += 1
+            if containers > _MOST_CONTAINERS:
+                raise ValueError(f"more than {_MOST_CONTAINERS:,} lists and tables given")
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+            raise ValueError(f"an integer of {value.bit_length()} bits given; allowed: at most {_INTEGER_BITS} bits")
+
+
 def load_toml(text: str) -> dict[str, Any]:
     """Parse TOML text that may be hostile.
 
     Raises:
-        ValueError: the text is not TOML, is nested too deeply, or holds a number with thousands of digits.
+        ValueError: the text is not TOML, is nested too deeply, has a key of a hundred parts, or is too large
+            (`check_size`).
     """
+    if _LONG_KEY.search(text):
+        raise ValueError("a dotted key of more than 100 parts given")
     try:
-        if any(part.count(".") > _MOST_DOTS for part in re.split(r"[\n=,{}\[\]]", text)):
-            raise RecursionError
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    check_size(table)
+    return table
 
 
 def open_regular(path: Path, most: int) -> BinaryIO:

@@ -22,18 +22,28 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, read_json, write_atomically
+from robbench.core.files import digest, write_atomically
+from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
 from robbench.models.spec import ModelSpec
-from robbench.results.schema import MOST_PARTS, Accuracy, ResultFile, StrictModel
+from robbench.results.schema import (
+    Accuracy,
+    Component,
+    Count,
+    Name,
+    ResultFile,
+    StrictModel,
+    format_first_error,
+    read_validated,
+)
 from robbench.results.selection import find_selection_error
 from robbench.results.summary import make_accuracy
 
@@ -72,30 +82,75 @@ class Given(StrictModel):
         return ModelSpec(**self.model_dump())
 
 
+class _Part(StrictModel):
+    """A part of an identity. Identities hold more than the gate reads."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Suite(_Part):
+    name: Name
+    judge: str
+    mode: str
+
+
+class _Threat(_Part):
+    norm: str
+    eps: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        parse_threat(self.norm, self.eps)
+        return self
+
+
+class _Attack(_Part):
+    name: Name
+
+
+class _Identity(_Part):
+    """The parts of an identity that the gate reads."""
+
+    model: dict[str, Any]
+    weights: str | None
+    suite: _Suite
+    threat: _Threat
+    attacks: list[_Attack]
+
+
+def _check_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """Refuse an identity without the parts that the gate reads. All its other parts stay as they are."""
+    try:
+        _Identity.model_validate(identity)
+    except ValidationError as error:
+        raise ValueError(format_first_error(error)) from None
+    return identity
+
+
 class BaselineEntry(StrictModel):
     """The verdicts of one suite on one model, and everything needed to measure them again."""
 
-    model: str
-    dataset: str
+    model: Component
+    dataset: Component
     given: Given
     suite: str
     """A suite's name, or the path of a suite file as the user gave it."""
-    n: int
+    n: Count
     seed: int
-    sample_seed: int | None
+    sample_seed: Annotated[int, Field(ge=0)] | None
     """The images are the first n of the random order with this seed. None means the official order."""
     selection: str
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
     run_id: str
-    identity: dict[str, Any]
+    identity: Annotated[dict[str, Any], AfterValidator(_check_identity)]
     versions: dict[str, str]
     hardware: str
     date: str
     code: dict[str, str]
     """File of the package -> first 16 hexadecimal digits of its SHA-256. Empty for a stored result of other
     or unknown code."""
-    attacks: list[str]
+    attacks: list[Name] = Field(fail_fast=True)
     """Names of the attacks, in the order of the suite."""
     samples: str
     """Official indices of the images, in the order of the run, separated by spaces."""
@@ -105,7 +160,7 @@ class BaselineEntry(StrictModel):
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         ids = self.samples.split()
-        if not all(s.isdecimal() for s in ids) or len(set(ids)) != self.n:
+        if not all(s.isdecimal() and len(s) < 19 for s in ids) or len({int(s) for s in ids}) != self.n:
             raise ValueError(f"samples holds {len(set(ids))} different indices; expected n = {self.n}")
         if list(self.verdicts) != self.attacks:
             raise ValueError(f"verdicts of {list(self.verdicts)} given; expected one line for each of {self.attacks}")
@@ -158,7 +213,7 @@ class Baseline(StrictModel):
     """The content of a baseline file: one entry per model."""
 
     schema_version: Literal[1]
-    runs: list[BaselineEntry] = Field(max_length=MOST_PARTS)
+    runs: list[BaselineEntry] = Field(fail_fast=True)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -185,6 +240,11 @@ def build_entry(
         ResultError: the record of an attack on an image is missing.
     """
     attacks = [a.name for a in result.attacks]
+    if rows.duplicated(["sample", "attack"]).any():
+        raise ResultError(
+            f"The records of {result.dataset}/{result.model} hold an image twice under one attack. Evaluate the model "
+            "again with --overwrite."
+        )
     order = rows["sample"].drop_duplicates()
     wide = rows.pivot(index="sample", columns="attack", values="status").reindex(index=order, columns=attacks)
     if wide.isna().any(axis=None) or len(wide) != result.n:
@@ -192,27 +252,24 @@ def build_entry(
             f"The records of {result.dataset}/{result.model} are not complete: {len(wide)} images with records under "
             f"{', '.join(attacks)}; result.json counts {result.n}."
         )
-    return BaselineEntry(
-        model=result.model,
-        dataset=result.dataset,
-        given=given,
-        suite=suite,
-        n=result.n,
-        seed=result.seed,
-        sample_seed=sample_seed,
-        selection=result.selection,
-        clean_accuracy=result.clean_accuracy,
-        robust_accuracy=result.robust_accuracy,
-        run_id=result.run_id,
-        identity=result.identity,
-        versions=result.versions,
-        hardware=result.hardware,
-        date=result.date,
-        code=code,
-        attacks=attacks,
-        samples=" ".join(map(str, order)),
-        verdicts={name: "".join(_LETTERS[Status(s)] for s in wide[name]) for name in attacks},
-    )
+    kept = {
+        "model", "dataset", "n", "seed", "selection", "clean_accuracy", "robust_accuracy", "run_id", "identity",
+        "versions", "hardware", "date",
+    }  # fmt: skip
+    try:
+        return BaselineEntry(
+            **{name: getattr(result, name) for name in kept},
+            given=given,
+            suite=suite,
+            sample_seed=sample_seed,
+            code=code,
+            attacks=attacks,
+            samples=" ".join(map(str, order)),
+            verdicts={name: "".join(_LETTERS[Status(s)] for s in wide[name]) for name in attacks},
+        )
+    except ValueError as error:  # of the schema, or of an unknown status
+        problem = format_first_error(error) if isinstance(error, ValidationError) else str(error)
+        raise ResultError(f"The result of {result.dataset}/{result.model} makes no baseline. {problem}.") from None
 
 
 def write_baseline(path: Path, entries: Sequence[BaselineEntry]) -> None:
@@ -226,19 +283,11 @@ def read_baseline(path: Path) -> Baseline:
     """Read and validate a baseline.
 
     Raises:
-        ResultError: the file does not exist, does not have this schema, or contradicts itself.
+        ResultError: the file cannot be read, does not have this schema, or contradicts itself.
     """
-    try:
-        baseline = Baseline.model_validate_json(read_json(path, _MOST_BYTES))
-    except OSError as error:
-        raise ResultError(
-            f"No baseline at {path} ({error.strerror}). Write one: robbench baseline --model NAME --out {path}"
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path} is not a valid baseline. {where}: {first['msg']}") from None
+    advice = f"Write a baseline: robbench baseline --model NAME --out {path}"
+    baseline = read_validated(path, Baseline, _MOST_BYTES, advice=advice)
     for entry in baseline.runs:
         if problem := entry.find_contradiction():
-            raise ResultError(f"{path} is not a valid baseline: {problem}. Write it again: robbench baseline.")
+            raise ResultError(f"{path} is not a valid baseline: {problem}. {advice}")
     return baseline

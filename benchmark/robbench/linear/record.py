@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
 from robbench.results.reader import Damage
-from robbench.results.schema import Accuracy, Answers, StrictModel, dump_sealed, read_validated
+from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
 from robbench.results.selection import describe_selection, find_selection_error
 from robbench.results.store import list_differences
 from robbench.results.summary import make_accuracy
@@ -70,22 +70,28 @@ ACTIVATIONS = {
 """The columns of activations.parquet, in order."""
 
 
+def _check_medians(medians: dict[str, float | None]) -> dict[str, float | None]:
+    if missing := set(QUANTITIES) - set(medians):
+        raise ValueError(f"no median of {', '.join(sorted(missing))} given; expected: {', '.join(QUANTITIES)}")
+    return medians
+
+
 class LinearFile(StrictModel):
     """The content of linear.json. Its numbers are computed from classes.parquet."""
 
     schema_version: Literal[1]
     run_id: str
     """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
-    model: str
-    dataset: str
-    n: int
+    model: Component
+    dataset: Component
+    n: Count
     """Number of images: the first n of the test set."""
-    total: int
+    total: Count
     """Number of images of the whole test set."""
-    classes: int
+    classes: Count
     """Number of logits, K."""
     clean_accuracy: Accuracy
-    medians: dict[str, float | None]
+    medians: Annotated[dict[str, float | None], AfterValidator(_check_medians)]
     """Medians over the images of `QUANTITIES` at the nearest class. null if the median is not finite."""
     flags: dict[str, str]
     """Problems that make the numbers doubtful: name of the problem -> sentence."""
@@ -277,10 +283,11 @@ def read_activations(folder: Path) -> pd.DataFrame:
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
         # The metadata of pandas could turn columns into an index or change their types.
-        rows: pd.DataFrame = read_flat_table(path, 2**31).to_pandas(ignore_metadata=True)
-        rows = rows.astype({name: columns[name] for name in rows.columns if name in columns})
+        frame = read_flat_table(path, 2**31).to_pandas(ignore_metadata=True)
+        rows: pd.DataFrame = frame.astype({name: kind for name, kind in columns.items() if name in frame})
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
-        raise ResultError(f"{path} cannot be read ({error}). Measure it again with --overwrite.") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResultError(f"{path} cannot be read ({reason}). Measure it again with --overwrite.") from None
     if list(rows.columns) != list(columns):
         raise ResultError(
             f"{path} has the columns {list(rows.columns)}; expected {list(columns)}. Measure it again with --overwrite."

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robbench.results.schema import MOST_PARTS, Accuracy, StrictModel
+from robbench.results.schema import Accuracy, Name, StrictModel
 
 __all__ = [
     "Binarization",
@@ -35,7 +35,7 @@ Role = Literal["control", "single step", "noise", "more steps", "other loss", "o
 class Challenge(StrictModel):
     """Counts of images for one attack on the images that the usual PGD did not break."""
 
-    name: str
+    name: Name
     role: Role
     given: int
     """Images that the attack got."""
@@ -52,7 +52,7 @@ class Challenge(StrictModel):
 class Transferred(StrictModel):
     """Counts of images for one transfer attack. Its points are computed on a surrogate and tried on the model."""
 
-    name: str
+    name: Name
     images: int
     fooled: int
     """Images whose point the surrogate classifies wrongly."""
@@ -120,24 +120,24 @@ class LossTraces(StrictModel):
     """Median over robust images of the share of the loss's rise in the last 10 of twice the steps. None if none is."""
     unstable: float | None
     """Median over images of mean |ΔL| / |L|, capped at 1, over 100 neighbours of the final points."""
-    loss: list[float]
+    loss: list[float] = Field(fail_fast=True)
     """Median cross-entropy at each step of the usual PGD."""
-    loss_low: list[float]
+    loss_low: list[float] = Field(fail_fast=True)
     """First decile of the cross-entropy at each step."""
-    loss_high: list[float]
+    loss_high: list[float] = Field(fail_fast=True)
     """Ninth decile of the cross-entropy at each step."""
-    longer: list[float]
+    longer: list[float] = Field(fail_fast=True)
     """Median cross-entropy at each step of PGD with twice the steps."""
-    share: list[float]
+    share: list[float] = Field(fail_fast=True)
     """Share of images that the usual PGD has not broken up to each step."""
 
 
 class RadiusCurve(StrictModel):
     """The images that the usual PGD breaks at each radius."""
 
-    eps: list[float]
+    eps: list[float] = Field(fail_fast=True)
     """The radii, increasing. The last one contains the whole box [0, 1]."""
-    broken: list[list[bool]]
+    broken: list[list[bool]] = Field(fail_fast=True)
     """Whether an image is broken: [radius][image]."""
 
 
@@ -145,10 +145,10 @@ class StepGrid(StrictModel):
     """PGD on cross-entropy by step size and iterations (Mosbach et al. 2018)."""
 
     images: int
-    sizes: list[float]
+    sizes: list[float] = Field(fail_fast=True)
     """Step sizes, as shares of eps."""
-    iterations: list[int]
-    standing: list[list[int]]
+    iterations: list[int] = Field(fail_fast=True)
+    standing: list[list[int]] = Field(fail_fast=True)
     """Number of images that are not broken: [size][iterations]."""
     usual: tuple[int, int]
     """Indices of the cell with the step size and iterations of the usual PGD."""
@@ -217,7 +217,7 @@ class Measurements(StrictModel):
     """Whether the model's outputs are probabilities."""
     zero_gradients: float
     """Share of exactly zero gradients over all steps and images of the usual PGD and the control."""
-    challenges: list[Challenge] = Field(max_length=MOST_PARTS)
+    challenges: list[Challenge] = Field(fail_fast=True)
     randomness: Randomness
     scale: LogitScale
     gradients: GradientQuality
@@ -226,6 +226,6 @@ class Measurements(StrictModel):
     grid: StepGrid
     binarization: Binarization
     linear: LinearEstimate
-    transferred: list[Transferred] = Field(max_length=MOST_PARTS)
+    transferred: list[Transferred] = Field(fail_fast=True)
     cost: dict[str, Cost]
     """Name of a measurement -> its cost."""

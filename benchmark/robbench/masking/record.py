@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robbench.core.errors import ResultError
 from robbench.masking.measurements import Measurements
-from robbench.results.schema import MOST_PARTS, Accuracy, StrictModel, ThreatResult, read_validated
+from robbench.results.schema import Accuracy, Component, Count, Name, StrictModel, ThreatResult, read_validated
 
 __all__ = [
     "FILE",
@@ -50,7 +49,7 @@ CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
 class CheckResult(StrictModel):
     """The result of one check. It follows from measurements and thresholds alone."""
 
-    name: str
+    name: Name
     title: str
     value: float | None
     """None if the check does not apply."""
@@ -90,23 +89,23 @@ class SanityFile(StrictModel):
     """What the measurements depend on: the run_id of the suite's result, the number of images and `PROBE_VERSION`."""
     run_id: str
     """SHA-256 of `identity`."""
-    folder: str
+    folder: Component
     """Name of the folder of the results tree, below data set and model."""
     measured: dict[str, Any]
     """Model, weights, data, dtype and threat of the suite's result. The verdict holds for these only."""
-    model: str
-    dataset: str
+    model: Component
+    dataset: Component
     threat: ThreatResult
-    n: int
+    n: Count
     seed: int
     verdict: VerdictName
-    decided_by: list[str]
+    decided_by: list[Name] = Field(fail_fast=True)
     """Names of the checks that gave the verdict."""
     overestimation: float
     """Robust accuracy under the usual PGD minus that under all attacks of this run, in points."""
     advice: Advice
     acted: FollowUpResult | None
-    checks: list[CheckResult] = Field(max_length=MOST_PARTS)
+    checks: list[CheckResult] = Field(fail_fast=True)
     measurements: Measurements
     seconds: float
     hardware: str
@@ -125,10 +124,7 @@ def read_sanity(path: Path) -> SanityFile:
     Raises:
         ResultError: the file cannot be read, does not have this schema, or was changed.
     """
-    try:
-        return read_validated(path, SanityFile, 2**26)
-    except ResultError as error:
-        raise ResultError(f"{error} Write it again with `robbench sanity`.") from None
+    return read_validated(path, SanityFile, 2**26, advice="Remove it, and write it again with `robbench sanity`.")
 
 
 def sanity_folder(root: Path, file: SanityFile) -> Path:

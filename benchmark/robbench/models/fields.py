@@ -5,8 +5,9 @@ from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
+from robbench.core.files import check_name
 from robbench.core.numbers import parse_fraction
 
 __all__ = [
@@ -63,7 +64,7 @@ def check_package_name(text: str) -> str:
 Scalar = Annotated[int | float | str | bool, PlainValidator(_scalar)]
 Exact = Annotated[Fraction, PlainValidator(_exact), PlainSerializer(str, when_used="json")]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]  # a TOML list, kept immutable
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(check_name)]
 
 
 class CardTable(BaseModel):

@@ -173,7 +173,8 @@ class ModelCard(CardTable):
         return self
 
 
-_MOST_PROBLEMS = 20  # that a message lists; a search for similar names takes time
+_MOST_PROBLEMS = 20  # in a message; a large hostile file can have thousands
+_MOST_CHARACTERS = 1000  # of a problem
 _EXPECTED: dict[str, str] = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -238,7 +239,7 @@ def parse_card(text: str, where: str) -> ModelCard:
         return ModelCard.model_validate(table)
     except ValidationError as error:
         problems = error.errors()
-        sentences = [f"{where}: {_sentence(e)}" for e in problems[:_MOST_PROBLEMS]]
-        if more := len(problems) - len(sentences):
-            sentences.append(f"{where}: and {more} more problems")
-        raise CardError("\n".join(sentences)) from None
+        lines = [f"{where}: {_sentence(e)}"[:_MOST_CHARACTERS] for e in problems[:_MOST_PROBLEMS]]
+        if more := len(problems) - len(lines):
+            lines.append(f"{where}: and {more} more problems")
+        raise CardError("\n".join(lines)) from None

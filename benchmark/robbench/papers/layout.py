@@ -21,7 +21,14 @@ from tabulate import tabulate
 
 from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.tables import Cell, FilledRow, FilledTable, Missing, WorstCase
-from robbench.report.escape import escape_markdown, escape_spreadsheet, escape_tex, flatten_text, wrap_markdown_code
+from robbench.report.escape import (
+    escape_markdown,
+    escape_tex,
+    flatten_text,
+    format_csv,
+    make_markdown_table,
+    wrap_markdown_code,
+)
 from robbench.report.leaderboard import format_percent, format_points, format_with_interval
 
 __all__ = ["FORMATS", "Commands", "check_format", "render_table"]
@@ -119,8 +126,8 @@ def _format_lowest(worst: WorstCase) -> str:
     return f"{worst.attack.name} {format_percent(worst.attack.robust_accuracy)}"
 
 
-def _make_frame(table: FilledTable) -> pd.DataFrame:
-    """Make the table as text, one row per filled row. Every value is one line of text."""
+def _make_rows(table: FilledTable) -> list[dict[str, str]]:
+    """Make the table as text, one row per filled row: heading -> one line of text."""
     rows = [
         {
             **dict(zip(table.paper_table.labels, row.labels, strict=True)),
@@ -140,7 +147,7 @@ def _make_frame(table: FilledTable) -> pd.DataFrame:
         }
         for row in table.rows
     ]
-    return pd.DataFrame(rows).map(flatten_text)
+    return [{heading: flatten_text(cell) for heading, cell in row.items()} for row in rows]
 
 
 def _list_missing(table: FilledTable, commands: Commands) -> list[tuple[str, list[str], str]]:
@@ -156,11 +163,10 @@ def _list_missing(table: FilledTable, commands: Commands) -> list[tuple[str, lis
 
 
 def _markdown(table: FilledTable, commands: Commands) -> str:
-    frame = _make_frame(table).map(escape_markdown).rename(columns=escape_markdown)
     parts = [
         f"# {_title(table)}",
         escape_markdown(_explain(table)),
-        frame.to_markdown(index=False, disable_numparse=True),
+        make_markdown_table(_make_rows(table)),
     ]
     if table.notes:
         parts += ["## Notes", "\n".join(f"- {escape_markdown(note)}" for note in table.notes)]
@@ -181,8 +187,8 @@ def _html(table: FilledTable, commands: Commands) -> str:
     def items(values: Sequence[str]) -> str:
         return "<ul>\n" + "\n".join(f"<li>{value}</li>" for value in values) + "\n</ul>"
 
-    frame = _make_frame(table)  # tabulate escapes cells and headings
-    body = str(tabulate(frame.values.tolist(), list(frame.columns), tablefmt="html", disable_numparse=True))
+    # tabulate escapes cells and headings
+    body = str(tabulate(_make_rows(table), headers="keys", tablefmt="html", disable_numparse=True))
     parts = [f"<h1>{text(_title(table))}</h1>", f"<p>{text(_explain(table))}</p>", body]
     if table.notes:
         parts += ["<h2>Notes</h2>", items([text(note) for note in table.notes])]
@@ -198,13 +204,13 @@ def _html(table: FilledTable, commands: Commands) -> str:
 
 def _latex(table: FilledTable, commands: Commands) -> str:
     """Format a floating table for the package booktabs, and the notes after it."""
-    frame = _make_frame(table).map(escape_tex).rename(columns=escape_tex)
-    rows = [" & ".join(row) + r" \\" for row in [list(frame.columns), *frame.values.tolist()]]
+    cells = _make_rows(table)
+    rows = [" & ".join(map(escape_tex, row)) + r" \\" for row in [list(cells[0]), *(row.values() for row in cells)]]
     lines = [
         "% needs \\usepackage{booktabs}; wide: set it in a landscape or resizebox environment",
         r"\begin{table}",
         rf"\caption{{{escape_tex(_title(table))}. {escape_tex(_explain(table))}}}",
-        rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
+        rf"\begin{{tabular}}{{{'l' * len(cells[0])}}}",
         r"\toprule",
         rows[0],
         r"\midrule",
@@ -243,10 +249,8 @@ def _csv(table: FilledTable, commands: Commands) -> str:
             "verdict": worst.verdict if worst else "",
             "missing": row.missing.reason or " && ".join(commands.list_commands(row.missing)),
         }
-        rows.append({key: escape_spreadsheet(flatten_text(value)) for key, value in fields.items()})
-    text = io.StringIO()
-    pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n")
-    return text.getvalue()
+        rows.append(fields)
+    return format_csv(pd.DataFrame(rows))
 
 
 def _cell_fields(cell: Cell) -> dict[str, str]:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-import pandas as pd
-
 from robbench.masking.stored import VerdictIndex
 from robbench.models.card import Entry, ModelCard
-from robbench.report.escape import escape_markdown
+from robbench.report.escape import make_markdown_table
 from robbench.report.leaderboard import format_damage, format_percent, format_with_interval
 from robbench.results.reader import read_results
 from robbench.results.schema import ResultFile
@@ -62,8 +60,7 @@ def render_trained_page(entries: Sequence[Entry], results: Path) -> str:
     parts, verdicts = [_INTRO], VerdictIndex(results)
     for dataset, members in groupby(trained, key=lambda e: e.dataset):
         rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None, verdicts) for e in members]
-        text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-        parts.append(f"## {dataset}\n\n{text}\n")
+        parts.append(f"## {dataset}\n\n{make_markdown_table(rows)}\n")
     untrained = sum(1 for e in entries if e.card.recipe and not e.card.weights)
     parts.append(f"{untrained} more cards wait for training: `robbench train --all-missing`.\n")
     return "\n".join([*parts, *format_damage([*stored.damaged, *verdicts.list_damaged()])])
@@ -87,7 +84,7 @@ def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dic
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"
     assert card.weights is not None
     cells["Weights"] = "shipped" if card.shipped else f"not shipped, {card.weights.sha256[:12]}"
-    return {column: escape_markdown(text) for column, text in cells.items()}
+    return cells
 
 
 def format_iterations(card: ModelCard) -> str:

@@ -1,18 +1,59 @@
-"""Escapes text from cards and results for other formats, which must not read it as markup."""
+"""Escapes text from files for a terminal and for other formats, which must not read the text as commands or markup.
+
+Every text from a card, a suite, a result or another file is data. `report/console.py` prints it on terminals. Pages and
+CSV files are made by `make_markdown_table` and `format_csv`, which escape every cell and every heading.
+"""
 
 from __future__ import annotations
 
 import html
+import io
 import re
+from collections.abc import Sequence
 
-__all__ = ["escape_markdown", "escape_spreadsheet", "escape_tex", "flatten_text", "wrap_markdown_code"]
+import pandas as pd
+from tabulate import tabulate
+
+__all__ = [
+    "Markdown",
+    "escape_control",
+    "escape_markdown",
+    "escape_spreadsheet",
+    "escape_tex",
+    "flatten_text",
+    "format_csv",
+    "make_markdown_table",
+    "wrap_markdown_code",
+]
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "–": "--", "±": r"$\pm$", "·": r"$\cdot$", "α": r"$\alpha$", "β": r"$\beta$", "σ": r"$\sigma$", "ε": r"$\epsilon$",
-    "[": "{[}", "]": "{]}", "`": r"\textasciigrave{}",
+    "[": "{[}", "]": "{]}", "*": "{*}", "`": r"\textasciigrave{}",
 }  # fmt: skip
+_FORMULA = tuple("=+-@＝＋－＠")  # spreadsheets in some languages read the wide forms too
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+class Markdown(str):
+    """Text that is Markdown already. `escape_markdown` returns it as it is."""
+
+    __slots__ = ()
+
+
+def escape_control(text: str) -> str:
+    r"""Replace characters that a terminal obeys, or shows as nothing, by escapes such as ``\u001b``.
+
+    These are the control characters, those that change the reading direction, those of no width, and lone surrogates.
+    A line break stays. In JSON text the escapes mean the same characters.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+
+
+def _escape(c: str) -> str:
+    units = c.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def flatten_text(text: str) -> str:
@@ -22,9 +63,23 @@ def flatten_text(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Escape characters that markdown or HTML reads as markup. An underscore inside a word is not markup."""
+    if isinstance(text, Markdown):
+        return text
     text = re.sub(r"([\\`*|~$])", r"\\\1", html.escape(flatten_text(text), quote=False))
-    text = re.sub(r"\](?=[(\[])", r"\\]", text)  # brackets are markup only in links
+    text = re.sub(r"\](?=[(\[:])", r"\\]", text)  # brackets are markup only in links
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+
+
+def make_markdown_table(rows: Sequence[dict[str, str]], align: Sequence[str] | None = None) -> str:
+    """Format rows as a markdown table. Headings and cells are escaped.
+
+    Args:
+        rows: heading -> cell; every row has the same headings.
+        align: left or right for each column; None means left.
+    """
+    headings = [escape_markdown(heading) for heading in rows[0]]
+    cells = [[escape_markdown(cell) for cell in row.values()] for row in rows]
+    return str(tabulate(cells, headings, tablefmt="pipe", disable_numparse=True, colalign=align))
 
 
 def wrap_markdown_code(text: str) -> str:
@@ -40,6 +95,14 @@ def escape_tex(text: str) -> str:
 
 
 def escape_spreadsheet(text: str) -> str:
-    """Put an apostrophe before text that a spreadsheet would read as a formula. Numbers stay as they are."""
-    formula = text.startswith(("=", "+", "-", "@")) and not re.fullmatch(r"-?\d+(\.\d+)?", text)
-    return f"'{text}" if formula else text
+    """Put text on one line, with an apostrophe before what a spreadsheet would read as a formula. Numbers stay."""
+    text = flatten_text(text)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+
+
+def format_csv(table: pd.DataFrame, float_format: str | None = None) -> str:
+    """Format a table as CSV. Headings and cells of text are escaped for spreadsheets."""
+    escaped = table.map(lambda cell: escape_spreadsheet(cell) if isinstance(cell, str) else cell)
+    text = io.StringIO()
+    escaped.rename(columns=escape_spreadsheet).to_csv(text, index=False, lineterminator="\n", float_format=float_format)
+    return text.getvalue()

@@ -9,15 +9,13 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-import pandas as pd
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from robbench.core.numbers import parse_threat
 from robbench.gate.decision import Decision, GateFinding, GateOutcome
 from robbench.gate.paired import Comparison, Flip, PairedTest
-from robbench.report.escape import escape_markdown
+from robbench.report.console import TerminalConsole, make_console
+from robbench.report.escape import escape_markdown, make_markdown_table
 
 __all__ = [
     "dump_decision", "explain_finding", "format_headline", "format_junit", "format_markdown", "format_text",
@@ -169,32 +167,30 @@ def _notes(d: Decision) -> Iterator[str]:
         yield f"The code that makes verdicts is not that of the baseline: {text}. `robbench baseline` writes a new one."
 
 
-def print_decision(d: Decision, console: Console | None = None) -> None:
+def print_decision(d: Decision, console: TerminalConsole | None = None) -> None:
     """Print the tables, the findings with their causes, and the outcome."""
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200, file=console.file)
+    console = console or make_console()
     for c in d.comparisons:
         rows = list(_rows(c, _findings_of(d, c)))
-        view = Table(title=escape(f"{_title(c)}: correct images, % of n"), title_justify="left", pad_edge=False)
+        view = Table(title=f"{_title(c)}: correct images, % of n", title_justify="left", pad_edge=False)
         for i, column in enumerate(rows[0]):
             view.add_column(column, justify="left" if i in (0, len(rows[0]) - 1) else "right")
         for row in rows:
-            view.add_row(*map(escape, row.values()), style="bold red" if row["Outcome"].startswith("✘") else None)
+            view.add_row(*row.values(), style="bold red" if row["Outcome"].startswith("✘") else None)
         console.print(view)
         for sentence, lines in _describe_findings(d, c):
-            console.print(escape(sentence), soft_wrap=True)
+            console.print(sentence, soft_wrap=True)
             for line in lines:
-                console.print(f"  {escape(line)}", soft_wrap=True)
+                console.print(f"  {line}", soft_wrap=True)
     for note in _notes(d):
-        console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
-    console.print(f"[bold]{escape(format_headline(d))}[/bold]", soft_wrap=True)
+        console.note(note)
+    console.print(format_headline(d), style="bold", soft_wrap=True)
 
 
 def format_text(d: Decision) -> str:
     """Return the text that `print_decision` prints."""
     page = io.StringIO()
-    print_decision(d, Console(file=page, highlight=False, force_terminal=False))
+    print_decision(d, make_console(file=page, force_terminal=False))
     return page.getvalue()
 
 
@@ -202,9 +198,8 @@ def format_markdown(d: Decision) -> str:
     """Format the decision as markdown for the page of a CI job."""
     parts = [f"## {'❌' if d.failed else '✅'} {escape_markdown(format_headline(d))}\n"]
     for c in d.comparisons:
-        table = pd.DataFrame(list(_rows(c, _findings_of(d, c)))).map(escape_markdown)
-        align = ("left", *["right"] * (table.shape[1] - 2), "left")
-        text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
+        rows = list(_rows(c, _findings_of(d, c)))
+        text = make_markdown_table(rows, ["left", *["right"] * (len(rows[0]) - 2), "left"])
         parts.append(f"### {escape_markdown(_title(c))}\n\nCorrect images, % of n.\n\n{text}\n")
         for sentence, lines in _describe_findings(d, c):
             items = [f"- {escape_markdown(line)}" for line in lines]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from robbench.core.stats import mcnemar
 from robbench.masking.stored import VerdictIndex
-from robbench.report.escape import escape_markdown
+from robbench.report.escape import Markdown, escape_markdown, make_markdown_table
 from robbench.results.reader import Damage, read_results, read_vouched_robust
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.store import locate_result
@@ -118,32 +118,33 @@ def format_points(points: float | None) -> str:
 
 def build_group_table(
     results: list[ResultFile], root: Path | None = None, verdicts: VerdictIndex | None = None
-) -> pd.DataFrame:
-    """Make the table of one group, one row per model. With `root`, the model's name links to its result."""
+) -> list[dict[str, str]]:
+    """Make the rows of the table of one group, one per model. With `root`, the model's name links to its result."""
     verdicts = verdicts or VerdictIndex(root)
     attacks = list(dict.fromkeys(a.name for r in results for a in r.attacks))
     rows = []
     for rank, r in rank_results(results, root):
         accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
-        name = escape_markdown(r.model)
+        name = r.model
         if root is not None:
-            name = f"[{name}]({quote(str(locate_result(Path(root.name), r) / 'result.json'), safe='/@')})"
+            place = locate_result(Path(root.name), r) / "result.json"
+            name = Markdown(f"[{escape_markdown(name)}]({quote(str(place), safe='/@')})")
         rows.append(
             {
                 "Rank": rank,
                 "Model": name,
                 "Clean": format_with_interval(r.clean_accuracy),
-                **{escape_markdown(a): accuracies.get(a, "–") for a in attacks},
+                **{a: accuracies.get(a, "–") for a in attacks},
                 "Worst case": format_with_interval(r.robust_accuracy),
                 "Overestimation": format_points(compute_overestimation(r)),
                 "Verdict": verdicts.find(r),
                 "Fwd + bwd per image": f"{(r.forwards + r.backwards) / r.n:.0f}",
                 "n": str(r.n),
-                "Flags": escape_markdown(", ".join(r.flags)) or "none",
+                "Flags": ", ".join(r.flags) or "none",
                 "Date": r.date[:10],
             }
         )
-    return pd.DataFrame(rows)
+    return rows
 
 
 def format_group_title(result: ResultFile) -> str:
@@ -182,7 +183,7 @@ def render_leaderboard(root: Path) -> str:
     if not results and not damaged:
         parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
     for title, group in group_results(results):
-        text = build_group_table(group, root, verdicts).to_markdown(index=False, disable_numparse=True)
+        text = make_markdown_table(build_group_table(group, root, verdicts))
         parts.append(f"## {escape_markdown(title)}\n\n{text}\n" + _footnotes(group))
     return "\n".join([*parts, *format_damage(damaged)])
 

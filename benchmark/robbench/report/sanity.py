@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from robbench.masking.record import CheckResult, SanityFile
+from robbench.report.console import make_console
 from robbench.report.leaderboard import format_with_interval
 from robbench.report.terminal import format_duration
 
@@ -39,26 +38,23 @@ def print_sanity(file: SanityFile, every: bool = True) -> None:
         file: the content of sanity.json.
         every: print all checks; False prints only checks that did not pass.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200, file=sys.stdout)
-    style = _VERDICT_STYLE[file.verdict]
-    console.print(f"[bold {style}]{escape(format_verdict(file))}[/]", soft_wrap=True)
+    console = make_console()
+    console.print(format_verdict(file), style=f"bold {_VERDICT_STYLE[file.verdict]}", soft_wrap=True)
     shown = [c for c in file.checks if every or c.status in ("warn", "fail")]
     if shown:
         console.print(_table(shown))
     if file.advice.suite:
         name = f"{file.dataset}/{file.model}"
         console.print(
-            f"Next: --suite {file.advice.suite}. {escape(file.advice.reason)} The usual PGD overestimates by "
-            f"{file.advice.gain:.1f} points already. `robbench sanity {escape(name)} --act` runs it.",
+            f"Next: --suite {file.advice.suite}. {file.advice.reason} The usual PGD overestimates by "
+            f"{file.advice.gain:.1f} points already. `robbench sanity {name} --act` runs it.",
             soft_wrap=True,
         )
     if file.verdict == "undecided":
         console.print(file.advice.reason, soft_wrap=True)
     if file.acted is not None:
         accuracy = format_with_interval(file.acted.robust_accuracy)
-        console.print(f"Suite {escape(file.acted.suite)}, on the same images: {accuracy} %.", soft_wrap=True)
+        console.print(f"Suite {file.acted.suite}, on the same images: {accuracy} %.", soft_wrap=True)
     passes = sum(c.pairs + c.forwards / 3 for c in file.measurements.cost.values()) / file.n
     console.print(
         f"{passes:.0f} forward-backward pairs an image (three forward passes count as one), "
@@ -73,5 +69,5 @@ def _table(checks: Sequence[CheckResult]) -> Table:
     for c in checks:
         status = c.status + (f" → {c.decides}" if c.decides else "")
         value = "–" if c.value is None else f"{c.value:.3g}"
-        view.add_row(c.name, value, c.threshold, f"[{_STATUS_STYLE[c.status]}]{status}[/]", escape(c.reason))
+        view.add_row(c.name, value, c.threshold, Text(status, _STATUS_STYLE[c.status]), c.reason)
     return view

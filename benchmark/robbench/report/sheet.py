@@ -19,6 +19,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.masking.record import SanityFile
+from robbench.report.figures.canvas import plain_text, set_log_axis
 
 __all__ = ["draw_sheet"]
 
@@ -29,14 +30,25 @@ _COLOUR = {
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 
+@plain_text()
 def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
-    """Draw the page as a PNG of about 1600 × 1500 pixels."""
+    """Draw the page as a PNG of about 1600 × 1500 pixels.
+
+    Raises:
+        ResultError: a file is damaged: the landscape cannot be read, or the measurements do not fit together.
+    """
     try:
-        frame = read_flat_table(landscape, 2**28).to_pandas(ignore_metadata=True)
-    except (OSError, ValueError) as error:
+        content = _draw(file, read_flat_table(landscape, 2**28).to_pandas(ignore_metadata=True))
+    except Exception as error:  # the schema does not say how long each list is, and a reader can raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResultError(
-            f"{landscape} cannot be read ({error}). Remove it, and run `robbench sanity` again."
+            f"{landscape.parent}: the page cannot be drawn ({reason}). Remove sanity.json and landscape.parquet, and "
+            "run `robbench sanity` again."
         ) from None
+    write_atomically(output, content)
+
+
+def _draw(file: SanityFile, frame: pd.DataFrame) -> bytes:
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
@@ -48,10 +60,10 @@ def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
     _draw_grid(axes[0, 1], file)
     _draw_curves(axes[1, 0], file)
     _draw_challenges(axes[1, 1], file)
-    content = io.BytesIO()
+    page = io.BytesIO()
     # The file does not hold matplotlib's version, so the same data give the same bytes.
-    figure.savefig(content, metadata={"Software": None})
-    write_atomically(output, content.getvalue())
+    figure.savefig(page, metadata={"Software": None})
+    return page.getvalue()
 
 
 def _draw_head(part: SubFigure, file: SanityFile) -> None:
@@ -139,7 +151,7 @@ def _draw_curves(axis: Axes, file: SanityFile) -> None:
     axis.plot(
         np.arange(len(traces.longer)), _positive(traces.longer), "--", color="#8250df", label="twice the steps: median"
     )
-    axis.set_yscale("log")
+    set_log_axis(axis, vertical=True)
     axis.set_xlabel("step")
     axis.set_ylabel("cross-entropy")
     axis.set_title(f"Loss along the attack, {traces.images} right images, and how many still stand")

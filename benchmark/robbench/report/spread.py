@@ -17,6 +17,7 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
+from robbench.report.console import make_console
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.sweep import read_robust_table
 from robbench.results.schema import Accuracy, ResultFile
@@ -124,21 +125,17 @@ def write_spread(spread: Spread, root: Path) -> Path:
 
 def print_spreads(spreads: Sequence[Spread]) -> None:
     """Print one table for each spread."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+    console = make_console()
     for s in spreads:
         seeds = ", ".join(map(str, s.seeds))
         title = f"{s.title}: robust accuracy, %, n = {s.n}, seeds {seeds}; clean {format_percent(s.clean)}"
-        view = Table(title=escape(title), title_justify="left", pad_edge=False)
+        view = Table(title=title, title_justify="left", pad_edge=False)
         for column in ("Attack", "Mean", "Range", "Worst over seeds [95 %]"):
             view.add_column(column, justify="left" if column == "Attack" else "right")
         for a in s.attacks:
             low, high = 100 * min(a.values), 100 * max(a.values)
             cells = (a.name, f"{100 * a.mean:.1f}", f"{low:.1f} to {high:.1f}", format_with_interval(a.worst))
-            view.add_row(*map(escape, cells), end_section=a is s.attacks[-2])
+            view.add_row(*cells, end_section=a is s.attacks[-2])
         console.print(view)

@@ -18,7 +18,9 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
 from robbench.core.stats import mcnemar
-from robbench.report.figures.canvas import MARKERS, OKABE_ITO
+from robbench.report.console import make_console
+from robbench.report.escape import format_csv
+from robbench.report.figures.canvas import MARKERS, OKABE_ITO, plain_text
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.results.reader import read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
@@ -117,7 +119,7 @@ def build_sweep(root: Path, results: Sequence[ResultFile], clean: bool = False) 
 
 
 def _radius(result: ResultFile) -> Fraction:
-    return Fraction(result.identity["threat"]["eps"])
+    return Fraction(result.threat.eps)
 
 
 def read_robust_table(root: Path, result: ResultFile) -> pd.DataFrame:
@@ -183,20 +185,16 @@ def write_sweep(sweep: Sweep, root: Path) -> tuple[Path, Path]:
         for p in sweep.points
     ]
     table, curve = (root / f"{sweep.stem}.{suffix}" for suffix in ("csv", "png"))
-    write_atomically(table, pd.DataFrame(rows).to_csv(index=False).encode())
+    write_atomically(table, format_csv(pd.DataFrame(rows)).encode())
     write_atomically(curve, draw_sweep(sweep))
     return table, curve
 
 
 def print_sweep(sweep: Sweep) -> None:
     """Print the table and the notes."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+    console = make_console()
     view = Table(title=f"{sweep.title}: accuracy, %, n = {sweep.n}", title_justify="left", pad_edge=False)
     for column in ("ε", *sweep.points[0].attacks, "Worst case [95 %]", "Missed"):
         view.add_column(column, justify="right")
@@ -204,9 +202,10 @@ def print_sweep(sweep: Sweep) -> None:
         view.add_row(p.eps, *map(format_percent, p.attacks.values()), format_with_interval(p.worst_case), str(p.missed))
     console.print(view)
     for note in sweep.notes:
-        console.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True)
+        console.note(note)
 
 
+@plain_text()
 def draw_sweep(sweep: Sweep) -> bytes:
     """Draw accuracy over the radius and return the bytes of a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

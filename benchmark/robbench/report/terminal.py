@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from robbench.masking.stored import VerdictIndex
+from robbench.report.console import TerminalConsole, make_console
 from robbench.report.leaderboard import (
     compute_overestimation,
     format_percent,
@@ -37,7 +36,7 @@ class TerminalReporter:
     """Draws a bar per attack on a terminal, and prints a line per attack elsewhere. It writes to stderr."""
 
     def __init__(self, hint_samples: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = TerminalConsole(stderr=True)
         self.live = self.console.is_terminal
         self.hint_samples = hint_samples  # whether to suggest --samples for long runs
         self.progress_bar: Progress | None = None
@@ -53,7 +52,7 @@ class TerminalReporter:
         text = f"{title}: {n} images, {clean} classified correctly ({100 * clean / n:.1f} %), {len(stages)} attacks"
         if seconds:
             text += f", at most {format_duration(seconds)} on {device} (less where images break early)"
-        self.console.print(f"[bold]{escape(text)}[/bold]", soft_wrap=True)
+        self.console.print(text, style="bold", soft_wrap=True)
         if seconds > 600 and device == "cpu" and self.hint_samples:
             self.console.print(f"  A shorter run: --samples {max(64, int(n * 300 / seconds) // 64 * 64)}")
 
@@ -65,7 +64,7 @@ class TerminalReporter:
         if self.live:
             if self.progress_bar is None:
                 self.progress_bar = Progress(
-                    TextColumn("  {task.description:<14}"),
+                    TextColumn("  {task.description:<14}", markup=False),
                     BarColumn(),
                     MofNCompleteColumn(),
                     TextColumn("{task.fields[robust]}"),
@@ -73,9 +72,9 @@ class TerminalReporter:
                     console=self.console,
                 )
                 self.progress_bar.start()
-            self.tasks[name] = self.progress_bar.add_task(escape(name), total=todo, robust="")
+            self.tasks[name] = self.progress_bar.add_task(name, total=todo, robust="")
         elif done:
-            self.console.print(f"  {escape(name)}: {done} known from an earlier run, {todo} to attack")
+            self.console.print(f"  {name}: {done} known from an earlier run, {todo} to attack")
 
     def progress(self, name: str, finished: int, broken: int) -> None:
         """Update the bar."""
@@ -89,7 +88,7 @@ class TerminalReporter:
 
     def note(self, text: str) -> None:
         """Print a warning."""
-        self.console.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True)
+        self.console.note(text)
 
     def _end_line(self) -> None:
         """Print a line for the attack that ended, if there is no terminal."""
@@ -99,7 +98,7 @@ class TerminalReporter:
         finished, broken, todo = self.counts[name]
         if todo:
             spent = format_duration(time.monotonic() - self.begin)
-            self.console.print(f"  {escape(name)}: {finished - broken} of {finished} robust, {spent}")
+            self.console.print(f"  {name}: {finished - broken} of {finished} robust, {spent}")
         self.counts = {}
 
     def close(self) -> None:
@@ -114,7 +113,7 @@ class TerminalView:
     """Draws one bar for all records of many runs on a terminal; elsewhere it prints a line per run. Uses stderr."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = TerminalConsole(stderr=True)
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.counts: dict[str, tuple[int, int]] = {}
@@ -132,7 +131,7 @@ class TerminalView:
             sums = [sum(counts) for counts in zip(*self.counts.values(), strict=True)]
             self.bar.update(self.task, completed=sums[0], total=sums[1])
         elif ended:
-            self.console.print(f"  {escape(title)}: {total} records", soft_wrap=True)
+            self.console.print(f"  {title}: {total} records", soft_wrap=True)
 
     def update(self, finished: int, asked: int) -> None:
         """Show how many runs are finished."""
@@ -141,7 +140,7 @@ class TerminalView:
 
     def note(self, text: str) -> None:
         """Print a warning."""
-        self.console.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True)
+        self.console.note(text)
 
     def close(self) -> None:
         """Stop and remove the bar."""
@@ -160,9 +159,7 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
         results: the results.
         root: the results tree that holds their records.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200, file=sys.stdout)
+    console = make_console()
     verdicts = VerdictIndex(root)
     for title, group in group_results(results):
         attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
@@ -187,4 +184,4 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
         console.print(view)
         for r in group:
             for name, text in r.flags.items():
-                console.print(f"[yellow]{escape(f'{r.model}: {name}:')}[/yellow] {escape(text)}", soft_wrap=True)
+                console.print(Text.assemble((f"{r.model}: {name}:", "yellow"), " ", text), soft_wrap=True)

@@ -115,4 +115,4 @@ def _lock_paths(root: Path, folder: Path) -> tuple[Path, Path]:
 def _format_holder(about: dict[str, Any] | None) -> str:
     if about is None:  # not written yet
         return "another process"
-    return f"process {about.get('pid')} on {about.get('host')!s:.80} (since {about.get('since')!s:.40})"
+    return f"process {about.get('pid')!s:.20} on {about.get('host')!s:.80} (since {about.get('since')!s:.40})"

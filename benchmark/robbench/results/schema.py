@@ -7,19 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from robbench.core.errors import ResultError
-from robbench.core.files import check_path_component, digest, read_json
+from robbench.core.files import check_name, check_path_component, check_size, digest, read_json
+from robbench.core.numbers import parse_eps
 
 __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "Answers",
     "AttackResult",
+    "Component",
+    "Count",
+    "Name",
     "ResultFile",
     "ThreatResult",
     "dump_result",
     "dump_sealed",
+    "format_first_error",
     "read_result",
     "read_validated",
     "seal",
@@ -29,9 +35,12 @@ SCHEMA_VERSION = 2
 _SEAL = "sha256"
 _Model = TypeVar("_Model", bound=BaseModel)
 
-
-MOST_PARTS = 1000
-"""Limit for the attacks of a result, the models of a baseline and the like. Each may have a hundred errors."""
+Name = Annotated[str, AfterValidator(check_name)]
+"""A name that tables and figures show."""
+Component = Annotated[str, AfterValidator(lambda name: check_path_component(name, "name"))]
+"""A name that is part of a path, which must stay in the results tree."""
+Count = Annotated[int, Field(ge=1)]
+"""A number of images or classes."""
 
 
 class StrictModel(BaseModel):
@@ -67,7 +76,7 @@ class Accuracy(_Strict):
 class AttackResult(_Strict):
     """One attack: its robust accuracy and its cost."""
 
-    name: str
+    name: Name
     robust_accuracy: Accuracy
     forwards: int
     """Forward passes, summed over samples."""
@@ -89,6 +98,12 @@ class ThreatResult(_Strict):
     eps: str
     """The exact radius, as a fraction or decimal."""
 
+    @field_validator("eps")
+    @classmethod
+    def _check_eps(cls, eps: str) -> str:
+        parse_eps(eps)
+        return eps
+
 
 class ResultFile(_Strict):
     """result.json. Its numbers follow from outcomes.parquet, and `run_id` follows from `identity`."""
@@ -96,17 +111,17 @@ class ResultFile(_Strict):
     schema_version: Literal[2]
     run_id: str
     """SHA-256 of `identity`. Batch width, device and number of samples are not part of it."""
-    model: str
-    dataset: str
+    model: Component
+    dataset: Component
     threat: ThreatResult
-    suite: str
-    n: int
+    suite: Component
+    n: Count
     """Number of samples."""
     seed: int
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
     """Worst case: share of samples that are classified correctly and that no attack breaks."""
-    attacks: list[AttackResult] = Field(max_length=MOST_PARTS)
+    attacks: list[AttackResult] = Field(fail_fast=True)
     judge: str
     mode: str
     overrides: dict[str, Any]
@@ -136,10 +151,12 @@ class ResultFile(_Strict):
     code: str = ""
     """`version.digest_judging_code()` of the code that judged; empty in results of older versions."""
 
-    @field_validator("model", "dataset", "suite")
+    @field_validator("attacks")
     @classmethod
-    def _check_component(cls, name: str) -> str:
-        return check_path_component(name, "name")  # the names make a path, which must stay in the tree
+    def _check_unique(cls, attacks: list[AttackResult]) -> list[AttackResult]:
+        if len({a.name for a in attacks}) < len(attacks):
+            raise ValueError("two attacks of one name given; expected: unique names")
+        return attacks
 
 
 def read_result(path: Path, changed: bool = False) -> ResultFile:
@@ -152,7 +169,7 @@ def read_result(path: Path, changed: bool = False) -> ResultFile:
     Raises:
         ResultError: the file is not a result of this schema, or it was changed.
     """
-    return read_validated(path, ResultFile, 2**26, changed)
+    return read_validated(path, ResultFile, 2**26, changed=changed)
 
 
 def dump_sealed(content: BaseModel) -> bytes:
@@ -165,14 +182,15 @@ def seal(fields: dict[str, Any]) -> bytes:
     return (json.dumps({**fields, _SEAL: digest(fields)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def read_validated(path: Path, kind: type[_Model], most: int, changed: bool = False) -> _Model:
+def read_validated(path: Path, kind: type[_Model], most: int, *, changed: bool = False, advice: str = "") -> _Model:
     """Read a JSON file of at most `most` bytes. Files of older versions have no digest.
 
     Args:
         path: the file.
-        kind: its schema.
-        most: limit of its size.
+        kind: the schema.
+        most: size limit in bytes.
         changed: whether a file is read whose digest is not that of its fields.
+        advice: a sentence for the end of an error message, which says how to make the file again.
 
     Raises:
         ResultError: the file cannot be read, does not fit the schema, or was changed. The message names the first wrong
@@ -180,32 +198,43 @@ def read_validated(path: Path, kind: type[_Model], most: int, changed: bool = Fa
     """
     try:
         data = read_json(path, most)
-        sealed = _remove_seal(data)
-        if sealed is None:
-            return kind.model_validate_json(data)
-        rest, is_intact = sealed
-        content = kind.model_validate_json(rest)
-        if is_intact or changed:
-            return content
-        raise ResultError(f"{path}: not as it was written (SHA-256).")
+        fields = _parse_json(data)
+        check_size(fields)
+        is_sealed = isinstance(fields, dict) and _SEAL in fields
+        is_intact = not is_sealed or fields.pop(_SEAL) == _digest(fields)
+        value = kind.model_validate_json(json.dumps(fields) if is_sealed else data)
+        if not (is_intact or changed):
+            raise ValueError("not as it was written (SHA-256)")
     except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
+        problem = f"{path} cannot be read: {error.strerror or error}."
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ResultError(f"{path}: {where}: {first['msg']}.") from None
+        problem = f"{path}: {format_first_error(error)}."
+    except ValueError as error:
+        problem = f"{path}: {error}."
+    else:
+        return value
+    raise ResultError(f"{problem} {advice}".rstrip())
 
 
-def _remove_seal(data: bytes) -> tuple[str, bool] | None:
-    """Return a JSON text without its digest, and whether the digest is right; None if the text has none."""
+def _parse_json(data: bytes) -> Any:
     try:
-        fields = json.loads(data)
-        if not isinstance(fields, dict) or _SEAL not in fields:
-            return None
-        written = fields.pop(_SEAL)
-        return json.dumps(fields), written == digest(fields)
-    except (ValueError, RecursionError):  # the schema says what is wrong
-        return None
+        return from_json(data)
+    except ValueError as error:
+        raise ValueError(f"the file: Invalid JSON: {error}") from None
+
+
+def format_first_error(error: ValidationError) -> str:
+    """Format the first error of a file: the field, and what is wrong with its value."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return f"{where[:200]}: {first['msg']}"
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    try:
+        return digest(fields)
+    except ValueError:  # NaN and infinity are in no file that has a digest
+        return ""
 
 
 def dump_result(result: ResultFile) -> str:

@@ -164,4 +164,4 @@ def _paint_panel(ax: Axes, rows: pd.DataFrame, quantity: Quantity, styles: Mappi
         low, high = low / 1.1, high * 1.1
     ax.set_xlim(low, high)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel(quantity.label)
+    ax.set_xlabel(quantity.label, parse_math=True)

@@ -13,6 +13,7 @@ import pandas as pd
 from robbench.core.errors import DataError, ResultError
 from robbench.core.files import read_bounded, refuse_links, write_atomically
 from robbench.papers.figures.definitions import FIGURES, FigureDefinition
+from robbench.report.escape import format_csv
 from robbench.report.figures.canvas import render_png
 from robbench.report.figures.source import FigureData
 
@@ -112,6 +113,4 @@ def explain_stale(picture: Path, numbers: Path, table: bytes) -> str:
 
 
 def _to_csv(numbers: pd.DataFrame, digits: int) -> bytes:
-    text = io.StringIO()
-    numbers.to_csv(text, index=False, lineterminator="\n", float_format=f"%.{digits}g")
-    return text.getvalue().encode()
+    return format_csv(numbers, f"%.{digits}g").encode()

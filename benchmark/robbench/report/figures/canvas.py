@@ -19,6 +19,7 @@ __all__ = [
     "add_legend_below",
     "make_figure",
     "make_panels",
+    "plain_text",
     "render_png",
     "set_log_axis",
 ]
@@ -54,6 +55,7 @@ _STYLE = {
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "figure.titlesize": 10.5,
+    "text.parse_math": False,  # a name from a file may hold $; our own formulas ask for it
 }
 _DPI = 110
 _MIN_WIDTH = 7.6  # inches; holds a title and a legend of three columns
@@ -66,6 +68,15 @@ def _common_style() -> Iterator[None]:
 
     defaults: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith("backend")}
     with mpl.rc_context(defaults | _STYLE):
+        yield
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw the text of figures as it is. A name from a file, such as m$^$, is no formula."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}):
         yield
 
 

@@ -71,7 +71,7 @@ def _radius_rows(data: FigureData, name: str, results: list[ResultFile]) -> Iter
     of_model = [r for r in results if f"{r.dataset}/{r.model}" == name]
     measured = data.read_linear(name)
     usual = find_standard_radius(name.partition("/")[0])
-    known = [float(Fraction(r.identity["threat"]["eps"])) for r in of_model]
+    known = [float(Fraction(r.threat.eps)) for r in of_model]
     top = max([*known, 1.5 * float(usual or 0)]) or 1.0
     if measured is not None:
         radius = measured.take_at_nearest("radius")
