@@ -43,7 +43,7 @@ __all__ = [
 FILE = "sanity.json"
 LANDSCAPE = "landscape.parquet"
 SHEET = "sheet.png"
-PROBE_VERSION = 2  # increased whenever a measurement changes
+PROBE_VERSION = 3  # increased whenever a measurement changes
 UNCHECKED = "unchecked"  # the verdict on a model without a sanity run on these weights and this threat
 
 VerdictName = Literal["trustworthy", "suspicious", "masked", "randomized"]
@@ -83,6 +83,7 @@ class FollowUpResult(StrictModel):
     suite: str
     run_id: str
     robust_accuracy: Accuracy
+    """The lower one of the advised suite's accuracy and that under all attacks of the sanity run."""
 
 
 class SanityFile(StrictModel):
