@@ -207,17 +207,6 @@ _WRONG_GRADIENT = (
         build=lambda: replace_activations(load_network("digits/mlp"), lambda: KWinners(0.125)),
         stand_in=lambda: load_network("digits/mlp"),
     ),
-    ZooEntry(
-        name="shallow_k_winners",
-        label="masked",
-        half="held-out",
-        kind="wrong gradient",
-        dataset="digits",
-        why="As natural, an eighth as wide, of which a quarter of the activations passes.",
-        source="Xiao et al. 2020, Enhancing Adversarial Defense by k-Winners-Take-All",
-        build=lambda: replace_activations(load_network("digits/shallow"), lambda: KWinners(0.25)),
-        stand_in=lambda: load_network("digits/shallow"),
-    ),
 )
 
 _STRAIGHT_THROUGH = (

@@ -310,7 +310,7 @@ def _linear_estimate(m: Measurements) -> CheckOutcome:
 def _overestimation(m: Measurements) -> CheckOutcome:
     if not m.pgd.value:
         return CheckOutcome(None, "The usual PGD left no image standing.")
-    gap = 100 * (m.pgd.value - m.best.value)
+    gap = round(100 * (m.pgd.value - m.best.value), 6)  # a gap of ten points is ten in floating point too
     return CheckOutcome(gap, f"PGD leaves {m.pgd.value:.1%}, everything together {m.best.value:.1%}.")
 
 
