@@ -183,8 +183,8 @@ class Scale(Described):
     """Multiplies logits by `factor`, which changes no prediction.
 
     Large factors saturate the softmax. In float32, the gradient of the plain cross-entropy is exactly zero if the
-    margin exceeds about 104. Defensive distillation has the same effect (Papernot et al. 2016; Carlini & Wagner 2016). The
-    rescaled cross-entropy and the margin do not depend on the factor.
+    margin exceeds about 104. Defensive distillation has the same effect (Papernot et al. 2016; Carlini & Wagner 2016).
+    The rescaled cross-entropy and the margin do not depend on the factor.
     """
 
     def __init__(self, factor: float) -> None:

@@ -180,7 +180,8 @@ def _is_unrepeatable(probe: GradientProbe, x: Tensor) -> Tensor:
     y = probe.y.to(x.device)
     first, *others = (probe.compute_gradient(x, y, margin)[1].flatten(1).double() for _ in range(_REPEATS))
     change = torch.stack([(other - first).norm(dim=1) for other in others]).amax(0)
-    return change > _MOVED * first.norm(dim=1)
+    is_changed: Tensor = change > _MOVED * first.norm(dim=1)
+    return is_changed
 
 
 def _median(values: Tensor) -> float | None:
