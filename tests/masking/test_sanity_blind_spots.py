@@ -260,6 +260,20 @@ def test_a_gradient_that_is_wrong_in_part_is_found_without_any_attack(base, mode
     assert verdict == "suspicious" and {"finite_differences", "partial_gradients"} & set(by)
 
 
+@pytest.mark.parametrize(
+    ("median", "low", "by"),
+    [
+        (0.94, None, ["finite_differences"]),
+        (0.971, 0.93, ["finite_differences"]),
+        (0.999, 0.53, ["partial_gradients"]),
+        (0.98, 0.95, []),
+    ],
+)
+def test_the_bars_of_the_finite_differences(base, median, low, by):
+    quality = base.gradients.model_copy(update={"cosine": median, "cosine_low": low})
+    assert judge(base, gradients=quality)[0][1] == by
+
+
 @pytest.mark.parametrize("name", ["natural", "trades", "ls095_sigma03"])
 def test_the_gradient_of_a_trained_network_passes(base, name):
     (verdict, by), checks = judge_gradient(base, digits(name))
