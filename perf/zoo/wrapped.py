@@ -205,7 +205,6 @@ _WRONG_GRADIENT = (
         why="A small network of which the largest eighth of the activations passes.",
         source="Xiao et al. 2020, Enhancing Adversarial Defense by k-Winners-Take-All",
         build=lambda: replace_activations(load_network("digits/mlp"), lambda: KWinners(0.125)),
-        stand_in=lambda: load_network("digits/mlp"),
     ),
 )
 
