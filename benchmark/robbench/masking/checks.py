@@ -47,8 +47,7 @@ def run_checks(m: Measurements, thresholds: Thresholds | None = None) -> list[Ch
     return results
 
 
-# The sentences of the checks are stored in sanity.json and compared with those of this code. Changing one makes stored
-# files stale.
+# sanity.json stores the sentences of the checks. Changing a sentence makes stored files stale.
 
 
 def _points(count: float, m: Measurements) -> float:
