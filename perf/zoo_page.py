@@ -13,19 +13,20 @@ INTRODUCTION = """\
 # The labelled zoo
 
 Written by `python perf/zoo_check.py`; do not edit. The zoo (`perf/zoo/`) holds small models with known labels. A label
-says whether the robust accuracy under the usual attack can be trusted. Thresholds of checks may be chosen on the
-calibration half. Only the held-out half shows how good a check is.
+says whether the robust accuracy under the usual attack can be trusted, whatever the scale of the logits. Thresholds of
+checks may be chosen on the calibration half. Only the held-out half shows how good a check is.
 
-A model is **masked** if it answers at random; if its robust accuracy under the usual attack, PGD on the cross-entropy
-from one start, is at least {masked} points above that under the best attack known here; or if its backward pass is that
-of another function (straight-through: attacks may succeed with it, but the defender chose the gradient that they
-follow). It is **honest** if the difference is at most {honest} points and no other condition holds. Within each kind
-the entries are calibration and held-out in turn, independent of their measurements."""
+A model is **masked** if it answers at random; if its robust accuracy under the usual attack, PGD on the rescaled
+cross-entropy from one start, is at least {masked} points above that under the best attack known here; or if its
+backward pass is that of another function (straight-through rounding, noise, a part of the gradient: attacks may succeed
+with it, but the defender chose the gradient that they follow). It is **honest** if the difference is at most {honest}
+points and no other condition holds. Within each kind the entries are calibration and held-out in turn, independent of
+their measurements."""
 
 NOTES = """\
-- **PGD**: percent of the n images that are robust under PGD on the cross-entropy with one start: 20 steps of ε/4 on the
-  digits (Linf 0.2), 40 steps of 0.01 on MNIST (Linf 0.3). "none": the model has no gradient. An evaluation with PGD
-  would report its clean accuracy.
+- **PGD**: percent of the n images that are robust under PGD on the rescaled cross-entropy with one start: 20 steps of
+  ε/4 on the digits (Linf 0.2), 40 steps of 0.01 on MNIST (Linf 0.3). "none": the model has no gradient. An evaluation
+  with PGD would report its clean accuracy.
 - **best**: percent of the n images that are also robust under the stages of `fast`, PGD-100 with steps of ε, transfer
   from the natural network, Square (1,000 queries) and, if the model has a stand-in with a usable gradient, the end
   points of PGD on the stand-in. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in points.
@@ -135,7 +136,7 @@ def count_apparent_and_best(attack: Mapping[str, Any]) -> tuple[int, int]:
 
 def is_confirmed(entry: ZooEntry, attack: Mapping[str, Any]) -> bool:
     """Return whether the rule gives the entry's label on these measurements."""
-    if "randomized" in attack["flags"] or not entry.own_gradient:
+    if "randomized" in attack["flags"] or entry.kind.startswith("random") or not entry.own_gradient:
         return entry.label == "masked"
     apparent, best = count_apparent_and_best(attack)
     points = 100 * (apparent - best) / attack["n"]

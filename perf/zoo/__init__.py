@@ -2,17 +2,20 @@
 
 The zoo calibrates the checks of gradient masking, and measures how often the checks are right.
 
-The label follows a rule. PGD is the robust accuracy under the usual attack on the data set: the suite `whitebox`'s PGD
-on cross-entropy with one start, 20 steps on the digits and 40 on MNIST. Best is the lowest robust accuracy of any
+The label follows a rule. PGD is the robust accuracy under the usual attack on the data set: PGD on the
+rescaled cross-entropy with one start, 20 steps on the digits and 40 on MNIST. No loss depends on a factor or an offset
+of the logits, so no label does. Best is the lowest robust accuracy of any
 attack known here. A model is
 
 * `masked` if it answers at random, because a single answer then proves nothing; if PGD − best is `MASKED_FROM` points
-  or more; or if its backward pass is that of another function (straight-through rounding), because the result of PGD
-  then depends on a choice of the defender;
+  or more; or if its backward pass is that of another function (straight-through rounding, noise, a part of the
+  gradient), because the result of PGD then depends on a choice of the defender;
 * `honest` if PGD − best is at most `HONEST_UP_TO` points and none of the other conditions holds.
 
 Models between these limits are not admitted. `perf/zoo_check.py` measures both accuracies. The strength of a defense
 was chosen so that the rule gives a clear label. The attacks were not chosen.
+
+The usual attack was PGD on the plain cross-entropy at first. By it, three models with scaled logits were masked.
 
 The position of an entry gives its half. Within each kind, in the order of the list, entries are calibration and
 held-out in turn, independent of their measurements. A removed entry leaves a gap. A new entry goes to the end of its

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from zoo.entry import ZooEntry, load_network
-from zoo.images import InputNoise, RandomResizePad
+from zoo.images import InputNoise, NoiseOffGrid, RandomResizePad
 from zoo.networks import Dropout, MeanOf, RandomMember, replace_activations
 
 __all__ = ["AT_RANDOM"]
@@ -60,5 +60,27 @@ AT_RANDOM = (
         stand_in=lambda: MeanOf(
             [load_network("digits/wide"), load_network("digits/cropped"), load_network("digits/sigma01")]
         ),
+    ),
+    ZooEntry(
+        name="at_random_off_grid",
+        label="masked",
+        half="calibration",
+        kind="random off the grid",
+        dataset="digits",
+        why="Gaussian noise of 0.2 on every image whose pixels are not those of a test image.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(NoiseOffGrid(0.2, 16), load_network("digits/at")),
+        stand_in=lambda: load_network("digits/at"),
+    ),
+    ZooEntry(
+        name="trades_random_off_grid",
+        label="masked",
+        half="held-out",
+        kind="random off the grid",
+        dataset="digits",
+        why="Gaussian noise of 0.1 on every image whose pixels are not those of a test image.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(NoiseOffGrid(0.1, 16), load_network("digits/trades")),
+        stand_in=lambda: load_network("digits/trades"),
     ),
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from zoo.entry import ZooEntry, load_network
-from zoo.networks import LogProbabilities, MeanOf, replace_activations
+from zoo.networks import LogProbabilities, MeanOf, Scale, Shift, replace_activations
 
 __all__ = ["HONEST"]
 
 _MADRY = "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks"
 _ZHANG = "Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy"
+_CARLINI = "Carlini & Wagner 2016, Defensive Distillation is Not Robust to Adversarial Examples"
 _COHEN = "Cohen et al. 2019, Certified Adversarial Robustness via Randomized Smoothing"
 
 _UNDEFENDED = (
@@ -215,5 +216,80 @@ _HARMLESS = (
     ),
 )
 
-HONEST = (*_UNDEFENDED, *_NOISE, *_ADVERSARIAL, *_HARMLESS)
+_SCALED = (
+    ZooEntry(
+        name="natural_times_1000",
+        label="honest",
+        half="calibration",
+        kind="logit scale",
+        dataset="digits",
+        why="Logits a thousand times larger: the plain cross-entropy underflows, the rescaled one does not.",
+        source=_CARLINI,
+        build=lambda: nn.Sequential(load_network("digits/natural"), Scale(1000)),
+        stand_in=lambda: load_network("digits/natural"),
+    ),
+    ZooEntry(
+        name="distilled_t100",
+        label="honest",
+        half="held-out",
+        kind="logit scale",
+        dataset="digits",
+        why="Distilled at temperature 100 and asked at 1, which is a student's logits times 100.",
+        source="Papernot et al. 2016, Distillation as a Defense; " + _CARLINI,
+        build=lambda: nn.Sequential(load_network("digits/student"), Scale(100)),
+        stand_in=lambda: load_network("digits/student"),
+    ),
+    ZooEntry(
+        name="trades_times_01",
+        label="honest",
+        half="held-out",
+        kind="logit scale",
+        dataset="digits",
+        why="Logits ten times smaller: the plain cross-entropy pulls at every class alike.",
+        source="Mosbach et al. 2018, Logit Pairing Methods Can Fool Gradient-Based Attacks",
+        build=lambda: nn.Sequential(load_network("digits/trades"), Scale(0.1)),
+    ),
+    ZooEntry(
+        name="at_times_10",
+        label="honest",
+        half="calibration",
+        kind="logit scale",
+        dataset="digits",
+        why="Adversarially trained, with logits ten times larger.",
+        source=_CARLINI,
+        build=lambda: nn.Sequential(load_network("digits/at"), Scale(10)),
+    ),
+    ZooEntry(
+        name="at_eps01_times_100",
+        label="honest",
+        half="held-out",
+        kind="logit scale",
+        dataset="digits",
+        why="Adversarially trained, with logits a hundred times larger.",
+        source=_CARLINI,
+        build=lambda: nn.Sequential(load_network("digits/at_eps01"), Scale(100)),
+    ),
+    ZooEntry(
+        name="at_mlp_times_001",
+        label="honest",
+        half="calibration",
+        kind="logit scale",
+        dataset="digits",
+        why="Adversarially trained, with logits a hundred times smaller.",
+        source=_MADRY,
+        build=lambda: nn.Sequential(load_network("digits/at_mlp"), Scale(0.01)),
+    ),
+    ZooEntry(
+        name="sigma03_plus_50",
+        label="honest",
+        half="held-out",
+        kind="logit scale",
+        dataset="digits",
+        why="Trained with noise, with 50 added to every logit.",
+        source=_COHEN,
+        build=lambda: nn.Sequential(load_network("digits/sigma03"), Shift(50)),
+    ),
+)
+
+HONEST = (*_UNDEFENDED, *_NOISE, *_ADVERSARIAL, *_HARMLESS, *_SCALED)
 """All honest models, kind by kind."""

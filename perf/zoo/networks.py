@@ -18,16 +18,21 @@ from zoo.images import Described
 
 __all__ = [
     "Decoy",
+    "DetachedMember",
     "Dropout",
+    "EveryOtherColumn",
     "KWinners",
     "KillGradient",
     "LogProbabilities",
     "MeanOf",
+    "NoisyGradient",
     "Probabilities",
     "RandomMember",
     "ReverseGradient",
     "RoundedReLU",
     "Scale",
+    "Shift",
+    "SomeImages",
     "replace_activations",
 ]
 
@@ -61,6 +66,55 @@ class ReverseGradient(nn.Module):
         """Return x."""
         out: Tensor = _GradientTimes.apply(x, -1.0)
         return out
+
+
+class _NoisyGradient(torch.autograd.Function):
+    """Returns x, and adds new noise to the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        scale = ctx.share * grad.square().flatten(1).mean(1).sqrt()
+        return grad + scale.view(-1, 1, 1, 1) * torch.randn_like(grad), None
+
+
+class NoisyGradient(Described):
+    """Returns x. Adds Gaussian noise to the gradient, `share` times as large as the gradient. The answer has none."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, [N, C, H, W]."""
+        out: Tensor = _NoisyGradient.apply(x, self.share)
+        return out
+
+
+class EveryOtherColumn(nn.Module):
+    """Returns x. Every other column of pixels has a gradient of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, [N, C, H, W]."""
+        kept = torch.arange(x.shape[3], device=x.device) % 2 == 0
+        return torch.where(kept, x, x.detach())
+
+
+class SomeImages(Described):
+    """Returns x. A share of all images, which their pixels choose, has a gradient of zero."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, [N, C, H, W]."""
+        cut = (97 * x.detach().flatten(1).sum(1)) % 1 < self.share
+        return torch.where(cut.view(-1, 1, 1, 1), x.detach(), x)
 
 
 class RoundedReLU(Described):
@@ -128,8 +182,9 @@ def _is_relu(module: nn.Module) -> bool:
 class Scale(Described):
     """Multiplies logits by `factor`, which changes no prediction.
 
-    Large factors saturate the softmax. In float32, the gradient of the cross-entropy is exactly zero if the margin
-    exceeds about 104. Defensive distillation has the same effect (Papernot et al. 2016; Carlini & Wagner 2016).
+    Large factors saturate the softmax. In float32, the gradient of the plain cross-entropy is exactly zero if the
+    margin exceeds about 104. Defensive distillation has the same effect (Papernot et al. 2016; Carlini & Wagner 2016).
+    The rescaled cross-entropy and the margin do not depend on the factor.
     """
 
     def __init__(self, factor: float) -> None:
@@ -139,6 +194,18 @@ class Scale(Described):
     def forward(self, logits: Tensor) -> Tensor:
         """Map [N, K] to the same shape."""
         return logits * self.factor
+
+
+class Shift(Described):
+    """Adds `offset` to all logits, which changes no prediction and no loss."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Map [N, K] to the same shape."""
+        return logits + self.offset
 
 
 class Probabilities(nn.Module):
@@ -181,6 +248,19 @@ class MeanOf(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to logits [N, K]."""
         return torch.stack([member(x) for member in self.members]).mean(0)
+
+
+class DetachedMember(nn.Module):
+    """Returns the mean logits of two networks with the gradient of the first alone."""
+
+    def __init__(self, seen: nn.Module, detached: nn.Module) -> None:
+        super().__init__()
+        self.seen, self.detached = seen, detached
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to logits [N, K]."""
+        logits: Tensor = (self.seen(x) + self.detached(x).detach()) / 2
+        return logits
 
 
 class RandomMember(nn.Module):

@@ -10,12 +10,17 @@ from zoo.entry import ZooEntry, load_network
 from zoo.images import Jpeg, MedianFilter, Quantize, Ripple, StraightThrough, Thermometer
 from zoo.networks import (
     Decoy,
+    DetachedMember,
+    EveryOtherColumn,
     KillGradient,
     KWinners,
+    MeanOf,
+    NoisyGradient,
     Probabilities,
     ReverseGradient,
     RoundedReLU,
     Scale,
+    SomeImages,
     replace_activations,
 )
 
@@ -31,34 +36,12 @@ def _untrained(seed: int) -> nn.Module:
         return build("digits_convnet", {"width": 8, "hidden": 32}, 10, (1, 8, 8))
 
 
-_LOGIT_SCALE = (
-    ZooEntry(
-        name="natural_times_1000",
-        label="masked",
-        half="calibration",
-        kind="logit scale",
-        dataset="digits",
-        why="Logits a thousand times larger: the softmax saturates, and the gradient of the cross-entropy underflows.",
-        source=_CARLINI,
-        build=lambda: nn.Sequential(load_network("digits/natural"), Scale(1000)),
-        stand_in=lambda: load_network("digits/natural"),
-    ),
-    ZooEntry(
-        name="distilled_t100",
-        label="masked",
-        half="held-out",
-        kind="logit scale",
-        dataset="digits",
-        why="Distilled at temperature 100 and asked at 1, which is a student's logits times 100.",
-        source="Papernot et al. 2016, Distillation as a Defense; " + _CARLINI,
-        build=lambda: nn.Sequential(load_network("digits/student"), Scale(100)),
-        stand_in=lambda: load_network("digits/student"),
-    ),
+_SATURATED = (
     ZooEntry(
         name="natural_probabilities_t001",
         label="masked",
         half="calibration",
-        kind="logit scale",
+        kind="saturated",
         dataset="digits",
         why="Answers with probabilities at temperature 0.01, which are 0 and 1 exactly.",
         source="Croce & Hein 2020, AutoAttack's check of the output's range",
@@ -69,7 +52,7 @@ _LOGIT_SCALE = (
         name="at_probabilities_t002",
         label="masked",
         half="held-out",
-        kind="logit scale",
+        kind="saturated",
         dataset="digits",
         why="An adversarially trained network that answers with probabilities at temperature 0.02.",
         source="Croce & Hein 2020, AutoAttack's check of the output's range",
@@ -77,14 +60,26 @@ _LOGIT_SCALE = (
         stand_in=lambda: load_network("digits/at"),
     ),
     ZooEntry(
-        name="trades_times_01",
+        name="at_tanh",
+        label="masked",
+        half="calibration",
+        kind="saturated",
+        dataset="digits",
+        why="The logits pass through a tanh, which is flat where they are large.",
+        source=_CARLINI,
+        build=lambda: nn.Sequential(load_network("digits/at"), nn.Tanh()),
+        stand_in=lambda: load_network("digits/at"),
+    ),
+    ZooEntry(
+        name="trades_tanh",
         label="masked",
         half="held-out",
-        kind="logit scale",
+        kind="saturated",
         dataset="digits",
-        why="Logits ten times smaller: the cross-entropy pulls at every class alike, as where logits are squeezed.",
-        source="Mosbach et al. 2018, Logit Pairing Methods Can Fool Gradient-Based Attacks",
-        build=lambda: nn.Sequential(load_network("digits/trades"), Scale(0.1)),
+        why="The logits of TRADES pass through a tanh.",
+        source=_CARLINI,
+        build=lambda: nn.Sequential(load_network("digits/trades"), nn.Tanh()),
+        stand_in=lambda: load_network("digits/trades"),
     ),
 )
 
@@ -201,6 +196,16 @@ _WRONG_GRADIENT = (
         build=lambda: Decoy(load_network("digits/natural"), _untrained(seed=0)),
         stand_in=lambda: load_network("digits/natural"),
     ),
+    ZooEntry(
+        name="mlp_k_winners",
+        label="masked",
+        half="calibration",
+        kind="wrong gradient",
+        dataset="digits",
+        why="A small network of which the largest eighth of the activations passes.",
+        source="Xiao et al. 2020, Enhancing Adversarial Defense by k-Winners-Take-All",
+        build=lambda: replace_activations(load_network("digits/mlp"), lambda: KWinners(0.125)),
+    ),
 )
 
 _STRAIGHT_THROUGH = (
@@ -261,5 +266,107 @@ _STRAIGHT_THROUGH = (
     ),
 )
 
-WRAPPED = (*_LOGIT_SCALE, *_NO_GRADIENT, *_WRONG_GRADIENT, *_STRAIGHT_THROUGH)
+_NOISY_GRADIENT = (
+    ZooEntry(
+        name="at_noisy_gradient",
+        label="masked",
+        half="calibration",
+        kind="noisy gradient",
+        dataset="digits",
+        why="The gradient carries new noise of three times its size; the answer carries none.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(NoisyGradient(3.0), load_network("digits/at")),
+        stand_in=lambda: load_network("digits/at"),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="trades_noisy_gradient",
+        label="masked",
+        half="held-out",
+        kind="noisy gradient",
+        dataset="digits",
+        why="The gradient carries new noise of its own size; the answer carries none.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(NoisyGradient(1.0), load_network("digits/trades")),
+        stand_in=lambda: load_network("digits/trades"),
+        own_gradient=False,
+    ),
+)
+
+_PART = (
+    ZooEntry(
+        name="at_every_other_column",
+        label="masked",
+        half="calibration",
+        kind="part of the gradient",
+        dataset="digits",
+        why="Every other column of pixels has a gradient of zero.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(EveryOtherColumn(), load_network("digits/at")),
+        stand_in=lambda: load_network("digits/at"),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="trades_some_images",
+        label="masked",
+        half="held-out",
+        kind="part of the gradient",
+        dataset="digits",
+        why="A third of all images, which their pixels choose, has a gradient of zero.",
+        source=_ATHALYE,
+        build=lambda: nn.Sequential(SomeImages(0.33), load_network("digits/trades")),
+        stand_in=lambda: load_network("digits/trades"),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="at_detached_member",
+        label="masked",
+        half="calibration",
+        kind="part of the gradient",
+        dataset="digits",
+        why="The mean of two networks, one of which has no gradient.",
+        source=_ATHALYE,
+        build=lambda: DetachedMember(load_network("digits/at_eps01"), load_network("digits/at")),
+        stand_in=lambda: MeanOf([load_network("digits/at_eps01"), load_network("digits/at")]),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="trades_detached_member",
+        label="masked",
+        half="held-out",
+        kind="part of the gradient",
+        dataset="digits",
+        why="The mean of two networks, one of which has no gradient.",
+        source=_ATHALYE,
+        build=lambda: DetachedMember(load_network("digits/at"), load_network("digits/trades")),
+        stand_in=lambda: MeanOf([load_network("digits/at"), load_network("digits/trades")]),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="at_trained_decoy",
+        label="masked",
+        half="calibration",
+        kind="part of the gradient",
+        dataset="digits",
+        why="The logits of one trained network with the gradient of another one.",
+        source=_ATHALYE,
+        build=lambda: Decoy(load_network("digits/at"), load_network("digits/at_eps01")),
+        stand_in=lambda: load_network("digits/at"),
+        own_gradient=False,
+    ),
+    ZooEntry(
+        name="trades_trained_decoy",
+        label="masked",
+        half="held-out",
+        kind="part of the gradient",
+        dataset="digits",
+        why="The logits of TRADES with the gradient of another trained network.",
+        source=_ATHALYE,
+        build=lambda: Decoy(load_network("digits/trades"), load_network("digits/at")),
+        stand_in=lambda: load_network("digits/trades"),
+        own_gradient=False,
+    ),
+)
+
+WRAPPED = (*_SATURATED, *_NO_GRADIENT, *_WRONG_GRADIENT, *_STRAIGHT_THROUGH, *_NOISY_GRADIENT, *_PART)
 """All of them, kind by kind."""

@@ -151,7 +151,7 @@ def test_a_known_run_is_not_measured_again(tree, monkeypatch):
 def test_checks_are_made_again_by_the_thresholds_of_today(tree, monkeypatch):
     root, found = tree
     strict = load_thresholds().model_copy(deep=True)
-    limit = strict.check["logit_range"].model_copy(update={"fail": 1.0})
+    limit = strict.check["logit_range"].model_copy(update={"fail": 1.0, "on_fail": "suspicious"})
     monkeypatch.setattr(
         "robbench.masking.checks.load_thresholds",
         lambda: strict.model_copy(update={"check": {**strict.check, "logit_range": limit}}),
@@ -214,7 +214,7 @@ def test_chance_is_not_held_against_a_model(tree):
 
 
 def test_models_that_hide_are_noticed_and_what_is_advised_lowers_the_number(tmp_path):
-    model = Temperature(digits("natural"), 100.0).eval()
+    model = nn.Sequential(Temperature(digits("natural"), 100.0), nn.Softmax(1)).eval()
     hot = examine(model, samples=8, dataset="digits", results=tmp_path, act=True)
     assert hot.verdict == "masked" and {"zero_gradients", "overestimation"} <= set(hot.decided_by)
     assert hot.acted is not None and hot.acted.suite == hot.advice.suite

@@ -47,7 +47,7 @@ from zoo.networks import (
 pytestmark = pytest.mark.whole
 
 EPS = 0.2
-USUAL = PGD(objective="ce", steps=20)
+USUAL = PGD(objective="ce_scaled", steps=20)
 NAMES = [entry.name for entry in ZOO]
 
 
@@ -291,7 +291,7 @@ def transferred(stand_in, model, x, y):
         return float((model(points).argmax(1) == y).float().mean())
 
 
-@pytest.mark.parametrize("name", ["natural_times_1000", "natural_quantized", "natural_decoy"])
+@pytest.mark.parametrize("name", ["natural_probabilities_t001", "natural_quantized", "natural_decoy"])
 def test_the_usual_attack_overstates_a_masked_model(name):
     entry = find_entry(name)
     x, y = digits(60)
@@ -341,14 +341,14 @@ def measured(left, flags=(), warnings=(), verdict="unchecked"):
 
 def test_the_page_holds_both_halves_and_counts_who_is_flagged(zoo_page):
     records = {
-        "natural_times_1000": measured({"PGD": 88, "Square": 3}, verdict="masked"),
+        "natural_quantized": measured({"PGD": 88, "Square": 3}, verdict="masked"),
         "natural_thermometer": measured({"PGD": None, "Square": 10}, verdict="trustworthy"),
         "natural": measured({"PGD": 4, "Square": 2}, warnings=["dynamic"], verdict="trustworthy"),
         "wide": measured({"PGD": 40, "Square": 2}),
     }
     text = zoo_page.render_page(records, 0, {"robbench": "0"})
     calibration, held_out = text.split("## Held-out half")
-    assert "| natural_times_1000  | masked  | 90.0    | 88.0  | 3.0    | 85.0" in calibration
+    assert "| natural_quantized   | masked  | 90.0    | 88.0  | 3.0    | 85.0" in calibration
     assert "| natural_thermometer | masked  | 90.0    | none  | 10.0   | 80.0" in calibration
     assert "pyautoattack flags 0 of 2 masked and 1 of 1 honest models." in calibration
     assert "robbench flags 1 of 2 masked and 0 of 1 honest models." in calibration
@@ -373,8 +373,8 @@ def test_the_held_out_half_goes_between_the_marks_of_another_page(zoo_page):
         ("natural", 82, (), True),
         ("natural", 81, (), False),
         ("natural", 90, ("randomized",), False),
-        ("natural_times_1000", 78, (), True),
-        ("natural_times_1000", 79, (), False),
+        ("natural_quantized", 78, (), True),
+        ("natural_quantized", 79, (), False),
         ("natural_dropout", 90, ("randomized",), True),
         ("natural_jpeg_straight", 90, (), True),
     ],

@@ -53,6 +53,40 @@ class Softmax(nn.Module):
         return self.inner(x).softmax(1)
 
 
+class NoisyGradient(nn.Module):
+    """The right answer; the gradient has new noise wherever `where` holds (images [N, C, H, W] -> [N] bool)."""
+
+    def __init__(self, inner: nn.Module, where: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.where = inner, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(x) * self.where(x.detach()).view(-1, 1, 1, 1)
+        return self.inner(x + noise * (x - x.detach()))  # the gradient of every pixel times 1 + noise
+
+
+class Cut(nn.Module):
+    """The right answer; no gradient where `where` holds (images [N, C, H, W] -> bool of the same shape)."""
+
+    def __init__(self, inner: nn.Module, where: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.where = inner, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(torch.where(self.where(x.detach()), x.detach(), x))
+
+
+class NoisyWhere(nn.Module):
+    """Noise on the image at every answer wherever `where` holds (images [N, C, H, W] -> [N] bool)."""
+
+    def __init__(self, inner: nn.Module, sigma: float, where: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.sigma, self.where = inner, sigma, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + self.sigma * torch.randn_like(x) * self.where(x.detach()).view(-1, 1, 1, 1))
+
+
 class KWTA(nn.Module):
     """k winners take all (Xiao et al. 2020): only the largest activations pass."""
 

@@ -29,11 +29,15 @@ __all__ = ["FeatureExtractor", "run_binarization_test"]
 _INNER = 192  # inner points; the authors take 999
 _CLOSE = 0.95  # share of eps: inner points are within this radius, the boundary point is at eps
 _RANDOM = 100  # points of random sampling
+_ROUNDING = 1e-6  # 1 − cosine between the outputs of a layer and the same outputs with rounding errors
 _MARGIN = 0.05  # distance of the readout's boundary to the boundary point, as a share of the gap to the inner points
 
 
 class FeatureExtractor(nn.Module):
-    """Computes the input of a model's last linear layer, or the logits if the output is not that of a linear layer."""
+    """Computes the input of a model's last linear layer, or the logits if the output is not that of a linear layer.
+
+    The output may be that of the layer times a positive factor, with an offset for each image.
+    """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ def _record_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _find_last_linear(model: nn.Module, x: Tensor) -> nn.Module | None:
-    """Find the linear layer whose output equals the model's output bit for bit."""
+    """Find the linear layer whose output equals the model's output, up to a positive factor and each image's offset."""
     outputs: list[tuple[nn.Module, Tensor]] = []
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     hooks = [m.register_forward_hook(lambda m, _, out: outputs.append((m, out))) for m in layers]
@@ -71,7 +75,13 @@ def _find_last_linear(model: nn.Module, x: Tensor) -> nn.Module | None:
     finally:
         for hook in hooks:
             hook.remove()
-    return next((m for m, out in reversed(outputs) if torch.equal(out, logits)), None)
+    return next((m for m, out in reversed(outputs) if out.shape == logits.shape and _is_scaled(logits, out)), None)
+
+
+def _is_scaled(logits: Tensor, out: Tensor) -> bool:
+    a, b = (z.double() - z.double().mean(1, keepdim=True) for z in (logits, out))
+    length = a.norm() * b.norm()
+    return bool((length > 0) & ((a * b).sum() > (1 - _ROUNDING) * length))
 
 
 class _Readouts(nn.Module):
@@ -90,7 +100,7 @@ class _Readouts(nn.Module):
 def run_binarization_test(probe: GradientProbe, attacks: Sequence[Attack]) -> Binarization:
     """Run the test on the images of a probe. An image counts as broken if any of the attacks breaks it."""
     p = probe.make_problem("binarization")
-    features = FeatureExtractor(probe.target.module, p.x[:2])
+    features = FeatureExtractor(probe.target.module, p.x[:8])
     fitted = [_fit_readout(probe, features, i) for i in range(len(probe))]
     separable = [i for i, readout in enumerate(fitted) if readout is not None]
     readouts = [readout for readout in fitted if readout is not None]

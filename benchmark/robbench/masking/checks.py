@@ -16,7 +16,8 @@ from robbench.masking.thresholds import CheckOutcome, Thresholds, parse_threshol
 
 __all__ = ["CHECKS", "load_thresholds", "run_checks"]
 
-_LEVEL = 0.05  # significance level of the paired test of an attack against the control
+_LEVEL = 0.05  # significance level of the paired tests
+_UNMEASURED = "Not measured: this record is of an older version."
 
 
 def load_thresholds(text: str | None = None) -> Thresholds:
@@ -46,8 +47,7 @@ def run_checks(m: Measurements, thresholds: Thresholds | None = None) -> list[Ch
     return results
 
 
-# The sentences of the checks are stored in sanity.json and compared with those of this code. Changing one makes stored
-# files stale.
+# sanity.json stores the sentences of the checks. Changing a sentence makes stored files stale.
 
 
 def _points(count: float, m: Measurements) -> float:
@@ -56,10 +56,14 @@ def _points(count: float, m: Measurements) -> float:
 
 def _randomized(m: Measurements) -> CheckOutcome:
     r = m.randomness
+    value = max(r.change, float(r.flips > 0))
+    images = f"{r.draws} answers to each of {r.images} images: {r.flips} predictions change, logits by up to "
+    if r.change_off is None or r.flips_off is None:
+        return CheckOutcome(value, f"{images}{r.change:.1e} of their length. Points around the images: not measured.")
     return CheckOutcome(
-        max(r.change, float(r.flips > 0)),
-        f"{r.draws} answers to each of {r.images} images: {r.flips} predictions change, logits by up to {r.change:.1e} "
-        "of their length.",
+        max(value, r.change_off, float(r.flips_off > 0)),
+        f"{images}{r.change:.1e} of their length. At {r.points} points around images: {r.flips_off} and "
+        f"{r.change_off:.1e}.",
     )
 
 
@@ -85,6 +89,13 @@ def _unavailable_gradients(m: Measurements) -> CheckOutcome:
     return CheckOutcome(share, f"{share:.1%} of {m.scale.images} clean images have a gradient of exactly zero.")
 
 
+def _repeated_gradients(m: Measurements) -> CheckOutcome:
+    share = m.gradients.unrepeatable
+    if share is None:
+        return CheckOutcome(None, _UNMEASURED)
+    return CheckOutcome(share, f"At {share:.1%} of all points the gradient changes when it is queried again.")
+
+
 def _zero_gradients(m: Measurements) -> CheckOutcome:
     return CheckOutcome(
         m.zero_gradients, f"{m.zero_gradients:.2%} of all gradients that PGD asked for are exactly zero."
@@ -94,7 +105,8 @@ def _zero_gradients(m: Measurements) -> CheckOutcome:
 def _underflow(m: Measurements) -> CheckOutcome:
     share = m.scale.underflow
     return CheckOutcome(
-        share, f"{share:.1%} of {m.scale.images} clean images have a gradient below 1e-20 but not zero."
+        share,
+        f"At {share:.1%} of {m.scale.images} clean images the plain cross-entropy has a gradient below 1e-20.",
     )
 
 
@@ -146,6 +158,7 @@ def _alone(m: Measurements, role: str) -> CheckOutcome:
         _points(found.alone, m),
         f"{found.name} breaks {found.broken} of the {found.given} images that the usual PGD left, {found.alone} of "
         "which no attack with gradients breaks.",
+        significant=mcnemar(found.alone, 0) < _LEVEL,
     )
 
 
@@ -167,6 +180,15 @@ def _finite_differences(m: Measurements) -> CheckOutcome:
         g.cosine,
         f"Gradient and central differences along {g.directions} random directions have a cosine of {g.cosine:.2f} "
         f"(median of {g.images} images).",
+    )
+
+
+def _partial_gradients(m: Measurements) -> CheckOutcome:
+    value = m.gradients.cosine_low
+    if value is None:
+        return CheckOutcome(None, _UNMEASURED if m.gradients.cosine is not None else "The function is flat there.")
+    return CheckOutcome(
+        value, f"The same cosine, fifth percentile over random points and PGD's end points: {value:.2f}."
     )
 
 
@@ -285,16 +307,10 @@ def _linear_estimate(m: Measurements) -> CheckOutcome:
 
 
 def _overestimation(m: Measurements) -> CheckOutcome:
-    gap = 100 * (m.pgd.value - m.best.value)
-    control = _with_role(m, "control")[0]
-    if not control.given:
+    if not m.pgd.value:
         return CheckOutcome(None, "The usual PGD left no image standing.")
-    value = gap - _points(control.broken, m)
-    return CheckOutcome(
-        value,
-        f"PGD leaves {m.pgd.value:.1%}, everything together {m.best.value:.1%}; {control.broken} images of the "
-        "difference are the control's.",
-    )
+    gap = round(100 * (m.pgd.value - m.best.value), 6)  # a gap of ten points is ten in floating point too
+    return CheckOutcome(gap, f"PGD leaves {m.pgd.value:.1%}, everything together {m.best.value:.1%}.")
 
 
 CHECKS: dict[str, Callable[[Measurements], CheckOutcome]] = {
@@ -304,10 +320,12 @@ CHECKS: dict[str, Callable[[Measurements], CheckOutcome]] = {
     "autograd_inside": _autograd_inside,
     "unavailable_gradients": _unavailable_gradients,
     "zero_gradients": _zero_gradients,
+    "repeated_gradients": _repeated_gradients,
     "underflow": _underflow,
     "logit_range": _logit_range,
     "squeezed_logits": _squeezed_logits,
     "finite_differences": _finite_differences,
+    "partial_gradients": _partial_gradients,
     "nearby_gradients": _nearby_gradients,
     "local_linearity": _local_linearity,
     "loss_disagreement": partial(_beyond_control, roles=("other loss",)),

@@ -14,7 +14,7 @@ from robbench.results.schema import ResultFile
 
 __all__ = ["compare_attacks", "compute_zero_share", "mark_robust"]
 
-_GRADIENT = ("control", "single step", "more steps", "other loss", "other steps")
+_GRADIENT = ("control", "single step", "more steps", "other loss", "other steps", "hunt")
 """Roles of the attacks that use the model's gradient."""
 
 
@@ -22,14 +22,14 @@ def _find_role(config: Mapping[str, Any], usual: Mapping[str, Any], weights: obj
     """Return in what an attack differs from the usual PGD. Transfer from the model itself counts as another loss."""
     if config["kind"] == "transfer" and config["surrogate_weights"] == weights:
         return "other loss"
-    if config["kind"] in ("transfer", "square", "noise"):
+    if config["kind"] in ("transfer", "square", "noise", "hunt"):
         return cast(Role, config["kind"])
     if config["kind"] == "fgsm":
         return "single step"
     if config["kind"] != "pgd":
         raise ResultError(
             f"An attack of kind {config['kind']!r} has no role in the suite sanity; "
-            "allowed: pgd, fgsm, noise, transfer and square."
+            "allowed: pgd, fgsm, hunt, noise, transfer and square."
         )
     differs = {key for key in config if config[key] != usual.get(key)}
     if not differs:

@@ -19,6 +19,7 @@ from robbench.masking.binarization import run_binarization_test
 from robbench.masking.compare import compare_attacks, compute_zero_share, mark_robust
 from robbench.masking.gradient_probe import AttackTrace, GradientProbe
 from robbench.masking.gradients import (
+    choose_points,
     count_autograd_calls,
     measure_gradient_quality,
     measure_linear_estimate,
@@ -77,7 +78,7 @@ def run_measurements(
         budget: number of images of each measurement; None means the defaults.
     """
     b = budget or CheckBudget()
-    usual = PGD(objective="ce", steps=20)
+    usual = PGD(objective="ce_scaled", steps=20)
     annealed = PGD(objective="ce_scaled", steps=20, relative_step=2.0, anneal=True)
 
     def timed(name: str, images: int, run: Callable[[GradientProbe], _T]) -> _T:
@@ -85,6 +86,7 @@ def run_measurements(
         with part.count_cost(name):
             return run(part)
 
+    points = timed("points", b.gradients, lambda part: choose_points(part, usual))
     zero = compute_zero_share(result, rows)
     no_gradient = not differentiable or zero >= 0.5
     transfers = transfers if no_gradient else ()  # all other models are attacked by their own gradient
@@ -103,9 +105,9 @@ def run_measurements(
         zero_gradients=zero,
         challenges=compare_attacks(result, rows),
         autograd_calls=timed("autograd", 2, count_autograd_calls),
-        randomness=timed("randomness", b.randomness, measure_randomness),
+        randomness=timed("randomness", b.randomness, lambda part: measure_randomness(part, points)),
         scale=timed("loss scale", len(probe), measure_logit_scale),
-        gradients=timed("gradient quality", b.gradients, measure_gradient_quality),
+        gradients=timed("gradient quality", b.gradients, lambda part: measure_gradient_quality(part, points)),
         traces=timed("loss curves", b.traces, lambda part: _measure_traces(part, usual, b.unstable)),
         curve=timed("radii", b.curve, lambda part: _measure_curve(part, usual)),
         grid=timed("step sizes", b.grid, _measure_grid),
@@ -182,7 +184,7 @@ def _measure_grid(probe: GradientProbe) -> StepGrid:
     """Attack once with each step size. The records give the result for fewer iterations."""
     broken = []
     for size in _SIZES:
-        rows = probe.run_attack("grid", PGD(objective="ce", steps=max(_ITERATIONS), relative_step=size))
+        rows = probe.run_attack("grid", PGD(objective="ce_scaled", steps=max(_ITERATIONS), relative_step=size))
         broken.append([rows.broken & (rows.step <= steps) for steps in _ITERATIONS])
     usual = broken[_USUAL[0]][_USUAL[1]]
     strongest = max((cell for cells in broken for cell in cells), key=lambda cell: int(cell.sum()))

@@ -1,7 +1,8 @@
 """The measurements of a model in sanity.json. The checks read them. Imports no torch.
 
-"The usual PGD" is the first attack of the suite `sanity`: PGD on cross-entropy with 20 steps of eps/4 and one start.
-"The control" is the same attack with another random start.
+"The usual PGD" is the first attack of the suite `sanity`: PGD on the rescaled cross-entropy with 20 steps of eps/4 and
+one start. "The control" is the same attack with another random start. Records up to probe version 2 (`PROBE_VERSION` in
+`record`) have the plain cross-entropy instead, and None where a later version measures more.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ __all__ = [
     "Transferred",
 ]
 
-Role = Literal["control", "single step", "noise", "more steps", "other loss", "other steps", "transfer", "square"]
+Role = Literal[
+    "control", "single step", "noise", "more steps", "other loss", "other steps", "hunt", "transfer", "square"
+]
 """In what an attack of the suite differs from the usual PGD."""
 
 
@@ -69,17 +72,23 @@ class Randomness(StrictModel):
     flips: int
     """Images with more than one prediction."""
     change: float
-    """Largest change of the logits, divided by their Euclidean length."""
+    """Largest change of the logits, divided by their Euclidean length (both without the mean logit of the image)."""
+    points: int | None = None
+    """Points within the ball that were queried as often."""
+    flips_off: int | None = None
+    """Points with more than one prediction."""
+    change_off: float | None = None
+    """Largest change of the logits at the points, measured as `change`."""
 
 
 class LogitScale(StrictModel):
-    """Size of the logits and of the cross-entropy gradients at correctly classified clean images."""
+    """Size of the logits and of the cross-entropy's gradients at correctly classified clean images."""
 
     images: int
     unavailable: float
-    """Share of images whose gradient does not exist or is exactly zero in every pixel."""
+    """Share of images where the gradient of the rescaled cross-entropy does not exist or is exactly zero."""
     underflow: float
-    """Share of images whose largest gradient entry is above zero and below 1e-20."""
+    """Share of the other images where no entry of the plain cross-entropy's gradient is above 1e-20."""
     logit_range: float
     """Median over images of the largest minus the smallest logit."""
     log_odds: float
@@ -106,6 +115,10 @@ class GradientQuality(StrictModel):
     """Median of |ΔL − δ·∇L| / |ΔL| for random δ on the surface of the threat's ball, capped at 1."""
     flat: int
     """Images whose gradient is exactly zero at the random point."""
+    cosine_low: float | None = None
+    """As `cosine`, but the fifth percentile over the random points and the end points of the usual PGD together."""
+    unrepeatable: float | None = None
+    """Share of points where the gradient differs between repeated queries by more than 1 % of its length."""
 
 
 class LossTraces(StrictModel):

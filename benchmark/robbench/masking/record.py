@@ -40,7 +40,7 @@ __all__ = [
 FILE = "sanity.json"
 LANDSCAPE = "landscape.parquet"
 SHEET = "sheet.png"
-PROBE_VERSION = 2  # increased whenever a measurement changes
+PROBE_VERSION = 3  # increased whenever a measurement changes
 
 VerdictName = Literal["undecided", "trustworthy", "suspicious", "masked", "randomized"]
 CheckStatus = Literal["pass", "warn", "fail", "not applicable"]
@@ -79,6 +79,7 @@ class FollowUpResult(StrictModel):
     suite: str
     run_id: str
     robust_accuracy: Accuracy
+    """The lower one of the advised suite's accuracy and that under all attacks of the sanity run."""
 
 
 class SanityFile(StrictModel):

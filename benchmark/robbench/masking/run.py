@@ -144,8 +144,12 @@ class _Examination:
             # What was measured stands; the checks are made again, by the thresholds of today.
             described = {name: getattr(known, name) for name in _DESCRIBED}
             found = judge_measurements(described, known.measurements)
-        if act and found.advice.suite and found.acted is None:
-            found = found.model_copy(update={"acted": self._act(found.advice.suite)})
+        acted = found.acted
+        if act and found.advice.suite and acted is None:
+            acted = self._act(found.advice.suite)
+        if acted is not None:  # both are upper bounds on the same images
+            lower = min(acted.robust_accuracy, found.measurements.best, key=lambda accuracy: accuracy.value)
+            found = found.model_copy(update={"acted": acted.model_copy(update={"robust_accuracy": lower})})
         write_atomically(folder / FILE, dump_sealed(found))
         return Examined(result, found)
 
@@ -189,7 +193,7 @@ class _Examination:
         shown[select(len(self.images.y), self.options)[:_SHOWN]] = True
         picture = self._probe(shown, result, 1)
         with picture.count_cost("landscape"):
-            frame = compute_landscape(picture, PGD(objective="ce", steps=20))
+            frame = compute_landscape(picture, PGD(objective="ce_scaled", steps=20))
         write_atomically(folder / LANDSCAPE, frame.to_parquet(index=False))
         return measurements.model_copy(update={"cost": measurements.cost | picture.costs})
 

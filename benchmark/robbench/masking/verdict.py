@@ -76,6 +76,7 @@ def _explain_advice(c: Challenge) -> str:
         "more steps": "more steps",
         "other loss": "another loss",
         "other steps": "other step sizes",
+        "hunt": "margins, from diversified starts and towards single classes",
         "transfer": "transfer from another model",
         "square": "queries alone (Square)",
     }[c.role]

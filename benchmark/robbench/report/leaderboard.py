@@ -101,11 +101,14 @@ def _read_robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
 def compute_overestimation(result: ResultFile) -> float | None:
     """Return by how many points PGD on cross-entropy from a single start overestimates the worst case.
 
+    In a challenge (the suite `sanity`), that is the first attack. Its cross-entropy may be the rescaled one.
+
     Return None if the suite has no such attack, or the attack got only images that earlier attacks did not break.
     """
     for i, attack in enumerate(result.attacks):
         config = attack.config
-        if (config.get("kind"), config.get("objective"), config.get("restarts")) == ("pgd", "ce", 1):
+        usual = (config.get("kind"), config.get("objective"), config.get("restarts")) == ("pgd", "ce", 1)
+        if usual or result.mode == "challenge":
             alone = result.mode == "full" or i == 0
             return 100 * (attack.robust_accuracy.value - result.robust_accuracy.value) if alone else None
     return None

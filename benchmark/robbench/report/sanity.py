@@ -54,7 +54,10 @@ def print_sanity(file: SanityFile, every: bool = True) -> None:
         console.print(file.advice.reason, soft_wrap=True)
     if file.acted is not None:
         accuracy = format_with_interval(file.acted.robust_accuracy)
-        console.print(f"Suite {file.acted.suite}, on the same images: {accuracy} %.", soft_wrap=True)
+        console.print(
+            f"The lower of this run and suite {file.acted.suite}, on the same images: {accuracy} %.",
+            soft_wrap=True,
+        )
     passes = sum(c.pairs + c.forwards / 3 for c in file.measurements.cost.values()) / file.n
     console.print(
         f"{passes:.0f} forward-backward pairs an image (three forward passes count as one), "
