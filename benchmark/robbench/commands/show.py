@@ -45,9 +45,11 @@ def show(
     """Show a model's card, and its stored results."""
     from robbench.models.card import Registry
     from robbench.results.schema import read_result
+    from robbench.results.store import drop_repeats
 
     entry = Registry.default(models or []).find(model)
-    stored = [read_result(p) for p in sorted((results / entry.dataset / entry.name).glob("*/result.json"))]
+    paths = sorted((results / entry.dataset / entry.name).glob("*/result.json"))
+    stored = drop_repeats(read_result(path) for path in paths)
     if as_json:
         card = entry.card.model_dump(mode="json")
         described = [as_object(r, results) for r in stored]

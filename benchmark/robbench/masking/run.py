@@ -212,7 +212,7 @@ class _Examination:
         described = {
             "identity": identity,
             "run_id": digest(identity),
-            "folder": locate_result(Path(), result).name,
+            "folder": locate_result(Path(self.options.results or "."), result).name,
             "measured": extract_subject(result.identity),
             "model": result.model,
             "dataset": result.dataset,

@@ -12,7 +12,7 @@ from robbench.core.stats import mcnemar
 from robbench.masking.record import VerdictIndex
 from robbench.report.escape import escape_markdown
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import load_results, locate_result, read_rows
+from robbench.results.store import drop_repeats, load_results, locate_result, read_rows
 from robbench.results.summary import find_robust_samples
 
 __all__ = [
@@ -121,7 +121,8 @@ def build_group_table(
         accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
         name = escape_markdown(r.model)
         if root is not None:
-            name = f"[{name}]({quote(str(locate_result(Path(root.name), r) / 'result.json'), safe='/@')})"
+            path = root.name / locate_result(root, r).relative_to(root) / "result.json"
+            name = f"[{name}]({quote(str(path), safe='/@')})"
         rows.append(
             {
                 "Rank": rank,
@@ -155,7 +156,7 @@ def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultF
         title ends with the first digits of the digest of the images.
     """
     groups: dict[str, dict[str, list[ResultFile]]] = {}
-    for r in results:
+    for r in drop_repeats(results):
         groups.setdefault(format_group_title(r), {}).setdefault(str(r.identity.get("data")), []).append(r)
     return [
         (title if len(by_data) == 1 else f"{title}, images {data[:8]}", members)

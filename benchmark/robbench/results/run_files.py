@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from robbench.core.files import digest
 from robbench.results.locking import read_holder
 from robbench.results.records import COLUMNS, read_run_rows
 from robbench.results.schema import ResultFile, StrictModel, read_result, read_validated
-from robbench.results.store import DESCRIPTION, list_result_paths
+from robbench.results.store import DESCRIPTION, drop_repeats, list_result_paths, locate_result
 from robbench.results.trust import explain_refusal
 from robbench.suite import CUSTOM
 
@@ -127,6 +127,16 @@ def find_runs(root: Path) -> list[StoredRun]:
 
 
 def _finished(root: Path) -> Iterator[StoredRun]:
+    runs = list(_read_finished(root))
+    results = [run.about for run in runs if isinstance(run.about, ResultFile)]
+    counting = {id(result) for result in drop_repeats(results)}
+    for run in runs:
+        if isinstance(run.about, ResultFile) and id(run.about) not in counting:
+            run = replace(run, note=f"the same run as {locate_result(root, run.about).name}, which counts")
+        yield run
+
+
+def _read_finished(root: Path) -> Iterator[StoredRun]:
     for path in list_result_paths(root):
         aside = len(list(path.parent.glob("*.damaged*")))
         note = f"{aside} damaged files set aside" if aside else ""

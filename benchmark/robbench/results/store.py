@@ -12,7 +12,7 @@ A shard is `<name>.parquet`. If the run keeps adversarial examples, those of the
 file is written first, so it exists whenever the rows exist. `run.json` describes the run (`run_files.Description`).
 
 A run with overrides has the folder `<suite>@<first 8 digits of its run_id>`, so it never shares one with the standard
-run.
+run. A run that a folder of its model holds already stays there (`locate_run`).
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ __all__ = [
     "DESCRIPTION",
     "RunStore",
     "describe_other_run",
+    "drop_repeats",
     "list_differences",
     "load_results",
     "locate_result",
+    "locate_run",
     "make_empty_rows",
     "read_rows",
 ]
@@ -72,7 +74,7 @@ class RunStore:
             ]
         except ValueError as error:
             raise ResultError(f"{error}: it is the name of a folder in the results.") from None
-        self.folder = root / names[0] / names[1] / (names[2] if standard else f"{names[2]}@{self.run_id[:8]}")
+        self.folder = locate_run(root / names[0] / names[1], names[2], self.run_id, standard)
         if not self.folder.resolve().is_relative_to(root.resolve()):
             raise ResultError(
                 f"{self.folder} leads out of the results tree, to {self.folder.resolve()}; remove the link."
@@ -267,15 +269,53 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
+def locate_run(model: Path, suite: str, run_id: str, standard: bool) -> Path:
+    """Return the folder that holds a run, or the folder where it belongs if no folder holds it.
+
+    Older versions stored a run twice if its overrides were the suite's own values. The folder with more images counts.
+    If both have equally many, the folder `<suite>` counts.
+
+    Args:
+        model: the folder of the model.
+        suite: name of the suite.
+        run_id: identity of the run.
+        standard: whether the run has no overrides.
+    """
+    folders = [model / suite, model / f"{suite}@{run_id[:8]}"]
+    held = [(n, folder) for folder in folders if (n := _count_images(folder, run_id)) is not None]
+    if held:
+        return max(held, key=lambda pair: pair[0])[1]
+    return folders[0] if standard else folders[1]
+
+
+def _count_images(folder: Path, run_id: str) -> int | None:
+    """Count the images of a run's result in a folder: 0 if it is unfinished there, None if the folder lacks the run."""
+    with contextlib.suppress(ResultError):  # there is no result.json, or it is damaged
+        stored = read_result(folder / "result.json")
+        if stored.run_id == run_id:
+            return stored.n
+    is_begun = (folder / ".partial" / run_id).is_dir() or read_run_id(folder / "outcomes.parquet") == run_id
+    return 0 if is_begun else None
+
+
 def locate_result(root: Path, result: ResultFile) -> Path:
     """Return the folder of a result in a results tree."""
-    suite = result.suite if not result.overrides else f"{result.suite}@{result.run_id[:8]}"
-    return root / result.dataset / result.model / suite
+    return locate_run(root / result.dataset / result.model, result.suite, result.run_id, not result.overrides)
 
 
 def load_results(root: Path) -> list[ResultFile]:
-    """Read all results of a results tree, ordered by path."""
-    return [read_result(path) for path in list_result_paths(root)]
+    """Read the results of a results tree, ordered by path, without repeats."""
+    return drop_repeats(read_result(path) for path in list_result_paths(root))
+
+
+def drop_repeats(results: Iterable[ResultFile]) -> list[ResultFile]:
+    """Keep one result of each run of a model: the one on the most images; of equal ones, the first."""
+    kept: dict[tuple[str, str, str], ResultFile] = {}
+    for result in results:
+        key = (result.dataset, result.model, result.run_id)
+        if key not in kept or kept[key].n < result.n:
+            kept[key] = result
+    return list(kept.values())
 
 
 def list_result_paths(root: Path) -> Iterable[Path]:
