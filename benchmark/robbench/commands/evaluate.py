@@ -331,9 +331,9 @@ def _show_spread(groups: Iterable[list[ResultFile]], results: Path, as_json: boo
 
 def _show_sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_json: bool) -> None:
     """Print and write what came out at several radii."""
-    from robbench.report.sweep import build_sweep, print_sweep, write_sweep
+    from robbench.report.sweep import extend_sweep, print_sweep, write_sweep
 
-    found = [build_sweep(results, group, clean) for group in groups]
+    found = [extend_sweep(results, group, clean) for group in groups]
     for s in found:
         table, curve = write_sweep(s, results)
         if not as_json:
