@@ -202,5 +202,8 @@ def test_the_sweep_command_writes_and_prints(tmp_path):
     assert {p["eps"]: p["measured"] for p in parsed["points"][1:]} == {
         k: v.model_dump() for k, v in stored_ones.items()
     }
+    more = json.loads(run(*args, "--eps", "0.05,1/5", "--json", cwd=tmp_path).stdout)
+    assert [p["eps"] for p in more["points"]] == ["0", "0.05", "0.1", "0.2"], "the earlier points stay"
+    assert more["points"][2:] == parsed["points"][1:]
     assert "8/255" in run(*args, "--eps", "0.1,8", cwd=tmp_path, code=2).stderr
-    assert len(list(folder.glob("quick*/result.json"))) == 2, "and nothing was computed before it was told"
+    assert len(list(folder.glob("quick*/result.json"))) == 3, "and nothing was computed before it was told"
