@@ -3,29 +3,38 @@
 import contextlib
 import os
 import sys
+from typing import Any
 
 
 def run_in_process() -> int:
     """Run the command line in this process, and return its exit code.
 
-    Errors a user can mend are printed without a traceback. Their exit code is 2.
+    Errors a user can mend are printed as one sentence, without a traceback. Their exit code is 2.
     """
+    import typer
+
     from robbench.commands.app import app
     from robbench.commands.printing import reserve_stdout
     from robbench.core.errors import RobbenchError
     from robbench.report.console import protect_terminal
 
+    # The base of all errors of the parser. Typer does not export it.
+    wrong_command: type[Exception] = typer.BadParameter.__mro__[1]
     message = ""
     with protect_terminal():
         try:
             with reserve_stdout() if "--json" in sys.argv[1:] else contextlib.nullcontext():
-                app()
+                return int(app(prog_name="robbench", standalone_mode=False) or 0)
         except SystemExit as ended:  # of the command line; one of a model is an error of its command
             return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         except RobbenchError as error:
-            message = str(error)
+            message = f"robbench: {_name_option(str(error))}"
+        except wrong_command as error:
+            message = _word_usage(error)
         except MemoryError:
-            message = "out of memory. What was finished is kept; the same command goes on, with fewer --lanes perhaps."
+            message = (
+                "robbench: out of memory. What was finished is kept; the command goes on, with fewer --lanes perhaps."
+            )
         except BrokenPipeError:  # `robbench … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
@@ -33,10 +42,10 @@ def run_in_process() -> int:
             if error.filename is None:
                 raise
             place, reason = str(error.filename), error.strerror
-            message = f"{place[:200]}{'...' * (len(place) > 200)}: {reason}. Give a path that this system accepts."
-        if message:
-            print(f"robbench: {message}", file=sys.stderr)
-    return 2 if message else 0
+            place = f"{place[:200]}{'...' * (len(place) > 200)}"
+            message = f"robbench: {place}: {reason}. Give a path that this system accepts."
+        print(message, file=sys.stderr)
+    return 2
 
 
 def main() -> None:
@@ -44,6 +53,22 @@ def main() -> None:
     from robbench.commands.supervise import run_supervised
 
     sys.exit(run_supervised(run_in_process))
+
+
+def _name_option(text: str) -> str:
+    """Name an option as it was typed: `samples: 0 given` -> `--samples: 0 given`."""
+    option = f"--{text.partition(':')[0].replace('_', '-')}"
+    is_typed = any(argument.partition("=")[0] == option for argument in sys.argv[1:])
+    return f"--{text}" if is_typed else text
+
+
+def _word_usage(error: Any) -> str:
+    """Word an error of the parser as every other error. A command without arguments gets its help."""
+    text = error.format_message()
+    if text.startswith("Usage:"):
+        return str(text)
+    path = error.ctx.command_path if error.ctx else "robbench"
+    return f"robbench: {text.rstrip('.')}. See `{path} --help`."
 
 
 if __name__ == "__main__":

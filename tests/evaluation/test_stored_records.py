@@ -25,10 +25,10 @@ from robbench.linear.measure import measure_linear
 from robbench.models.spec import ModelSpec
 from robbench.recheck.reproduce import reproduce
 from robbench.recheck.verify import verify
+from robbench.results.reader import read_results
 from robbench.results.records import pack_rows, read_rows
 from robbench.results.run_files import find_runs
 from robbench.results.schema import read_result
-from robbench.results.store import load_results
 from support.models import small
 from support.stored import folder, write_suite
 
@@ -507,5 +507,5 @@ def test_a_gate_measures_records_of_other_code_anew(tmp_path, stored_n, n):
 
 
 def test_committed_results_are_read_as_before(repo):
-    results = load_results(repo / "results")
+    results = read_results(repo / "results").results
     assert {(r.code, tuple(r.answers)) for r in results} == {("", ())}

@@ -26,7 +26,8 @@ from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel
 from robbench.masking.run import examine
 from robbench.models.card import Registry
 from robbench.models.load import load_model
-from robbench.results.store import locate_result, read_rows
+from robbench.results.places import locate_result
+from robbench.results.store import read_rows
 from robbench.suite import load_suite
 from support.masks import (
     KWTA,

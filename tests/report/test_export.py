@@ -8,8 +8,8 @@ from robbench.core.errors import ResultError
 from robbench.core.stats import wilson
 from robbench.models.card import Registry
 from robbench.report.export import build_robustbench_entry, export_result
+from robbench.results.places import locate_result
 from robbench.results.schema import Accuracy, AttackResult, read_result
-from robbench.results.store import locate_result
 from support.evidence import write_evidence
 
 FIELDS = [

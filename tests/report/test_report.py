@@ -8,8 +8,8 @@ from robbench.core.stats import wilson
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run
 from robbench.report.leaderboard import build_group_table, compute_overestimation, rank_results, render_leaderboard
+from robbench.results.places import locate_result
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult, read_result
-from robbench.results.store import locate_result
 from support.evidence import write_evidence
 
 

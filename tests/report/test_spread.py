@@ -9,7 +9,7 @@ import pytest
 from robbench.core.errors import ResultError
 from robbench.evaluation.run import evaluate
 from robbench.report.spread import build_spread, write_spread
-from robbench.results.store import locate_result
+from robbench.results.places import locate_result
 from support.commands import run
 
 pytestmark = pytest.mark.whole
@@ -57,3 +57,24 @@ def test_the_command_stores_and_prints_it(seeded):
     assert write_spread(build_spread(root, results), root) == path and json.loads(path.read_text()) == stored
     assert "at a single radius" in run(*args, "--eps", "0.1,0.2", code=2).stderr
     assert "1 or more" in run("eval", "-m", "digits/at", "--seeds", 0, code=2).stderr
+
+
+def test_what_is_stored_of_other_seeds_images_or_runs_stays(seeded, tmp_path):
+    root, results = seeded
+    args = ["eval", "-m", "digits/ls095_sigma03", "-s", "quick", "--results", root]
+    stored = {p: p.read_bytes() for p in root.glob("digits/*/*/outcomes.parquet")}
+    whole = write_spread(build_spread(root, results[:2]), root)
+    before = whole.read_bytes()
+    run(*args, "--samples", 40, "--seeds", 2, "--eps", "1/5")
+    run(*args, "--samples", 40, "--seeds", 2)
+    assert whole.read_bytes() == before, "80 images stay"
+    (beside,) = whole.parent.glob("quick@seeds-0-1-*.json")
+    assert json.loads(beside.read_text())["n"] == 40
+    assert {p: p.read_bytes() for p in root.glob("digits/*/*/outcomes.parquet")} == stored, "no run was made again"
+    other = [r.model_copy(update={"run_id": f"{i}"}) for i, r in enumerate(results[:2])]
+    whole.write_text(json.dumps({**json.loads(before), "run_ids": [r.run_id for r in other]}))
+    assert build_spread(root, results[:2]).stem != whole.stem.removesuffix(".json"), "another run is not replaced"
+    assert build_spread(root, results[:2]).stem.startswith("digits/ls095_sigma03/quick@seeds-0-1-")
+    whole.write_text("[1")
+    assert build_spread(root, results[:2]).stem.endswith("quick@seeds-0-1")
+    assert list(whole.parent.glob("*.damaged")), "a damaged file is set aside"

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_radii
 from robbench.evaluation.run import evaluate
-from robbench.report.sweep import build_sweep, write_sweep
+from robbench.report.sweep import build_sweep, extend_sweep, write_sweep
 from robbench.results.reader import read_results
 from robbench.results.schema import AttackResult, ResultFile, ThreatResult
 from robbench.results.summary import make_accuracy
@@ -19,9 +19,9 @@ from support.evidence import write_evidence
 from support.stored import write_suite
 
 
-def stored(root, eps, standing):
+def stored(root, eps, standing, n=None, **identity):
     """Store a result in full mode: per attack, which of the samples it leaves standing (sample 0 is misclassified)."""
-    status = {name: np.where(stands, "robust", "broken").astype(object) for name, stands in standing.items()}
+    status = {name: np.where(stands, "robust", "broken").astype(object)[:n] for name, stands in standing.items()}
     for column in status.values():
         column[0] = "misclassified"
     zero = make_accuracy(0, 1)
@@ -30,7 +30,7 @@ def stored(root, eps, standing):
     wanted = ResultFile(
         schema_version=2, run_id="", model="m", dataset="d", threat=ThreatResult(norm="Linf", eps=eps), suite="s", n=1,
         seed=0, clean_accuracy=zero, robust_accuracy=zero, judge="any", mode="full", overrides={"eps": eps}, flags={},
-        attacks=[AttackResult(name=name, **unmeasured) for name in standing], identity={}, selection="", lanes=1,
+        attacks=[AttackResult(name=name, **unmeasured) for name in standing], identity=identity, selection="", lanes=1,
         hardware="", versions={}, date="", **costs,
     )  # fmt: skip
     return write_evidence(root, wanted, status)
@@ -107,6 +107,64 @@ def test_a_cascades_columns_are_those_of_its_results(problem, tmp_path):
         assert p.attacks == {a.name: a.robust_accuracy for a in r.attacks}
 
 
+def radii(root, name="d/m/s@sweep-Linf"):
+    """Read the radii of a stored sweep."""
+    return pd.read_csv(root / f"{name}.csv", dtype=str)["eps"].tolist()
+
+
+def test_a_sweep_keeps_the_points_of_an_earlier_one(tmp_path):
+    first_two = [stored(tmp_path, e, {"A": first(k)}) for e, k in (("0.1", 60), ("0.3", 20))]
+    write_sweep(extend_sweep(tmp_path, first_two, clean=True), tmp_path)
+    middle = stored(tmp_path, "0.2", {"A": first(10)})
+    merged = extend_sweep(tmp_path, [middle])
+    write_sweep(merged, tmp_path)
+    assert radii(tmp_path) == ["0", "0.1", "0.2", "0.3"]
+    assert [p.worst_case.value for p in merged.points] == [0.99, 0.59, 0.09, 0.09], "also at the radii of before"
+    assert merged.points[3].missed == 10 and merged.points[2].run_id == middle.run_id
+    before = (tmp_path / "d/m/s@sweep-Linf.csv").read_bytes()
+    write_sweep(extend_sweep(tmp_path, first_two), tmp_path)
+    assert (tmp_path / "d/m/s@sweep-Linf.csv").read_bytes() == before, "fewer radii take nothing away"
+
+
+def test_a_sweep_of_fewer_images_or_of_another_run_is_written_beside(tmp_path):
+    write_sweep(extend_sweep(tmp_path, [stored(tmp_path, "0.1", {"A": first(60)})], clean=True), tmp_path)
+    kept = (tmp_path / "d/m/s@sweep-Linf.csv").read_bytes()
+    fewer = extend_sweep(tmp_path, [stored(tmp_path, "0.2", {"A": first(30)}, n=50)], clean=True)
+    retrained = extend_sweep(tmp_path, [stored(tmp_path, "0.3", {"A": first(30)}, weights="other")], clean=True)
+    assert len({fewer.stem, retrained.stem, "d/m/s@sweep-Linf"}) == 3
+    for sweep, eps in ((fewer, "0.2"), (retrained, "0.3")):
+        write_sweep(sweep, tmp_path)
+        assert "stays as it is" in sweep.notes[-1] and radii(tmp_path, sweep.stem) == ["0", eps]
+    assert (tmp_path / "d/m/s@sweep-Linf.csv").read_bytes() == kept
+    again = extend_sweep(tmp_path, [stored(tmp_path, "0.05", {"A": first(70)}, n=50)], clean=True)
+    assert again.stem == fewer.stem and [p.eps for p in again.points] == ["0", "0.05", "0.2"], (
+        "that one is added to, too"
+    )
+
+
+def test_more_images_replace_a_sweep_only_if_every_radius_has_them(tmp_path):
+    both = [stored(tmp_path, e, {"A": first(60)}, n=50) for e in ("0.1", "0.2")]
+    write_sweep(extend_sweep(tmp_path, both, clean=True), tmp_path)
+    more = [r.model_copy(update={"n": 100}) for r in both]
+    assert extend_sweep(tmp_path, more[:1], clean=True).stem != "d/m/s@sweep-Linf", "0.2 would be lost"
+    whole = extend_sweep(tmp_path, more, clean=True)
+    assert whole.stem == "d/m/s@sweep-Linf" and whole.n == 100
+
+
+def test_a_damaged_sweep_is_set_aside_and_damaged_records_lose_no_point(tmp_path):
+    result = stored(tmp_path, "0.1", {"A": first(60)})
+    path = tmp_path / "d/m/s@sweep-Linf.csv"
+    for content in (b"", b"eps,n\n0.1,5\n", b"\xff\xfe", b"run_id,n\nx,many\n"):
+        path.write_bytes(content)
+        write_sweep(extend_sweep(tmp_path, [result], clean=True), tmp_path)
+        assert radii(tmp_path) == ["0", "0.1"]
+    assert len(list(path.parent.glob("*.damaged*"))) == 4
+    kept = path.read_bytes()
+    (tmp_path / f"d/m/s@{result.run_id[:8]}/outcomes.parquet").write_bytes(b"")
+    write_sweep(extend_sweep(tmp_path, [stored(tmp_path, "0.2", {"A": first(30)})], clean=True), tmp_path)
+    assert path.read_bytes() == kept
+
+
 def test_radii_are_read_exactly_and_ordered():
     assert parse_radii("8/255, 0,2/255,0.0") == ["0.0", "2/255", "8/255"]
     assert parse_radii("0.3") == ["0.3"]
@@ -121,7 +179,7 @@ def test_the_sweep_command_writes_and_prints(tmp_path):
     done = run(*args, "--eps", "0,0.1,0.2", cwd=tmp_path)
     folder = tmp_path / "results/digits/at"
     assert "digits/at · quick · Linf: accuracy, %, n = 20" in done.stdout and "sweep-Linf.csv" in done.stdout
-    assert len(list(folder.glob("quick@*/result.json"))) == 2, "radius 0 is not attacked"
+    assert len(list(folder.glob("quick@*/result.json"))) == 1, "radius 0 is not attacked, and 0.2 is the suite's own"
     assert (folder / "quick@sweep-Linf.png").exists()
     parsed = json.loads(run(*args, "--eps", "0,0.1,0.2", "--json", cwd=tmp_path).stdout)
     assert [p["eps"] for p in parsed["points"]] == ["0", "0.1", "0.2"]
@@ -129,5 +187,8 @@ def test_the_sweep_command_writes_and_prints(tmp_path):
     assert {p["eps"]: p["measured"] for p in parsed["points"][1:]} == {
         k: v.model_dump() for k, v in stored_ones.items()
     }
+    more = json.loads(run(*args, "--eps", "0.05,1/5", "--json", cwd=tmp_path).stdout)
+    assert [p["eps"] for p in more["points"]] == ["0", "0.05", "0.1", "0.2"], "the earlier points stay"
+    assert more["points"][2:] == parsed["points"][1:]
     assert "8/255" in run(*args, "--eps", "0.1,8", cwd=tmp_path, code=2).stderr
-    assert len(list(folder.glob("quick@*/result.json"))) == 2, "and nothing was computed before it was told"
+    assert len(list(folder.glob("quick*/result.json"))) == 3, "and nothing was computed before it was told"

@@ -34,8 +34,8 @@ from robbench.papers.trained import render_trained_page
 from robbench.report.curve import draw_curve
 from robbench.report.escape import escape_markdown
 from robbench.report.leaderboard import render_leaderboard
+from robbench.results.places import locate_result
 from robbench.results.schema import dump_result, read_result
-from robbench.results.store import locate_result
 from robbench.suite import load_suite
 from support.commands import run
 from support.datasets import idx, pixels

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 
 from robbench.results.consistency import derive_summary
+from robbench.results.places import locate_result
 from robbench.results.records import COLUMNS, OUTCOMES, TIMING_COLUMNS, TIMINGS, pack_rows
 from robbench.results.schema import dump_sealed
 from robbench.results.selection import describe_selection
-from robbench.results.store import locate_result
 
 
 def write_evidence(root, wanted, status=None):

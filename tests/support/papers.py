@@ -3,8 +3,8 @@
 import re
 
 from robbench.models.card import Registry
+from robbench.results.places import locate_result
 from robbench.results.schema import AttackResult, ResultFile, ThreatResult
-from robbench.results.store import locate_result
 from robbench.results.summary import make_accuracy
 from support.evidence import write_evidence
 

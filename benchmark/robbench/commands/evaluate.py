@@ -280,7 +280,11 @@ def _parse_executor(
 
 def _choose_models(model: list[str], all_models: bool, models: list[Path], about: SpecFields) -> list[ModelSpec]:
     """Make the specs of the models that were named, or of all that have weights."""
-    if bool(model) == all_models:
+    if model and all_models:
+        raise RobbenchError(
+            f"--model {model[0]} and --all given; allowed: one of them. --all is every registered model with weights."
+        )
+    if not model and not all_models:
         raise RobbenchError(
             "What to measure? --model NAME (`robbench list models`) or --all, or --resume for unfinished runs."
         )
@@ -335,9 +339,9 @@ def _show_spread(groups: Iterable[list[ResultFile]], results: Path, as_json: boo
 
 def _show_sweep(groups: Iterable[list[ResultFile]], results: Path, clean: bool, as_json: bool) -> None:
     """Print and write what came out at several radii."""
-    from robbench.report.sweep import build_sweep, print_sweep, write_sweep
+    from robbench.report.sweep import extend_sweep, print_sweep, write_sweep
 
-    found = [build_sweep(results, group, clean) for group in groups]
+    found = [extend_sweep(results, group, clean) for group in groups]
     for s in found:
         table, curve = write_sweep(s, results)
         if not as_json:

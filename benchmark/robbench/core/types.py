@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from fractions import Fraction
 
     import numpy as np
     from numpy.typing import NDArray
@@ -77,6 +77,11 @@ class Threat:
         if 255 % eps.denominator == 0 and eps.denominator > 1 and float(eps) != round(float(eps), 3):
             return f"{eps * 255}/255"
         return f"{float(eps):g}"
+
+    @property
+    def exact_eps(self) -> str:
+        """The radius as text without rounding: `eps_text`, or a fraction if `eps_text` rounds."""
+        return self.eps_text if Fraction(self.eps_text) == self.eps else str(self.eps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from robbench.engine.engine import Rows
 from robbench.evaluation.flow import Flow
 from robbench.evaluation.inputs import Images, make_probe, resolve
 from robbench.evaluation.precision import explain_bfloat16_cost
-from robbench.evaluation.progress import Reporter, Silent
+from robbench.evaluation.progress import Reporter, Silent, check_reporter
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.setup import Setup
 from robbench.evaluation.shards import NOT_ATTACKED, Shards, order_rows
@@ -80,7 +80,7 @@ def evaluate(
     Raises:
         RobbenchError: the model, the data or the options do not allow an honest measurement. The message says why.
     """
-    return run_here(make_run(RunRequest.of(model, suite, **fields), reporter or Silent()))
+    return run_here(make_run(RunRequest.of(model, suite, **fields), reporter))
 
 
 def make_run(
@@ -92,6 +92,7 @@ def make_run(
     run that must have a given identity keeps them.
     """
     began = time.monotonic()
+    check_reporter(reporter)
     keep_freed_memory()
     suite = load_suite(request.suite)
     target, images = resolve(request.spec, request.options)

@@ -16,7 +16,7 @@ from robbench.core import version
 from robbench.core.errors import DataError, SuiteError
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import whole_box
-from robbench.core.types import Threat
+from robbench.core.types import Norm, Threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options
 from robbench.evaluation.stages import ready_stages
@@ -76,11 +76,17 @@ class Setup:
         return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
 
     def overrides(self) -> dict[str, str]:
-        """Return the options that differ from the suite: name -> value."""
-        given = {key: getattr(self.options, key) for key in ("norm", "eps", "sample_seed", "gradients")}
-        changed = {key: str(value) for key, value in given.items() if value is not None}
-        changed |= {"one_by_one": "True"} if self.options.one_by_one else {}
-        return changed | ({"seed": str(self.options.seed)} if self.options.seed else {})
+        """Return what differs from the standard run of the suite: name -> value, in one spelling.
+
+        It follows from the identity and the suite. Options that repeat the suite's own values are no overrides.
+        """
+        own, options = self.suite.threats.get(self.images.dataset), self.options
+        changed: dict[str, str] = {"norm": self.threat.norm} if self.threat.norm != _choose_norm(own) else {}
+        changed |= {"eps": self.threat.exact_eps} if self.threat != own else {}
+        changed |= {"sample_seed": str(options.sample_seed)} if options.sample_seed is not None else {}
+        changed |= {"gradients": options.gradients} if options.gradients is not None else {}
+        changed |= {"one_by_one": "True"} if options.one_by_one else {}
+        return changed | ({"seed": str(options.seed)} if options.seed else {})
 
     def identity(self) -> dict[str, Any]:
         """Return everything that determines a verdict. Batch width, device and number of samples do not."""
@@ -156,11 +162,16 @@ class Setup:
 def _choose_threat(suite: Suite, dataset: str, options: Options) -> Threat:
     if options.eps is None:
         return suite.threat(dataset)
-    norm = options.norm or (suite.threats[dataset].norm if dataset in suite.threats else "Linf")
+    norm = options.norm or _choose_norm(suite.threats.get(dataset))
     try:
         return parse_threat(norm, options.eps)
     except ValueError as error:
         raise SuiteError(str(error)) from None
+
+
+def _choose_norm(own: Threat | None) -> Norm:
+    """Return the norm of a run without --norm. `own` is the suite's threat model for the data set, if it has one."""
+    return own.norm if own is not None else "Linf"
 
 
 def _check_radius(threat: Threat, pixels: int) -> None:

@@ -20,9 +20,9 @@ from robbench.evaluation.request import RunRequest
 from robbench.gate.baseline import Baseline, BaselineEntry, Given, build_entry
 from robbench.models.sources import parse_source
 from robbench.models.spec import ModelSpec
+from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
-from robbench.results.store import locate_result
 from robbench.suite import SuiteSource
 
 if TYPE_CHECKING:

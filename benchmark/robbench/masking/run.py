@@ -27,6 +27,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Status
 from robbench.evaluation.inputs import Images, resolve, select
 from robbench.evaluation.options import Options, check_names
+from robbench.evaluation.progress import check_reporter
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.run import EvaluationRun, Reporter, Silent, run_here
 from robbench.evaluation.stages import ready_stages
@@ -45,8 +46,9 @@ from robbench.masking.record import (
 )
 from robbench.masking.stored import describe_subject, find_foreign_facts, judge_measurements
 from robbench.models.spec import ModelSpec
+from robbench.results.places import locate_result
 from robbench.results.schema import ResultFile, dump_sealed
-from robbench.results.store import locate_result, read_rows
+from robbench.results.store import read_rows
 from robbench.suite import load_suite
 
 __all__ = ["SAMPLES", "SUITE", "Examined", "examine", "run_sanity"]
@@ -101,6 +103,7 @@ def run_sanity(request: RunRequest, reporter: Reporter | None = None, *, act: bo
     Raises:
         RobbenchError: the model, the data or the options do not allow it; the sentence says why.
     """
+    check_reporter(reporter)
     keep_freed_memory()
     if request.options.gradients is not None:
         raise RobbenchError(
@@ -158,7 +161,7 @@ class _Examination:
             return None
         try:
             stored = read_sanity(path)
-            if stored.identity != describe_subject(result, result.n)["identity"]:
+            if stored.identity != describe_subject(result, result.n, path.parent.name)["identity"]:
                 return None
             problem = find_foreign_facts(stored, path.parent)
         except ResultError as error:
@@ -214,7 +217,8 @@ class _Examination:
         )
 
     def _file(self, result: ResultFile, measurements: Measurements, seconds: float) -> SanityFile:
-        described = describe_subject(result, result.n) | {
+        folder = locate_result(Path(self.options.results or "."), result).name
+        described = describe_subject(result, result.n, folder) | {
             "seconds": round(seconds, 1),
             "hardware": describe_device(self.target.device),
             "versions": versions(),

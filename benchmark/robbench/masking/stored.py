@@ -18,7 +18,7 @@ from robbench.masking.verdict import advise_next_suite, decide_verdict, is_too_l
 from robbench.results.grid import Grid
 from robbench.results.reader import Damage, read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
-from robbench.results.store import list_differences, locate_result
+from robbench.results.store import list_differences
 from robbench.results.summary import make_accuracy
 
 __all__ = ["UNCHECKED", "VerdictIndex", "describe_subject", "find_foreign_facts", "judge_measurements", "read_verdict"]
@@ -49,13 +49,13 @@ def judge_measurements(described: dict[str, Any], measurements: Measurements) ->
     )
 
 
-def describe_subject(result: ResultFile, n: int) -> dict[str, Any]:
-    """Return the fields of `SanityFile` that follow from the suite's result and the number of images."""
+def describe_subject(result: ResultFile, n: int, folder: str) -> dict[str, Any]:
+    """Return the fields of `SanityFile` that follow from the suite's result, its folder and the number of images."""
     identity = {"suite": result.run_id, "n": n, "probes": PROBE_VERSION}
     return {
         "identity": identity,
         "run_id": digest(identity),
-        "folder": locate_result(Path(), result).name,
+        "folder": folder,
         "measured": extract_subject(result.identity),
         "model": result.model,
         "dataset": result.dataset,
@@ -98,7 +98,7 @@ def find_foreign_facts(file: SanityFile, folder: Path) -> str:
         ResultError: the result is missing or damaged.
     """
     result, rows = read_vouched(folder), read_vouched_rows(folder)
-    expected = describe_subject(result, file.n) | {"measurements": _collect_facts(result, rows, file.n)}
+    expected = describe_subject(result, file.n, folder.name) | {"measurements": _collect_facts(result, rows, file.n)}
     expected["threat"] = result.threat.model_dump()
     stored = file.model_dump(mode="json", include=set(expected))
     stored["measurements"] = {name: stored["measurements"][name] for name in expected["measurements"]}

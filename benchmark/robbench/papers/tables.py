@@ -20,9 +20,9 @@ from robbench.papers.published import Column, PaperNumber, PaperRow, PaperTable,
 from robbench.papers.trained import format_iterations
 from robbench.report.leaderboard import compute_overestimation
 from robbench.report.linear import predict_accuracy
+from robbench.results.places import locate_result
 from robbench.results.reader import read_results, read_vouched_rows
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
-from robbench.results.store import locate_result
 from robbench.results.summary import find_robust_samples
 from robbench.suite import load_suite
 

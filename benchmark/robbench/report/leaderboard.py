@@ -11,9 +11,9 @@ import pandas as pd
 from robbench.core.stats import mcnemar
 from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import Markdown, escape_markdown, make_markdown_table
+from robbench.results.places import drop_repeats, locate_result
 from robbench.results.reader import Damage, read_results, read_vouched_robust
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import locate_result
 
 __all__ = [
     "build_group_table",
@@ -130,7 +130,7 @@ def build_group_table(
         accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
         name = r.model
         if root is not None:
-            place = locate_result(Path(root.name), r) / "result.json"
+            place = root.name / locate_result(root, r).relative_to(root) / "result.json"
             name = Markdown(f"[{escape_markdown(name)}]({quote(str(place), safe='/@')})")
         rows.append(
             {
@@ -165,7 +165,7 @@ def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultF
         title ends with the first digits of the digest of the images.
     """
     groups: dict[str, dict[str, list[ResultFile]]] = {}
-    for r in results:
+    for r in drop_repeats(results):
         groups.setdefault(format_group_title(r), {}).setdefault(str(r.identity.get("data")), []).append(r)
     return [
         (title if len(by_data) == 1 else f"{title}, images {data[:8]}", members)

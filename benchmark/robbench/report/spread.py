@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import write_atomically
+from robbench.core.files import digest, set_aside, write_atomically
 from robbench.report.console import make_console
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.sweep import read_robust_table
@@ -104,16 +104,32 @@ def build_spread(root: Path, results: Sequence[ResultFile]) -> Spread:
         attacks.append(AttackSpread(name, values, make_accuracy(int(robust.all(axis=1).sum()), n)))
     other = "".join(f"-{k}-{v.replace('/', 'of')}" for k, v in sorted(first.overrides.items()) if k != "seed")
     threat = f"{first.threat.norm} {first.threat.eps}"
+    stem = f"{first.dataset}/{first.model}/{first.suite}@seeds-{min(seeds)}-{max(seeds)}{other}"
+    run_ids = [r.run_id for r in results]
     return Spread(
         title=f"{first.dataset}/{first.model} · {first.suite} · {threat}",
         model=f"{first.dataset}/{first.model}",
         n=n,
         seeds=seeds,
-        run_ids=[r.run_id for r in results],
+        run_ids=run_ids,
         clean=first.clean_accuracy,
         attacks=attacks,
-        stem=f"{first.dataset}/{first.model}/{first.suite}@seeds-{min(seeds)}-{max(seeds)}{other}",
+        stem=_choose_stem(root, stem, run_ids, n),
     )
+
+
+def _choose_stem(root: Path, stem: str, run_ids: list[str], n: int) -> str:
+    """Return the name of the file. A stored file of other runs or of more images is kept under its own name."""
+    path = root / f"{stem}.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        is_kept = set(stored["run_ids"]) != set(run_ids) or stored["n"] > n
+    except FileNotFoundError:
+        return stem
+    except (OSError, KeyError, TypeError, ValueError):
+        set_aside(path, path.parent)
+        return stem
+    return f"{stem}-{digest({'runs': run_ids, 'n': n})[:8]}" if is_kept else stem
 
 
 def write_spread(spread: Spread, root: Path) -> Path:

@@ -6,6 +6,7 @@ The table also shows how many such images the attacks at the larger radius misse
 
 from __future__ import annotations
 
+import glob
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,18 +17,27 @@ from typing import Any
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import write_atomically
+from robbench.core.files import digest, set_aside, write_atomically
 from robbench.core.stats import mcnemar
 from robbench.report.console import make_console
 from robbench.report.escape import format_csv
 from robbench.report.figures.canvas import MARKERS, OKABE_ITO, plain_text
 from robbench.report.leaderboard import format_percent, format_with_interval
-from robbench.results.reader import read_vouched_rows
+from robbench.results.places import locate_result
+from robbench.results.reader import read_results, read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.results.store import locate_result
 from robbench.results.summary import find_robust_samples, make_accuracy
 
-__all__ = ["Point", "Sweep", "build_sweep", "draw_sweep", "print_sweep", "read_robust_table", "write_sweep"]
+__all__ = [
+    "Point",
+    "Sweep",
+    "build_sweep",
+    "draw_sweep",
+    "extend_sweep",
+    "print_sweep",
+    "read_robust_table",
+    "write_sweep",
+]
 
 _LEVEL = 0.05  # significance level of a rise
 _COLOURS = [colour for name, colour in OKABE_ITO.items() if name != "black"]  # black is the worst case
@@ -116,6 +126,60 @@ def build_sweep(root: Path, results: Sequence[ResultFile], clean: bool = False) 
     stem = f"{first.dataset}/{first.model}/{first.suite}@sweep-{first.threat.norm}{other}"
     norm = first.threat.norm
     return Sweep(title, n, stem, points, [*_note_missed(points, norm), *_note_rises(points, columns, norm)])
+
+
+def extend_sweep(root: Path, results: Sequence[ResultFile], clean: bool = False) -> Sweep:
+    """Combine the results of several radii with the sweep that is stored already.
+
+    A stored point is taken if its result is of the same run at another radius, on at least as many images. The stored
+    sweep is replaced only by one that has all of its points, on at least as many images. Otherwise the new sweep gets
+    a name of its own.
+
+    Args and errors are those of `build_sweep`.
+    """
+    new = build_sweep(root, results, clean)
+    if (merged := _merge_stored(root, results, new)) is not None:
+        return merged
+    kept, own = new.stem, f"{new.stem}-{digest({'run': _describe_run(results[0]), 'n': new.n})[:8]}"
+    new = replace(new, stem=own)
+    note = f"{kept}.csv holds a sweep of another run or of other images. It stays as it is; this sweep is {own}.csv."
+    merged = _merge_stored(root, results, new) or new
+    return replace(merged, notes=[*merged.notes, note])
+
+
+def _merge_stored(root: Path, results: Sequence[ResultFile], new: Sweep) -> Sweep | None:
+    """Add the points of the sweep that is stored under the same name. None if a stored point would be lost."""
+    stored = _read_points(root / f"{new.stem}.csv")
+    if not stored:
+        return new
+    run, clean = _describe_run(results[0]), "" in stored or new.points[0].run_id is None
+    try:
+        known = read_results(root, f"{glob.escape(results[0].dataset)}/{glob.escape(results[0].model)}").results
+        found = [r for r in known if r.run_id in stored and _describe_run(r) == run]
+        earlier = {r.run_id: r.model_copy(update={"n": new.n}) for r in found if r.n >= new.n}
+        merged = build_sweep(root, [*(earlier | {r.run_id: r for r in results}).values()], clean)
+    except ResultError:  # the records of a stored point are damaged
+        return None
+    if not stored.keys() <= {p.run_id or "" for p in merged.points} or max(stored.values()) > new.n:
+        return None
+    return replace(merged, stem=new.stem)
+
+
+def _describe_run(result: ResultFile) -> dict[str, Any]:
+    """Return what the runs of a sweep have in common: the identity without the radius."""
+    return {**result.identity, "threat": result.threat.norm}
+
+
+def _read_points(path: Path) -> dict[str, int]:
+    """Read the points of a stored sweep: run_id ("" for radius 0) -> number of images. None are stored: {}."""
+    try:
+        table = pd.read_csv(path, dtype={"run_id": str, "n": int}, keep_default_na=False)
+        return dict(zip(table["run_id"], table["n"], strict=True))
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, ValueError):
+        set_aside(path, path.parent)
+        return {}
 
 
 def _radius(result: ResultFile) -> Fraction:

@@ -18,9 +18,9 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.results.consistency import find_mismatches
+from robbench.results.places import drop_repeats, list_folders, locate_result
 from robbench.results.records import OUTCOMES, TIMINGS, read_own_rows
 from robbench.results.schema import ResultFile, read_result
-from robbench.results.store import locate_result
 from robbench.results.summary import find_robust_samples
 
 __all__ = [
@@ -61,7 +61,7 @@ class Damage:
 
 
 class StoredResults(NamedTuple):
-    """The results of a tree, ordered by path."""
+    """The results of a tree, ordered by path, each run once."""
 
     results: list[ResultFile]
     damaged: list[Damage]
@@ -103,7 +103,7 @@ def read_results(root: Path, model: str = "*/*") -> StoredResults:
             results.append(read_in_tree(root, path.parent))
         except ResultError as error:
             damaged.append(Damage.of(root, path.parent, error))
-    return StoredResults(results, damaged)
+    return StoredResults(drop_repeats(results), damaged)
 
 
 def read_in_tree(root: Path, folder: Path) -> ResultFile:
@@ -113,8 +113,9 @@ def read_in_tree(root: Path, folder: Path) -> ResultFile:
         ResultError: the result is damaged, or is that of another model, suite or run.
     """
     result = read_vouched(folder)
-    if (place := locate_result(root, result)) != folder:
-        raise ResultError(f"{folder / RESULT} is the result of {place.relative_to(root)}.")
+    model = root / result.dataset / result.model
+    if folder not in list_folders(model, result.suite, result.run_id):
+        raise ResultError(f"{folder / RESULT} is the result of {locate_result(root, result).relative_to(root)}.")
     return result
 
 

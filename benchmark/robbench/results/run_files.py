@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from robbench.core.files import digest
 from robbench.results.adversarials import FILE as ADVERSARIALS
 from robbench.results.judging_code import DESCRIPTION, MOST_DESCRIPTION_BYTES
 from robbench.results.locking import is_locked
+from robbench.results.places import drop_repeats, locate_result
 from robbench.results.reader import list_result_paths, read_in_tree
 from robbench.results.records import COLUMNS, read_run_rows
 from robbench.results.schema import Answers, ResultFile, StrictModel, read_result, read_validated
@@ -133,6 +134,16 @@ def find_runs(root: Path) -> list[StoredRun]:
 
 
 def _finished(root: Path) -> Iterator[StoredRun]:
+    runs = list(_read_finished(root))
+    results = [run.about for run in runs if isinstance(run.about, ResultFile)]
+    counting = {id(result) for result in drop_repeats(results)}
+    for run in runs:
+        if isinstance(run.about, ResultFile) and id(run.about) not in counting:
+            run = replace(run, note=f"the same run as {locate_result(root, run.about).name}, which counts")
+        yield run
+
+
+def _read_finished(root: Path) -> Iterator[StoredRun]:
     for path in list_result_paths(root):
         aside = len(list(path.parent.glob("*.damaged*")))
         note = f"{aside} damaged files set aside" if aside else ""

@@ -12,7 +12,7 @@ A shard is `<name>.parquet`. If the run keeps adversarial examples, those of the
 file is written first, so it exists whenever the rows exist. `run.json` describes the run (`run_files.Description`).
 
 A run with overrides has the folder `<suite>@<first 8 digits of its run_id>`, so it never shares one with the standard
-run.
+run. A run that a folder of its model holds already stays there (`locate_run`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from robbench.core.files import (
 from robbench.core.types import Status
 from robbench.results.adversarials import FILE, Points, list_entries, merge, pack, read
 from robbench.results.judging_code import DESCRIPTION, load_description, name_code, read_began, set_aside_unknown_code
+from robbench.results.places import locate_run
 from robbench.results.records import (
     COLUMNS,
     TIMING_COLUMNS,
@@ -57,7 +58,6 @@ __all__ = [
     "RunStore",
     "describe_other_run",
     "list_differences",
-    "locate_result",
     "make_empty_rows",
     "read_rows",
 ]
@@ -85,7 +85,7 @@ class RunStore:
             ]
         except ValueError as error:
             raise ResultError(f"{error}: it is the name of a folder in the results.") from None
-        self.folder = root / names[0] / names[1] / (names[2] if standard else f"{names[2]}@{self.run_id[:8]}")
+        self.folder = locate_run(root / names[0] / names[1], names[2], self.run_id, standard)
         self.partial = self.folder / ".partial" / self.run_id
         refuse_links(root, self.partial)
 
@@ -355,9 +355,3 @@ def list_differences(field: str, given: Any, expected: Any) -> Iterator[tuple[st
 def _shorten(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def locate_result(root: Path, result: ResultFile) -> Path:
-    """Return the folder of a result in a results tree."""
-    suite = result.suite if not result.overrides else f"{result.suite}@{result.run_id[:8]}"
-    return root / result.dataset / result.model / suite

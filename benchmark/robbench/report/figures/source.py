@@ -15,9 +15,9 @@ from robbench.linear.record import LinearFile, linear_folder, read_linear_files,
 from robbench.linear.theory import Linearization
 from robbench.models.card import Entry, Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure
+from robbench.results.places import locate_result
 from robbench.results.reader import Damage, StoredResults, read_results
 from robbench.results.schema import ResultFile
-from robbench.results.store import locate_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
