@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import tomlkit
+from rich.table import Table
 
 from robbench.core.errors import RobbenchError
 from robbench.core.files import digest
@@ -332,6 +333,13 @@ def test_streams_and_consoles_show_escapes() -> None:
     console.note(HOSTILE)
     assert "\x1b[31m" in shown.getvalue() and "[/red]" in shown.getvalue()
     assert_harmless(shown.getvalue())
+    page = io.StringIO()
+    view = Table()
+    for _ in range(2):
+        view.add_column("a")
+    view.add_row("\x1b\x1b", "1")
+    make_console(file=page).print(view)
+    assert "\\u001b\\u001b" in page.getvalue(), "escapes count in the width of columns"
 
 
 def test_text_is_escaped_for_every_format() -> None:
