@@ -260,4 +260,6 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         ResultError: the file cannot be read, or does not have this schema.
     """
-    return read_validated(path, Baseline, 2**26, f"Write a baseline: robbench baseline --model NAME --out {path}")
+    return read_validated(
+        path, Baseline, 2**26, f"Expected: a baseline. Write one: robbench baseline --model NAME --out {path}"
+    )
