@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import tomlkit
+from rich.table import Table
 
 from robbench.core.errors import RobbenchError
 from robbench.core.files import digest
@@ -256,11 +257,13 @@ def test_damaged_files_end_in_a_sentence(kind: str, content: bytes, tree: Path, 
         "figure accuracy-eps --dataset digits", "runs",
         "verify results/digits/evil/whitebox", "check --baseline baseline.json --result results/digits/evil/whitebox",
     ]  # fmt: skip
-    done = [run(*options(c), cwd=tmp_path, code=None, **TERMINAL) for c in commands]
-    assert 2 in [d.code for d in done]
-    for d in done:
-        assert_harmless(d.stdout + d.stderr)
-        assert d.code in (0, 1, 2)
+    for command in commands:
+        done = run(*options(command), cwd=tmp_path, code=None, **TERMINAL)
+        assert_harmless(done.stdout + done.stderr)
+        assert done.code in (0, 1, 2), command
+    reader = {"sanity.json": 1, "baseline": -1, "linear.json": 4, "outcomes": 3}.get(kind, 0)
+    done = run(*options(commands[reader]), cwd=tmp_path, code=2)
+    assert place.name in done.stderr, done.stderr
 
 
 def identities(identity: dict[str, Any]) -> dict[str, Any]:
@@ -332,6 +335,13 @@ def test_streams_and_consoles_show_escapes() -> None:
     console.note(HOSTILE)
     assert "\x1b[31m" in shown.getvalue() and "[/red]" in shown.getvalue()
     assert_harmless(shown.getvalue())
+    page = io.StringIO()
+    view = Table()
+    for _ in range(2):
+        view.add_column("a")
+    view.add_row("\x1b\x1b", "1")
+    make_console(file=page).print(view)
+    assert "\\u001b\\u001b" in page.getvalue(), "escapes count in the width of columns"
 
 
 def test_text_is_escaped_for_every_format() -> None:

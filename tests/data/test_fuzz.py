@@ -293,7 +293,7 @@ LARGE = {
     "a dotted heading": "[" + '"a" . ' * (MILLION // 6 - 10) + "a]",
     "a deep list": "a = " + "[" * (MILLION // 2),
     "attacks": "version = 1\n" + "".join(f"[[attack]]\nname='a{i}'\nkind='pgd'\n" for i in range(25_000)),
-    "data sets": "version = 1\n" + "".join(f"[[attack]]\nname='a{i}'\nkind='b'\non.d{i}={{}}\n" for i in range(500)),
+    "data sets": "version = 1\n" + "".join(f"[[attack]]\nname='a{i}'\nkind='b'\non.d{i}={{}}\n" for i in range(3000)),
     "a long text": "title = '" + "A" * (MILLION - 50) + "'",
     "a long number": "a = " + "9" * (MILLION - 10),
     "numbers": "a = [" + "1," * (MILLION // 2 - 10) + "]",

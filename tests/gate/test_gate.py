@@ -220,8 +220,8 @@ def test_the_commands_and_the_code_of_the_docs_run(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--baseline", "none.json"], "No baseline at none.json"),
-        (["--baseline", "mine.toml"], "is not a valid baseline"),
+        (["--baseline", "none.json"], "none.json cannot be read: No such file or directory. Expected: a baseline"),
+        (["--baseline", "mine.toml"], "mine.toml: the file: Invalid JSON"),
         (["--baseline", "b.json", "--alpha", "2"], "alpha: 2.0 given"),
         (["--baseline", "b.json", "--result", "none"], "No result at none"),
         (["--baseline", "b.json", "--result", "none", "--seed", "1"], "reads stored results"),

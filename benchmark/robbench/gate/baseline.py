@@ -285,9 +285,9 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         ResultError: the file cannot be read, does not have this schema, or contradicts itself.
     """
-    advice = f"Write a baseline: robbench baseline --model NAME --out {path}"
+    advice = f"Expected: a baseline. Write one: robbench baseline --model NAME --out {path}"
     baseline = read_validated(path, Baseline, _MOST_BYTES, advice=advice)
     for entry in baseline.runs:
         if problem := entry.find_contradiction():
-            raise ResultError(f"{path} is not a valid baseline: {problem}. {advice}")
+            raise ResultError(f"{path}: {problem}. {advice}")
     return baseline
