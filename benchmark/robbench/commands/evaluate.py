@@ -69,9 +69,7 @@ Executor = Annotated[
     Literal["process", "ray"],
     typer.Option(help="Where the work runs: in this process, or on a Ray cluster (docs/scaling.md)."),
 ]
-Address = Annotated[
-    str | None, typer.Option(help="Of a Ray cluster: HOST:PORT or auto; without it one is started here.")
-]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster: HOST:PORT or auto; else one is started here.")]
 Workers = Annotated[int | None, typer.Option(help="Ray workers; by default one per GPU, or as many as the CPUs allow.")]
 Threads = Annotated[int, typer.Option("--threads-per-worker", help="CPU threads of each Ray worker.")]
 

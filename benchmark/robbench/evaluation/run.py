@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from robbench.classifier.answers import describe_other_answers, is_comparable
 from robbench.classifier.prepare import Target
 from robbench.core.chance import find_chance_flag
 from robbench.core.errors import ResultError
@@ -35,6 +34,7 @@ from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.setup import Setup
 from robbench.evaluation.shards import NOT_ATTACKED, Shards, order_rows
 from robbench.evaluation.stages import ReadyStage
+from robbench.evaluation.stored_answers import check_stored_answers
 from robbench.evaluation.worker import CleanReport, Job, Place, Worker
 from robbench.results.adversarials import Points
 from robbench.results.judging_code import name_code
@@ -184,7 +184,8 @@ class EvaluationRun(Setup):
                 store.require_identity(self.request.expected, self.title())
             lock = lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note)
             self._context.enter_context(lock)
-            self.answers = self._check_stored_answers(store)
+            probe = make_probe(self.target, self.images, self.lanes)
+            self.answers = check_stored_answers(probe, store, options.overwrite, self.reporter.note)
         known = store.open(options.overwrite, self.reporter.note, self._suffices) if store else make_empty_rows()
         self.stored = None
         if store and store.result_path.exists() and store.outdated is None:
@@ -287,32 +288,6 @@ class EvaluationRun(Setup):
             if np.array_equal(order, self.index):
                 return result
         return self.summarize(self.index, rows, flags, self.place, self.date, wall)
-
-    def _check_stored_answers(self, store: RunStore) -> list[str]:
-        """Compare the model's answers with those of stored records of this run, and return the answers to store.
-
-        Raises:
-            ResultError: the model answers differently now, and `overwrite` is not given.
-        """
-        probe = make_probe(self.target, self.images, self.lanes)
-        kept: list[str] = []
-        for path, answers in store.list_answers().items():
-            if change := probe.describe_change(answers):
-                if not self.options.overwrite:
-                    raise ResultError(describe_other_answers(str(path), change))
-                store.discard(path)
-            elif is_comparable(answers):
-                kept = kept or answers
-            elif answers:
-                self.reporter.note(
-                    f"{path}: the model answered at random or not at all, so answers then and now are not compared."
-                )
-            elif "architecture" not in self.target.identity:  # in robbench's architectures the tensors say it all
-                self.reporter.note(
-                    f"{path}: holds no answers of the model. Its class, structure and tensors are the same. If its "
-                    "function lies elsewhere (a file, NumPy arrays, a closure) and changed, --overwrite measures anew."
-                )
-        return kept or probe.record()
 
     def _suffices(self, rows: pd.DataFrame) -> bool:
         """Return whether rows that other code judged may be shown, because nothing else is to compute."""

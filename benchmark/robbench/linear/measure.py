@@ -33,7 +33,7 @@ from robbench.linear.record import (
 )
 from robbench.linear.theory import Linearization
 from robbench.models.spec import ModelSpec
-from robbench.results.store import describe_other_run
+from robbench.results.differences import describe_other_run
 
 __all__ = ["linearize", "measure_linear"]
 

@@ -21,10 +21,10 @@ from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
+from robbench.results.differences import list_differences
 from robbench.results.reader import Damage
 from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
 from robbench.results.selection import describe_selection, find_selection_error
-from robbench.results.store import list_differences
 from robbench.results.summary import make_accuracy
 
 __all__ = [

@@ -15,10 +15,10 @@ from robbench.masking.compare import compare_attacks, compute_zero_share
 from robbench.masking.measurements import Measurements
 from robbench.masking.record import FILE, PROBE_VERSION, SanityFile, extract_subject, read_sanity
 from robbench.masking.verdict import advise_next_suite, decide_verdict, is_too_little
+from robbench.results.differences import list_differences
 from robbench.results.grid import Grid
 from robbench.results.reader import Damage, read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
-from robbench.results.store import list_differences
 from robbench.results.summary import make_accuracy
 
 __all__ = ["UNCHECKED", "VerdictIndex", "describe_subject", "find_foreign_facts", "judge_measurements", "read_verdict"]

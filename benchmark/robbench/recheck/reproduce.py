@@ -25,10 +25,11 @@ from robbench.evaluation.run import make_run, run_here
 from robbench.recheck.recall import ReproduceFields, find_result, recall_spec
 from robbench.recheck.verify import verify
 from robbench.results.adversarials import FILE
+from robbench.results.differences import list_differences
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
-from robbench.results.store import COLUMNS, list_differences, read_rows
+from robbench.results.store import COLUMNS, read_rows
 from robbench.suite import CUSTOM, SuiteSource
 
 __all__ = ["Difference", "Reproduction", "reproduce"]

@@ -14,10 +14,10 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
+from robbench.results.differences import list_differences
 from robbench.results.grid import Grid
 from robbench.results.schema import ResultFile
 from robbench.results.selection import find_selection_error
-from robbench.results.store import list_differences
 from robbench.results.summary import MEASURED_FLAGS, summarize
 from robbench.suite import Suite
 

@@ -38,6 +38,7 @@ from robbench.core.files import (
 )
 from robbench.core.types import Status
 from robbench.results.adversarials import FILE, Points, list_entries, merge, pack, read
+from robbench.results.differences import describe_other_run, list_lines
 from robbench.results.judging_code import DESCRIPTION, load_description, name_code, read_began, set_aside_unknown_code
 from robbench.results.places import locate_run
 from robbench.results.records import (
@@ -56,8 +57,6 @@ __all__ = [
     "COLUMNS",
     "DESCRIPTION",
     "RunStore",
-    "describe_other_run",
-    "list_differences",
     "make_empty_rows",
     "read_rows",
 ]
@@ -250,7 +249,7 @@ class RunStore:
             if path.parent != self.partial and isinstance(other, dict) and other != own:
                 yield (
                     f"{self.folder} holds a different unfinished run, whose records are not used. What "
-                    "differs:\n" + "\n".join(_list_lines(other, self.identity))
+                    "differs:\n" + "\n".join(list_lines(other, self.identity))
                 )
 
     def begin(self, description: dict[str, Any]) -> None:
@@ -312,7 +311,7 @@ class RunStore:
             ResultError: it is not. The message names every differing field.
         """
         if digest(identity) != self.run_id:
-            lines = "\n".join(_list_lines(identity, self.identity))
+            lines = "\n".join(list_lines(identity, self.identity))
             raise ResultError(
                 f"{what} cannot be computed with the present model, data and code. What differs:\n{lines}\n"
                 "Nothing was computed."
@@ -323,35 +322,3 @@ def _has_all(known: pd.DataFrame, rows: pd.DataFrame) -> bool:
     """Return whether every sample and attack of `rows` is in `known`."""
     keys, wanted = (pd.MultiIndex.from_frame(frame[["sample", "attack"]]) for frame in (known, rows))
     return bool(wanted.isin(keys).all())
-
-
-def describe_other_run(folder: Path, stored: dict[str, Any], here: dict[str, Any]) -> str:
-    """Return the message for a folder that holds a different run: the differences, and what to do."""
-    return (
-        f"{folder} holds the result of a different run. What differs:\n"
-        + "\n".join(_list_lines(stored, here))
-        + "\nNothing was computed or overwritten. Use --overwrite to replace it, or --results DIR for another tree."
-    )
-
-
-def _list_lines(stored: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    return [
-        f"  {field}: stored {_shorten(a)}, this run {_shorten(b)}" for field, a, b in list_differences("", stored, here)
-    ]
-
-
-def list_differences(field: str, given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Compare two JSON values. Yield the path of every field that differs, and both of its values."""
-    if isinstance(given, dict) and isinstance(expected, dict):
-        for key in dict.fromkeys([*given, *expected]):
-            yield from list_differences(f"{field}.{key}".lstrip("."), given.get(key), expected.get(key))
-    elif isinstance(given, list) and isinstance(expected, list) and len(given) == len(expected):
-        for i, pair in enumerate(zip(given, expected, strict=True)):
-            yield from list_differences(f"{field}[{i}]", *pair)
-    elif given != expected:
-        yield field, given, expected
-
-
-def _shorten(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else text[:97] + "..."
