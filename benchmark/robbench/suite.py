@@ -125,9 +125,11 @@ class Suite:
             SuiteError: the suite has no threat model for it.
         """
         if dataset not in self.threats:
+            what = "A list of attacks has no radius of its own" if self.made else f"Suite {self.name!r} has no radius"
+            known = f" (it has one for: {', '.join(self.threats)})" if self.threats else ""
             raise SuiteError(
-                f"Suite {self.name!r} has no threat model for data set {dataset!r} (it has: "
-                f"{', '.join(self.threats)}). Give one: --eps 8/255 (and --norm); in Python eps=."
+                f"eps: no radius given. {what} for data set {dataset!r}{known}. Give one: --eps 8/255 (and --norm); "
+                "in Python eps= (and norm=)."
             )
         return self.threats[dataset]
 

@@ -1,5 +1,6 @@
 """Wrong models and wrong inputs: each gives the right number, a flag, or a sentence that a user can act on."""
 
+import argparse
 import json
 import warnings
 
@@ -14,6 +15,7 @@ import robbench
 from robbench.attacks import FGSM
 from robbench.core.errors import RobbenchError
 from robbench.core.types import format_ids
+from robbench.evaluation.progress import Silent
 from robbench.evaluation.run import evaluate
 from robbench.models.load import describe_module, digest_module
 from support.commands import run
@@ -33,6 +35,10 @@ def with_pixel(value, dtype=torch.float32):
 
 def ask(model=None, x=X, y=Y, suite=None, eps=0.02, **options):
     return evaluate(small() if model is None else model, suite or [FGSM()], x=x, y=y, eps=eps, **options)
+
+
+def plan(**options):
+    return robbench.plan(small(), [FGSM()], x=X, y=Y, eps=0.02, **options)
 
 
 class Answer(nn.Module):
@@ -117,8 +123,8 @@ REFUSED = {  # name: (what is asked for, words of the sentence)
     "pixel values": (lambda: ask(x=(X * 255).to(torch.uint8)), r"x is torch.uint8 .*x.float\(\) / 255"),
     "float pixel values": (lambda: ask(x=X * 255), r"x spans \[\d.*Divide pixel values by 255"),
     "normalized": (lambda: ask(x=(X - 0.5) / 0.5), r"put mean/std normalization inside the model"),
-    "NaN pixel": (lambda: ask(x=with_pixel(torch.nan)), r"x spans \[nan, nan\]"),
-    "infinite pixel": (lambda: ask(x=with_pixel(torch.inf)), r"x spans \[.*, inf\]"),
+    "NaN pixel": (lambda: ask(x=with_pixel(torch.nan)), r"x holds NaN or infinity in 1 of 6 images, the first at position 0"),
+    "infinite pixel": (lambda: ask(x=with_pixel(torch.inf)), r"x holds NaN or infinity in 1 of 6 images"),
     "pixel a little too bright": (lambda: ask(x=with_pixel(1 + 4 * ULP)), r"x spans \[.*, 1\.00000047\d+\]; expected"),
     "pixel a little too dark": (lambda: ask(x=with_pixel(-1e-6)), r"x spans \[-1e-06"),
     "one image": (lambda: ask(x=X[0], y=Y[:1]), r"x is torch.float32 of shape|y has shape"),
@@ -154,6 +160,41 @@ REFUSED = {  # name: (what is asked for, words of the sentence)
     "accuracy without a batch": (lambda: robbench.clean_accuracy(small(), X, Y, lanes=0), r"lanes: 0 given"),
     "accuracy in training mode": (lambda: robbench.clean_accuracy(small().train(), X, Y), r"model.eval\(\)"),
     "accuracy of a wrong shape": (lambda: robbench.clean_accuracy(small(), X[..., :4], Y), r"shape \(1, 8, 4\)"),
+    "reporter is a number": (lambda: ask(reporter=5), r"reporter: 5 given; allowed: None, or an object with the methods plan"),
+    "reporter is a function": (lambda: ask(reporter=print), r"reporter: <built-in function print> given"),
+    "reporter is a class": (lambda: ask(reporter=Silent), r"reporter: a class given; give an object of it"),
+    "reporter lacks a method": (lambda: ask(reporter=argparse.Namespace(note=print)), r"with the methods plan, stage, p"),
+    "reporter of sanity": (lambda: robbench.sanity(small(), x=X, y=Y, eps=0.02, reporter=5), r"reporter: 5 given"),
+    "pilot is text": (lambda: plan(pilot="3"), r"pilot: '3' given; allowed: a whole number, at least 2, or None"),
+    "pilot is a fraction": (lambda: plan(pilot=2.5), r"pilot: 2.5 given; allowed: a whole number"),
+    "pilot is a boolean": (lambda: plan(pilot=True), r"pilot: True given; allowed: a whole number"),
+    "pilot of one": (lambda: plan(pilot=1), r"pilot: 1 given; allowed: a whole number, at least 2"),
+    "results is empty": (lambda: ask(results=""), r"results: '' given; allowed: a path, or None"),
+    "results is a blank": (lambda: ask(results=" "), r"results: ' ' given; allowed: a path"),
+    "data_dir is empty": (lambda: ask(data_dir=""), r"data_dir: '' given; allowed: a path"),
+    "a folder of models is empty": (lambda: ask(models=[""]), r"models\[0\]: '' given; allowed: a path"),
+    "no radius for a list of attacks": (lambda: ask(eps=None), r"eps: no radius given. A list of attacks has no radius of"),
+    "no radius for a suite": (
+        lambda: ask(eps=None, suite="quick"), r"Suite 'quick' has no radius for data set 'custom' \(it has one for: .*mnist"
+    ),
+    "images of another precision": (lambda: ask(x=X.double()), r"Its weights are torch.float32; x.to\(torch.float32\) may"),
+    "several NaN images": (
+        lambda: ask(x=torch.where(torch.arange(N).view(-1, 1, 1, 1) > 3, torch.nan, X)),
+        r"NaN or infinity in 2 of 6 images, the first at position 4",
+    ),
+    **{
+        f"{name} of {path!r:.20}": (lambda call=call, path=path: call(path), rf"result: {words} given; allowed: the path")
+        for name, call in (("verify", robbench.verify), ("reproduce", robbench.reproduce))
+        for path, words in (
+            (None, "None"), (5, "5"), (True, "True"), (robbench, "an object of type module"), ([], "an object of type list"),
+            (["a"], "an object of type list"), (b"a", "an object of type bytes"),
+        )
+    },
+    **{
+        f"{name} of no result {path[:9]!r}": (lambda call=call, path=path: call(path), r"^No .*expected: the folder of a fin")
+        for name, call in (("verify", robbench.verify), ("reproduce", robbench.reproduce))
+        for path in ("", "nowhere", "nowhere/result.json", "a\0b", "n" * 400)
+    },
     "unknown model": (
         lambda: robbench.load_model("digits/natrual"), r"closest of \d+: digits/natural(, [^,]+){4}\. `robbench list"
     ),
@@ -257,3 +298,47 @@ def test_a_negative_radius_and_an_unknown_model_on_the_command_line():
     )
     told = run("eval", "-m", "digits/naturl", code=2).stderr
     assert "digits/natural" in told and "`robbench list models`" in told and told.count("/") == 6
+
+
+@pytest.mark.parametrize("ask_again", [robbench.verify, robbench.reproduce])
+def test_a_result_on_images_of_ones_own_needs_them_again(tmp_path, ask_again):
+    ask(results=tmp_path, name="small", save_adversarials=True)
+    (place,) = tmp_path.glob("custom/small/*")
+    for model in (None, small()):
+        with pytest.raises(RobbenchError, match=r"given in Python .data set 'custom'.*Give them in Python: x= and y="):
+            ask_again(place, model)
+    told = run(ask_again.__name__, place, code=2).stderr
+    assert "Give them in Python: x= and y=" in told and "Unknown data set" not in told
+
+
+WRONG_COMMANDS = {  # what is typed: words of the sentence
+    "eval": "What to measure? --model NAME",
+    "eval -m digits/at --all": "--model digits/at and --all given; allowed: one of them",
+    "eval --nope": "No such option: --nope",
+    "eval -m digits/at --samples x": "Invalid value for '--samples'",
+    "eval -m digits/at --samples 0": "--samples: 0 given; allowed: a whole number, at least 1",
+    "eval -m digits/at --sample-seed=-1": "sample_seed: -1 given; allowed: a whole number, at least 0",
+    "eval -m digits/at --executor x": "Invalid value for '--executor'",
+    "plan -m digits/at --pilot 1": "--pilot: 1 given; allowed: a whole number, at least 2",
+    "nope": "No such command 'nope'. See `robbench --help`.",
+    "list": "Missing argument",
+    "verify": "Missing argument",
+    "measure linear": "Missing option '--model'",
+    "table 99": "Unknown table '99'.",
+    "table 0": "Unknown table '0'.",
+    "table shafahi2019-99": "Unknown table 'shafahi2019-99'.",
+    "reproduce nowhere": "No nowhere; expected: the folder of a finished result",
+}
+
+
+@pytest.mark.parametrize("typed", WRONG_COMMANDS)
+def test_every_error_of_the_command_line_is_one_sentence_of_one_style(typed, tmp_path):
+    told = run(*typed.split(), cwd=tmp_path, code=2)
+    assert told.stdout == "" and told.stderr.startswith("robbench: ") and told.stderr.count("\n") == 1
+    assert WRONG_COMMANDS[typed] in told.stderr
+
+
+def test_help_is_no_error_and_exit_codes_stay():
+    assert run("eval", "--help").stdout.startswith("Usage: robbench eval")
+    assert run("--version").stdout.startswith("robbench ")
+    assert run(code=2).stderr.startswith("Usage: robbench")

@@ -1,9 +1,11 @@
 """A stored result is run again from its own description; what differs is named, and what it ran on is in the record."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
+import torch
 
 from robbench.attacks import PGD
 from robbench.core import machine
@@ -15,6 +17,7 @@ from robbench.results.records import pack_rows, read_rows
 from robbench.results.schema import read_result
 from support.commands import run
 from support.models import small
+from support.stored import write_suite
 
 pytestmark = pytest.mark.whole
 
@@ -31,30 +34,114 @@ def test_a_result_reproduces_record_by_record(made):
     found = reproduce(made)
     assert (found.verdicts, found.details, found.n) == ([], [], 20)
     assert found.again.run_id == found.stored.run_id
-    assert found.circumstances == [] and found.lines()[-1].endswith("equal, record by record.")
+    assert found.circumstances == [] and found.lines()[-1].endswith("the record holds, equal record by record.")
     assert reproduce(made / "result.json", samples=5).n == 5
 
 
-def test_every_difference_is_named(made, tmp_path):
-    place = tmp_path / made.name
-    place.mkdir()
-    stored = json.loads((made / "result.json").read_text())
-    stored["versions"]["torch"] = "1.0"
-    (place / "result.json").write_text(json.dumps(stored))
-    rows = read_rows(made / "outcomes.parquet")
-    broken, robust = (rows.index[rows["status"] == s][0] for s in ("broken", "robust"))
-    rows.loc[broken, "status"] = "robust"
-    rows.loc[robust, "forwards"] += 1
-    (place / "outcomes.parquet").write_bytes(pack_rows(rows, stored["run_id"]))
-    found = reproduce(place)
-    (verdict,), (detail,) = found.verdicts, found.details
-    assert (verdict.sample, verdict.stored, verdict.again) == (rows.at[broken, "sample"], "robust", "broken")
-    assert (detail.sample, detail.column) == (rows.at[robust, "sample"], "forwards")
-    assert found.circumstances[0][:2] == ("versions.torch", "1.0")
-    told = "\n".join(found.lines())
-    assert f"sample {verdict.sample}, {verdict.attack}: status was robust, is broken" in told
-    assert found.as_json()["equal"] is False
-    assert reproduce(made).as_json()["equal"] is True
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory):
+    """Store a result with adversarial examples, and return a function that changes it and reproduces the copy."""
+    root = tmp_path_factory.mktemp("examined")
+    model, x = small(), torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    call = {"x": x, "y": (model(x).argmax(1) + (torch.arange(60) % 10 == 0)) % 10}
+    suite = write_suite(root)
+    evaluate(model, suite, name="small", eps=0.03, results=root / "r", save_adversarials=True, **call)
+    (place,) = (root / "r").glob("custom/small/*")
+
+    def change(at, edit=lambda rows: rows, versions=True, points=False):
+        shutil.copytree(place, at)
+        about = json.loads((at / "result.json").read_text())
+        about["versions"] |= {"torch": "1.0"} if versions else {}
+        (at / "result.json").write_text(json.dumps(about))
+        (at / "outcomes.parquet").write_bytes(pack_rows(edit(read_rows(at / "outcomes.parquet")), about["run_id"]))
+        if not points:
+            (at / "adversarials.safetensors").unlink()
+        return reproduce(at, model, suite=suite, **call)
+
+    return change
+
+
+def by_image(rows):
+    return rows.pivot(index="sample", columns="attack", values="status")
+
+
+def setting(where, column, value):
+    """Return an edit: the rows at `where` (attack, images) get another value."""
+
+    def edit(rows):
+        attack, images = where(by_image(rows))
+        at = rows["sample"].isin(images) & (rows["attack"] == attack if attack else True)
+        assert at.any()
+        rows.loc[at, column] = value
+        return rows
+
+    return edit
+
+
+def both_break(count):
+    return lambda wide: ("FGSM", wide.index[(wide == "broken").all(axis=1)][:count])
+
+
+def pgd_alone_breaks(wide):
+    return "PGD", wide.index[(wide["FGSM"] == "robust") & (wide["PGD"] == "broken")][:1]
+
+
+def none_breaks(wide):
+    return "PGD", wide.index[(wide == "robust").all(axis=1)][:1]
+
+
+def one(wide):
+    return None, wide.index[5:6]
+
+
+HARMLESS = {
+    "one attack missed what another broke": setting(both_break(1), "status", "robust"),
+    "five of them": setting(both_break(5), "status", "robust"),
+    "another cost": setting(one, "forwards", 99),
+    "another class at the last point": setting(none_breaks, "prediction", -7),
+}
+MATTERS = {
+    "worst case was robust": (setting(pgd_alone_breaks, "status", "robust"), "worst case was not broken, is broken"),
+    "worst case was broken": (setting(none_breaks, "status", "broken"), "the worst case was broken, is not broken"),
+    "clean verdict": (setting(one, "status", "misclassified"), "status was misclassified, is "),
+    "no such verdict": (setting(both_break(1), "status", "perhaps"), "status was perhaps, is broken"),
+    "label": (setting(one, "label", 77), "label was 77"),
+    "record is missing": (lambda rows: rows.drop(rows.index[7]), "status was nothing, is "),
+    "attack became stronger": (setting(both_break(12), "status", "robust"), "FGSM: 0 verdicts went from broken to"),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_differences_of_rounding_do_not_matter(examined, tmp_path, name):
+    found = examined(tmp_path / "s", HARMLESS[name])
+    assert found.matters == [] and len(found.verdicts) + len(found.details) > 0
+    assert "the record holds" in found.lines()[-1] and found.circumstances[0][:2] == ("versions.torch", "1.0")
+    about = found.as_json()
+    assert about["holds"] is True and about["equal"] is False and about["conclusion"] == found.conclude()
+
+
+@pytest.mark.parametrize("name", MATTERS)
+def test_a_broken_promise_of_the_record_matters(examined, tmp_path, name):
+    edit, words = MATTERS[name]
+    found = examined(tmp_path / "s", edit)
+    (sentence,) = found.matters
+    assert words in sentence
+    assert f"matters: {sentence}" in found.lines() and "NOT hold here: 1 differences matter" in found.lines()[-1]
+    assert found.as_json()["holds"] is found.as_json()["equal"] is False
+
+
+def test_stored_points_are_asked_again(examined, tmp_path):
+    assert examined(tmp_path / "a", points=True).matters == []
+    found = examined(tmp_path / "b", setting(both_break(1), "distance", 0.5), points=True)
+    assert len(found.matters) == 1 and "distance 0.5 is recorded" in found.matters[0]
+
+
+def test_few_differences_are_printed_and_all_are_in_the_json(examined, tmp_path):
+    found = examined(tmp_path / "s", lambda rows: rows.assign(forwards=99, status="broken"))
+    assert len(found.lines()) < 15 and len(found.details) + len(found.verdicts) > 60
+    about = found.as_json()
+    assert (len(about["details"]), len(about["verdicts"])) == (len(found.details), len(found.verdicts))
+    assert "more (--json lists all)" in "\n".join(found.lines()) and f"{found.records} verdicts" in found.lines()[-1]
 
 
 def test_what_can_no_longer_be_made_is_refused_by_field(made, tmp_path, monkeypatch):
@@ -62,7 +149,7 @@ def test_what_can_no_longer_be_made_is_refused_by_field(made, tmp_path, monkeypa
         patch.setattr(PGD, "version", 9)
         with pytest.raises(ResultError, match=r"attacks\[\d\]\.version: stored 1, this run 9"):
             reproduce(made)
-    with pytest.raises(ResultError, match=r"cannot be read"):
+    with pytest.raises(ResultError, match=r"No .*nothing.*expected: the folder of a finished result"):
         reproduce(tmp_path / "nothing")
 
 
@@ -109,7 +196,14 @@ def test_the_revision_of_a_checkout_tells_changed_files(tmp_path, monkeypatch):
 
 def test_the_reproduce_command_compares_record_by_record(made, tmp_path):
     done = run("reproduce", made, cwd=tmp_path)
-    assert "20 images: equal, record by record" in done.stdout
+    assert "20 images: the record holds, equal record by record" in done.stdout
     assert not list(tmp_path.iterdir()), "nothing is stored"
     parsed = json.loads(run("reproduce", made, "--json", "--samples", 3, cwd=tmp_path).stdout)
     assert parsed["equal"] is True and parsed["n"] == 3
+    place = tmp_path / made.name
+    shutil.copytree(made, place)
+    rows = read_rows(place / "outcomes.parquet")
+    for column, value, code in (("forwards", 1, 0), ("label", 77, 1)):
+        (place / "outcomes.parquet").write_bytes(pack_rows(rows.assign(**{column: value}), parsed["run_id"]))
+        told = run("reproduce", place, code=code).stdout.splitlines()
+        assert ("the record holds" in told[-1]) is (code == 0) and len(told) < 15

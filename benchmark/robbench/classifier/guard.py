@@ -103,8 +103,10 @@ class Guarded(nn.Module):
             if out_of_memory(error):
                 raise
             reason = str(error) or type(error).__name__
+            weights = {str(p.dtype) for p in self.inner.parameters()} - {str(x.dtype)}
+            remedy = f". Its weights are {', '.join(sorted(weights))}; x.to({min(weights)}) may fit." if weights else ""
             raise ModelError(
-                f"The model cannot be run on images of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}"
+                f"The model cannot be run on images of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}{remedy}"
             ) from error
         if given is x and x._version != version:
             raise ModelError(

@@ -64,7 +64,13 @@ def _check_labels(x: Tensor, y: Tensor) -> None:
 def _clip_rounding(x: Tensor) -> tuple[Tensor, dict[str, str]]:
     low, high = float(x.min()), float(x.max())
     slack = torch.finfo(torch.float32).eps
-    if not (low >= -slack and high <= 1 + slack):  # also catches NaN
+    if not bool(x.isfinite().all()):
+        bad = ~x.isfinite().flatten(1).all(1)
+        raise DataError(
+            f"x holds NaN or infinity in {int(bad.sum())} of {len(x)} images, the first at position "
+            f"{int(bad.nonzero()[0])}; expected finite pixels in [0, 1]. Remove these images."
+        )
+    if not (low >= -slack and high <= 1 + slack):
         raise DataError(
             f"x spans [{_exact(low)}, {_exact(high)}]; expected [0, 1]. Divide pixel values by 255, and put mean/std "
             "normalization inside the model: eps is measured on what the model is given."

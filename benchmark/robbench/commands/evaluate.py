@@ -280,7 +280,11 @@ def _parse_executor(
 
 def _choose_models(model: list[str], all_models: bool, models: list[Path], about: SpecFields) -> list[ModelSpec]:
     """Make the specs of the models that were named, or of all that have weights."""
-    if bool(model) == all_models:
+    if model and all_models:
+        raise RobbenchError(
+            f"--model {model[0]} and --all given; allowed: one of them. --all is every registered model with weights."
+        )
+    if not model and not all_models:
         raise RobbenchError(
             "What to measure? --model NAME (`robbench list models`) or --all, or --resume for unfinished runs."
         )

@@ -134,7 +134,8 @@ def reproduce_result(
 ) -> None:
     """Run a stored result again from its own description, and compare image by image.
 
-    Exit code 1 if a verdict differs; every one that does is named. The stored result stays as it is.
+    The last line says whether the differences matter. Exit code 1 if one does: a clean verdict, the worst case of an
+    image, an attack that became weaker or stronger, a stored adversarial example. The stored result stays as it is.
     """
     from robbench.recheck.reproduce import reproduce
     from robbench.report.terminal import TerminalReporter
@@ -160,5 +161,5 @@ def reproduce_result(
     else:
         for line in found.lines():
             print(line)
-    if found.verdicts:
+    if found.matters:
         raise typer.Exit(1)

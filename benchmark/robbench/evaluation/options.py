@@ -16,7 +16,7 @@ from robbench.core.types import NORMS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OptionFields", "Options", "OtherFields", "check_names"]
+__all__ = ["OptionFields", "Options", "OtherFields", "check_count", "check_names"]
 
 
 class OtherFields(TypedDict, total=False):
@@ -114,6 +114,15 @@ class Options:
         return cls(**{key: given[key] for key in OptionFields.__annotations__ if key in given})
 
 
+def check_count(name: str, value: Any, least: int) -> int | None:
+    """Check an optional whole number that is not a field of `Options`.
+
+    Raises:
+        RobbenchError: it is not a whole number, or it is below `least`.
+    """
+    return _read_integer(least)(name, value)
+
+
 def check_names(given: Collection[str], *allowed: type) -> None:
     """Check that every keyword argument is a key of one of the typed dictionaries.
 
@@ -171,6 +180,8 @@ def _read_device(name: str, value: Any) -> str:
 
 
 def _read_path(name: str, value: Any) -> str | Path | None:
+    if isinstance(value, str) and not value.strip():
+        raise RobbenchError(f'{name}: {value!r} given; allowed: a path, or None. The present folder is ".".')
     if value is None or isinstance(value, str | Path):
         return value
     if isinstance(value, os.PathLike) and isinstance(path := os.fspath(value), str):

@@ -24,6 +24,7 @@ from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.types import Status
 from robbench.evaluation.inputs import select
+from robbench.evaluation.options import check_count
 from robbench.evaluation.peers import Peer
 from robbench.evaluation.progress import Silent
 from robbench.evaluation.request import RunFields, RunRequest
@@ -138,8 +139,7 @@ def plan(
     Raises:
         RobbenchError: what `evaluate` refuses; or the model classifies no image of the pilot correctly.
     """
-    if pilot is not None and pilot < 2:
-        raise RobbenchError(f"pilot: {pilot} given; it must be at least 2.")
+    pilot = check_count("pilot", pilot, least=2)
     request = RunRequest.of(model, suite, **fields)
     run = make_run(request)
     few = replace(

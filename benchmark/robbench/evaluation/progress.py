@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["Reporter", "Silent"]
+from robbench.core.errors import RobbenchError
+
+__all__ = ["Reporter", "Silent", "check_reporter"]
 
 
 class Reporter(Protocol):
@@ -20,6 +22,19 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None:
         """Called with a message that the user should see at once."""
+
+
+def check_reporter(reporter: object) -> None:
+    """Check that an object has the methods of a `Reporter`. None is allowed.
+
+    Raises:
+        RobbenchError: a method is missing. The message names it.
+    """
+    names = [name for name in vars(Reporter) if not name.startswith("_")]
+    missing = [name for name in names if not callable(getattr(reporter, name, None))]
+    if reporter is not None and (missing or isinstance(reporter, type)):
+        what = "a class given; give an object of it" if isinstance(reporter, type) else f"{reporter!r} given"
+        raise RobbenchError(f"reporter: {what}; allowed: None, or an object with the methods {', '.join(names)}.")
 
 
 class Silent:

@@ -25,7 +25,7 @@ from robbench.core.types import Status
 from robbench.engine.engine import Rows
 from robbench.evaluation.flow import Flow
 from robbench.evaluation.inputs import Images, resolve
-from robbench.evaluation.progress import Reporter, Silent
+from robbench.evaluation.progress import Reporter, Silent, check_reporter
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.setup import Setup
 from robbench.evaluation.shards import NOT_ATTACKED, Shards, order_rows
@@ -73,13 +73,14 @@ def evaluate(
     Raises:
         RobbenchError: the model, the data or the options do not allow an honest measurement. The message says why.
     """
-    return run_here(make_run(RunRequest.of(model, suite, **fields), reporter or Silent()))
+    return run_here(make_run(RunRequest.of(model, suite, **fields), reporter))
 
 
 def make_run(
     request: RunRequest, reporter: Reporter | None = None, device: torch.device | None = None
 ) -> EvaluationRun:
     """Load the model, the images and the suite of a run. `device`: see `EvaluationRun`."""
+    check_reporter(reporter)
     keep_freed_memory()
     suite = load_suite(request.suite)
     target, images = resolve(request.spec, request.options)

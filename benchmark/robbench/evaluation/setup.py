@@ -76,7 +76,7 @@ class Setup:
         It follows from the identity and the suite. Options that repeat the suite's own values are no overrides.
         """
         own, options = self.suite.threats.get(self.images.dataset), self.options
-        changed = {"norm": self.threat.norm} if self.threat.norm != _choose_norm(own) else {}
+        changed: dict[str, str] = {"norm": self.threat.norm} if self.threat.norm != _choose_norm(own) else {}
         changed |= {"eps": self.threat.exact_eps} if self.threat != own else {}
         changed |= {"sample_seed": str(options.sample_seed)} if options.sample_seed is not None else {}
         changed |= {"gradients": options.gradients} if options.gradients is not None else {}

@@ -27,6 +27,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Status
 from robbench.evaluation.inputs import Images, resolve, select
 from robbench.evaluation.options import Options, check_names
+from robbench.evaluation.progress import check_reporter
 from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.run import EvaluationRun, Reporter, Silent, run_here
 from robbench.evaluation.stages import ready_stages
@@ -105,6 +106,7 @@ def run_sanity(request: RunRequest, reporter: Reporter | None = None, *, act: bo
     Raises:
         RobbenchError: the model, the data or the options do not allow it; the sentence says why.
     """
+    check_reporter(reporter)
     keep_freed_memory()
     if request.options.gradients is not None:
         raise RobbenchError(

@@ -217,10 +217,10 @@ def find_table(name: str) -> PaperTable:
     Raises:
         ResultError: there is no such table. The error names the known tables.
     """
-    name = f"shafahi2019-{name}" if name.isdecimal() else name
-    if name not in TABLES:
+    table = f"shafahi2019-{name}" if name.isdecimal() else name
+    if table not in TABLES:
         raise ResultError(unknown_name("table", name, [*TABLES, "all"]))
-    return TABLES[name]
+    return TABLES[table]
 
 
 def read_paper_rows(table: PaperTable, entries: Sequence[Entry]) -> list[PaperRow]:

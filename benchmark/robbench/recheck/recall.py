@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -9,11 +10,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from robbench.core.errors import ResultError
+from robbench.data.sets import NAMES
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
 from robbench.results.trust import require_registered_name
 
-__all__ = ["ReproduceFields", "VerifyFields", "recall_spec"]
+__all__ = ["ReproduceFields", "VerifyFields", "find_result", "recall_spec"]
 
 
 class ReproduceFields(TypedDict, total=False):
@@ -35,6 +38,29 @@ class VerifyFields(ReproduceFields, total=False):
     lanes: int | None
 
 
+def find_result(result: str | Path) -> Path:
+    """Return the path of a result.json, which is given itself or by its folder.
+
+    Raises:
+        ResultError: it is no path, or there is no finished result.
+    """
+    if not isinstance(result, str | os.PathLike) or not isinstance(os.fspath(result), str):
+        raise ResultError(
+            f"result: {_describe(result)} given; allowed: the path of a folder of a result, or of its result.json."
+        )
+    path = Path(result)
+    path = path / "result.json" if os.path.isdir(path) else path
+    for needed in (path, path.with_name("outcomes.parquet")):
+        if not os.path.isfile(needed):  # unlike Path.is_file, it raises nothing where a path is too long
+            raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.")
+    return path
+
+
+def _describe(value: object) -> str:
+    is_short = value is None or isinstance(value, bool | int | float)
+    return repr(value) if is_short else f"an object of type {type(value).__name__}"
+
+
 def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mapping[str, Any]) -> ModelSpec:
     """Return the spec of the model of a result, and of its images.
 
@@ -44,10 +70,15 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
         fields: x, y, architecture, mean and std of `ModelSpec`.
 
     Raises:
-        ResultError: the model is not given, and the result does not name a registered one. A source is loaded only if
-            the user gives it.
+        ResultError: the images of the result are not given. Or the model is not given, and the result does not name a
+            registered one. A source is loaded only if the user gives it.
         RobbenchError: the fields do not fit the model.
     """
+    if stored.dataset not in NAMES and fields.get("x") is None:
+        raise ResultError(
+            f"The result is on images that were given in Python (data set {stored.dataset!r}). A result does not hold "
+            "its images. Give them in Python: x= and y=."
+        )
     if model is None:
         return ModelSpec.take(require_registered_name(stored), fields)
     if isinstance(model, str) and ":" not in model:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,18 +14,23 @@ import pandas as pd
 from torch import nn
 
 from robbench.core.errors import ResultError
-from robbench.core.types import format_ids
+from robbench.core.stats import mcnemar
+from robbench.core.types import Status
 from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.progress import Reporter
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run, run_here
-from robbench.recheck.recall import ReproduceFields, recall_spec
+from robbench.recheck.recall import ReproduceFields, find_result, recall_spec
+from robbench.recheck.verify import verify
+from robbench.results.adversarials import FILE
 from robbench.results.schema import ResultFile, read_result
 from robbench.results.store import COLUMNS, list_differences, locate_result, read_rows
 from robbench.suite import CUSTOM, SuiteSource
 
 __all__ = ["Difference", "Reproduction", "reproduce"]
 
+_ATTACKED = {Status.BROKEN, Status.ROBUST, Status.SKIPPED}
+_LEVEL = 0.05  # significance level of a shift, shared by the attacks of a suite
 _CIRCUMSTANCES = ("hardware", "versions", "environment")
 
 
@@ -54,10 +61,16 @@ class Difference:
 class Reproduction:
     """The comparison of a stored result with a new run.
 
+    A record promises the clean verdict and the worst case of every image, the verdicts of each attack up to chance, and
+    its stored adversarial examples. It does not promise the verdict of one attack on one image on another machine. If a
+    gradient is zero up to rounding, its signs are those of rounding errors.
+
     Attributes:
         stored: the stored result.
         again: the result of the new run.
         n: number of compared images.
+        records: number of compared records, one an image and attack.
+        matters: a sentence for each difference that breaks a promise of the record. If it is empty, the record holds.
         verdicts: the differences in status.
         details: the differences in another column, for records with the same status. Wall time is not compared.
         circumstances: the differences in hardware, versions and environment: field, stored value, new value.
@@ -66,6 +79,8 @@ class Reproduction:
     stored: ResultFile
     again: ResultFile
     n: int
+    records: int
+    matters: list[str]
     verdicts: list[Difference]
     details: list[Difference]
     circumstances: list[tuple[str, Any, Any]]
@@ -83,28 +98,45 @@ class Reproduction:
             "model": r.model,
             "suite": r.suite,
             "n": self.n,
-            "equal": not self.verdicts and not self.details,
+            "records": self.records,
+            "equal": not self.matters and not self.verdicts and not self.details,
+            "holds": not self.matters,
+            "conclusion": self.conclude(),
+            "matters": self.matters,
             "verdicts": [vars(d) for d in self.verdicts],
             "details": [vars(d) for d in self.details],
             "circumstances": [{"field": f, "stored": a, "now": b} for f, a, b in self.circumstances],
         }
 
-    def lines(self, most: int = 50) -> list[str]:
+    def lines(self, most: int = 3) -> list[str]:
         """Return the lines that `robbench reproduce` prints, with at most `most` differences of each kind."""
-        found = []
-        for kind, records in (("verdict", self.verdicts), ("record", self.details)):
-            found += [f"{kind} differs: {d}" for d in records[:most]]
-            if len(records) > most:
-                found.append(f"{kind} differs: {len(records) - most} more (--json lists all)")
-        found += [f"circumstances: {f} was {a}, is {b}" for f, a, b in self.circumstances]
+        found = [f"circumstances: {f} was {a}, is {b}" for f, a, b in self.circumstances]
+        kinds: list[tuple[str, Sequence[object]]] = [
+            ("record differs", self.details),
+            ("verdict differs", self.verdicts),
+            ("matters", self.matters),
+        ]
+        for kind, differences in kinds:
+            found += [f"{kind}: {d}" for d in differences[:most]]
+            if len(differences) > most:
+                found.append(f"{kind}: {len(differences) - most} more (--json lists all)")
         r = self.stored
         about = f"{r.dataset}/{r.model} · {r.suite} · {r.threat.norm} {r.threat.eps}, {self.n} images"
+        return [*found, f"{about}: {self.conclude()}"]
+
+    def conclude(self) -> str:
+        """Say in one sentence whether the differences matter."""
+        verdicts = f"{len(self.verdicts)} of {self.records} verdicts differ"
+        if self.matters:
+            return f"the record does NOT hold here: {len(self.matters)} differences matter ({verdicts})."
         if self.verdicts:
-            flipped = sorted({d.sample for d in self.verdicts})
-            return [*found, f"{about}: {len(self.verdicts)} verdicts differ, of {format_ids(flipped)}."]
+            return (
+                f"the record holds. {verdicts}, of single attacks on images whose worst case is equal. That does not "
+                "matter: rounding errors decide such verdicts."
+            )
         if self.details:
-            return [*found, f"{about}: all verdicts equal; {len(self.details)} differences in other columns."]
-        return [*found, f"{about}: equal, record by record."]
+            return f"the record holds. All verdicts are equal; {len(self.details)} values of other columns differ."
+        return "the record holds, equal record by record."
 
 
 def reproduce(
@@ -135,8 +167,7 @@ def reproduce(
     """
     check_names(fields, ReproduceFields)
     options = replace(Options.take(fields), samples=samples)
-    path = Path(result)
-    path = path / "result.json" if path.is_dir() else path
+    path = find_result(result)
     stored = read_result(path)
     rows = read_rows(path.with_name("outcomes.parquet"))
     if stored.suite == CUSTOM and suite is None:
@@ -160,14 +191,18 @@ def reproduce(
         spec = recall_spec(stored, model, fields)
         again = run_here(make_run(RunRequest(spec, suite or stored.suite, options, stored.identity), reporter))
         now = read_rows(locate_result(Path(folder), again) / "outcomes.parquet")
-    verdicts, details = _compare_records(rows[rows["sample"].isin(now["sample"])], now)
+    rows = rows[rows["sample"].isin(now["sample"])]
+    verdicts, details = _compare_records(rows, now)
+    matters = [*_find_broken_promises(rows, now, verdicts, details), *_find_shifts(verdicts, len(again.attacks))]
+    if path.with_name(FILE).exists():
+        matters += [f"stored result: {m}" for m in verify(path, model, **fields).refuted]
     circumstances = [
         (f"{name}.{field}".rstrip("."), a, b)
         for name in _CIRCUMSTANCES
         if getattr(stored, name)  # results of older versions have no environment
         for field, a, b in list_differences("", getattr(stored, name), getattr(again, name))
     ]
-    return Reproduction(stored, again, again.n, verdicts, details, circumstances)
+    return Reproduction(stored, again, again.n, len(now), matters, verdicts, details, circumstances)
 
 
 def _compare_records(stored: pd.DataFrame, again: pd.DataFrame) -> tuple[list[Difference], list[Difference]]:
@@ -179,6 +214,34 @@ def _compare_records(stored: pd.DataFrame, again: pd.DataFrame) -> tuple[list[Di
     same = both[both["status"] == both["status now"]]
     rest = [c for c in COLUMNS if c not in (*keys, "status", "seconds")]
     return verdicts, [d for column in rest for d in _find_differences(same, column)]
+
+
+def _find_broken_promises(
+    rows: pd.DataFrame, again: pd.DataFrame, verdicts: list[Difference], details: list[Difference]
+) -> list[str]:
+    """Describe the images whose label, clean verdict or worst case differs, and those that lack records."""
+    found: dict[int, str] = {}
+    for d in [*verdicts, *details]:
+        if d.column == "label" or (d.column == "status" and not {d.stored, d.again} <= _ATTACKED):
+            found.setdefault(d.sample, str(d))
+    was, now = (r["status"].eq(Status.BROKEN).groupby(r["sample"]).any() for r in (rows, again))
+    for sample, before, after in pd.concat([was, now], axis=1).itertuples():
+        if before != after:
+            words = ["broken" if broken else "not broken" for broken in (before, after)]
+            found.setdefault(int(sample), f"sample {sample}: the worst case was {words[0]}, is {words[1]}")
+    return list(found.values())
+
+
+def _find_shifts(verdicts: list[Difference], attacks: int) -> Iterator[str]:
+    """Describe the attacks whose verdicts differ more often in one direction than chance explains."""
+    for name in dict.fromkeys(d.attack for d in verdicts):
+        flips = Counter((d.stored, d.again) for d in verdicts if d.attack == name)
+        weaker, stronger = flips[Status.BROKEN, Status.ROBUST], flips[Status.ROBUST, Status.BROKEN]
+        if (p := mcnemar(weaker, stronger)) < _LEVEL / attacks:
+            yield (
+                f"{name}: {weaker} verdicts went from broken to robust and {stronger} from robust to broken "
+                f"(p = {p:.2g}). Rounding errors flip verdicts both ways."
+            )
 
 
 def _find_differences(both: pd.DataFrame, column: str) -> list[Difference]:

@@ -24,7 +24,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Status
 from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.options import Options, check_names
-from robbench.recheck.recall import VerifyFields, recall_spec
+from robbench.recheck.recall import VerifyFields, find_result, recall_spec
 from robbench.results.adversarials import FILE, Adversarials, Points, read, row_digest
 from robbench.results.consistency import Mismatch, Verification, find_record_mismatches, find_summary_mismatches
 from robbench.results.schema import ResultFile, read_result
@@ -55,11 +55,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     """
     check_names(fields, VerifyFields)
     options = Options.take(fields)
-    path = Path(result)
-    path = path / "result.json" if path.is_dir() else path
-    for needed in (path, path.with_name("outcomes.parquet")):
-        if not needed.exists():
-            raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.")
+    path = find_result(result)
     stored = read_result(path)
     options = replace(options, one_by_one="one_by_one" in stored.overrides)
     target, images = resolve(recall_spec(stored, model, fields), options)
