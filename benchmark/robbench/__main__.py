@@ -14,9 +14,8 @@ def main() -> None:
     from robbench.commands.printing import reserve_stdout
     from robbench.core.errors import RobbenchError
 
-    wrong_command: type[Exception] = typer.BadParameter.__mro__[
-        1
-    ]  # the base of all errors of the parser, which typer does not export
+    # The base of all errors of the parser. Typer does not export it.
+    wrong_command: type[Exception] = typer.BadParameter.__mro__[1]
     try:
         with reserve_stdout() if "--json" in sys.argv[1:] else contextlib.nullcontext():
             sys.exit(app(prog_name="robbench", standalone_mode=False))

@@ -133,6 +133,6 @@ def test_what_is_no_suite_is_a_sentence(suite, message):
 
 
 def test_a_list_needs_a_radius():
-    with pytest.raises(SuiteError, match=r"no radius for data set 'digits'.*in Python eps="):
+    with pytest.raises(SuiteError, match=r"no radius of its own for data set 'digits'.*in Python eps="):
         evaluate("digits/at", [FGSM()])
     assert Suite.of([FGSM()]).threats == {}

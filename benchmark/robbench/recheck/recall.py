@@ -70,17 +70,17 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
         fields: x, y, architecture, mean and std of `ModelSpec`.
 
     Raises:
-        ResultError: the images of the result are not given. Or the model is not given, and the result does not name a
-            registered one. A source is loaded only if the user gives it.
+        ResultError: the model is not given, and the result does not name a registered one. A source is loaded only if
+            the user gives it. Or the result is on images that were given in Python, and they are not given now.
         RobbenchError: the fields do not fit the model.
     """
+    if model is None:
+        return ModelSpec.take(require_registered_name(stored), fields)
     if stored.dataset not in NAMES and fields.get("x") is None:
         raise ResultError(
             f"The result is on images that were given in Python (data set {stored.dataset!r}). A result does not hold "
             "its images. Give them in Python: x= and y=."
         )
-    if model is None:
-        return ModelSpec.take(require_registered_name(stored), fields)
     if isinstance(model, str) and ":" not in model:
         return ModelSpec.take(model, fields)
     return ModelSpec.take(model, {**fields, "dataset": stored.dataset, "name": stored.model})
