@@ -76,11 +76,13 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
     """
     if model is None:
         return ModelSpec.take(require_registered_name(stored), fields)
-    if stored.dataset not in NAMES and fields.get("x") is None:
+    is_registered = isinstance(model, str) and ":" not in model
+    spec = ModelSpec.take(
+        model, fields if is_registered else {**fields, "dataset": stored.dataset, "name": stored.model}
+    )
+    if stored.dataset not in NAMES and spec.x is None:
         raise ResultError(
             f"The result is on images that were given in Python (data set {stored.dataset!r}). A result does not hold "
             "its images. Give them in Python: x= and y=."
         )
-    if isinstance(model, str) and ":" not in model:
-        return ModelSpec.take(model, fields)
-    return ModelSpec.take(model, {**fields, "dataset": stored.dataset, "name": stored.model})
+    return spec
