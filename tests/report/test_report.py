@@ -145,8 +145,9 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
     root = tmp_path / "results"
     put(root, result("natural", 20))
     put(root, result("at", 500, flags={"randomized": "It rolls dice."}))
-    put(root, result("at", 300, eps="0.3", overrides={"eps": "0.3"}), "whitebox@abababab")
-    put(root, result("at", 500, overrides={"seed": "1"}), "whitebox@cdcdcdcd")
+    others = result("at", 300, eps="0.3", overrides={"eps": "0.3"}), result("at", 500, overrides={"seed": "1"})
+    for digits, other in zip(("cd", "ef"), others, strict=True):
+        put(root, other.model_copy(update={"run_id": digits * 32}), f"whitebox@{digits * 4}")
     text = render_leaderboard(root)
     assert text == render_leaderboard(root)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
@@ -156,7 +157,7 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
         "## digits, Linf 0.3, suite whitebox",
     ]
     assert "[at](results/digits/at/whitebox/result.json)" in text
-    assert "[at](results/digits/at/whitebox@abababab/result.json)" in text
+    assert "[at](results/digits/at/whitebox@cdcdcdcd/result.json)" in text
     assert "- at, randomized: It rolls dice." in text
     assert text.index("[at]") < text.index("[natural]")
     frame = build_group_table([result("natural", 20)])
