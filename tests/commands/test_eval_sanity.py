@@ -44,7 +44,7 @@ def test_gradients_do_not_go_with_the_checks(tmp_path):
         (["--seeds", "2", "--eps", "0.1,0.2"], "more than 1 at a single radius only"),
         (["--eps", "0.1,x"], "or several of them with commas between"),
         (["--resume"], "--resume goes on with what was begun"),
-        (["--all"], "What to measure?"),
+        (["--all"], "and --all given; allowed: one of them"),
         (["--dataset", "digits"], "go with a source"),
         (["-s", "whitbox"], "Did you mean whitebox"),
     ],

@@ -42,9 +42,9 @@ from robbench.report.gate import format_markdown
 from robbench.report.sanity import print_sanity
 from robbench.report.sweep import build_sweep, print_sweep
 from robbench.results.adversarials import Points, list_entries, pack, read
-from robbench.results.locking import _format_holder, _lock_paths, read_holder
+from robbench.results.locking import _format_holder, _lock_paths, _read_holder
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_rows
-from robbench.results.run_files import _is_alive, read_description
+from robbench.results.run_files import read_description
 from robbench.results.schema import read_result
 from robbench.suite import build_attack, load_suite
 from support.cards import FULL
@@ -98,11 +98,9 @@ def holder(text: str, path: Path) -> None:
     _, about = _lock_paths(root, folder)
     about.parent.mkdir(exist_ok=True)
     about.write_bytes(text.encode("utf-8", "surrogateescape"))
-    found = read_holder(root, folder)
+    found = _read_holder(about)
     _format_holder(found)
-    if found:
-        _is_alive(found)
-    else:
+    if not found:
         raise ResultError("no holder")  # the reader answers None
 
 

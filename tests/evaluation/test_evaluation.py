@@ -231,7 +231,7 @@ def test_class_counts_must_match():
     [
         (torch.rand(4, 1, 8, 8) * 255, torch.zeros(4).long(), r"spans .* expected \[0, 1\]"),
         (torch.rand(4, 1, 8, 8) - 0.5, torch.zeros(4).long(), r"expected \[0, 1\]"),
-        (torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4).long(), r"expected \[0, 1\]"),
+        (torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4).long(), "NaN or infinity in 4 of 4 images"),
         (torch.zeros(4, 8, 8), torch.zeros(4).long(), r"\[N, C, H, W\]"),
         (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4).long(), "floating-point"),
         (torch.zeros(4, 1, 8, 8), torch.zeros(3).long(), r"4 integer labels"),

@@ -113,5 +113,5 @@ def test_the_command_prints_a_table_or_json(tmp_path):
 
 
 def test_a_pilot_of_one_image_is_refused(tmp_path):
-    with pytest.raises(RobbenchError, match="pilot: 1 given; it must be at least 2"):
+    with pytest.raises(RobbenchError, match="pilot: 1 given; allowed: a whole number, at least 2"):
         plan("digits/natural", "quick", pilot=1, results=tmp_path)

@@ -312,7 +312,7 @@ def test_a_result_on_images_of_ones_own_needs_them_again(tmp_path):
 
 WRONG_COMMANDS = {  # what is typed: words of the sentence
     "eval": "What to measure? --model NAME",
-    "eval -m digits/at --all": "--model digits/at and --all given; allowed: one of them",
+    "eval -m digits/at --all --suite none": "--model digits/at and --all given; allowed: one of them",
     "eval --nope": "No such option: --nope",
     "eval -m digits/at --samples x": "Invalid value for '--samples'",
     "eval -m digits/at --samples 0": "--samples: 0 given; allowed: a whole number, at least 1",

@@ -49,9 +49,9 @@ def judge_measurements(described: dict[str, Any], measurements: Measurements) ->
     )
 
 
-def describe_subject(result: ResultFile, n: int, folder: str) -> dict[str, Any]:
+def describe_subject(result: ResultFile, n: int, folder: str, probes: int = PROBE_VERSION) -> dict[str, Any]:
     """Return the fields of `SanityFile` that follow from the suite's result, its folder and the number of images."""
-    identity = {"suite": result.run_id, "n": n, "probes": PROBE_VERSION}
+    identity = {"suite": result.run_id, "n": n, "probes": probes}
     return {
         "identity": identity,
         "run_id": digest(identity),
@@ -98,7 +98,10 @@ def find_foreign_facts(file: SanityFile, folder: Path) -> str:
         ResultError: the result is missing or damaged.
     """
     result, rows = read_vouched(folder), read_vouched_rows(folder)
-    expected = describe_subject(result, file.n, folder.name) | {"measurements": _collect_facts(result, rows, file.n)}
+    probes = file.identity.get("probes")  # measurements of older versions stay what they are
+    expected = describe_subject(result, file.n, folder.name, probes) | {
+        "measurements": _collect_facts(result, rows, file.n)
+    }
     expected["threat"] = result.threat.model_dump()
     stored = file.model_dump(mode="json", include=set(expected))
     stored["measurements"] = {name: stored["measurements"][name] for name in expected["measurements"]}
