@@ -171,6 +171,7 @@ def test_exits_pass_outside_of_the_blocks_and_in_forked_processes():
         import_user_modules(["no_module_of_this_name"])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_exit_in_a_thread_ends_that_thread_alone(problem):
     import threading
 

@@ -1,6 +1,7 @@
 """A sweep over radii: what the table, the CSV and the curve say follows from the stored records."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_radii
 from robbench.evaluation.run import evaluate
 from robbench.report.sweep import build_sweep, extend_sweep, write_sweep
+from robbench.results.places import locate_result
 from robbench.results.reader import read_results
 from robbench.results.schema import AttackResult, ResultFile, ThreatResult
 from robbench.results.summary import make_accuracy
@@ -145,8 +147,12 @@ def test_a_sweep_of_fewer_images_or_of_another_run_is_written_beside(tmp_path):
 def test_more_images_replace_a_sweep_only_if_every_radius_has_them(tmp_path):
     both = [stored(tmp_path, e, {"A": first(60)}, n=50) for e in ("0.1", "0.2")]
     write_sweep(extend_sweep(tmp_path, both, clean=True), tmp_path)
-    more = [r.model_copy(update={"n": 100}) for r in both]
-    assert extend_sweep(tmp_path, more[:1], clean=True).stem != "d/m/s@sweep-Linf", "0.2 would be lost"
+    more = []
+    for result, eps in zip(both, ("0.1", "0.2"), strict=True):
+        shutil.rmtree(locate_result(tmp_path, result))
+        more.append(stored(tmp_path, eps, {"A": first(60)}))
+        if eps == "0.1":
+            assert extend_sweep(tmp_path, more, clean=True).stem != "d/m/s@sweep-Linf", "0.2 would be lost"
     whole = extend_sweep(tmp_path, more, clean=True)
     assert whole.stem == "d/m/s@sweep-Linf" and whole.n == 100
 

@@ -47,6 +47,7 @@ _FILES = ("classes.parquet", "activations.parquet")
 _MEASURED_FLAGS = ("zero_gradients", "nonfinite")  # flags that follow from classes.parquet
 _KEPT = (  # fields that do not follow from other data
     "model", "dataset", "total", "forwards", "backwards", "seconds", "lanes", "hardware", "versions", "date", "files",
+    "answers",
 )  # fmt: skip
 LINEAR_VERSION = 1  # increased whenever a measurement or the meaning of a number changes
 

@@ -98,7 +98,7 @@ def find_foreign_facts(file: SanityFile, folder: Path) -> str:
         ResultError: the result is missing or damaged.
     """
     result, rows = read_vouched(folder), read_vouched_rows(folder)
-    probes = file.identity.get("probes")  # measurements of older versions stay what they are
+    probes = file.identity.get("probes", 0)  # measurements of older versions stay what they are
     expected = describe_subject(result, file.n, folder.name, probes) | {
         "measurements": _collect_facts(result, rows, file.n)
     }

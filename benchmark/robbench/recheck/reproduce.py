@@ -193,7 +193,7 @@ def reproduce(
             results=folder,
         )
         spec = recall_spec(stored, model, fields)
-        run = make_run(RunRequest(spec, suite or stored.suite, options), reporter)
+        run = make_run(RunRequest(spec, suite or stored.suite, options, stored.identity), reporter)
         assert run.store is not None, "the options name a folder"
         run.store.require_identity(stored.identity, run.title())
         if change := make_probe(run.target, run.images, run.lanes).describe_change(stored.answers):
