@@ -25,10 +25,11 @@ from robbench.linear.measure import measure_linear
 from robbench.models.spec import ModelSpec
 from robbench.recheck.reproduce import reproduce
 from robbench.recheck.verify import verify
+from robbench.results.consistency import derive_summary
 from robbench.results.reader import read_results
 from robbench.results.records import pack_rows, read_rows
 from robbench.results.run_files import find_runs
-from robbench.results.schema import read_result, seal
+from robbench.results.schema import dump_sealed, read_result, seal
 from support.models import small
 from support.stored import folder, write_suite
 
@@ -423,7 +424,8 @@ def spoil(tmp_path, status="robust"):
     stored = read_result(path / "result.json")
     rows = read_rows(path / "outcomes.parquet").assign(status=status)
     (path / "outcomes.parquet").write_bytes(pack_rows(rows, stored.run_id))
-    change_result(tmp_path, code="fedcba9876543210")
+    spoiled = derive_summary(stored.model_copy(update={"code": "fedcba9876543210"}), rows)
+    (path / "result.json").write_bytes(dump_sealed(spoiled))
 
 
 def test_an_extension_computes_rows_of_other_code_again(tmp_path, monkeypatch):
