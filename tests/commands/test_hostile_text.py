@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tomlkit
 from rich.table import Table
@@ -24,8 +25,10 @@ from rich.table import Table
 from robbench.core.errors import RobbenchError
 from robbench.core.files import digest
 from robbench.gate.baseline import read_baseline
-from robbench.linear.record import LinearFile, read_linear
-from robbench.masking.record import read_sanity
+from robbench.linear.record import LinearFile, read_linear, read_linear_files
+from robbench.masking.compare import compare_attacks
+from robbench.masking.record import SanityFile, read_sanity
+from robbench.masking.stored import VerdictIndex, describe_subject, judge_measurements, read_verdict
 from robbench.models.card import load_card
 from robbench.report.console import SafeStream, make_console, protect_terminal
 from robbench.report.escape import escape_control, escape_markdown, escape_spreadsheet, escape_tex
@@ -35,9 +38,11 @@ from robbench.report.sheet import draw_sheet
 from robbench.report.spread import build_spread, print_spreads
 from robbench.report.sweep import build_sweep, print_sweep, write_sweep
 from robbench.report.terminal import print_results
-from robbench.results.records import pack_rows, read_rows
+from robbench.results.consistency import derive_summary
+from robbench.results.reader import read_results
+from robbench.results.records import OUTCOMES, TIMING_COLUMNS, TIMINGS, pack_rows, read_rows
 from robbench.results.run_files import read_description
-from robbench.results.schema import read_result
+from robbench.results.schema import ResultFile, dump_sealed, read_result
 from support.commands import run
 
 CONTROL = "x\x1b[2J\x9b31m\x07\b\r\u202e\u2066\u200b\u2028\U000e0041\x00\n"
@@ -106,6 +111,34 @@ def poison(path: Path, dump: Callable[[Any], str], read: Callable[[Path], object
     return taken
 
 
+def poison_result(folder: Path, keep: tuple[str, ...]) -> tuple[ResultFile, pd.DataFrame]:
+    """Put hostile text into a result. Then make its identity, records and summary agree again, or nothing prints it."""
+    path = folder / "result.json"
+    stored = json.loads(path.read_text()) | {"model": "evil", "flags": {"dead": "text"}}
+    path.write_text(json.dumps(stored))
+    names = [a["name"] for a in stored["attacks"]]
+    rows = read_rows(folder / OUTCOMES)
+    assert poison(path, json.dumps, read_result, (*keep, "selection")) > 30
+    result = read_result(path)
+    renamed = dict(zip(names, [a.name for a in result.attacks], strict=True))
+    assert not set(names) & set(renamed.values())
+    rows = rows.assign(attack=rows["attack"].map(renamed))
+    identity = result.identity | {"attacks": [{"name": a.name, **a.config} for a in result.attacks]}
+    result = derive_summary(result.model_copy(update={"identity": identity}), rows)
+    path.write_bytes(dump_sealed(result))
+    (folder / OUTCOMES).write_bytes(pack_rows(rows, result.run_id))
+    (folder / TIMINGS).write_bytes(pack_rows(rows, result.run_id, TIMING_COLUMNS))
+    return result, rows
+
+
+def judge_again(file: SanityFile, result: ResultFile, rows: pd.DataFrame) -> SanityFile:
+    """Make a sanity.json agree with the result of the suite again. Text that follows from nothing stays as it is."""
+    described = {name: getattr(file, name) for name in ("acted", "seconds", "hardware", "versions", "date")}
+    described |= describe_subject(result, file.n, "sanity", file.identity["probes"])
+    measured = file.measurements.model_copy(update={"challenges": compare_attacks(result, rows)})
+    return judge_measurements(described, measured)
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry, a results tree, a baseline and an unfinished run with hostile text in every string."""
@@ -120,26 +153,27 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "broken/digits").mkdir(parents=True)
     (root / "broken/digits/broken\x1b[31m.toml").write_bytes(b"\x00\xff\x1b[2J")
     folder = root / "results/digits/evil"
-    for suite in ("whitebox", "sanity"):
-        result = folder / suite / "result.json"
-        stored = json.loads(result.read_text())
-        stored["model"] = "evil"
-        result.write_text(json.dumps(stored))
-        names = [a["name"] for a in stored["attacks"]]
-        assert poison(result, json.dumps, read_result, KEPT) > 50
-        renamed = dict(zip(names, [a.name for a in read_result(result).attacks], strict=True))
-        assert names[0] not in renamed.values()
-        changed = json.loads(result.read_text())
-        for attack, summary in zip(changed["identity"]["attacks"], changed["attacks"], strict=True):
-            attack["name"] = summary["name"]
-        result.write_text(json.dumps(changed))
-        rows = read_rows(folder / suite / "outcomes.parquet")
-        rows = rows.assign(attack=rows["attack"].map(renamed))
-        (folder / suite / "outcomes.parquet").write_bytes(pack_rows(rows, stored["run_id"]))
-    for file, read in (("sanity/sanity.json", read_sanity), ("linear/linear.json", lambda p: read_linear(p.parent))):
-        path = folder / file
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "evil"}))
-        assert poison(path, json.dumps, read, ("model", "dataset", "folder", "weights", "measured")) > 6
+    poison_result(folder / "whitebox", KEPT)
+    result, rows = poison_result(folder / "sanity", (*KEPT, "config"))  # or the attacks have no roles
+    sanity = folder / "sanity/sanity.json"
+    sanity.write_text(json.dumps(json.loads(sanity.read_text()) | {"model": "evil"}))
+    assert poison(sanity, json.dumps, read_sanity, ("model", "dataset", "folder", "weights", "measured")) > 6
+    (root / "poisoned").mkdir()
+    shutil.copy(sanity, root / "poisoned/sanity.json")  # every string is hostile, so it does not follow from the result
+    sanity.write_bytes(dump_sealed(judge_again(read_sanity(sanity), result, rows)))
+    linear = folder / "linear/linear.json"
+    stored = json.loads(linear.read_text()) | {"model": "evil", "flags": {"dead": "text"}}
+    linear.write_text(json.dumps(stored))
+    taken = poison(
+        linear,
+        lambda v: json.dumps(v | {"run_id": digest(v["identity"])}),
+        lambda p: read_linear(p.parent),
+        ("model", "dataset", "weights", "data", "run_id"),
+    )
+    assert taken > 8
+    found = read_results(root / "results")
+    assert not found.damaged and len(found.results) == 2, "their text would not be printed"
+    assert not VerdictIndex(root / "results").list_damaged() and not read_linear_files(root / "results")[1]
     baseline = root / "baseline.json"
     runs = json.loads((repo / "baselines/digits.json").read_text())["runs"]
     baseline.write_text(json.dumps({"schema_version": 1, "runs": runs[:1]}))
@@ -192,6 +226,10 @@ def test_no_command_obeys_text_from_files(tree: Path) -> None:
     )
     json.loads(done["show digits/evil --json"].stdout)
     assert "m$^$" in COLOUR.sub("", done["list models --models broken"].stdout)
+    shown = COLOUR.sub("", done["show digits/evil"].stdout)
+    assert "m$^$" in shown and "\\u001b[2J" in shown and "damaged" not in shown
+    leaderboard = (tree / "page.md").read_text()
+    assert "[/red]m" in leaderboard and " [2J" in leaderboard and "damaged" not in leaderboard.lower()
     for page in (tree / "page.md", tree / "m.md", *(tree / "results/tables").glob("*.md")):
         text = page.read_text()
         assert_harmless(text)
@@ -207,10 +245,11 @@ def test_what_follows_a_run_obeys_no_text(tree: Path, capsys: pytest.CaptureFixt
         monkeypatch.setenv(key, value)
     folder = tree / "results/digits/evil"
     result = read_result(folder / "whitebox/result.json")
-    sanity = read_sanity(folder / "sanity/sanity.json")
+    sanity = read_sanity(tree / "poisoned/sanity.json")
     with protect_terminal():
         print_results([result], tree / "results")
         print_sanity(sanity)
+        print_sanity(read_verdict(folder / "sanity/sanity.json"))
         print_spreads([build_spread(tree / "results", [result.model_copy(update={"overrides": {}})] * 2)])
         sweep = build_sweep(tree / "results", [result.model_copy(update={"overrides": {}})], clean=True)
         print_sweep(sweep)
@@ -245,6 +284,7 @@ def test_a_run_of_a_hostile_suite(tmp_path: Path) -> None:
 def test_damaged_files_end_in_a_sentence(kind: str, content: bytes, tree: Path, tmp_path: Path) -> None:
     shutil.copytree(tree / "results/digits/evil", tmp_path / "results/digits/evil")
     shutil.copytree(tree / "models", tmp_path / "models")
+    shutil.copy(tree / "baseline.json", tmp_path)
     folder = tmp_path / "results/digits/evil"
     place = {
         "result.json": folder / "whitebox/result.json", "sanity.json": folder / "sanity/sanity.json",
@@ -257,13 +297,24 @@ def test_damaged_files_end_in_a_sentence(kind: str, content: bytes, tree: Path, 
         "figure accuracy-eps --dataset digits", "runs",
         "verify results/digits/evil/whitebox", "check --baseline baseline.json --result results/digits/evil/whitebox",
     ]  # fmt: skip
-    for command in commands:
+    readers = {
+        "result.json": (0, 1, 3, 6, 7), "sanity.json": (0, 1), "linear.json": (3, 4), "baseline": (7,),
+        "card": (0,), "outcomes": (0, 1, 3, 6, 7),
+    }[kind]  # fmt: skip
+    for number, command in enumerate(commands):
         done = run(*options(command), cwd=tmp_path, code=None, **TERMINAL)
-        assert_harmless(done.stdout + done.stderr)
+        shown = done.stdout + done.stderr
+        if command == "leaderboard":
+            shown += (tmp_path / "leaderboard.md").read_text()
+        assert_harmless(shown)
         assert done.code in (0, 1, 2), command
-    reader = {"sanity.json": 1, "baseline": -1, "linear.json": 4, "outcomes": 3}.get(kind, 0)
-    done = run(*options(commands[reader]), cwd=tmp_path, code=2)
-    assert place.name in done.stderr, done.stderr
+        if number in readers:
+            shown = COLOUR.sub("", shown)
+            assert place.name in shown, (command, shown)
+            said = {0: "damaged", 1: "refuted: ", 2: place.name}[done.code]
+            assert said in shown and (done.code != 1 or command.startswith("verify")), (command, done.code, shown)
+        if command == "runs" and kind == "result.json":  # its narrow column splits the name
+            assert "damaged" in shown
 
 
 def identities(identity: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import tomllib
 from dataclasses import replace
@@ -23,7 +24,7 @@ from support.papers import SHA, attack, line_of, put, result
 HOSTILE = (
     "<script>alert(1)</script> | `x` $\\input{/etc/passwd}$ & _b_ **c** [d](javascript:e) ![f](g) %h #i ~j^k\n## l\x1b"
 )
-PRINTABLE = "".join(c for c in HOSTILE if c.isprintable())  # no other name of an attack can be read
+PRINTABLE = "".join(c for c in HOSTILE if c.isprintable())  # no other name of an attack or title of a card can be read
 
 
 PAPER_MNIST = {"WB-PGD-40-xent": 740, "WB-PGD-40-CW": 760, "BB-FGSM-CW": 900, "BB-PGD-40-CW": 880}
@@ -281,10 +282,11 @@ def hostile(cards, tmp_path):
     text = re.split(r"\n\[(?:weights|trained)\]", text)[0]
     quoted = "".join(f"\\u{ord(c):04x}" for c in HOSTILE)
     trained = {"iterations": 9, "seconds": 1.0, "hardware": "", "versions": "", "date": "", "seed": 0}
-    text = re.sub(r"title = .*", lambda _: f'title = "{quoted}"', text, count=1)
+    text = re.sub(r"title = .*", lambda _: f"title = {json.dumps(PRINTABLE)}", text, count=1)
     text += f'\n[weights]\npath = "x"\nsha256 = "{"d" * 64}"\n[trained]\ninstead = "{quoted}"\n'
     text += "".join(f"{k} = {v!r}\n" for k, v in trained.items())
-    assert tomllib.loads(text)["title"] == HOSTILE
+    card = tomllib.loads(text)
+    assert card["title"] == PRINTABLE and card["trained"]["instead"] == HOSTILE
     name = "a`b|c$d&e<i>[f](g)_h_"
     (registry.roots[0] / "mnist" / f"{name}.toml").write_text(text, encoding="utf-8")
     put(root, result(name, "whitebox", 90, {PRINTABLE: 120}, flags={HOSTILE: HOSTILE}))
