@@ -92,6 +92,7 @@ def poison(path: Path, dump: Callable[[Any], str], read: Callable[[Path], object
     """
     load = tomllib.loads if path.suffix == ".toml" else json.loads
     value = load(path.read_text())
+    value.pop("sha256", None)  # files of older versions have no digest
     taken = 0
     number = itertools.count()
     for place in sorted(strings(value), key=lambda p: (-len(p), p[-1] is None)):  # a key after what it holds

@@ -20,6 +20,8 @@ import pytest
 
 from robbench.core.errors import RobbenchError
 from robbench.core.files import load_toml, open_regular, read_bounded
+from robbench.core.parquet import read_flat_table
+from robbench.core.parquet_footer import read_chunks
 from robbench.data import sets as data
 from robbench.gate.baseline import read_baseline
 from robbench.linear.record import read_linear, read_linearization
@@ -193,8 +195,8 @@ PARQUET = {
     "rows": (lambda: pack_rows(frame(5_000_000), "ab" * 32), "claims 5,000,000 rows"),
     "a repeated text": (lambda: table(attack=repeated(os.urandom(150_000).hex())), "60,000,000,000 bytes of text"),
     "a short repeated text": (lambda: table(attack=repeated("x" * 5000)), "1,000,000,000 bytes of text"),
-    "zstd": (lambda: table(1, {"compression": "zstd"}, attack=pa.array(["x" * 10**8])), "ZSTD given"),
-    "gzip": (lambda: table(1, {"compression": "gzip"}, attack=pa.array(["x" * 10**8])), "GZIP given"),
+    "zstd": (lambda: table(1, {"compression": "zstd"}, attack=pa.array(["x" * 10**8])), "codec ZSTD given"),
+    "gzip": (lambda: table(1, {"compression": "gzip"}, attack=pa.array(["x" * 10**8])), "codec GZIP given"),
     "delta": (
         lambda: table(
             500, {"use_dictionary": False, "column_encoding": {"attack": "DELTA_BYTE_ARRAY"}},
@@ -282,3 +284,29 @@ def test_a_file_that_is_too_large_is_not_opened(tmp_path):
     with pytest.raises(OSError, match="larger than 10 bytes"), open_regular(path, 10):
         pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+
+
+def test_a_footer_tells_what_pyarrow_tells(tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pa.table({"a": range(100), "b": ["x", None] * 50, "c": [1.5] * 100, "d": [True] * 100, "e": [[1, 2]] * 100})
+    for codec in ("none", "snappy", "gzip", "zstd"):
+        pq.write_table(table, path, compression=codec, row_group_size=30, write_page_index=True)
+        about = pq.read_metadata(path)
+        chunks = [about.row_group(g).column(c) for g in range(4) for c in range(5)]
+        with path.open("rb") as stream:
+            found = read_chunks(stream)
+        assert found.codecs == {chunk.compression for chunk in chunks}
+        assert found.encodings == set().union(*(chunk.encodings for chunk in chunks))
+        assert found.size == sum(chunk.total_compressed_size for chunk in chunks)
+
+
+@pytest.mark.parametrize("value", [0x22, 0xFF, 0x00])
+def test_no_footer_ends_the_process(tmp_path, value):
+    """PyArrow calls std::terminate when it is asked for a codec that it does not know. Codec 17 is stored as 0x22."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), path, compression="snappy", store_schema=False)
+    data = path.read_bytes()
+    for at in range(len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data)):
+        path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+        with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+            read_flat_table(path, 10_000)

@@ -214,7 +214,7 @@ def test_the_measure_command_stores_and_prints(tmp_path, monkeypatch):
     shown = run("measure", "linear", "-m", "digits/at", "--samples", 20, "--eps", "0.1")
     assert "digits/at" in shown and "at 0.1" in shown
     stored = json.loads((tmp_path / "results/digits/at/linear/linear.json").read_text(encoding="utf-8"))
-    assert stored["n"] == 20 and stored["backwards"] == 20 * 11
+    assert stored["n"] == 20 and stored["backwards"] == 20 * 11 and len(stored.pop("sha256")) == 64
     assert json.loads(run("measure", "linear", "-m", "digits/at", "--samples", 20, "--json")) == stored
     run("leaderboard")
     assert "No results" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8"), "a measurement is no result"

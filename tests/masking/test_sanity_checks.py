@@ -22,6 +22,7 @@ from robbench.evaluation.stages import ready_stages
 from robbench.masking import gradients, measure
 from robbench.masking.binarization import run_binarization_test
 from robbench.masking.checks import CHECKS, load_thresholds, run_checks
+from robbench.masking.compare import compute_zero_share
 from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel
 from robbench.masking.run import examine
 from robbench.models.card import Registry
@@ -164,7 +165,7 @@ def suite(name, eps="0.2"):
         "n": result.n,
         "pgd": result.attacks[0].robust_accuracy,
         "best": result.robust_accuracy,
-        "zero_gradients": measure._zero_share(result, rows),
+        "zero_gradients": compute_zero_share(result, rows),
         "challenges": measure.compare_attacks(result, rows),
     }
 
