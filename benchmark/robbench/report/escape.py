@@ -10,9 +10,12 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from tabulate import tabulate
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import, and `--help` prints too
 
 __all__ = [
     "Markdown",
