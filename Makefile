@@ -20,6 +20,7 @@ test: lint types unit gate
 	$(BIN)/robbench leaderboard --check
 	$(BIN)/robbench trained --check
 	$(BIN)/robbench table all --check
+	$(BIN)/robbench table audit --check
 	$(BIN)/robbench figure all --check
 
 # The tests that start no process, train nothing, run no whole suite and need no download. `make test` runs all.

@@ -193,6 +193,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SUCCEED = [
     "list models --models broken", "show digits/evil", "show digits/evil --json", "runs", "runs --json",
     "leaderboard --output page.md", "trained --output trained.md", "table all", "table shafahi2019-5",
+    "table audit --output audit.md",
     *(f"table shafahi2019-5 --format {kind}" for kind in ("markdown", "latex", "csv", "html")),
     "export results/digits/evil/whitebox", "baseline --result results/digits/evil/whitebox --out b.json",
     "check --baseline b.json --result results/digits/evil/whitebox --markdown m.md --junit j.xml",
@@ -231,7 +232,7 @@ def test_no_command_obeys_text_from_files(tree: Path) -> None:
     assert "m$^$" in shown and "\\u001b[2J" in shown and "damaged" not in shown
     leaderboard = (tree / "page.md").read_text()
     assert "[/red]m" in leaderboard and " [2J" in leaderboard and "damaged" not in leaderboard.lower()
-    for page in (tree / "page.md", tree / "m.md", *(tree / "results/tables").glob("*.md")):
+    for page in (tree / "page.md", tree / "m.md", tree / "audit.md", *(tree / "results/tables").glob("*.md")):
         text = page.read_text()
         assert_harmless(text)
         assert "<b>" not in text and "![i](" not in text and not re.search(r"(?<!\\)\[i\]\(", text), page

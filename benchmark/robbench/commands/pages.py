@@ -47,32 +47,42 @@ def trained(
 
 
 def table_(
-    name: Annotated[str, typer.Argument(metavar="ID", help="A table: shafahi2019-5 (or just 5), ... or all.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help="A table: shafahi2019-5 (or just 5), ..., audit, or all.")],
     run: Annotated[
         bool, typer.Option("--run", help="First make the results that are missing for cards with weights.")
     ] = False,
     kind: Annotated[str, typer.Option("--format", help="terminal, markdown, latex, csv or html.")] = "terminal",
     output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
-    check: Annotated[bool, typer.Option(help="With all: write nothing; fail (exit 1) when a file is stale.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="With all or audit: write nothing; fail (exit 1) when a file is stale.")
+    ] = False,
     samples: Annotated[int | None, typer.Option(help="With --run: the first N test images instead of all.")] = None,
     device: Annotated[str, typer.Option(help="With --run: auto, cpu, cuda or cuda:i.")] = "auto",
     models: Models = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
 ) -> None:
-    """Print a table of a paper with our results; "all" writes every table to RESULTS/tables/."""
+    """Print a table of a paper with our results.
+
+    "all" writes every table to RESULTS/tables/. "audit" writes docs/audit.md: the paper's attack beside stronger ones.
+    """
     from robbench.models.card import Registry
     from robbench.papers.layout import Commands, check_format, render_table
     from robbench.papers.published import TABLES, find_table
     from robbench.papers.tables import fill_table
 
+    if name == "audit":
+        if run or kind != "terminal":
+            raise RobbenchError("audit takes --output, --check, --models and --results only.")
+        _write_audit(Registry.default(models or []), tree(results), output or Path("docs/audit.md"), check)
+        return
     tables = list(TABLES.values()) if name == "all" else [find_table(name)]
     if name == "all" and (kind != "terminal" or output):
         raise RobbenchError(
             "--format and --output go with one table; all writes .md and .csv files to RESULTS/tables/."
         )
     if check and (name != "all" or run):
-        raise RobbenchError("--check goes with all, and without --run.")
+        raise RobbenchError("--check goes with all or audit, and without --run.")
     check_format(kind)
     registry = Registry.default(models or [])
     if run:
@@ -179,6 +189,21 @@ def _run_missing(table: FilledTable, registry: Registry, results: Path, options:
                 evaluate(run.model, run.suite, reporter=reporter, **common)
             else:
                 measure_linear(run.model, note=reporter.note, **common)
+
+
+def _write_audit(registry: Registry, results: Path, page: Path, check: bool) -> None:
+    """Write the page of the audit with its figure and the figure's numbers beside it, or check all three."""
+    from robbench.papers.audit import audit_claims, read_references
+    from robbench.papers.audit_page import plan_audit_figure, render_audit_page
+    from robbench.papers.figures.write import write_plan
+
+    found, references = audit_claims(registry, results), read_references()
+    picture, numbers = page.with_suffix(".png"), page.with_suffix(".csv")
+    stale = write_plan(plan_audit_figure(found, references), "audit", picture, numbers, check)
+    if stale:
+        print(f"{stale}: run `robbench table audit`.", file=sys.stderr)
+        raise typer.Exit(1)
+    _write_page(render_audit_page(found, references, picture.name), page, check, "table audit")
 
 
 def _write_page(text: str, output: Path, check: bool, command: str) -> None:

@@ -15,9 +15,9 @@ from robbench.core.files import read_bounded, refuse_links, write_atomically
 from robbench.papers.figures.definitions import FIGURES, FigureDefinition
 from robbench.report.escape import format_csv
 from robbench.report.figures.canvas import render_png
-from robbench.report.figures.source import FigureData
+from robbench.report.figures.source import FigureData, FigurePlan
 
-__all__ = ["WrittenFigure", "explain_stale", "write_figure", "write_figures"]
+__all__ = ["WrittenFigure", "explain_stale", "write_figure", "write_figures", "write_plan"]
 
 _KEY = "Numbers-SHA256"
 
@@ -61,15 +61,22 @@ def write_figure(
     name, missing = f"{figure.id}, {dataset}", tuple(plan.missing)
     if plan.numbers is None:
         return WrittenFigure(name, missing=missing)
-    table = _to_csv(plan.numbers, plan.decimals)
     paths = (folder / dataset / f"{figure.id}.png", folder / dataset / f"{figure.id}.csv")
+    if not check:
+        refuse_links(folder, paths[0].parent)
+    return WrittenFigure(name, paths, missing, write_plan(plan, figure.id, *paths, check))
+
+
+def write_plan(plan: FigurePlan, title: str, picture: Path, numbers: Path, check: bool = False) -> str:
+    """Write the PNG and the CSV of a plan with numbers, or return why these files are not up to date (may be empty)."""
+    assert plan.numbers is not None, "there is nothing to draw"
+    table = _to_csv(plan.numbers, plan.decimals)
     if check:
-        return WrittenFigure(name, paths, missing, explain_stale(paths[0], paths[1], table))
-    refuse_links(folder, paths[0].parent)
-    write_atomically(paths[1], table)
+        return explain_stale(picture, numbers, table)
+    write_atomically(numbers, table)
     digest = hashlib.sha256(table).hexdigest()
-    write_atomically(paths[0], render_png(plan.paint, {"Title": figure.id, _KEY: digest}))
-    return WrittenFigure(name, paths, missing)
+    write_atomically(picture, render_png(plan.paint, {"Title": title, _KEY: digest}))
+    return ""
 
 
 def write_figures(data: FigureData, folder: Path, check: bool = False) -> Iterator[WrittenFigure]:
