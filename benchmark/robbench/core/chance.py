@@ -40,18 +40,23 @@ def find_chance_flag(label: NDArray[Any], prediction: NDArray[Any]) -> dict[str,
     n, right = len(label), int((label == prediction).sum())
     if n < MIN_IMAGES:
         return {}
-    from scipy.stats import binom  # importing it takes half a second
-
     classes, counts = np.unique(label, return_counts=True)
     most = int(counts.max())
     share = most / n
     weak = _WEAK if len(classes) == 1 else share + (1 - share) * _WEAK
     if len(np.unique(prediction)) == 1 and (1 - _WEAK) ** int((label != prediction[0]).sum()) < _LEVEL:
         what = f"The model predicts class {int(prediction[0])} for all {n} clean images."
-    elif right <= most and binom.cdf(right, n, weak) < _LEVEL:
+    elif right <= most and _compute_binomial_tail(right, n, weak) < _LEVEL:
         what = f"The model classifies {right} of {n} clean images correctly"
         rival = f", no more than the {most} that the answer {int(classes[counts.argmax()])} to every image gets right"
         what += "." if len(classes) == 1 else f"{rival}."
     else:
         return {}
     return {"chance": f"{what} So its clean accuracy is at chance, and its robust accuracy means nothing. {_REMEDY}"}
+
+
+def _compute_binomial_tail(most: int, n: int, share: float) -> float:
+    """Compute the probability of at most `most` successes in n trials."""
+    from scipy.stats import binom  # importing it takes half a second, and few models need it
+
+    return float(binom.cdf(most, n, share))
