@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -72,10 +71,10 @@ def check_name(name: str) -> str:
 
 
 def check_size(value: object) -> None:
-    """Refuse a parsed JSON or TOML value that is too large to work with, or that `digest` refuses.
+    """Refuse a parsed JSON or TOML value that is too large to work with.
 
     Raises:
-        ValueError: it holds an integer of more than 64 bits, more than 10,000 lists and tables, NaN or infinity.
+        ValueError: it holds an integer of more than 64 bits, or more than 10,000 lists and tables.
     """
     waiting, containers = [value], 0
     while waiting:
@@ -87,8 +86,6 @@ def check_size(value: object) -> None:
             waiting += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
             raise ValueError(f"an integer of {value.bit_length()} bits given; allowed: at most {_INTEGER_BITS} bits")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{value} given; allowed: finite numbers")
 
 
 def load_toml(text: str) -> dict[str, Any]:

@@ -189,7 +189,11 @@ class BaselineEntry(StrictModel):
 
     def find_contradiction(self) -> str:
         """Explain which field does not follow from the verdicts and the identity; empty if all of them do."""
-        if digest(self.identity) != self.run_id:
+        try:
+            is_own = digest(self.identity) == self.run_id
+        except ValueError:  # NaN or infinity
+            is_own = False
+        if not is_own:
             return f"run_id is not the digest of the identity of {self.name}"
         if self.sample_seed != self.identity.get("sample_seed") or self.seed != self.identity.get("seed"):
             return f"seed or sample_seed of {self.name} is not that of its identity"
