@@ -65,7 +65,7 @@ def make_our_loop(which: tuple, data: Dataset, device: str, precision: str, comp
         for _ in range(iterations):
             i = state["i"]
             place = i % (len(data) // which[3])
-            step(order[place * which[3] : (place + 1) * which[3]], i)
+            step(order[place * which[3] : (place + 1) * which[3]], i, recipe.lr)
             state["i"] += 1
 
     return run
