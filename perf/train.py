@@ -110,7 +110,7 @@ def run_on_cpu(iterations: int, repetitions: int) -> str:
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
     for run in loops.values():
-        time_loop(run, 10, "cpu")
+        time_loop(run, min(10, iterations), "cpu")
     for _ in range(repetitions):
         for name, run in loops.items():
             times[name].append(time_loop(run, iterations, "cpu"))
