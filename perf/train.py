@@ -65,7 +65,7 @@ def make_our_loop(which: tuple, data: Dataset, device: str, precision: str, comp
         for _ in range(iterations):
             i = state["i"]
             place = i % (len(data) // which[3])
-            step(order[place * which[3] : (place + 1) * which[3]], i)
+            step(order[place * which[3] : (place + 1) * which[3]], i, recipe.lr)
             state["i"] += 1
 
     return run
@@ -110,7 +110,7 @@ def run_on_cpu(iterations: int, repetitions: int) -> str:
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
     for run in loops.values():
-        time_loop(run, 10, "cpu")
+        time_loop(run, min(10, iterations), "cpu")
     for _ in range(repetitions):
         for name, run in loops.items():
             times[name].append(time_loop(run, iterations, "cpu"))

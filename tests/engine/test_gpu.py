@@ -28,7 +28,7 @@ def test_random_bits_are_those_of_the_cpu():
 
 @pytest.mark.parametrize("model", ["digits/natural", "digits/at", "digits/ls095_sigma03"])
 def test_verdicts_agree_with_the_cpu(model, tmp_path):
-    results = {d: evaluate(model, "whitebox", device=d, results=tmp_path / d) for d in ("cpu", "cuda")}
+    results = {d: evaluate(model, "quick", samples=200, device=d, results=tmp_path / d) for d in ("cpu", "cuda")}
     assert results["cpu"].run_id == results["cuda"].run_id, "the device is not part of the identity"
     for cpu, gpu in zip(results["cpu"].attacks, results["cuda"].attacks, strict=True):
         assert abs(cpu.robust_accuracy.value - gpu.robust_accuracy.value) <= 0.02, cpu.name
@@ -98,7 +98,7 @@ def steps(optimizer, graph, precision="float32"):
     if not graph:
         step.graph = None
     order = torch.arange(898, device="cuda")
-    losses = [float(step(order[(32 * i) % 800 :][:32], i)) for i in range(60)]
+    losses = [float(step(order[(32 * i) % 800 :][:32], i, recipe.lr)) for i in range(60)]
     return losses, {k: v.clone() for k, v in module.state_dict().items()}, step
 
 
@@ -124,15 +124,16 @@ def test_bfloat16_training_learns_with_float32_weights():
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_resuming_on_a_gpu_goes_on_with_the_learning_rate(tmp_path, stop):
     from robbench.models.card import Registry
+    from robbench.training.options import Options
     from robbench.training.train import train
 
     for name in ("whole", "parts"):
         (tmp_path / name / "digits").mkdir(parents=True)
         (tmp_path / name / "digits/m.toml").write_text(CARD.replace("OPTIMIZER", "adam"))
-    whole = train(Registry([tmp_path / "whole"]).find("m"), runs=tmp_path / "a", device="cuda")
+    whole = train(Registry([tmp_path / "whole"]).find("m"), Options(runs=tmp_path / "a", device="cuda"))
     for _ in range(stop):
-        train(Registry([tmp_path / "parts"]).find("m"), runs=tmp_path / "b", device="cuda", time_limit=1e-9)
-    parts = train(Registry([tmp_path / "parts"]).find("m"), runs=tmp_path / "b", device="cuda")
+        train(Registry([tmp_path / "parts"]).find("m"), Options(runs=tmp_path / "b", device="cuda", time_limit=1e-9))
+    parts = train(Registry([tmp_path / "parts"]).find("m"), Options(runs=tmp_path / "b", device="cuda"))
     assert whole.table["iterations"] == parts.table["iterations"] == 60
     a, b = (safetensors.torch.load_file(tmp_path / n / "weights/digits/m.safetensors") for n in ("whole", "parts"))
     assert all(torch.allclose(a[key].float(), b[key].float(), atol=5e-3) for key in a)

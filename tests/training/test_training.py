@@ -23,8 +23,10 @@ from robbench.models.load import load_model
 from robbench.report.curve import draw_curve
 from robbench.training import recipe as terms
 from robbench.training import targets
+from robbench.training import train as loop
 from robbench.training.missing import list_missing, train_missing
-from robbench.training.train import train
+from robbench.training.options import Options
+from robbench.training.run import Run
 
 CARD = """version = 1
 title = "Test"
@@ -42,6 +44,10 @@ lr = 0.01
 seed = 3
 """
 ADVERSARY = '\n[recipe.adversary]\neps = "0.1"\nstep_size = "0.05"\nsteps = 2\n'
+
+
+def train(entry, **options):
+    return loop.train(entry, Options(**options))
 
 
 def recipe(**given):
@@ -192,10 +198,10 @@ def test_augmentation_shifts_and_flips():
 
 
 def test_learning_rates_follow_their_schedules():
-    assert terms.learning_rate(recipe(), 99) == 0.1
-    assert terms.learning_rate(recipe(schedule="cosine"), 50) == pytest.approx(0.05)
+    assert terms.learning_rate(recipe(), 0.99) == 0.1
+    assert terms.learning_rate(recipe(schedule="cosine"), 0.5) == pytest.approx(0.05)
     steps = recipe(schedule="steps", milestones=(0.5, 0.75), gamma=0.1)
-    assert [terms.learning_rate(steps, i) for i in (49, 50, 75)] == pytest.approx([0.1, 0.01, 0.001])
+    assert [terms.learning_rate(steps, i) for i in (0.49, 0.5, 0.75)] == pytest.approx([0.1, 0.01, 0.001])
 
 
 def test_the_inner_attack_is_the_cards():
@@ -229,11 +235,8 @@ def test_without_terms_the_loop_is_plain_training(tmp_path):
 
 
 def test_every_epoch_sees_every_image_once(tmp_path):
-    from robbench.training.train import _Training
-
     entry = put(tmp_path)
-    data, cpu = load("digits", "train"), torch.device("cpu")
-    run = _Training(entry, entry.card.recipe, data, cpu, tmp_path / "runs", "float32", False, False)
+    run = Run(entry, Options(runs=tmp_path / "runs"), load("digits", "train"), torch.device("cpu"))
     seen = []
     for _ in range(2 * (898 // 32)):
         seen.append(run.next_batch())
@@ -267,10 +270,11 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from robbench.models.card import Registry
-from robbench.training import train as t
-t._CHECKPOINT_SECONDS = 0.0
+from robbench.training import options, run, train as t
+run._CHECKPOINT_SECONDS = 0.0
 root = Path(sys.argv[1])
-t.train(Registry([root]).find("m"), runs=root / "runs", report=lambda p: print(p.iteration, flush=True))
+report = lambda p: print(p.iteration, flush=True)
+t.train(Registry([root]).find("m"), options.Options(runs=root / "runs", report=report))
 """
 
 
@@ -456,7 +460,9 @@ def test_all_missing_goes_by_priority_and_picks_up_where_it_stopped(tmp_path):
     began = []
     for _ in range(30):
         train_missing(
-            Registry([tmp_path]), runs=tmp_path / "runs", time_limit=1e-9, begin=lambda e: began.append(e.name)
+            Registry([tmp_path]),
+            Options(runs=tmp_path / "runs", time_limit=1e-9),
+            begin=lambda e: began.append(e.name),
         )
         if not list_missing(Registry([tmp_path])):
             break
@@ -499,7 +505,7 @@ def test_looking_at_accuracies_changes_nothing(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "runs-a/digits/m/log.jsonl").read_text().splitlines()]
     seen = [line for line in lines if "clean" in line]
     assert 9 <= len(seen) <= 11 and all(0 <= line["robust"] <= line["clean"] <= 1 for line in seen)
-    monkeypatch.setattr("robbench.training.train._PROBES", 1)
+    monkeypatch.setattr("robbench.training.run._PROBES", 1)
     train(put(tmp_path / "b"), runs=tmp_path / "runs-b")
     a, b = (Registry([tmp_path / d]).find("m").card for d in "ab")
     assert a.weights.sha256 == b.weights.sha256

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +14,7 @@ from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
     from robbench.models.card import Entry
+    from robbench.training.options import BudgetName, Precision
 
 __all__ = ["cards", "train"]
 
@@ -27,6 +29,13 @@ def train(
         typer.Option("--all-missing", help="Train all models without weights or with unfinished training, in order."),
     ] = False,
     time_limit: Annotated[str | None, typer.Option(help="Stop after this long (90, 90s, 9m, 2h); resumable.")] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Fit the iterations and the schedule to this much time (30m), all calls together."),
+    ] = None,
+    iterations: Annotated[
+        str | None, typer.Option(help="Train for so many iterations, or repeat the plan of a card's [trained] table.")
+    ] = None,
     restart: Annotated[bool, typer.Option(help="Start again, without an earlier unfinished training.")] = False,
     budget: Annotated[
         str, typer.Option(help="full, cpu (the card's smaller recipe for a CPU), or auto: by the device.")
@@ -42,21 +51,29 @@ def train(
 
     It writes the weights and their digest into the registry. If it is interrupted, the same command resumes.
     """
+    began = time.monotonic()  # the imports below take seconds
     from robbench.models.card import Registry
 
     if (card is None) != all_missing:
         raise RobbenchError("Give either the name of a card to train, or --all-missing.")
     if restart and all_missing:
         raise RobbenchError("--restart works for one card. Give its name instead of --all-missing.")
+    if all_missing and (fit or iterations):
+        raise RobbenchError("--fit and --iterations work for one card. Give its name instead of --all-missing.")
+    if fit and iterations:
+        raise RobbenchError("--fit and --iterations given; allowed: one of them. --fit chooses the iterations itself.")
     for option, given, allowed in (("--budget", budget, _BUDGETS), ("--precision", precision, _PRECISIONS)):
         if given not in allowed:
             raise RobbenchError(f"{option}: {unknown_name('value', given, allowed)}")
     registry = Registry.default(models or [])
     entry = None if card is None else registry.find(card)
-    limit = None if time_limit is None else _seconds(time_limit)
+    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
+    seconds = None if fit is None else _seconds("--fit", fit)
     from robbench.report.curve import draw_curve
     from robbench.training.missing import list_missing, train_missing
-    from robbench.training.train import Progress, TrainingResult, train
+    from robbench.training.options import Options, Progress
+    from robbench.training.plan import Plan
+    from robbench.training.train import TrainingResult, train
 
     def report(p: Progress) -> None:
         left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
@@ -66,36 +83,47 @@ def train(
     def finish(entry: Entry, trained: TrainingResult) -> None:
         draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
         table = trained.table
+        done = table["iterations"] == trained.wanted
         print(f"{entry.full_name}: {table['iterations']} of {trained.wanted} iterations in {table['seconds']} s.")
         if not trained.written:
-            print(
-                "The card keeps its old weights, because they were trained for more iterations. Run the same command "
-                "again to continue this training."
+            again = (
+                "Use --restart to replace them." if done else "Run the same command again to continue this training."
             )
+            print(f"The card keeps its old weights, because they were trained for more iterations. {again}")
         elif note := _explain_replaced(entry):
             print(note)
         print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
 
-    options: dict[str, Any] = {
-        "data_dir": data_dir,
-        "runs": runs,
-        "device": device,
-        "budget": budget,
-        "precision": precision,
-        "compiled": compiled,
-        "time_limit": limit,
-        "report": report,
+    said = {
+        "--fit": fit,
+        "--iterations": iterations,
+        "--time-limit": time_limit,
+        "--budget": budget,
+        "--precision": precision,
     }
+    changed = [f"{option} {value}" for option, value in said.items() if value not in (None, "auto")]
+    options = Options(
+        data_dir=data_dir,
+        runs=runs,
+        device=device,
+        budget=cast("BudgetName", budget),
+        precision=cast("Precision", precision),
+        compiled=compiled,
+        time_limit=limit,
+        restart=restart,
+        fit=seconds,
+        plan=None if iterations is None else Plan.parse(iterations),
+        began=began,
+        command="" if entry is None else " ".join([f"robbench train {entry.full_name}", *changed]),
+        report=report,
+    )
     with explain_interrupt(f"The last checkpoint is in {runs}."):
         if entry is not None:
-            command = f"robbench train {entry.full_name}" + (f" --time-limit {time_limit}" if time_limit else "")
-            finish(entry, train(entry, restart=restart, command=command, **options))
+            finish(entry, train(entry, options))
             return
-        before = list_missing(registry, device=device, budget=options["budget"])
-        train_missing(
-            registry, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=finish, **options
-        )
-        left = list_missing(Registry.default(models or []), device=device, budget=options["budget"])
+        before = list_missing(registry, device=device, budget=options.budget)
+        train_missing(registry, options, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=finish)
+        left = list_missing(Registry.default(models or []), device=device, budget=options.budget)
         print(
             f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else "")
         )
@@ -131,7 +159,7 @@ def _explain_replaced(entry: Entry) -> str:
     )
 
 
-def _seconds(text: str) -> float:
+def _seconds(option: str, text: str) -> float:
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
     try:
@@ -139,5 +167,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value < 1e9:
-        raise RobbenchError(f"--time-limit: {text!r} given; allowed: seconds, or a number with s, m or h, such as 9m.")
+        raise RobbenchError(f"{option}: {text!r} given; allowed: seconds, or a number with s, m or h, such as 9m.")
     return value

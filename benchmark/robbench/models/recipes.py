@@ -172,10 +172,11 @@ class CpuOverrides(CardTable):
         return Recipe.model_validate(whole)
 
     def describe(self, recipe: Recipe) -> str:
-        """Describe the changes, such as `iterations 10000 instead of 100000`."""
+        """Describe the changes, such as `iterations 10000 instead of 100000`. More iterations are left out."""
         parts = []
         for key, value in self.model_dump(exclude_none=True).items():
             source = recipe.adversary if key in ("steps", "step_size") else recipe
             name = f"adversary.{key}" if source is recipe.adversary else key
-            parts.append(f"{name} {value} instead of {getattr(source, key)}")
+            if key != "iterations" or value < recipe.iterations:
+                parts.append(f"{name} {value} instead of {getattr(source, key)}")
         return ", ".join(parts)

@@ -101,7 +101,9 @@ class Paper(CardTable):
 class TrainingRecord(CardTable):
     """The record of the training that produced the weights. `robbench train` writes it. `seconds` is wall time.
 
-    `instead` describes how the card's CPU budget changed the recipe. It is empty if the recipe itself was used.
+    `instead` describes what was cut from the recipe. It is empty if the recipe itself was used. `fit` is the time in
+    seconds that the iterations were fitted to, or 0. `plan` has the iterations, if they are not those of the recipe or
+    the CPU budget: `robbench train NAME --iterations PLAN` repeats the training.
     """
 
     iterations: Annotated[int, Field(ge=0)]
@@ -113,6 +115,8 @@ class TrainingRecord(CardTable):
     command: str = ""
     precision: str = "float32"
     instead: str = ""
+    fit: Annotated[float, Field(ge=0)] = 0.0
+    plan: str = ""
 
 
 class ModelCard(CardTable):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 from robbench.classifier.prepare import pick_device
 from robbench.models.card import Entry, Registry
-from robbench.training.train import BudgetName, Precision, Progress, TrainingResult, choose_recipe, train
+from robbench.training.options import BudgetName, Options, choose_recipe
+from robbench.training.train import TrainingResult, train
 
 __all__ = ["list_missing", "train_missing"]
 
@@ -44,16 +45,9 @@ def _budget(entry: Entry, budget: BudgetName) -> BudgetName:
 
 def train_missing(
     registry: Registry,
+    options: Options,
     *,
-    data_dir: str | Path | None = None,
-    runs: Path = Path("runs"),
-    device: str = "auto",
-    budget: BudgetName = "auto",
-    precision: Precision = "auto",
-    compiled: bool = False,
-    time_limit: float | None = None,
     begin: Callable[[Entry], None] = lambda _: None,
-    report: Callable[[Progress], None] = lambda _: None,
     done: Callable[[Entry, TrainingResult], None] = lambda _entry, _result: None,
 ) -> None:
     """Train the cards of `list_missing`, one after the other, until all are done or the time is up.
@@ -62,35 +56,17 @@ def train_missing(
 
     Args:
         registry: the cards.
-        data_dir: see `train`, also for `runs`, `device`, `budget`, `precision`, `compiled` and `report`.
-        runs: folder of checkpoints and logs.
-        device: device to train on.
-        budget: which recipe to train.
-        precision: precision of the network.
-        compiled: whether to compile the network.
-        report: called while a model is trained.
-        time_limit: limit for all models together, in seconds.
+        options: how to train. Its `time_limit` is for all models together.
         begin: called with each card before its training.
         done: called with each card and the result of `train`.
 
     Raises:
         CardError, ModelError, DataError: see `train`. The weights of models trained before the error are kept.
     """
-    end = None if time_limit is None else time.monotonic() + time_limit
-    for i, entry in enumerate(list_missing(registry, device=device, budget=budget)):
+    end = None if options.time_limit is None else time.monotonic() + options.time_limit
+    for i, entry in enumerate(list_missing(registry, device=options.device, budget=options.budget)):
         left = None if end is None else end - time.monotonic()
         if i and left is not None and left <= 0:
             return
         begin(entry)
-        result = train(
-            entry,
-            data_dir=data_dir,
-            runs=runs,
-            device=device,
-            budget=_budget(entry, budget),
-            precision=precision,
-            compiled=compiled,
-            time_limit=left,
-            report=report,
-        )
-        done(entry, result)
+        done(entry, train(entry, replace(options, budget=_budget(entry, options.budget), time_limit=left)))

@@ -146,11 +146,10 @@ def build_inner_attack(adversary: Adversary, reference: Tensor | None = None) ->
     return cls(**given)
 
 
-def learning_rate(recipe: Recipe, iteration: int) -> float:
-    """Learning rate at an iteration. The first iteration is 0."""
-    done = iteration / recipe.iterations
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Learning rate of an iteration. `progress` is the part of the iterations done before it, in [0, 1)."""
     if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
     if recipe.schedule == "steps":
-        return recipe.lr * recipe.gamma ** sum(done >= m for m in recipe.milestones)
+        return recipe.lr * recipe.gamma ** sum(progress >= m for m in recipe.milestones)
     return recipe.lr

@@ -19,7 +19,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Dataset, Problem
 from robbench.engine import engine
 from robbench.models.card import Adversary, Recipe
-from robbench.training.recipe import add_noise, augment, build_inner_attack, learning_rate, objective, pairing_penalty
+from robbench.training.recipe import add_noise, augment, build_inner_attack, objective, pairing_penalty
 
 __all__ = ["Step"]
 
@@ -64,9 +64,8 @@ class Step:
         self.average = {k: torch.zeros_like(v) for k, v in _floats(module).items()} if recipe.ema else {}
         self.graph: _Graph | None = _Graph(self._iterate, recipe.batch_size, self.device) if on_gpu else None
 
-    def __call__(self, sample: Tensor, iteration: int) -> Tensor:
+    def __call__(self, sample: Tensor, iteration: int, lr: float) -> Tensor:
         """Train on the images at the positions `sample` [N]. Return the loss, on the device."""
-        lr = learning_rate(self.recipe, iteration)
         if self.lr is None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
