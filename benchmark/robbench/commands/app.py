@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from robbench.commands import evaluate, gate, pages, plan, runs, show, train
+from robbench.commands.certify import certify
 from robbench.commands.measure import measure
 from robbench.commands.options import DataDir, Json, Models
 from robbench.commands.printing import print_table
@@ -91,6 +92,7 @@ for name, command in (
     ("baseline", gate.make_baseline),
     ("check", gate.check_baseline),
     ("measure", measure),
+    ("certify", certify),
     ("train", train.train),
     ("cards", train.cards),
     ("leaderboard", pages.leaderboard),

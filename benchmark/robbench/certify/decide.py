@@ -1,0 +1,89 @@
+"""Decides about one image: proven, or a candidate for a break, or open. The judge decides about candidates."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robbench.certify.bounds import Gaps, Region, find_bounds, rounding
+from robbench.certify.branch import Answer, bound_margins, prove_by_branching
+from robbench.certify.exact import MOST_UNITS, Program, solve_margin
+from robbench.certify.layers import Graph
+from robbench.core.types import Threat
+
+__all__ = ["Decision", "decide"]
+
+_SOLVER = 1e-5
+"""What HiGHS may add to a margin beside the rounding of float32: its tolerances of 1e-6, passed through the layers."""
+_BRANCHING_SHARE = 0.3  # of a class's time in the exact method; the program gets the rest
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What the bounds, the parts and the program say about one image.
+
+    Attributes:
+        is_proven: whether every point of the region has margins above the tolerance.
+        margin: a lower bound of the smallest margin over the region.
+        point: a point [*shape] whose margin in float64 is negative, or None.
+    """
+
+    is_proven: bool
+    margin: float
+    point: Tensor | None = None
+
+
+def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds: float) -> Decision:
+    """Decide about an image that the network classifies correctly.
+
+    A margin counts as proven only above a tolerance: what float32 rounding can move the logits by, anywhere in the
+    region (`bounds.rounding`), and the tolerance of the solver. What lies closer is open.
+
+    Args:
+        graph: the network.
+        x: the image, [*shape].
+        y: its class.
+        threat: the ball. The method `exact` needs Linf.
+        method: `bounds` for bounds and branching; `exact` for the program, too.
+        seconds: time limit.
+    """
+    deadline = time.monotonic() + seconds
+    region = Region.of(x, threat)
+    with torch.no_grad():
+        found = find_bounds(graph, region)
+        error = rounding(graph, found, torch.float32).tolist()
+        others = [k for k in range(len(error)) if k != y]
+        enough = {k: error[y] + error[k] + _SOLVER for k in others}
+        margins = dict(
+            zip(others, bound_margins(graph, region, found.gaps, y, others, max(enough.values())), strict=True)
+        )
+        waiting = sorted((k for k in others if margins[k] <= enough[k]), key=margins.__getitem__)
+        while waiting:
+            k, left = waiting.pop(0), max(deadline - time.monotonic(), 0.0)
+            answer = _decide_class(graph, region, found.gaps, y, k, enough[k], left / (1 + len(waiting)), method)
+            if not answer.is_proven:
+                return Decision(False, min([answer.margin, *margins.values()]), answer.point)
+            margins[k] = max(margins[k], answer.margin)
+    return Decision(True, min(margins.values()))
+
+
+def _decide_class(
+    graph: Graph, region: Region, gaps: Gaps, y: int, other: int, enough: float, seconds: float, method: str
+) -> Answer:
+    begin = time.monotonic()
+    end = begin + seconds
+
+    def solve(part: Gaps) -> Answer | None:
+        units = sum(int(part.unstable(at).sum()) for at in part.low)
+        if region.norm != "Linf" or units > MOST_UNITS:
+            return None
+        return solve_margin(graph, region, Program.of(graph, region, part), y, other, enough, end)
+
+    branching = begin + seconds * (_BRANCHING_SHARE if method == "exact" else 1)
+    answer = prove_by_branching(graph, region, gaps, y, other, enough, branching, solve)
+    if answer.is_proven or answer.point is not None or method != "exact":
+        return answer
+    return solve(gaps) or answer

@@ -1,0 +1,186 @@
+"""The exact answer for one wrong class in a Linf ball: a mixed-integer linear program, solved by HiGHS.
+
+The encoding is that of Tjeng, Xiao and Tedrake 2019. A difference d whose sign the bounds decide is linear. Every other
+one has a binary variable. The program looks for a point with a margin of at most `cutoff`. So a solver that errs by
+less than the cutoff cannot miss a point with a negative margin.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import Bounds as Limits
+from scipy.optimize import LinearConstraint, milp
+from scipy.sparse import coo_array, csr_array, hstack, vstack
+from torch import Tensor
+
+from robbench.certify.bounds import Gaps, Region, margin_rows
+from robbench.certify.branch import Answer
+from robbench.certify.layers import Affine, Graph, Input, Maximum, Sum
+
+__all__ = ["MOST_UNITS", "Program", "solve_margin"]
+
+MOST_UNITS = 4000
+"""The most differences of unknown sign for which a program is written."""
+_OPTIMAL, _TIME, _INFEASIBLE = 0, 1, 2  # statuses of `milp`
+
+
+@dataclass(eq=False)
+class Program:
+    """The network over a region, as linear constraints on variables: the pixels, then the variables of the maxima.
+
+    A difference d of unknown sign is d = up − down, with up in [0, u z] and down in [0, −l (1 − z)]; max(d, 0) is up.
+
+    Attributes:
+        low: smallest value of each variable.
+        high: largest value of each variable.
+        integer: 1 for the binary variables, 0 for the others.
+        rows: constraints, each as (columns, coefficients, least, most).
+        logits: the logits as rows over the variables, [K, V], and their constants [K].
+    """
+
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    integer: list[int] = field(default_factory=list)
+    rows: list[tuple[csr_array, NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
+    logits: tuple[csr_array, NDArray[np.float64]] = field(init=False)
+
+    @classmethod
+    def of(cls, graph: Graph, region: Region, gaps: Gaps) -> Program:
+        """Write the program. The region must be a Linf ball, and `gaps` must hold one part."""
+        program = cls()
+        program.low += region.low.flatten().tolist()
+        program.high += region.high.flatten().tolist()
+        program.integer += [0] * len(program.low)
+        values: dict[int, _Linear] = {}
+        for at, node in enumerate(graph.nodes):
+            match node:
+                case Input():
+                    pixels = torch.eye(len(program.low), dtype=torch.float64)
+                    values[at] = _Linear(pixels.view(-1, *node.shape), torch.zeros(node.shape, dtype=torch.float64))
+                case Affine():
+                    value = values[node.parent]
+                    values[at] = _Linear(node.apply(value.rows), node.apply(value.constant[None])[0] + node.bias)
+                case Sum():
+                    values[at] = values[node.parents[0]].plus(values[node.parents[1]], 1)
+                case Maximum():
+                    b = _Linear.zero(node.shape) if node.b is None else values[node.b]
+                    values[at] = program.add_maximum(values[node.a], b, gaps.low[at][0], gaps.high[at][0])
+        program.logits = values[len(graph.nodes) - 1].pad(len(program.low)).export()
+        return program
+
+    def add_maximum(self, a: _Linear, b: _Linear, low: Tensor, high: Tensor) -> _Linear:
+        """Add the variables of max(a, b), where a − b lies in [low, high], and return the maximum."""
+        width = len(self.low)
+        a, b = a.pad(width), b.pad(width)
+        out = _Linear(torch.where(low >= 0, a.rows, b.rows), torch.where(low >= 0, a.constant, b.constant))
+        gap = a.plus(b, -1)
+        for side, sign in ((low, 1), (high, -1)):  # where a part was cut at 0, d has the sign of the part
+            rows, constant = gap.select((side == 0).flatten().nonzero().flatten()).export()
+            self.rows.append((sign * rows, -sign * constant, np.full(len(constant), np.inf)))
+        unsure = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
+        n = len(unsure)
+        if not n:
+            return out
+        least, most = low.flatten()[unsure].numpy(), high.flatten()[unsure].numpy()
+        rows, constant = gap.select(unsure).export()
+        self.low += [0.0] * 3 * n
+        self.high += [*most.tolist(), *(-least).tolist(), *[1.0] * n]
+        self.integer += [0] * 2 * n + [1] * n
+        one, none = csr_array(np.eye(n)), csr_array((n, n))
+        before, none_below = csr_array((n, width)), np.full(n, -np.inf)
+        self.rows += [
+            (csr_array(hstack([-rows, one, -one, none])), constant, constant),  # d = up − down
+            (csr_array(hstack([before, one, none, -_diagonal(most)])), none_below, np.zeros(n)),  # up <= u z
+            (
+                csr_array(hstack([before, none, one, -_diagonal(least)])),
+                np.full(n, -np.inf),
+                -least,
+            ),  # down <= −l (1 − z)
+        ]
+        taller = out.pad(width + 3 * n)
+        taller.rows.view(len(taller.rows), -1)[width + torch.arange(n), unsure] = 1.0
+        return taller
+
+    def constraints(self, margin: csr_array, constant: float) -> tuple[LinearConstraint, int]:
+        """Return all constraints, with one more variable t >= margin; and the number of variables."""
+        count = len(self.low) + 1
+        blocks = [_widen(rows, count) for rows, _, _ in self.rows]
+        blocks.append(csr_array(hstack([-_widen(margin, count - 1), csr_array([[1.0]])])))
+        least = np.concatenate([*(low for _, low, _ in self.rows), [constant]])
+        most = np.concatenate([*(high for _, _, high in self.rows), [np.inf]])
+        return LinearConstraint(csr_array(vstack(blocks)), least, most), count
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """Values that are linear in the variables: coefficients [V, *shape] and constants [*shape]."""
+
+    rows: Tensor
+    constant: Tensor
+
+    @classmethod
+    def zero(cls, shape: tuple[int, ...]) -> _Linear:
+        return cls(torch.zeros((0, *shape), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
+
+    def pad(self, width: int) -> _Linear:
+        """Give it coefficients of 0 for the variables that were added since."""
+        more = torch.zeros((width - len(self.rows), *self.constant.shape), dtype=torch.float64)
+        return _Linear(torch.cat([self.rows, more]), self.constant)
+
+    def plus(self, other: _Linear, factor: float) -> _Linear:
+        width = max(len(self.rows), len(other.rows))
+        first, second = self.pad(width), other.pad(width)
+        return _Linear(first.rows + factor * second.rows, first.constant + factor * second.constant)
+
+    def select(self, entries: Tensor) -> _Linear:
+        return _Linear(self.rows.flatten(1)[:, entries], self.constant.flatten()[entries])
+
+    def export(self) -> tuple[csr_array, NDArray[np.float64]]:
+        """Return the coefficients as a sparse matrix [entries, V], and the constants [entries]."""
+        return csr_array(coo_array(self.rows.flatten(1).T.numpy())), self.constant.flatten().numpy()
+
+
+def _diagonal(values: NDArray[np.float64]) -> csr_array:
+    return csr_array(np.diag(values))
+
+
+def _widen(rows: csr_array, width: int) -> csr_array:
+    return csr_array((rows.data, rows.indices, rows.indptr), shape=(rows.shape[0], width))
+
+
+def solve_margin(
+    graph: Graph, region: Region, program: Program, y: int, other: int, cutoff: float, deadline: float
+) -> Answer | None:
+    """Find out whether the margin of y to another class can be at most `cutoff`.
+
+    Returns:
+        An answer with `margin` = `cutoff` if no point has a smaller margin. An answer with a point if its margin in
+        float64 is negative. None if time ran out or the answer lies within the tolerance.
+    """
+    rows, constants = program.logits
+    margin = csr_array(rows[[y]] - rows[[other]])
+    limit, count = program.constraints(margin, float(constants[y] - constants[other]))
+    cost = np.zeros(count)
+    cost[-1] = 1
+    # t = max(margin, −|cutoff|). So the search ends at the first point that is broken beyond doubt.
+    found = milp(
+        cost,
+        integrality=np.array([*program.integer, 0]),
+        bounds=Limits([*program.low, -abs(cutoff)], [*program.high, cutoff]),
+        constraints=limit,
+        options={"time_limit": max(deadline - time.monotonic(), 0.01), "mip_rel_gap": 0.0},
+    )
+    if found.status == _INFEASIBLE:
+        return Answer(cutoff, True)
+    if found.x is None:
+        return None
+    pixels = torch.from_numpy(np.asarray(found.x[: region.x.numel()])).view(region.x.shape)
+    point = torch.minimum(torch.maximum(pixels, region.low), region.high)
+    direction = margin_rows(graph, y, [other])[len(graph.nodes) - 1][0]
+    reached = float(graph.run(point[None])[0] @ direction)
+    return Answer(reached, False, point) if reached < 0 else None
