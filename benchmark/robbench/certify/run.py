@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robbench.attacks import PGD, Attack
 from robbench.certify.decide import decide
+from robbench.certify.layers import Graph
 from robbench.certify.record import (
     CERTIFY_VERSION,
     COLUMNS,
@@ -50,7 +51,7 @@ from robbench.results.adversarials import Points, merge, pack, read
 from robbench.results.locking import lock_result
 from robbench.results.selection import describe_selection
 
-__all__ = ["Balls", "Certifier", "certify", "make_identity"]
+__all__ = ["Balls", "Certifier", "certify", "trace_target"]
 
 _PAUSE = 20.0  # seconds between two writes
 _SEARCH, _PROGRAM = "search", "program"  # who proposed a point
@@ -104,7 +105,7 @@ def certify(
         return certifier.run(folder)
 
 
-def make_identity(target: Target, images: Images, method: Balls | Smoothing) -> dict[str, Any]:
+def _make_identity(target: Target, images: Images, method: Balls | Smoothing) -> dict[str, Any]:
     """Name everything that the verdict of an image depends on."""
     return {
         "certify": CERTIFY_VERSION,
@@ -151,7 +152,7 @@ class Certifier:
             raise RobbenchError("sample_seed given; certificates are of the first images of a test set.")
         at = select(len(images.y), options)
         lanes = choose_lanes(options.lanes, len(at), images.x(np.arange(1)).shape[1:], target.device)
-        identity = make_identity(target, images, method)
+        identity = _make_identity(target, images, method)
         return cls(target, images, method, identity, at, lanes, options.overwrite, note)
 
     def run(self, folder: Path | None) -> CertifiedFile:
@@ -245,7 +246,7 @@ class Certifier:
             for i in range(len(todo)):
                 yield self.method.decide(self.target, x[i], int(y[i]), int(index[i]), self.lanes), None
             return
-        graph = trace_graph(_inner(self.target), x[:2])
+        graph = trace_target(self.target, x[:2])
         widths = BatchWidths(self.target.module, x.shape[1:], self.lanes, self.images.dtype)
         prediction, flags = classify(self.target, x, y, self.images.num_classes, self.lanes)
         if "randomized" in flags:
@@ -325,8 +326,8 @@ class Certifier:
         }
 
 
-def _inner(target: Target) -> torch.nn.Module:
-    """Return the user's network inside the guard."""
+def trace_target(target: Target, x: Tensor) -> Graph:
+    """Turn the user's network inside the guard into a graph; see `trace_graph`."""
     inner = target.module.inner
     assert isinstance(inner, torch.nn.Module)
-    return inner
+    return trace_graph(inner, x)
