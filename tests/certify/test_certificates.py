@@ -24,7 +24,7 @@ from robbench.models.spec import ModelSpec
 from robbench.report.leaderboard import render_leaderboard
 from robbench.report.terminal import print_results
 from robbench.results.adversarials import FILE as POINTS
-from robbench.results.adversarials import read
+from robbench.results.adversarials import Points, merge, pack, read
 from robbench.results.reader import read_results
 from support.commands import run
 from support.models import images, small
@@ -227,6 +227,19 @@ def test_rows_that_contradict_themselves_are_refused(copy, change):
         read_certified(folder)
 
 
+def test_a_stored_point_that_breaks_nothing_is_found(copy):
+    _, folder = copy
+    file, rows = read_certified(folder)
+    (group,) = read(folder / POINTS).points
+    sample = int(group.sample[0])
+    clean = Points.of(file.run_id, group.sample[:1], group.attack[:1], X[sample : sample + 1].numpy())
+    wanted = rows[rows["verdict"] == "broken"].assign(attack="search")
+    points = pack(merge([clean, group], wanted), file.run_id, ["search", "program"])
+    write_certified(folder, file, rows, points)
+    found = [m for m in check(folder).refuted if m.sample == sample]
+    assert ["does not break" in m.what for m in found] == [True]
+
+
 def test_another_model_or_other_images_are_told(copy):
     _, folder = copy
     assert "weights" in str(check(folder, small(1)).refuted[0])
@@ -314,6 +327,20 @@ def test_a_model_that_answers_at_random_has_no_proof(tmp_path):
 
     with pytest.raises(ModelError, match="cannot be certified"):
         make(tmp_path, net=Noisy().eval())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda out: out + 1e-2 * torch.randn(out.shape), "differ by"),
+        (lambda out: out * torch.tensor([1.1, *[1.0] * 9]), "differ by"),
+    ],
+)
+def test_a_model_that_answers_otherwise_in_float32_has_no_proof(tmp_path, change, message):
+    net = small()
+    net[-1].register_forward_hook(lambda layer, args, out: change(out) if out.dtype == torch.float32 else out)
+    with pytest.raises(ModelError, match=message):
+        make(tmp_path, net=net)
 
 
 def test_only_first_images_are_certified():

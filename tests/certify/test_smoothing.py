@@ -14,6 +14,7 @@ from robbench.certify.smoothing import Smoothing
 from robbench.certify.verify import verify_certified
 from robbench.core import rng
 from robbench.core.errors import ResultError, RobbenchError
+from robbench.evaluation.inputs import resolve
 from robbench.evaluation.options import Options
 from robbench.models.spec import ModelSpec
 from support.models import hyperplane, images, small
@@ -75,6 +76,16 @@ def test_draws_are_those_of_the_generator_and_the_choice_uses_others():
     assert torch.equal(drawn.flatten(1), expected)
     assert not torch.equal(method.draw(2**31, 3, X[0]), method.draw(0, 3, X[0]))
     assert not torch.equal(Smoothing(sigma=0.1, seed=1).draw(0, 3, X[0]), method.draw(0, 3, X[0]))
+
+
+def test_the_class_is_chosen_by_draws_that_are_not_counted(monkeypatch):
+    used, real = [], Smoothing.draw
+    monkeypatch.setattr(Smoothing, "draw", lambda self, first, count, x: used.append((first, count)) or real(
+        self, first, count, x
+    ))  # fmt: skip
+    target, _ = resolve(ModelSpec(NET, X, Y, name="net"), Options())
+    Smoothing(sigma=0.2, draws=90, choice=40).decide(target, X[0], 0, 0, 10)
+    assert used == [(2**31 + b, 10) for b in range(0, 40, 10)] + [(b, 10) for b in range(0, 90, 10)]
 
 
 def test_counts_do_not_depend_on_the_batch_width_and_a_longer_run_goes_on(tmp_path):

@@ -225,7 +225,9 @@ class _Checker:
     def check_proofs(self, derived: pd.DataFrame, method: Balls) -> Iterator[tuple[Mismatch, bool]]:
         """Prove images again. A stored margin must not exceed the margin of the clean image."""
         images = self.certifier.images
-        graph = trace_target(self.certifier.target, images.x(np.arange(1))) if len(derived) else None
+        graph = (
+            trace_target(self.certifier.target, images.x(np.arange(1)), self.certifier.lanes) if len(derived) else None
+        )
         for row in derived.to_dict("records"):
             assert graph is not None
             at = self.find_positions(pd.Series([row["sample"]]))
