@@ -26,6 +26,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from robbench.certify.record import ROWS, SUMMARY, read_certified
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.numbers import parse_radii, parse_threat
 from robbench.data import sets as data
@@ -42,6 +43,7 @@ from robbench.models.sources import parse_source
 from robbench.report.gate import format_markdown
 from robbench.report.sanity import print_sanity
 from robbench.report.sweep import build_sweep, print_sweep
+from robbench.results.adversarials import FILE as POINTS
 from robbench.results.adversarials import Points, list_entries, pack, read
 from robbench.results.locking import _format_holder, _lock_paths, _read_holder
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_rows
@@ -57,6 +59,7 @@ SECONDS = 2.0  # of one input, in processor time
 SEED = int(os.environ.get("ROBBENCH_FUZZ_SEED", "0"))
 RUN = "ab" * 32
 WATCH = Watch()
+(CERTIFICATES,) = (Path(__file__).resolve().parents[2] / "results/digits/at/certified").glob("bounds@*")
 
 
 def rows() -> pd.DataFrame:
@@ -125,6 +128,14 @@ def linear_file(text: str, path: Path) -> None:
         shutil.copy(Path(__file__).resolve().parents[2] / "results/digits/at/linear/classes.parquet", path.parent)
     (path.parent / "linear.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     read_linear(path.parent)
+
+
+def certified(text: str, path: Path) -> None:
+    (path.parent / SUMMARY).write_bytes(text.encode("utf-8", "surrogateescape"))
+    if not (path.parent / ROWS).exists():
+        (path.parent / ROWS).write_bytes((CERTIFICATES / ROWS).read_bytes())
+        (path.parent / POINTS).write_bytes((CERTIFICATES / POINTS).read_bytes())
+    read_certified(path.parent)
 
 
 def baseline(text: str, path: Path) -> None:
@@ -223,6 +234,8 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
     held = json.dumps({"pid": 2**22 + 1, "host": platform.node(), "since": "2026-01-01", "folder": "x"})
     runs = json.loads((repo / "baselines/digits.json").read_text())["runs"]
     suites = (repo / "benchmark/robbench/suites/whitebox.toml").read_text()
+    fields = json.loads((CERTIFICATES / SUMMARY).read_text())
+    unsealed = json.dumps({name: value for name, value in fields.items() if name != "sha256"})  # to get past the seal
     spoken = "hf:a/b@c:d.safetensors\nfile:x.pt\nwide_resnet:depth=16,widen_factor=2\n0,2/255,8/255\nlinear:a=1\n1e-3"
     return {
         "card": (mutated_text, FULL.replace(', note = "x", rate = 0.5, flag = true', ""), card),
@@ -234,6 +247,7 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
         "sweep": (mutated_json, stored, sweep),
         "sanity": (mutated_json, remove_digest(digits / "sanity/sanity.json"), sanity),
         "linear": (mutated_json, remove_digest(digits / "linear/linear.json"), linear_file),
+        "certified": (mutated_json, unsealed, certified),
         "baseline": (mutated_json, json.dumps({"schema_version": 1, "runs": runs[:1]}), baseline),
         "records": (mutated_bytes, pack_rows(rows(), RUN), records),
         "adversarials": (mutated_bytes, pack([some], RUN, ["FGSM"]), points),
@@ -246,8 +260,8 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
 
 
 PARSERS = [
-    "card", "suite", "arguments", "result", "description", "holder", "sweep", "sanity", "linear", "baseline",
-    "records", "adversarials", "safetensors", "pt", "idx", "pickle", "archive",
+    "card", "suite", "arguments", "result", "description", "holder", "sweep", "sanity", "linear",
+    "certified", "baseline", "records", "adversarials", "safetensors", "pt", "idx", "pickle", "archive",
 ]  # fmt: skip
 
 
@@ -317,11 +331,13 @@ LARGE_JSON = {
 }
 
 
-@pytest.mark.parametrize("parser", ["card", "suite", "result", "sanity", "linear", "baseline", "description"])
+@pytest.mark.parametrize(
+    "parser", ["card", "suite", "result", "sanity", "linear", "certified", "baseline", "description"]
+)
 def test_no_file_of_a_megabyte_takes_long(parser: str, tmp_path: Path) -> None:
     parse = {
-        "card": card, "suite": suite, "result": result, "sanity": sanity, "linear": linear_file, "baseline": baseline,
-        "description": description,
+        "card": card, "suite": suite, "result": result, "sanity": sanity, "linear": linear_file,
+        "certified": certified, "baseline": baseline, "description": description,
     }[parser]  # fmt: skip
     with bounded_memory(2**31):
         for what, text in (LARGE if parser in ("card", "suite") else LARGE_JSON).items():

@@ -18,6 +18,7 @@ __all__ = ["Decision", "decide"]
 
 _SOLVER = 1e-5
 """What HiGHS may add to a margin beside the rounding of float32: its tolerances of 1e-6, passed through the layers."""
+_RETRY_SHARE = 0.2  # of the time limit that must be left for another round
 _BRANCHING_SHARE = 0.3  # of a class's time in the exact method; the program gets the rest
 
 
@@ -61,13 +62,21 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
             zip(others, bound_margins(graph, region, found.gaps, y, others, max(enough.values())), strict=True)
         )
         waiting = sorted((k for k in others if margins[k] <= enough[k]), key=margins.__getitem__)
-        while waiting:
-            k, left = waiting.pop(0), max(deadline - time.monotonic(), 0.0)
-            answer = _decide_class(graph, region, found.gaps, y, k, enough[k], left / (1 + len(waiting)), method)
-            if not answer.is_proven:
-                return Decision(False, min([answer.margin, *margins.values()]), answer.point)
-            margins[k] = max(margins[k], answer.margin)
-    return Decision(True, min(margins.values()))
+        is_lost = False  # whether more time would not help a class
+        while waiting and not is_lost and time.monotonic() < deadline - _RETRY_SHARE * seconds:
+            undecided = []
+            for turn, k in enumerate(waiting):
+                begin = time.monotonic()
+                left = (deadline - begin) / (len(waiting) - turn)
+                answer = _decide_class(graph, region, found.gaps, y, k, enough[k], left, method)
+                margins[k] = max(margins[k], answer.margin)
+                if answer.point is not None:
+                    return Decision(False, min([answer.margin, *margins.values()]), answer.point)
+                if not answer.is_proven:
+                    undecided.append(k)
+                    is_lost |= time.monotonic() - begin < left / 2
+            waiting = undecided  # they begin anew with the time that other classes left over
+    return Decision(not waiting, min(margins.values()))
 
 
 def _decide_class(

@@ -185,26 +185,20 @@ def add_conv(
     groups: int,
 ) -> int:
     """Add a two-dimensional convolution with zero padding: weight [out, in / groups, kH, kW]."""
-    w, (rows, columns) = weight.detach().double(), graph.shape(parent)[1:]
+    w = weight.detach().double()
 
     def convolve(x: Tensor, kernel: Tensor) -> Tensor:
         return F.conv2d(x, kernel, None, stride, padding, dilation, groups)
 
     def transpose(g: Tensor) -> Tensor:
-        # The rows and columns of x that the last window does not reach.
-        rest = [
-            size - ((g.shape[axis] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (w.shape[axis] - 1) + 1)
-            for i, (axis, size) in enumerate(((2, rows), (3, columns)))
-        ]
-        return F.conv_transpose2d(g, w, None, stride, padding, rest, groups, dilation)
+        return F.conv_transpose2d(g, w, None, 1, padding, 0, groups, dilation)
 
     return _add_affine(
         graph,
         parent,
         lambda x: convolve(x, w),
         absolute=lambda x: convolve(x, w.abs()),
-        # `conv_transpose2d` takes only rests below the stride or the dilation.
-        transpose=transpose if stride == (1, 1) else None,
+        transpose=transpose if stride == (1, 1) else None,  # a larger stride may leave rows and columns out
         bias=None if bias is None else bias.detach().view(-1, 1, 1),
         terms=prod(w.shape[1:]),
     )

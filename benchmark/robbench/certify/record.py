@@ -38,7 +38,7 @@ from robbench.results.summary import make_accuracy
 
 __all__ = [
     "CERTIFY_VERSION", "COLUMNS", "FOLDER", "ROWS", "SUMMARY", "VERDICTS", "Certificates", "CertifiedFile",
-    "certified_folder", "make_empty_rows", "read_certified", "read_certified_files", "read_unfinished",
+    "certified_folder", "make_empty_rows", "read_certified", "read_certified_files", "read_tampered", "read_unfinished",
     "summarize_certified", "write_certified",
 ]  # fmt: skip
 
@@ -222,6 +222,16 @@ def _find_wrong_row(file: CertifiedFile, rows: pd.DataFrame) -> str:
             at = int(np.argmax(wrong))
             return f"sample {rows['sample'].iloc[at]}: {what} {rows[what].iloc[at]} does not follow from its row"
     return ""
+
+
+def read_tampered(folder: Path) -> Certificates:
+    """Read certificates that were changed after they were written, as far as they can be read.
+
+    Raises:
+        ResultError: a file is missing or cannot be parsed.
+    """
+    file = read_validated(folder / SUMMARY, CertifiedFile, 2**26, changed=True)
+    return file, _read_rows(folder / ROWS, file.run_id)
 
 
 def read_unfinished(folder: Path, run_id: str) -> pd.DataFrame | None:

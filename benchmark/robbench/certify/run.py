@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robbench.attacks import PGD, Attack
 from robbench.certify.decide import decide
+from robbench.certify.layers import Graph
 from robbench.certify.record import (
     CERTIFY_VERSION,
     COLUMNS,
@@ -32,7 +33,7 @@ from robbench.certify.record import (
 from robbench.certify.smoothing import Smoothing
 from robbench.certify.trace import trace_graph
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
-from robbench.classifier.checks import classify
+from robbench.classifier.checks import classify, compute_logits
 from robbench.classifier.prepare import Target
 from robbench.core import rng
 from robbench.core.errors import ModelError, ResultError, RobbenchError
@@ -50,9 +51,10 @@ from robbench.results.adversarials import Points, merge, pack, read
 from robbench.results.locking import lock_result
 from robbench.results.selection import describe_selection
 
-__all__ = ["Balls", "Certifier", "certify", "make_identity"]
+__all__ = ["Balls", "Certifier", "certify", "trace_target"]
 
 _PAUSE = 20.0  # seconds between two writes
+_SAME = 1e-4  # share of the logits' size by which model and graph may differ; float32 rounds by far less
 _SEARCH, _PROGRAM = "search", "program"  # who proposed a point
 Note = Callable[[str], None]
 
@@ -104,7 +106,7 @@ def certify(
         return certifier.run(folder)
 
 
-def make_identity(target: Target, images: Images, method: Balls | Smoothing) -> dict[str, Any]:
+def _make_identity(target: Target, images: Images, method: Balls | Smoothing) -> dict[str, Any]:
     """Name everything that the verdict of an image depends on."""
     return {
         "certify": CERTIFY_VERSION,
@@ -151,7 +153,7 @@ class Certifier:
             raise RobbenchError("sample_seed given; certificates are of the first images of a test set.")
         at = select(len(images.y), options)
         lanes = choose_lanes(options.lanes, len(at), images.x(np.arange(1)).shape[1:], target.device)
-        identity = make_identity(target, images, method)
+        identity = _make_identity(target, images, method)
         return cls(target, images, method, identity, at, lanes, options.overwrite, note)
 
     def run(self, folder: Path | None) -> CertifiedFile:
@@ -245,11 +247,9 @@ class Certifier:
             for i in range(len(todo)):
                 yield self.method.decide(self.target, x[i], int(y[i]), int(index[i]), self.lanes), None
             return
-        graph = trace_graph(_inner(self.target), x[:2])
+        graph = trace_target(self.target, x, self.lanes)
         widths = BatchWidths(self.target.module, x.shape[1:], self.lanes, self.images.dtype)
-        prediction, flags = classify(self.target, x, y, self.images.num_classes, self.lanes)
-        if "randomized" in flags:
-            raise ModelError("The model answers at random, so no proof about its layers is one about its answers.")
+        prediction, _ = classify(self.target, x, y, self.images.num_classes, self.lanes)
         right = np.flatnonzero(prediction == y.numpy())
         found: dict[int, tuple[int, Points]] = {}
         share = 0.0
@@ -325,8 +325,20 @@ class Certifier:
         }
 
 
-def _inner(target: Target) -> torch.nn.Module:
-    """Return the user's network inside the guard."""
+def trace_target(target: Target, x: Tensor, lanes: int) -> Graph:
+    """Turn the user's network inside the guard into a graph; see `trace_graph`.
+
+    Raises:
+        ModelError: a layer is not understood, or the model as it is asked answers images x otherwise than the graph.
+    """
     inner = target.module.inner
     assert isinstance(inner, torch.nn.Module)
-    return inner
+    graph = trace_graph(inner, x[:2])
+    asked = compute_logits(target, x, lanes).double()
+    change = float((torch.cat([graph.run(part.double()) for part in x.split(lanes)]) - asked).abs().max())  # type: ignore[no-untyped-call]
+    if not change <= _SAME * float(asked.abs().max()):
+        raise ModelError(
+            f"The model cannot be certified: its logits differ by {change:.3g} from those of its layers in float64. "
+            "Look for noise, and for code that depends on the number format."
+        )
+    return graph

@@ -71,7 +71,7 @@ def show(
 
 
 def verify_result(
-    result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
+    result: Annotated[Path, typer.Argument(help="The folder of a result or of certificates, or its result.json.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help=f"What was measured, if it has no card: {SOURCES}.")
     ] = None,
@@ -79,29 +79,35 @@ def verify_result(
     mean: Mean = None,
     std: Std = None,
     lanes: Annotated[int | None, typer.Option(help="Batch width; that of the run if left out.")] = None,
+    samples: Annotated[int, typer.Option(help="Number of certificates to derive again, drawn at random.")] = 20,
     device: Device = "auto",
     models: Models = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Derive every break of a stored result again, without attacking.
+    """Derive every break of a stored result again, without attacking; of certificates, some proofs too.
 
     Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
     A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.
     """
-    from robbench.recheck.verify import verify
+    from robbench.certify.verify import CertifiedCheck, find_certified, verify_certified
+    from robbench.recheck.recall import VerifyFields
+    from robbench.recheck.verify import Verification, verify
 
-    v = verify(
-        result,
-        model,
-        architecture=architecture,
-        mean=per_channel("--mean", mean),
-        std=per_channel("--std", std),
-        lanes=lanes,
-        device=device,
-        models=models or [],
-        data_dir=data_dir,
-    )
+    fields: VerifyFields = {
+        "architecture": architecture,
+        "mean": per_channel("--mean", mean),
+        "std": per_channel("--std", std),
+        "lanes": lanes,
+        "device": device,
+        "models": models or [],
+        "data_dir": data_dir,
+    }
+    v: Verification | CertifiedCheck
+    if (folder := find_certified(result)) is not None:
+        v = verify_certified(folder, model, samples=samples, **fields)
+    else:
+        v = verify(result, model, **fields)
     if as_json:
         print_json(v.as_json())
     else:
@@ -110,6 +116,9 @@ def verify_result(
         for finding in v.borderline:
             print(f"within rounding: {finding}")
         print(v)
-        print("A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.")
+        if folder is None:
+            print(
+                "A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again."
+            )
     if v.refuted:
         raise typer.Exit(1)

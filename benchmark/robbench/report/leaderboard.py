@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from robbench.certify.interval import CertificateIndex, find_contradictions
 from robbench.core.stats import mcnemar
 from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import Markdown, escape_markdown, make_markdown_table
@@ -38,6 +39,8 @@ of models. Results on different images are tied if their intervals overlap. **Ov
 on cross-entropy with a single start, the usual evaluation, minus the worst case, in points. **Verdict** is that of
 `robbench sanity` on the same weights, data and threat: trustworthy, suspicious, masked or randomized. It is unchecked
 if `robbench sanity` has not run. A robust accuracy is an upper bound, because stronger attacks can lower it.
+**[certified, attacked]** is the interval that holds the true robust accuracy, where `robbench certify` has proven
+images against the same threat: the share that is proven, and the share that neither attack nor certifier broke.
 """
 
 
@@ -120,10 +123,14 @@ def format_points(points: float | None) -> str:
 
 
 def build_group_table(
-    results: list[ResultFile], root: Path | None = None, verdicts: VerdictIndex | None = None
+    results: list[ResultFile],
+    root: Path | None = None,
+    verdicts: VerdictIndex | None = None,
+    certificates: CertificateIndex | None = None,
 ) -> list[dict[str, str]]:
     """Make the rows of the table of one group, one per model. With `root`, the model's name links to its result."""
-    verdicts = verdicts or VerdictIndex(root)
+    verdicts, certificates = verdicts or VerdictIndex(root), certificates or CertificateIndex(root)
+    intervals = {r.run_id: found.format(r.n) for r in results if (found := certificates.find(r)) is not None}
     attacks = list(dict.fromkeys(a.name for r in results for a in r.attacks))
     rows = []
     for rank, r in rank_results(results, root):
@@ -139,6 +146,7 @@ def build_group_table(
                 "Clean": format_with_interval(r.clean_accuracy),
                 **{a: accuracies.get(a, "–") for a in attacks},
                 "Worst case": format_with_interval(r.robust_accuracy),
+                **({"[certified, attacked]": intervals.get(r.run_id, "–")} if intervals else {}),
                 "Overestimation": format_points(compute_overestimation(r)),
                 "Verdict": verdicts.find(r),
                 "Fwd + bwd per image": f"{(r.forwards + r.backwards) / r.n:.0f}",
@@ -180,13 +188,15 @@ def render_leaderboard(root: Path) -> str:
     Damaged results and verdicts are listed at the end. They are in no table.
     """
     parts = [_INTRO]
-    verdicts, stored = VerdictIndex(root), read_results(root)
+    verdicts, certificates, stored = VerdictIndex(root), CertificateIndex(root), read_results(root)
     results = sorted(stored.results, key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
-    damaged = [*stored.damaged, *verdicts.list_damaged()]
+    damaged = [*stored.damaged, *verdicts.list_damaged(), *certificates.list_damaged()]
+    if wrong := find_contradictions(root):
+        parts.append("## Errors of robbench\n\n" + "".join(f"- {escape_markdown(text)}\n" for text in wrong))
     if not results and not damaged:
         parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
     for title, group in group_results(results):
-        text = make_markdown_table(build_group_table(group, root, verdicts))
+        text = make_markdown_table(build_group_table(group, root, verdicts, certificates))
         parts.append(f"## {escape_markdown(title)}\n\n{text}\n" + _footnotes(group))
     return "\n".join([*parts, *format_damage(damaged)])
 
