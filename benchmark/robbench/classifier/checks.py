@@ -40,6 +40,8 @@ RANDOMIZED_DRAWS = 11
 
 _MODE_NOISE = 1e-3  # with gradients on, torch may choose other kernels
 
+_OUTPUT_IMAGES = 1024  # enough to see what kind of numbers a model answers with
+
 _MAX_LEAD_CHANGE = 0.02  # see `find_bfloat16_flag`
 
 
@@ -88,6 +90,7 @@ def classify(
     """
     ids = np.arange(len(x)) if sample is None else sample
     predictions: list[NDArray[np.int64]] = []
+    answers: list[Tensor] = []
     first = bad = None
     for start, (batch, real) in zip(range(0, len(x), lanes), _batches(x, lanes), strict=True):
         try:
@@ -104,6 +107,8 @@ def classify(
         finite = logits.isfinite().all(1)
         if bad is None and not bool(finite.all()):
             bad = logits[~finite][0].tolist()
+        if start < _OUTPUT_IMAGES:
+            answers.append(logits.cpu())
         predictions.append(torch.where(finite, logits.argmax(1), -1).cpu().numpy())
     assert first is not None  # x is not empty
     prediction = np.concatenate(predictions)
@@ -113,7 +118,8 @@ def classify(
             f"The model answers NaN or infinity to every clean image; to {format_ids(ids[:1])}: {bad}. A robust "
             "accuracy of it would mean nothing."
         )
-    flags = _find_flags(target, *first) | _find_batch_flag(target, *first) | _find_gradient_flag(target, *first)
+    flags = _find_random_flag(target, *first) | find_output_flags(torch.cat(answers))
+    flags |= _find_batch_flag(target, *first) | _find_gradient_flag(target, *first)
     flags |= target.module.flags if isinstance(target.module, Guarded) else {}
     if lost.any():
         flags["nonfinite_clean"] = (
@@ -277,8 +283,8 @@ def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
         raise ModelError(f"The model has {found} classes; the labels go up to {top}.")
 
 
-def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
-    """Query the first batch again, and look for a randomized model and for outputs that are no logits."""
+def _find_random_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Query the first batch again, and look for a randomized model."""
     flags = {}
     again = torch.stack([_logits(target, batch)[:real] for _ in range(2)])
     scale = logits.norm(dim=1).clamp(min=1e-12)
@@ -291,7 +297,7 @@ def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dic
             f"{RANDOMIZED_DRAWS} answers are wrong. Attack the expectation over its randomness (eot = 20 in a suite) "
             "before trusting these numbers."
         )
-    return flags | find_output_flags(logits)
+    return flags
 
 
 def measure_pass_seconds(

@@ -11,20 +11,30 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
-from robbench.classifier.checks import choose_width, classify, compute_logits, find_state_change_flag
+from robbench.classifier.checks import (
+    choose_width,
+    classify,
+    compute_logits,
+    find_bfloat16_flag,
+    find_state_change_flag,
+)  # fmt: skip
 from robbench.classifier.prepare import Target
 from robbench.core.chance import find_chance_flag
 from robbench.core.errors import RobbenchError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
-from robbench.core.types import JUDGES, Judge
+from robbench.core.types import JUDGES, Judge, Status
 from robbench.engine.engine import Rows
 from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.precision import explain_bfloat16_cost
 from robbench.evaluation.setup import Setup
-from robbench.evaluation.stages import run_stage
+from robbench.evaluation.shards import NOT_ATTACKED, Shards
+from robbench.evaluation.stages import ReadyStage, run_stage
 from robbench.models.spec import ModelSpec
+from robbench.results.grid import Grid
+from robbench.results.store import make_empty_rows
+from robbench.results.summary import find_measured_flags, summarize_attacks
 from robbench.suite import Suite
 
 __all__ = ["AttackFields", "AttackOutcome", "attack_images", "compute_clean_accuracy"]
@@ -103,7 +113,7 @@ def compute_clean_accuracy(
     lanes = choose_lanes(options.lanes, len(at), shape, target.device)
     lanes = choose_width(BatchWidths(target.module, shape, lanes, images.dtype), len(at))
     prediction, flags = classify(target, images.x(at), images.y, images.num_classes, lanes)
-    flags |= find_chance_flag(images.y.numpy(), prediction)
+    flags = {**images.flags, **flags, **find_chance_flag(images.y.numpy(), prediction)}
     return float((prediction == images.y.numpy()).mean()), flags
 
 
@@ -156,7 +166,13 @@ def attack_images(
     all_x, labels = images.x(np.arange(len(images.y))), images.y
     widths = BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse)
     first, flags = classify(target, all_x, labels, images.num_classes, lanes := choose_width(widths, len(all_x)))
+    if setup.coarse:
+        flags |= find_bfloat16_flag(target, all_x[:lanes], lanes)
     misclassified, prediction = torch.from_numpy(first) != labels, torch.from_numpy(first)
+    stage, wrong, right = setup.stages[0], np.flatnonzero(misclassified), np.flatnonzero(~misclassified)
+    records = Shards(None, make_empty_rows(), lambda exact: [])
+    lost = {"sample": images.index[wrong], "label": labels.numpy()[wrong], "prediction": first[wrong]}
+    records.add(stage.name, Status.MISCLASSIFIED.value, {**NOT_ATTACKED, **lost})
     outcome = AttackOutcome(
         x_adv=all_x.clone(),
         broken=torch.zeros(len(labels), dtype=torch.bool),
@@ -165,21 +181,22 @@ def attack_images(
         distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
         forwards=torch.zeros(len(labels), dtype=torch.int64),
         backwards=torch.zeros(len(labels), dtype=torch.int64),
-        flags={**images.flags, **flags, **find_chance_flag(labels.numpy(), first)},
+        flags={**images.flags, **flags},
     )
 
     def take(rows: Rows) -> None:
+        records.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), vars(rows))
         at = torch.from_numpy(rows.sample)
         for name in ("broken", "prediction", "distance", "forwards", "backwards"):
             getattr(outcome, name)[at] = torch.from_numpy(getattr(rows, name))
         assert rows.x_adv is not None
         outcome.x_adv[at] = rows.x_adv.cpu()
 
-    if len(right := np.flatnonzero(~misclassified.numpy())):
+    if len(right):
         deterministic, some = "randomized" not in flags, all_x[right[: setup.lanes]]
         before = compute_logits(target, some, lanes)
         run_stage(
-            setup.stages[0],
+            stage,
             target,
             images,
             all_x[right],
@@ -195,4 +212,12 @@ def attack_images(
         )
         if deterministic:
             outcome.flags.update(find_state_change_flag(target, some, before, lanes))
+    outcome.flags.update(_find_flags_of_records(records, stage))
     return outcome
+
+
+def _find_flags_of_records(records: Shards, stage: ReadyStage) -> dict[str, str]:
+    """Find the flags that `evaluate` would find in the same records."""
+    records.flush()
+    rows, attacks = records.collect_rows(), {stage.name: stage.describe()}
+    return find_measured_flags(rows, summarize_attacks(Grid.of(rows, list(attacks)), rows, attacks, "full"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,9 +13,11 @@ from robbench.core.stats import wilson
 from robbench.core.types import Status, Threat, format_ids
 from robbench.results.grid import Grid
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult
-from robbench.suite import Suite
+from robbench.suite import Mode, Suite
 
-__all__ = ["MEASURED_FLAGS", "find_robust_samples", "make_accuracy", "summarize"]
+__all__ = [
+    "MEASURED_FLAGS", "find_measured_flags", "find_robust_samples", "make_accuracy", "summarize", "summarize_attacks",
+]  # fmt: skip
 
 MEASURED_FLAGS = ("chance", "zero_gradients", "refuted", "nonfinite")
 """Flags that follow from the records. Other flags are found before the attacks."""
@@ -58,27 +61,9 @@ def summarize(
         suite: gives name, judge and mode.
         **described: the remaining fields of `ResultFile`.
     """
-    names = list(attacks)
-    grid = Grid.of(rows, names)
+    grid = Grid.of(rows, list(attacks))
     n, lost = len(grid.samples), grid.lost
-    sums = {column: grid.sum(rows[column]) for column in ("forwards", "backwards", "seconds", "zero_gradients")}
-    refuted = grid.sum(rows["claimed"] & (rows["status"] == Status.ROBUST))
-    results: list[AttackResult] = []
-    for i, name in enumerate(names):
-        counted = {"full": [i], "cascade": list(range(i + 1)), "challenge": [0, i]}[suite.mode]
-        backwards, zero = int(sums["backwards"][i]), int(sums["zero_gradients"][i])
-        results.append(
-            AttackResult(
-                name=name,
-                robust_accuracy=make_accuracy(n - int(lost[:, counted].any(axis=1).sum()), n),
-                forwards=int(sums["forwards"][i]),
-                backwards=backwards,
-                seconds=round(float(sums["seconds"][i]), 3),
-                config=attacks[name],
-                refuted=int(refuted[i]),
-                zero_gradient_share=zero / backwards if backwards else 0.0,
-            )
-        )
+    results = summarize_attacks(grid, rows, attacks, suite.mode)
     return ResultFile(
         schema_version=2,
         run_id=digest(identity),
@@ -91,7 +76,7 @@ def summarize(
         clean_accuracy=make_accuracy(n - int(grid.has(Status.MISCLASSIFIED).any(axis=1).sum()), n),
         robust_accuracy=make_accuracy(n - int(lost.any(axis=1).sum()), n),
         attacks=results,
-        flags={**flags, **_measured_flags(rows, results)},
+        flags={**flags, **find_measured_flags(rows, results)},
         forwards=sum(r.forwards for r in results),
         backwards=sum(r.backwards for r in results),
         seconds=round(sum(r.seconds for r in results), 3),
@@ -99,7 +84,46 @@ def summarize(
     )
 
 
-def _measured_flags(rows: pd.DataFrame, results: list[AttackResult]) -> dict[str, str]:
+def summarize_attacks(
+    grid: Grid, rows: pd.DataFrame, attacks: Mapping[str, dict[str, Any]], mode: Mode
+) -> list[AttackResult]:
+    """Add up the records of each attack.
+
+    Args:
+        grid: the records, arranged by sample and attack.
+        rows: the same records.
+        attacks: name -> configuration, in the order of the suite.
+        mode: full, cascade or challenge; see `summarize`.
+    """
+    n, lost = len(grid.samples), grid.lost
+    sums = {column: grid.sum(rows[column]) for column in ("forwards", "backwards", "seconds", "zero_gradients")}
+    refuted = grid.sum(rows["claimed"] & (rows["status"] == Status.ROBUST))
+    results: list[AttackResult] = []
+    for i, (name, config) in enumerate(attacks.items()):
+        counted = {"full": [i], "cascade": list(range(i + 1)), "challenge": [0, i]}[mode]
+        backwards, zero = int(sums["backwards"][i]), int(sums["zero_gradients"][i])
+        results.append(
+            AttackResult(
+                name=name,
+                robust_accuracy=make_accuracy(n - int(lost[:, counted].any(axis=1).sum()), n),
+                forwards=int(sums["forwards"][i]),
+                backwards=backwards,
+                seconds=round(float(sums["seconds"][i]), 3),
+                config=config,
+                refuted=int(refuted[i]),
+                zero_gradient_share=zero / backwards if backwards else 0.0,
+            )
+        )
+    return results
+
+
+def find_measured_flags(rows: pd.DataFrame, results: Sequence[AttackResult]) -> dict[str, str]:
+    """Find the flags that follow from records: name of the problem -> sentence.
+
+    Args:
+        rows: one row per sample and attack.
+        results: the sums over these rows, of each attack.
+    """
     # Stored results hold these sentences, and `robbench verify` compares them: another wording would be a mismatch.
     first = rows.drop_duplicates("sample")
     lost = first["status"] == Status.MISCLASSIFIED  # of other images, the clean prediction is the label
