@@ -201,5 +201,5 @@ def test_what_it_costs():
         return net(x)
 
     x = torch.rand(64, 1, 8, 8)
-    assert find_batch_dependence(ask, x, 64, net(x), net) is None
+    assert find_batch_dependence(ask, x, 64, net(x), net, None) is None
     assert widths == [64, 1, 1, 3]

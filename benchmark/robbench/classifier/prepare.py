@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robbench.classifier.batch_dependence import answers_differ, measure_change
+from robbench.classifier.batch_dependence import answers_differ
 from robbench.classifier.fast_layers import install_fast_layers
 from robbench.classifier.guard import Guarded
+from robbench.classifier.moved_images import measure_change
 from robbench.core.errors import ModelError
 from robbench.core.user_code import contain_exits
 
