@@ -194,12 +194,13 @@ def _find_failing(target: Target, batch: Tensor, real: int) -> list[int]:
     return at
 
 
-def find_state_change_flag(target: Target, x: Tensor, before: Tensor, lanes: int) -> dict[str, str]:
+def find_state_change_flag(target: Target, x: Tensor, y: Tensor, before: Tensor, lanes: int) -> dict[str, str]:
     """Compute the clean logits again after a run. If they differ, the state of the model changes between calls.
 
     Args:
         target: the model.
         x: [N, C, H, W] clean images.
+        y: [N] the classes that were predicted when the clean images were classified.
         before: [N, K] their logits before the run.
         lanes: batch width.
 
@@ -210,8 +211,12 @@ def find_state_change_flag(target: Target, x: Tensor, before: Tensor, lanes: int
     scale = before.norm(dim=1).clamp(min=1e-12)
     change = float(((now - before).norm(dim=1) / scale).nan_to_num(0.0).max())
     flips = int((now.argmax(1) != before.argmax(1)).sum())
+    # The state may have changed before the attacks began. Ties are no change.
+    early = before.amax(1) - before.gather(1, y[:, None])[:, 0] > NOISE * scale
     if change <= NOISE and not flips:
-        return {}
+        if not bool(early.any()):
+            return {}
+        flips = int(early.sum())
     return {
         "state": (
             f"The model answers differently after the attacks than before ({flips} of {len(x)} predictions of clean "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robbench.attacks import Attack
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import choose_width, classify, compute_logits, find_state_change_flag
+from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target
 from robbench.core.chance import find_chance_flag
 from robbench.core.errors import RobbenchError
@@ -193,6 +194,8 @@ def attack_images(
             on_narrow=lambda width, reason: None,
             keep_adversarials=True,
         )
+        for name, sentence in target.module.flags.items() if isinstance(target.module, Guarded) else ():
+            outcome.flags.setdefault(name, sentence)
         if deterministic:
-            outcome.flags.update(find_state_change_flag(target, some, before, lanes))
+            outcome.flags.update(find_state_change_flag(target, some, labels[right[: setup.lanes]], before, lanes))
     return outcome
