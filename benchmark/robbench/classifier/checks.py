@@ -137,32 +137,26 @@ def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dic
         return answer.clone()
 
     moved = ask_moved_images(ask, ask_with_gradient, batch, real)
-    flags = _find_random_flag(target, ask, batch, real, logits, moved) | find_output_flags(logits)
+    # Where the model fails on moved images, the clean ones are all there is.
+    asked = moved or MovedImages(real, [batch], [ask(batch)], [ask_with_gradient(batch)[0]])
+    flags = _find_random_flag(ask, asked) | find_output_flags(logits)
     flags |= _find_batch_flag(target, ask, batch, real, logits, moved)
-    if moved is None:  # the model fails on moved images
-        moved = MovedImages(real, [batch], [ask(batch)], [ask_with_gradient(batch)[0]])
-    return flags | find_gradient_mode_flag(ask, ask_with_gradient, ask_in_inference_mode, moved)
+    return flags | find_gradient_mode_flag(ask, ask_with_gradient, ask_in_inference_mode, asked)
 
 
-def _find_random_flag(
-    target: Target, ask: Ask, batch: Tensor, real: int, logits: Tensor, moved: MovedImages | None
-) -> dict[str, str]:
+def _find_random_flag(ask: Ask, moved: MovedImages) -> dict[str, str]:
     """Query clean and moved images again, each batch as it was, and look for a model that answers at random."""
-    again = _logits(target, batch)[:real]
-    change, flips = measure_change(again, logits), int((again.argmax(1) != logits.argmax(1)).sum())
-    which = f"the same images ({flips} of {real} predictions"
-    if moved is not None and not (flips or bool((change > NOISE).any())):
-        again = torch.cat([ask(x) for x in moved.batches])
-        change, flips = measure_change(again, moved.answers, moved.least), 0
-        turned = int((again.argmax(1) != moved.answers.argmax(1)).sum())
-        which = f"the same moved images, such as attacks query ({turned} of {len(again)} predictions"
-    if not (flips or bool((change > NOISE).any())):
+    again = torch.cat([ask(x) for x in moved.batches])
+    change = measure_change(again, moved.answers, moved.least)
+    if not bool((change > NOISE).any()):
         return {}
+    flips = int((again.argmax(1) != moved.answers.argmax(1)).sum())
     return {
         "randomized": (
-            f"The model answers differently to {which} changed, logits by up to {float(change.max()):.1e} of their "
-            f"length), so gradients are noisy. A break counts here if more than half of {RANDOMIZED_DRAWS} answers are "
-            "wrong. Attack the expectation over its randomness (eot = 20 in a suite) before trusting these numbers."
+            f"The model answers differently to the same images, clean or moved a little ({flips} of {len(again)} "
+            f"predictions changed, logits by up to {float(change.max()):.1e} of their length), so gradients are noisy. "
+            f"A break counts here if more than half of {RANDOMIZED_DRAWS} answers are wrong. Attack the expectation "
+            "over its randomness (eot = 20 in a suite) before trusting these numbers."
         )
     }
 
