@@ -138,7 +138,7 @@ def refuse_memory_of_first_batch(fresh: nn.Module, used: Guarded, x: Tensor, cha
     try:
         other = Guarded(fresh.to(x.device)).eval()
         with torch.no_grad():
-            other(0.75 - x / 2)
+            other(0.9 - 0.3 * x)  # another mean, least and largest pixel
             answers = used.ask_together(x), other(x)
             if not bool((measure_change(answers[1], answers[0]) > _ROUNDING).any()):
                 return
