@@ -86,7 +86,7 @@ def test_confirming_a_break_changes_no_honest_record(problem, tmp_path, monkeypa
         return next((tmp_path / root).rglob("outcomes.parquet"))
 
     with_it, judge = rows("with"), lanes.judge_points
-    monkeypatch.setattr(lanes, "judge_points", lambda *a: judge(*a[:6], False, a[7]))
+    monkeypatch.setattr(lanes, "judge_points", lambda *a: judge(*a[:6], False, *a[7:]))
     without = rows("without")
     assert with_it.read_bytes() == without.read_bytes()
     assert (pd.read_parquet(with_it)["status"] == "broken").any()
@@ -95,7 +95,16 @@ def test_confirming_a_break_changes_no_honest_record(problem, tmp_path, monkeypa
 def test_verify_refutes_what_holds_only_while_gradients_are_on(problem, tmp_path, monkeypatch):
     _, x, y = problem
     model, judge = MODELS["negates"]().eval(), lanes.judge_points
-    monkeypatch.setattr(lanes, "judge_points", lambda *a: judge(*a[:6], False, a[7]))  # believe the gradient pass
+
+    def believe_the_gradient_pass(job, *rest):
+        def ask(p, s, n):
+            with torch.enable_grad():
+                logits = job.model(s["x"]).detach()
+            return logits, job.attack.loss(logits, p, s)
+
+        return judge(job, *rest[:6], ask, rest[7])
+
+    monkeypatch.setattr(lanes, "judge_points", believe_the_gradient_pass)
     evaluate(model, [PGD(steps=5)], x=x, y=y, eps=0.02, results=tmp_path, save_adversarials=True)
     checked = verify(next(tmp_path.rglob("result.json")), model, x=x, y=y)
     assert any("true class" in mismatch.what for mismatch in checked.refuted)

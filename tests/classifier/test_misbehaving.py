@@ -208,7 +208,7 @@ def test_a_changed_input_changes_no_record(call):
 def test_an_input_that_is_changed_now_and_then_is_refused(call):
     def forward(net, z, self):
         out = net(z)
-        if self.calls > 24 and not z.requires_grad:  # when the attacks have begun
+        if self.calls > 60 and not z.requires_grad:  # when the attacks have begun
             z.zero_()
         return out
 
@@ -226,9 +226,10 @@ def test_a_model_without_gradients_is_left_to_queries(call):
     assert (rows["status"] == "broken").any() and result.n == 60
 
 
-def test_state_that_changes_between_calls_is_flagged(call):
+@pytest.mark.parametrize("at", [30, 80])  # before the attacks begin, and after
+def test_state_that_changes_between_calls_is_flagged(call, at):
     def forward(net, z, self):
-        return net(z) * (1 if self.calls < 30 else -1)
+        return net(z) * (1 if self.calls < at else -1)
 
     result, _ = call(forward)
     assert "before" in result.flags["state"] and "60" not in result.flags["state"].split("predictions")[0][:20]

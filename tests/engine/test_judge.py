@@ -17,7 +17,7 @@ def never(p, s, n):
     raise AssertionError("the judge asked again")
 
 
-def judged(logits, x=None, *, last=None, with_grad=False, ask=never, **job):
+def judged(logits, x=None, *, last=None, with_grad=False, ask=None, **job):
     """Judge points beside clean images of 0.5 with label 0 and eps 0.1: [L, K] logits, one pixel value per lane."""
     logits = torch.tensor(logits)
     n = len(logits)
@@ -32,11 +32,18 @@ def judged(logits, x=None, *, last=None, with_grad=False, ask=never, **job):
         "bfloat16": False,
         "widths": widths,
         "device": x.device,
+        "model": None,
         **job,
     }
     answers, _ = read_answers(logits, p.y)
+
+    def repeat(p, s, n):
+        return logits[p.sample], logits[p.sample].sum(1)
+
     last = np.zeros(n, bool) if last is None else np.array(last)
-    verdict = judge_points(SimpleNamespace(**job), p, {"x": x}, answers, np.ones(n, bool), last, with_grad, ask)
+    verdict = judge_points(
+        SimpleNamespace(**job), p, {"x": x}, answers, np.ones(n, bool), last, with_grad, ask or repeat, logits
+    )
     return verdict, answers
 
 
@@ -92,7 +99,8 @@ def test_breaks_of_a_query_with_a_gradient_are_asked_again_without_one():
     # The third claims nothing, the fourth lies outside of the ball.
     told, x = [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [0.55, 0.55, 0.55, 0.8]
     verdict, answers = judged(told, x, last=[False, False, True, True], with_grad=True, ask=ask)
-    assert asked == [0, 1] and verdict.is_break.tolist() == [False, True, False, False]
+    assert asked == [0, 1, 0, 1], "answers that change are asked for a third time"
+    assert verdict.is_break.tolist() == [False, True, False, False]
     assert answers.prediction.tolist() == [0, 1, 0, 1] and not verdict.forwards.any()
     assert not judged(told, x)[0].is_break[3] and judged(told, x)[0].is_break[0], "a query without a gradient counts"
 

@@ -2,7 +2,8 @@
 
 The digest of the tensors does not see a function that lies in NumPy arrays, plain lists, closures, files or numbers of
 a TorchScript module. The answers change with it. They are stored beside a result as text, one line of logits per image.
-The line of an image is empty if the model fails on it, or answers it differently when it is asked twice.
+The line of an image is empty if the model fails on it. If the model answers it differently when it is asked twice, the
+line holds the mean of 16 answers, and their spread after a "|".
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _ROUNDING = 2e-3
 """Share of the spread of the logits that kernels, processors and torch versions may change. At most 1e-6 was seen."""
 _COARSE_ROUNDING = 5e-2  # the same for a model that computes with fewer bits than float32
 _OFFSET = 1e-2  # share of the length of the logits that counts as spread: rounding grows with logits, not with spread
+_DRAWS = 16  # answers to an image that is answered at random
+_MAX_ERRORS = 5.0  # standard errors by which two means of so many answers may differ
 _MORE_ASKS = 8  # when answers differ: a model that is random at times gives the stored answer again
 _MOST_OUTLIERS = 1  # rounding can tip one image over a step inside the model, such as the sign of an activation
 
@@ -68,15 +71,21 @@ class AnswerProbe:
     lanes: int
 
     def record(self) -> list[str]:
-        """Return the answers as they are stored. The model is asked twice."""
+        """Return the answers as they are stored. The model is asked twice, and 16 times more if its answers differ."""
         x = self._make_images()
         with _keep_random_state(self.target.device):  # around both: a random model must not draw the same twice
             once, again = self._ask(x), self._ask(x)
-        steady = _measure_changes(once, again) <= self._choose_tolerance(again)
-        return [
-            "" if row is None or other is None or not same else " ".join(f"{v:.9g}" for v in row)
-            for row, other, same in zip(once, again, steady, strict=True)
-        ]
+            steady = _measure_changes(once, again) <= self._choose_tolerance(again)
+            means, spreads = self._ask_often(x) if not steady.all() else (once, np.zeros(len(x)))
+        lines = []
+        for row, other, same, mean, spread in zip(once, again, steady, means, spreads, strict=True):
+            if row is None or other is None or mean is None:
+                lines.append("")
+            elif same:
+                lines.append(" ".join(f"{v:.9g}" for v in row))
+            else:
+                lines.append(" ".join(f"{v:.9g}" for v in mean) + f" | {spread:.9g}")
+        return lines
 
     def describe_change(self, stored: Sequence[str]) -> str:
         """Say how the answers differ from stored ones, beyond rounding. Return "" if they do not.
@@ -84,15 +93,19 @@ class AnswerProbe:
         Images that were not answered, then or now, are not compared. The model is asked again only if its answers
         differ.
         """
-        x, rows = self._make_images(), [_parse(text) for text in stored]
+        x, (rows, spreads) = self._make_images(), _parse(stored)
         if not is_comparable(stored) or len(rows) != len(x):
             return ""
         least = np.full(len(x), math.inf)
         flips = compared = tolerance = 0.0
         with _keep_random_state(self.target.device):
             for _ in range(1 + _MORE_ASKS):
-                now = self._ask(x)
-                least = np.minimum(least, _measure_changes(rows, now))
+                now, slack = self._ask(x), np.zeros(len(x))
+                if spreads.any():
+                    means, noise = self._ask_often(x)
+                    now = [mean if s else row for row, mean, s in zip(now, means, spreads, strict=True)]
+                    slack = _MAX_ERRORS * (2 / _DRAWS) ** 0.5 * np.where(spreads > 0, np.maximum(spreads, noise), 0)
+                least = np.minimum(least, _measure_changes(rows, now, slack))
                 tolerance = self._choose_tolerance(now)
                 both = [(a, b) for a, b in zip(rows, now, strict=True) if a is not None and b is not None]
                 flips, compared = sum(_predict(a) != _predict(b) for a, b in both), len(both)
@@ -121,6 +134,21 @@ class AnswerProbe:
             except (ModelError, RuntimeError, MemoryError):
                 return [self._ask_alone(image) for image in x.split(1)]  # type: ignore[no-untyped-call]
 
+    def _ask_often(self, x: Tensor) -> tuple[list[Row], NDArray[np.float64]]:
+        """Return the mean of 16 answers to each image, None unless all of them are finite, and their spreads [n].
+
+        The spread is the root of the summed variances of the logits.
+        """
+        draws = [self._ask(x) for _ in range(_DRAWS)]
+        means: list[Row] = []
+        spreads = np.zeros(len(x))
+        for i, rows in enumerate(zip(*draws, strict=True)):
+            given = [row for row in rows if row is not None and np.isfinite(row).all()]
+            whole = len(given) == _DRAWS and len({row.shape for row in given}) == 1
+            means.append(np.mean(given, axis=0) if whole else None)
+            spreads[i] = float(np.var(given, axis=0, ddof=1).sum()) ** 0.5 if whole else 0.0
+        return means, spreads
+
     def _ask_alone(self, image: Tensor) -> Row:
         # At the width of the run: a traced model may know no other.
         batch = image.expand(self.lanes, *image.shape[1:]).contiguous()
@@ -142,16 +170,21 @@ class AnswerProbe:
         return _COARSE_ROUNDING if narrow else _ROUNDING
 
 
-def _parse(text: str) -> Row:
-    return np.array([float(v) for v in text.split()]) if text else None
+def _parse(stored: Sequence[str]) -> tuple[list[Row], NDArray[np.float64]]:
+    """Read stored answers: logits of each image, and the spread of random ones, 0 for steady ones, [n]."""
+    parts = [text.partition("|") for text in stored]
+    rows = [np.array([float(v) for v in logits.split()]) if logits else None for logits, _, _ in parts]
+    return rows, np.array([float(spread or 0) for _, _, spread in parts])
 
 
 def _predict(row: NDArray[np.float64]) -> int:
     return int(np.nan_to_num(row, nan=-math.inf).argmax())
 
 
-def _measure_changes(stored: Sequence[Row], now: Sequence[Row]) -> NDArray[np.float64]:
-    """Return for each image the distance of its two answers, as a share of the spread of the stored logits.
+def _measure_changes(
+    stored: Sequence[Row], now: Sequence[Row], slack: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return for each image the distance of its two answers beyond `slack` [n], as a share of the stored spread.
 
     The share is 0 where an answer is missing, and infinite if shapes or the places of NaN and infinity differ.
     """
@@ -166,7 +199,8 @@ def _measure_changes(stored: Sequence[Row], now: Sequence[Row]) -> NDArray[np.fl
             continue
         finite = np.isfinite(a)
         scale = max(spread, typical) + _OFFSET * float(np.linalg.norm(a[finite]))
-        changes[i] = float(np.linalg.norm(a[finite] - b[finite])) / max(scale, 1e-12)
+        distance = float(np.linalg.norm(a[finite] - b[finite])) - (0.0 if slack is None else slack[i])
+        changes[i] = max(distance, 0.0) / max(scale, 1e-12)
     return changes
 
 

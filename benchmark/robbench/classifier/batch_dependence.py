@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,12 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robbench.classifier.moved_images import NARROW, Ask, MovedImages, measure_change
 from robbench.core.errors import ModelError
 
-__all__ = ["NOISE", "answers_differ", "find_batch_dependence", "measure_change"]
-
-Ask = Callable[[Tensor], Tensor]
-"""Images [L, C, H, W] -> logits [L, K], all in one batch."""
+__all__ = ["NOISE", "answers_differ", "find_batch_dependence"]
 
 NOISE = 1e-4
 """Share of the logits' length that is far above rounding, in batches of one shape (AutoAttack's check)."""
@@ -30,16 +29,6 @@ _WIDTH_NOISE = 2e-2
 
 _ORDER = "ABBABAABBAABABBA"  # no rhythm: a model that alternates between two answers gives both to A and to B
 _LEVEL = 5e-4  # of the permutation test; 2 of the 12870 permutations are its least value
-
-
-def measure_change(answer: Tensor, expected: Tensor) -> Tensor:
-    """Measure how far answers [n, K] are from the expected ones, as a share of these: [n].
-
-    The change is 0 where both hold NaN or infinity, and infinite where only one of them does.
-    """
-    change = (answer - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-12)
-    lost, was = ~answer.isfinite().all(1), ~expected.isfinite().all(1)
-    return torch.where(lost & was, 0.0, torch.where(lost | was, torch.inf, change))
 
 
 @lru_cache
@@ -52,7 +41,7 @@ def _list_signs() -> NDArray[np.float64]:
     return signs / half
 
 
-def answers_differ(a: Callable[[], Tensor], b: Callable[[], Tensor], tolerance: float) -> bool:
+def answers_differ(a: Callable[[], Tensor], b: Callable[[], Tensor], tolerance: float, least: float = 0.0) -> bool:
     """Tell whether two ways to ask give different answers, beyond what the model varies when it is asked again.
 
     Each way is asked 8 times, in turn. An exact permutation test compares the two mean answers, so a randomized model
@@ -62,16 +51,19 @@ def answers_differ(a: Callable[[], Tensor], b: Callable[[], Tensor], tolerance: 
         a: asks one way, logits [n, K].
         b: asks the other way about the same images.
         tolerance: the mean answers must differ by more than this share of their length, in the worst image.
+        least: see `measure_change`.
     """
     answers = torch.stack([{"A": a, "B": b}[way]().double() for way in _ORDER]).nan_to_num(0.0, 0.0, 0.0)
     first, second = (answers[[way == name for way in _ORDER]] for name in "AB")
     for still, other in ((first, second), (second, first)):
-        moves = torch.stack([measure_change(answer, still[0]) > tolerance for answer in torch.cat([still[1:], other])])
+        moves = torch.stack(
+            [measure_change(answer, still[0], least) > tolerance for answer in torch.cat([still[1:], other])]
+        )
         if not bool(moves[: len(still) - 1].any()) and bool(moves[len(still) - 1 :].any(1).all()):
             return True  # one way always gives the same answer, and the other way never gives it
-    if not bool((measure_change(second.mean(0), first.mean(0)) > tolerance).any()):
+    if not bool((measure_change(second.mean(0), first.mean(0), least) > tolerance).any()):
         return False
-    scale = answers.norm(dim=2).mean(0).clamp(min=1e-12)
+    scale = answers.norm(dim=2).mean(0).clamp(min=max(least, 1e-12))
     flat = (answers / scale[:, None]).flatten(1)
     products = (flat @ flat.T).cpu().numpy()
     signs = _list_signs()
@@ -82,51 +74,118 @@ def answers_differ(a: Callable[[], Tensor], b: Callable[[], Tensor], tolerance: 
     return bool((gaps.clip(0) ** 0.5 >= (ours @ products @ ours) ** 0.5 - slack).mean() <= _LEVEL)
 
 
-def find_batch_dependence(ask: Ask, batch: Tensor, real: int, logits: Tensor, module: nn.Module) -> str | None:
-    """Query images of a batch again: in another order beside other images, alone, and beside copies of themselves.
+@dataclass(frozen=True, eq=False)
+class _Composition:
+    """Two ways to ask about the same n images: as they were asked about before, and in another batch.
 
-    Costs one pass of the batch's width and three narrow ones.
+    Attributes:
+        how: the other batch in words.
+        tolerance: share of the logits' length that may change.
+        answered: logits of the first query, [n, K].
+        now: logits of the other query, [n, K].
+        before: makes the first query again.
+        again: makes the other query again.
+    """
+
+    how: str
+    tolerance: float
+    answered: Tensor
+    now: Tensor
+    before: Callable[[], Tensor]
+    again: Callable[[], Tensor]
+
+
+def find_batch_dependence(
+    ask: Ask, batch: Tensor, real: int, logits: Tensor, module: nn.Module, moved: MovedImages | None
+) -> str | None:
+    """Query clean and moved images again: beside other images, alone, and beside copies of themselves.
+
+    The other images are clean, or attacked, or leave the model unsure. Moved images have another range, and are asked
+    about beside black and white ones and alone. Costs three narrow passes, and nine of one image.
 
     Args:
         ask: queries the model with one batch. A batch that it raises a `ModelError` for is not compared.
-        batch: images [L, C, H, W].
+        batch: clean images [L, C, H, W].
         real: the first so many images count; the others are padding.
         logits: of the images that count, [real, K].
         module: the model, to look for the cause.
+        moved: moved images, and the answers to them; None if the model fails on them.
 
     Returns:
         None, or a sentence that says what differs and names the likely cause.
     """
-    for how, tolerance, n, again in _compositions(ask, batch, real):
+    least = moved.least if moved else 0.0
+    for compose in _list_compositions(ask, batch, real, logits, moved):
         try:
-            change = measure_change(again(), logits[:n])
-            if not bool((change > tolerance).any()):
-                continue
-            if not answers_differ(lambda n=n: ask(batch)[:n], again, tolerance):  # type: ignore[misc]
+            c = compose()
+            change = measure_change(c.now, c.answered, least)
+            if not bool((change > c.tolerance).any()) or not answers_differ(c.before, c.again, c.tolerance, least):
                 continue
         except ModelError:
             continue
-        predicted = int((again().argmax(1) != logits[:n].argmax(1)).sum())
+        predicted = int((c.now.argmax(1) != c.answered.argmax(1)).sum())
         return (
-            f"The model's answer to an image depends on the other images of the batch: {how}, the logits of "
-            f"{int((change > tolerance).sum())} of {n} images change by up to {float(change.max()):.1e} of their "
-            f"length, and {predicted} predictions change. {_name_cause(module)}"
+            f"The model's answer to an image depends on the other images of the batch: {c.how}, the logits of "
+            f"{int((change > c.tolerance).sum())} of {len(change)} images change by up to {float(change.max()):.1e} of "
+            f"their length, and {predicted} predictions change. {_name_cause(module)}"
         )
     return None
 
 
-def _compositions(ask: Ask, batch: Tensor, real: int) -> Iterator[tuple[str, float, int, Callable[[], Tensor]]]:
-    """Yield in words how images are asked again, the tolerance, how many images, and the query for their logits."""
-    width = max(len(batch), 2)
-    n = min(real, (width + 1) // 2)
-    others = 0.75 - batch[torch.arange(width - n) % real] / 2  # gray negatives, in [0, 1]
-    mixed = torch.cat([others, batch[:n].flip(0)])
-    alone = min(real, 2)
+def _list_compositions(
+    ask: Ask, batch: Tensor, real: int, logits: Tensor, moved: MovedImages | None
+) -> Iterator[Callable[[], _Composition]]:
+    """Yield functions that ask about images in another batch."""
+
+    def compare(how: str, n: int, again: Callable[[], Tensor], now: Tensor | None = None) -> Callable[[], _Composition]:
+        """Compare the first n clean images with what was answered in the batch of clean images."""
+        same = moved is not None and now is not None and len(moved.batches[0]) == len(batch)
+        noise = NOISE if same else _WIDTH_NOISE
+        return lambda: _Composition(
+            how, noise, logits[:n], again() if now is None else now, lambda: ask(batch)[:n], again
+        )
+
+    def compare_moved(how: str, rows: Tensor, again: Callable[[], Tensor]) -> Callable[[], _Composition]:
+        """Compare moved images with what was answered in their batches."""
+        assert moved is not None
+        parts = moved.batches
+        return lambda: _Composition(
+            how,
+            _WIDTH_NOISE,
+            moved.answers[rows],
+            again(),
+            lambda: torch.cat([ask(part) for part in parts])[rows],
+            again,
+        )
+
+    def alone(x: Tensor) -> Callable[[], Tensor]:
+        return lambda: torch.cat([ask(image) for image in x.split(1)])  # type: ignore[no-untyped-call]
+
+    def beside(x: Tensor, others: Tensor) -> Callable[[], Tensor]:
+        filled = torch.cat([x, others[torch.arange(narrow - len(x)) % len(others)]])
+        return lambda: ask(filled)[: len(x)]
+
+    if moved is not None:
+        n, mixed = moved.clean, moved.batches[0]
+        yield compare("in another order, beside other images", n, lambda: ask(mixed)[-n:].flip(0), moved.now)
+    yield compare("alone", min(real, 2), alone(batch[: min(real, 2)]))
     copies = batch[:1].expand(3, *batch.shape[1:]).contiguous()
-    same = width == len(batch)
-    yield "in another order, beside other images", NOISE if same else _WIDTH_NOISE, n, lambda: ask(mixed)[-n:].flip(0)
-    yield "alone", _WIDTH_NOISE, alone, lambda: torch.cat([ask(batch[i : i + 1]) for i in range(alone)])
-    yield "beside copies of itself", _WIDTH_NOISE, 1, lambda: ask(copies)[:1]
+    yield compare("beside copies of itself", 1, lambda: ask(copies)[:1])
+    if moved is None:
+        return
+    x, narrow = moved.x, min(len(mixed), NARROW)
+    some, scaled = min(real, max(1, narrow // 8)), moved.find_scaled()
+    unsure = moved.find_unsure(narrow)
+    few = unsure[:some]
+    yield compare("beside images that it is unsure about", some, beside(batch[:some], x[unsure]))
+    if (attacked := moved.attacked) is not None:
+        stay = min(some, max(1, len(attacked) // 8))
+        yield compare("beside attacked images", stay, beside(batch[:stay], attacked))
+    yield compare_moved(
+        "for images it is unsure about, beside clean ones", unsure[:some], beside(x[unsure[:some]], batch[:real])
+    )
+    yield compare_moved("for images it is unsure about, alone", few[:2], alone(x[few[:2]]))
+    yield compare_moved("for images of another brightness, alone", scaled, alone(x[scaled]))
 
 
 def _name_cause(module: nn.Module) -> str:

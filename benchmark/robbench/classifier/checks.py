@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.classifier.batch_dependence import NOISE, answers_differ, find_batch_dependence, measure_change
+from robbench.classifier.batch_dependence import NOISE, find_batch_dependence
 from robbench.classifier.batch_width import BatchWidths
+from robbench.classifier.gradient_mode import find_gradient_mode_flag, query_with_gradient
 from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
+from robbench.classifier.moved_images import Ask, MovedImages, ask_moved_images, measure_change
 from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError
@@ -37,8 +39,6 @@ CLEAN_FLAGS = ("randomized", *OUTPUT_FLAGS, "nonfinite_clean", "batch_dependent"
 
 RANDOMIZED_DRAWS = 11
 """Number of answers that a randomized model gives to a claimed break; the majority decides."""
-
-_MODE_NOISE = 1e-3  # with gradients on, torch may choose other kernels
 
 _OUTPUT_IMAGES = 1024  # enough to see what kind of numbers a model answers with
 
@@ -118,8 +118,7 @@ def classify(
             f"The model answers NaN or infinity to every clean image; to {format_ids(ids[:1])}: {bad}. A robust "
             "accuracy of it would mean nothing."
         )
-    flags = _find_random_flag(target, *first) | find_output_flags(torch.cat(answers))
-    flags |= _find_batch_flag(target, *first) | _find_gradient_flag(target, *first)
+    flags = _find_flags(target, *first) | find_output_flags(torch.cat(answers))
     flags |= target.module.flags if isinstance(target.module, Guarded) else {}
     if lost.any():
         flags["nonfinite_clean"] = (
@@ -129,11 +128,49 @@ def classify(
     return prediction, flags
 
 
-def _find_batch_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+def _find_flags(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
+    """Query the images of the first batch again, as they are and moved, and look for answers that mean little."""
+    together = target.module.ask_together if isinstance(target.module, Guarded) else target.module
+    ask = functools.partial(_logits, target, ask=together)
+
+    def ask_with_gradient(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return query_with_gradient(together, x.to(target.device))
+
+    def ask_in_inference_mode(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            answer: Tensor = together(x.to(target.device))
+        return answer.clone()
+
+    moved = ask_moved_images(ask, ask_with_gradient, batch, real)
+    # Where the model fails on moved images, the clean ones are all there is.
+    asked = moved or MovedImages(real, [batch], [ask(batch)], [ask_with_gradient(batch)[0]])
+    flags = _find_random_flag(ask, asked) | _find_batch_flag(target, ask, batch, real, logits, moved)
+    return flags | find_gradient_mode_flag(ask, ask_with_gradient, ask_in_inference_mode, asked)
+
+
+def _find_random_flag(ask: Ask, moved: MovedImages) -> dict[str, str]:
+    """Query clean and moved images again, each batch as it was, and look for a model that answers at random."""
+    again = torch.cat([ask(x) for x in moved.batches])
+    change = measure_change(again, moved.answers, moved.least)
+    if not bool((change > NOISE).any()):
+        return {}
+    flips = int((again.argmax(1) != moved.answers.argmax(1)).sum())
+    return {
+        "randomized": (
+            f"The model answers differently to the same images, clean or moved a little ({flips} of {len(again)} "
+            f"predictions changed, logits by up to {float(change.max()):.1e} of their length), so gradients are noisy. "
+            f"A break counts here if more than half of {RANDOMIZED_DRAWS} answers are wrong. Attack the expectation "
+            "over its randomness (eot = 20 in a suite) before trusting these numbers."
+        )
+    }
+
+
+def _find_batch_flag(
+    target: Target, ask: Ask, batch: Tensor, real: int, logits: Tensor, moved: MovedImages | None
+) -> dict[str, str]:
     """Find out whether answers depend on the rest of the batch. Such a model is refused, or asked image by image."""
     module = target.module
-    together = module.ask_together if isinstance(module, Guarded) else module
-    found = find_batch_dependence(functools.partial(_logits, target, ask=together), batch, real, logits, module)
+    found = find_batch_dependence(ask, batch, real, logits, module, moved)
     if found is None:
         return {}
     if isinstance(module, Guarded) and module.one_by_one:
@@ -142,35 +179,6 @@ def _find_batch_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -
         f"{found} So it has no accuracy of its own. Mend the model, or measure how it answers single images, which is "
         "slow: one_by_one=True (--one-by-one)."
     )
-
-
-def _find_gradient_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
-    """Query the first batch again while gradients are on, and look for a model that then answers differently."""
-
-    def ask_with_gradient() -> Tensor:
-        x = batch.to(target.device, copy=True).requires_grad_(True)
-        with torch.enable_grad():
-            answer: Tensor = target.module(x)
-        return answer.detach()[:real]
-
-    try:
-        change = measure_change(ask_with_gradient(), logits)
-        if not bool((change > _MODE_NOISE).any()):
-            return {}
-        if not answers_differ(lambda: _logits(target, batch)[:real], ask_with_gradient, _MODE_NOISE):
-            return {}
-        flips = int((ask_with_gradient().argmax(1) != logits.argmax(1)).sum())
-    except (ModelError, RuntimeError, MemoryError):  # an attack that meets the error words it
-        return {}
-    return {
-        "gradient_mode": (
-            f"The model answers differently while gradients are on (logits of {int((change > _MODE_NOISE).sum())} of "
-            f"{real} clean images change by up to {float(change.max()):.1e} of their length, {flips} predictions "
-            "change). A break counts only if it holds without gradients, as the model is used. But attacks follow the "
-            "gradients of another function, so the model looks more robust than it is. Look for "
-            "torch.is_grad_enabled() and x.requires_grad in the model; attack it by queries too: --suite blackbox."
-        )
-    }
 
 
 def _find_failing(target: Target, batch: Tensor, real: int) -> list[int]:
@@ -184,12 +192,13 @@ def _find_failing(target: Target, batch: Tensor, real: int) -> list[int]:
     return at
 
 
-def find_state_change_flag(target: Target, x: Tensor, before: Tensor, lanes: int) -> dict[str, str]:
+def find_state_change_flag(target: Target, x: Tensor, y: Tensor, before: Tensor, lanes: int) -> dict[str, str]:
     """Compute the clean logits again after a run. If they differ, the state of the model changes between calls.
 
     Args:
         target: the model.
         x: [N, C, H, W] clean images.
+        y: [N] the classes that were predicted when the clean images were classified.
         before: [N, K] their logits before the run.
         lanes: batch width.
 
@@ -200,8 +209,12 @@ def find_state_change_flag(target: Target, x: Tensor, before: Tensor, lanes: int
     scale = before.norm(dim=1).clamp(min=1e-12)
     change = float(((now - before).norm(dim=1) / scale).nan_to_num(0.0).max())
     flips = int((now.argmax(1) != before.argmax(1)).sum())
+    # The state may have changed before the attacks began. Ties are no change.
+    early = before.amax(1) - before.gather(1, y[:, None])[:, 0] > NOISE * scale
     if change <= NOISE and not flips:
-        return {}
+        if not bool(early.any()):
+            return {}
+        flips = int(early.sum())
     return {
         "state": (
             f"The model answers differently after the attacks than before ({flips} of {len(x)} predictions of clean "
@@ -281,23 +294,6 @@ def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
         raise ModelError(f"The model has {found} classes; the data set has {num_classes}.")
     if found < 2 or top >= found:
         raise ModelError(f"The model has {found} classes; the labels go up to {top}.")
-
-
-def _find_random_flag(target: Target, batch: Tensor, real: int, logits: Tensor) -> dict[str, str]:
-    """Query the first batch again, and look for a randomized model."""
-    flags = {}
-    again = torch.stack([_logits(target, batch)[:real] for _ in range(2)])
-    scale = logits.norm(dim=1).clamp(min=1e-12)
-    change = float(((again - logits).norm(dim=2) / scale).nan_to_num(0.0).max())
-    flips = int((again.argmax(2) != logits.argmax(1)).any(0).sum())
-    if change > NOISE or flips:
-        flags["randomized"] = (
-            f"The model answers differently to the same images ({flips} of {real} predictions changed, logits by up "
-            f"to {change:.1e} of their length), so gradients are noisy. A break counts here if more than half of "
-            f"{RANDOMIZED_DRAWS} answers are wrong. Attack the expectation over its randomness (eot = 20 in a suite) "
-            "before trusting these numbers."
-        )
-    return flags
 
 
 def measure_pass_seconds(

@@ -97,7 +97,7 @@ class Guarded(nn.Module):
             ModelError: the model fails, it changes its input only at times, or its output is no logits.
         """
         given = x.clone() if "input_changed" in self.flags else x
-        version = given._version
+        version = None if given.is_inference() else given._version  # inference tensors count no versions
         try:
             with contain_exits():
                 logits = self.inner(given)
@@ -110,7 +110,7 @@ class Guarded(nn.Module):
             raise ModelError(
                 f"The model cannot be run on images of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}{remedy}"
             ) from error
-        if given is x and x._version != version:
+        if given is x and version is not None and x._version != version:
             raise ModelError(
                 "The model changes its input in place, and did not when it was tried out, so no point of this batch "
                 "can be trusted. Let it work on a copy: x = x.clone()."

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robbench.classifier.batch_dependence import answers_differ, measure_change
 from robbench.classifier.fast_layers import install_fast_layers
+from robbench.classifier.first_batch import copy_module, find_changed, list_state, refuse_memory_of_first_batch
 from robbench.classifier.guard import Guarded
 from robbench.core.errors import ModelError
 from robbench.core.user_code import contain_exits
 
 __all__ = ["Target", "pick_device", "prepare"]
-
-# Of the logits' length: what another layout of the weights, or a faster layer, may change.
-_ROUNDING = 2e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,20 +86,17 @@ def prepare(
             f"The model is in training mode ({training[0]}{' and more' if training[1:] else ''}), so dropout and "
             "batch statistics would make its answers depend on chance and on the batch. Call model.eval() first."
         )
-    try:
-        with torch.no_grad(), contain_exits():  # the copy of a TorchScript module would have parameters with a history
-            ours = copy.deepcopy(module)
-    except Exception:  # a user's module may raise anything: hooks, handles and generators do not copy
-        ours = module
-    ours = ours.to(device)
-    state = _list_state(ours)
-    if ours is not module:
+    copied = copy_module(module)
+    ours = (module if copied is None else copied).to(device)
+    fresh = copy_module(module, functions=True) if copied is not None else None  # nobody has asked it anything
+    state = list_state(ours)
+    if copied is not None:
         for parameter in ours.parameters():  # `requires_grad_` of a TorchScript module raises
             parameter.requires_grad_(False)
         if any(p.dim() == 4 for p in ours.parameters()):
             try:
                 ours.to(memory_format=torch.channels_last)  # fails if a parameter has five dimensions
-                state = _list_state(ours)
+                state = list_state(ours)
                 with torch.no_grad(), contain_exits():
                     ours(x.to(device, copy=True))
             except Exception:  # a user's module may raise anything about its input; `classify` words it
@@ -112,8 +105,8 @@ def prepare(
             install_fast_layers(ours, x, bfloat16)
     guarded = Guarded(ours, one_by_one).eval()
     guarded.try_out(x.to(device))
-    if ours is not module and (changed := _find_changed(state, ours)):
-        _refuse_memory_of_first_batch(Guarded(copy.deepcopy(module).to(device)).eval(), guarded, x.to(device), changed)
+    if fresh is not None:
+        refuse_memory_of_first_batch(fresh, guarded, x.to(device), find_changed(state, ours))
     return guarded
 
 
@@ -136,70 +129,3 @@ def _check_weights(module: nn.Module) -> None:
             "be told from those of other weights. Give the module as it was before torch.jit.freeze, or the plain "
             "torch.nn.Module."
         )
-
-
-_NOTHING, _CONTAINERS = object(), (list, dict, set)
-_State = dict[nn.Module, dict[str, tuple[object, object, object]]]
-
-
-def _list_state(module: nn.Module) -> _State:
-    """List what the modules hold beside parameters: value, version of a tensor, and length of a container."""
-    return {
-        part: {
-            name: (
-                value,
-                getattr(value, "_version", None),
-                len(value) if isinstance(value, list | dict | set) else None,
-            )
-            for name, value in (_python_state(part) | dict(part.named_buffers(recurse=False))).items()
-        }
-        for part in module.modules()
-    }
-
-
-def _python_state(part: nn.Module) -> dict[str, object]:
-    # A TorchScript module makes new Python objects for its parameters whenever it is asked for them.
-    return {} if isinstance(part, torch.jit.ScriptModule) else vars(part)
-
-
-def _find_changed(before: _State, module: nn.Module) -> list[str]:
-    """Name what the modules have come to hold, or have changed, since `before`."""
-    names = {part: name for name, part in module.named_modules()}
-
-    def is_new(part: nn.Module, name: str) -> bool:
-        (value, *details), (was, *known) = now[part][name], before[part].get(name, (_NOTHING, None, 0))
-        return value is not was or details != known
-
-    now = _list_state(module)
-    return [
-        f"{names[part]}.{name}".removeprefix(".")
-        for part, held in now.items()
-        if part in before  # a faster layer is no state
-        for name in held
-        if is_new(part, name)
-    ]
-
-
-def _refuse_memory_of_first_batch(fresh: Guarded, used: Guarded, x: Tensor, changed: list[str]) -> None:
-    """Refuse a model that answers otherwise when the first batch of its life was another one.
-
-    Args:
-        fresh: a copy that was never asked anything.
-        used: the copy whose first batch was x.
-        x: images [n, C, H, W].
-        changed: what the used copy has come to hold.
-    """
-    try:
-        with torch.no_grad():
-            fresh(0.75 - x / 2)
-            answers = used(x), fresh(x)
-            if not bool((measure_change(answers[1], answers[0]) > _ROUNDING).any()):
-                return
-            if not answers_differ(lambda: used(x), lambda: fresh(x), _ROUNDING):
-                return
-    except ModelError:  # `classify` words it
-        return
-    raise ModelError(
-        f"The model's answers depend on the first batch that it was ever given: it keeps something of it (look at "
-        f"{', '.join(changed[:3])}). Compute what it keeps before the run, from training images."
-    )

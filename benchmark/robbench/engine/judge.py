@@ -9,6 +9,8 @@ A point breaks its sample if all of this holds:
    model is used (`ask_without_gradient`).
 5. If the model is randomized, more than half of `draws` answers are wrong (`confirm_by_majority`). In float32
    this takes the place of 4., because all answers but the first are without a gradient.
+6. Of a model that looked deterministic, every break is asked about twice. If the answers differ, 5. holds for this
+   break (`find_random_lanes`), and a flag of the model says so.
 
 An attack only proposes points. The judge believes nothing that an attack claims.
 """
@@ -23,12 +25,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robbench.classifier.batch_dependence import NOISE
+from robbench.classifier.checks import RANDOMIZED_DRAWS
+from robbench.classifier.gradient_mode import MODE_NOISE
+from robbench.classifier.guard import Guarded
+from robbench.classifier.moved_images import measure_change
 from robbench.core.threat import Ball
 from robbench.core.types import Problem, State
 from robbench.engine.job import AttackJob
 from robbench.engine.query import take_lanes
 
 __all__ = ["Answers", "Verdict", "judge_points", "read_answers", "read_logits"]
+
+_MODE_CHANGE = 2e-2
+"""Share of the logits' length that a query with a gradient may change by other kernels, at any batch width."""
+
+_RANDOMIZED = (
+    "The model answers differently when the judge asks about a break again, though it answers the images before the "
+    f"attacks steadily. Such a break counts if more than half of {RANDOMIZED_DRAWS} answers are wrong. Gradients are "
+    "noisy: attack the expectation over its randomness (eot = 20 in a suite) before trusting these numbers."
+)
+
+_GRADIENT_MODE = (
+    "The model answers attacked images differently while gradients are on. A break counts only if it holds in "
+    "torch.no_grad(). But attacks follow the gradients of another function, so the model looks more robust than it is. "
+    "Look for torch.is_grad_enabled() and x.requires_grad in the model; attack it by queries too: --suite blackbox."
+)
 
 Ask = Callable[[Problem, State, int], tuple[Tensor, Tensor]]
 """(problem, state, n) -> logits [W, K] and loss [W] in the precision of the images, without a gradient.
@@ -79,6 +101,7 @@ def judge_points(
     last: NDArray[np.bool_],
     with_grad: bool,
     ask: Ask,
+    logits: Tensor,
 ) -> Verdict:
     """Decide for every lane whether its point `s["x"]` counts as a break.
 
@@ -91,6 +114,7 @@ def judge_points(
         last: which lanes are at the last point of their trial, [L].
         with_grad: whether the logits come from a query with a gradient.
         ask: asks the model again.
+        logits: what was answered, [L, K].
     """
     bfloat16 = with_grad and job.bfloat16
     may_count = live & (last | (job.judge == "any"))
@@ -99,14 +123,20 @@ def judge_points(
     is_inside, distance = check_inside(job.ball, p.x, s["x"], candidate)
     forwards, corrected = np.zeros(len(live), np.int64), None
     doubtful = candidate & (is_inside | (last & bfloat16))
-    if (bfloat16 or (with_grad and job.draws == 1)) and doubtful.any():
-        corrected = ask_without_gradient(job, p, s, answers, doubtful, ask)
+    draws, is_random = job.draws, np.full(len(live), job.draws > 1)
+    if (bfloat16 or job.draws == 1) and doubtful.any():
+        at, again, loss = ask_without_gradient(job, p, s, answers, doubtful, ask)
+        corrected = (at, again, loss) if with_grad else None
         # A last point needs no bfloat16, so its query is charged once. Confirming a break is the judge's own affair.
         forwards += bfloat16 & doubtful & ~last
+        if job.draws == 1 and not bfloat16:  # answers in bfloat16 differ anyway
+            draws, is_random = RANDOMIZED_DRAWS, find_random_lanes(job, p, s, at, logits, again, with_grad, ask)
     is_break = is_inside & answers.is_wrong
-    if job.draws > 1 and is_break.any():
-        forwards += is_break * (job.draws - 1)
-        is_break = confirm_by_majority(job, p, s["x"], answers.is_wrong, is_break)
+    # If the answers of a model that looked deterministic differ, neither of the two decides.
+    claims = is_random & (is_break if job.draws > 1 else is_inside)
+    if claims.any():
+        forwards += claims * (draws - 1)
+        is_break = np.where(claims, confirm_by_majority(job, p, s["x"], answers.is_wrong, claims, draws), is_break)
     return Verdict(is_break, distance, forwards, corrected)
 
 
@@ -171,13 +201,52 @@ def ask_without_gradient(
     return at[:n], logits, loss
 
 
+def find_random_lanes(
+    job: AttackJob, p: Problem, s: State, at: Tensor, first: Tensor, again: Tensor, with_grad: bool, ask: Ask
+) -> NDArray[np.bool_]:
+    """Find the lanes where the model answers the same query differently, and flag the model.
+
+    Costs a pass only if the second answers differ from the first.
+
+    Args:
+        job: the model.
+        p: one row per lane.
+        s: the state that was queried.
+        at: the lanes that were asked about again, [n].
+        first: the first answers, [L, K].
+        again: the second answers, without a gradient, [n, K].
+        with_grad: whether the first answers come from a query with a gradient.
+        ask: asks the model again.
+
+    Returns:
+        One entry per lane, [L] bool.
+    """
+    is_random = np.zeros(len(first), bool)
+    first = first[at]
+    least = float(first.norm(dim=1).nan_to_num(0.0, 0.0, 0.0).median()) / 10
+    change = measure_change(again, first, least)
+    if not bool((change > MODE_NOISE).any()):
+        return is_random
+    n = len(at)
+    rows = torch.from_numpy(np.resize(at.cpu().numpy(), job.widths.fit(n))).to(at.device)
+    third = ask(*take_lanes(p, s, rows), n)[0][:n]
+    differs = (measure_change(third, again, least) > NOISE) & (change > MODE_NOISE)
+    is_random[at.cpu().numpy()] = differs.cpu().numpy()
+    flags = job.model.flags if isinstance(job.model, Guarded) else {}
+    if is_random.any():
+        flags.setdefault("randomized", _RANDOMIZED)
+    elif with_grad and bool((change > _MODE_CHANGE).any()):
+        flags.setdefault("gradient_mode", _GRADIENT_MODE)
+    return is_random
+
+
 def confirm_by_majority(
-    job: AttackJob, p: Problem, x: Tensor, is_wrong: NDArray[np.bool_], claims: NDArray[np.bool_]
+    job: AttackJob, p: Problem, x: Tensor, is_wrong: NDArray[np.bool_], claims: NDArray[np.bool_], draws: int
 ) -> NDArray[np.bool_]:
     """Tell which claimed breaks hold in more than half of `draws` answers. The first answer is `is_wrong`."""
     votes = torch.from_numpy(is_wrong).to(x.device).long()
-    for _ in range(job.draws - 1):
+    for _ in range(draws - 1):
         with torch.no_grad():
             votes = votes + read_logits(job.model(x), p.y)[1]
-    held: NDArray[np.bool_] = claims & (2 * votes > job.draws).cpu().numpy()
+    held: NDArray[np.bool_] = claims & (2 * votes > draws).cpu().numpy()
     return held

@@ -147,7 +147,7 @@ class Lanes:
             grad = grad.nan_to_num(0.0, 0.0, 0.0)
             flags[0] = (_max_slope(grad) == 0).cpu().numpy()
 
-        verdict = judge_points(job, self.p, self.state, answers, self.live, last, with_grad, self.ask_again)
+        verdict = judge_points(job, self.p, self.state, answers, self.live, last, with_grad, self.ask_again, logits)
         if verdict.corrected is not None:  # the attack, too, steps from the corrected answers
             at, *corrected = verdict.corrected
             logits, loss = (a.index_copy(0, at, b) for a, b in zip((logits, loss), corrected, strict=True))

@@ -34,7 +34,10 @@ def check_stored_answers(
         elif is_comparable(answers):
             kept = kept or answers
         elif answers:
-            note(f"{path}: the model answered at random or not at all, so answers then and now are not compared.")
+            note(
+                f"{path}: the model did not answer, or at random in an older version, so answers then and now are not "
+                "compared."
+            )
         elif "architecture" not in probe.target.identity:  # in robbench's architectures the tensors say it all
             note(
                 f"{path}: holds no answers of the model. Its class, structure and tensors are the same. If its "

@@ -20,7 +20,7 @@ from robbench.classifier.checks import (
     measure_pass_seconds,
 )  # fmt: skip
 from robbench.classifier.fast_layers import list_fast_layers
-from robbench.classifier.guard import out_of_memory
+from robbench.classifier.guard import Guarded, out_of_memory
 from robbench.classifier.leak import keeps_memory
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError
@@ -139,7 +139,8 @@ class Worker:
         self.shape = tuple(images.x(np.arange(1)).shape[1:])
         self.widths = BatchWidths(job.target.module, self.shape, job.lanes, images.dtype, job.coarse)
         self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths)
-        self.before: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.known: set[str] = set()  # flags that `look` reported
+        self.before: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def look(self, positions: NDArray[np.int64]) -> CleanReport:
         """Classify clean images, and look for answers that no robust accuracy can be derived from.
@@ -182,8 +183,16 @@ class Worker:
                 times = f"{1e3 * seconds:.1f} ms in bfloat16 and {1e3 * full:.1f} ms in {images.dtype}"
                 notes += (f"Gradients in bfloat16 cost time here: a pass of {lanes} images takes {times}.",)
         found = CleanReport(prediction, flags, seconds, Place.of(target), self.widths.lanes, notes)
-        self.deterministic = found.deterministic
+        self.deterministic, self.known = found.deterministic, set(flags)
         return found
+
+    def is_deterministic(self) -> bool:
+        """Return whether the model answers the same thing twice, as far as `look` and the judge have seen."""
+        return self.deterministic and "randomized" not in self._guard_flags()
+
+    def _guard_flags(self) -> dict[str, str]:
+        module = self.job.target.module
+        return module.flags if isinstance(module, Guarded) else {}
 
     def attack(self, k: int, positions: NDArray[np.int64], sink: Sink) -> None:
         """Run stage k on images that the model classifies correctly.
@@ -200,7 +209,8 @@ class Worker:
         x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
         if self.before is None:
             first = x[: self.widths.lanes]
-            self.before = first, compute_logits(job.target, first, choose_width(self.widths, len(first)))
+            before = compute_logits(job.target, first, choose_width(self.widths, len(first)))
+            self.before = first, y[: len(first)], before
 
         def finish(rows: engine.Rows) -> None:
             if self.keeper:  # before the rows, so that a shard has both
@@ -219,7 +229,7 @@ class Worker:
             job.ball,
             widths=self.widths,
             judge=job.judge,
-            deterministic=self.deterministic,
+            deterministic=self.is_deterministic(),
             on_rows=finish,
             on_narrow=functools.partial(sink.narrow, k),
             keep_adversarials=bool(self.keeper),
@@ -227,14 +237,14 @@ class Worker:
 
     def points(self, exact: bool = False) -> list[Points]:
         """Hand over the adversarial examples found since the last time; with `exact` the model is not asked."""
-        return self.keeper.points(exact or not self.deterministic) if self.keeper else []
+        return self.keeper.points(exact or not self.is_deterministic()) if self.keeper else []
 
     def end(self) -> dict[str, str]:
         """Look at the model and the memory again when the attacks are over; returns flags."""
-        flags: dict[str, str] = {}
-        if self.deterministic and self.before is not None:
+        flags = {name: said for name, said in self._guard_flags().items() if name not in self.known}
+        if self.is_deterministic() and self.before is not None:
             lanes = choose_width(self.widths, len(self.before[0]))
-            flags = find_state_change_flag(self.job.target, *self.before, lanes)
+            flags |= find_state_change_flag(self.job.target, *self.before, lanes)
         if (leaked := self.growth.leaked) and keeps_memory(self.job.target, self.shape, self.job.images.dtype):
             flags["memory"] = (
                 f"Memory in use grew steadily, by {leaked / 2**20:.0f} MiB after the first third of the run: something "

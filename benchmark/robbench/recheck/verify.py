@@ -161,7 +161,7 @@ class _Verifier:
         x, y = self.images.x(position), self.images.y[position]
         widths = BatchWidths(self.target.module, x.shape[1:], self.lanes, self.images.dtype)
         prediction, flags = classify(self.target, x, y, self.images.num_classes, choose_width(widths, len(x)))
-        self.randomized = "randomized" in flags
+        self.randomized = "randomized" in flags or "randomized" in self.stored.flags
         if self.randomized:
             return
         lost = rows["status"] == Status.MISCLASSIFIED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -50,13 +51,18 @@ class StrictModel(BaseModel):
 
 
 def _check_numbers(text: str) -> str:
-    for number in text.split():
+    logits, bar, spread = text.partition("|")
+    for number in logits.split():
         float(number)
+    if bar and not 0 <= float(spread) < math.inf:
+        raise ValueError(f"spread {spread.strip()} given; allowed: a finite number from 0 on")
     return text
 
 
 Answers = list[Annotated[str, AfterValidator(_check_numbers)]]
-"""The model's logits for a few fixed images, one line of numbers per image (`classifier.answers`)."""
+"""The model's logits for a few fixed images, one line of numbers per image (`classifier.answers`).
+
+The spread of random answers follows after a "|"."""
 
 
 class _Strict(StrictModel):
