@@ -18,6 +18,7 @@ __all__ = [
     "check_path_component",
     "check_size",
     "digest",
+    "digest_file",
     "load_toml",
     "open_regular",
     "read_bounded",
@@ -134,6 +135,16 @@ def read_bounded(path: Path, most: int) -> bytes:
     if len(data) > most:  # it grew since it was opened
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
     return data
+
+
+def digest_file(path: Path, most: int) -> str:
+    """SHA-256 of a regular file of at most `most` bytes, in hexadecimal.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with open_regular(path, most) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, most: int) -> bytes:

@@ -14,6 +14,7 @@ from robbench.core.files import check_name, check_path_component, check_size, di
 from robbench.core.numbers import parse_eps
 
 __all__ = [
+    "MOST_RESULT_BYTES",
     "SCHEMA_VERSION",
     "Accuracy",
     "Answers",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+MOST_RESULT_BYTES = 2**26
+"""Size limit of a result.json."""
 _SEAL = "sha256"
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -169,7 +172,7 @@ def read_result(path: Path, changed: bool = False) -> ResultFile:
     Raises:
         ResultError: the file is not a result of this schema, or it was changed.
     """
-    return read_validated(path, ResultFile, 2**26, changed=changed)
+    return read_validated(path, ResultFile, MOST_RESULT_BYTES, changed=changed)
 
 
 def dump_sealed(content: BaseModel) -> bytes:
