@@ -95,7 +95,11 @@ def prepare(
             ours = copy.deepcopy(module)
     except Exception:  # a user's module may raise anything: hooks, handles and generators do not copy
         ours = module
-    ours = ours.to(device)
+    try:
+        with contain_exits():
+            ours = ours.to(device)
+    except Exception as error:  # a user's module may raise anything
+        raise ModelError(f"The model cannot be moved to {device}: {type(error).__name__}: {error}") from error
     state = _list_state(ours)
     if ours is not module:
         for parameter in ours.parameters():  # `requires_grad_` of a TorchScript module raises

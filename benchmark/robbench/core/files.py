@@ -8,8 +8,9 @@ import re
 import stat
 import tempfile
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from robbench.core.errors import StorageError
 
@@ -108,7 +109,7 @@ def load_toml(text: str) -> dict[str, Any]:
     return table
 
 
-def open_regular(path: Path, most: int) -> BinaryIO:
+def open_regular(path: Path, most: int) -> BufferedReader:
     """Open a regular file of at most `most` bytes. Opening or reading a pipe, a socket or a device may never end.
 
     Raises:

@@ -113,6 +113,11 @@ class LinearFile(StrictModel):
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of classes.parquet and activations.parquet. Empty in files of older versions."""
 
+    @property
+    def is_always_sealed(self) -> bool:
+        """Versions that name the digests seal."""
+        return bool(self.files)
+
 
 def linear_folder(root: Path, dataset: str, model: str) -> Path:
     """Return the folder of a results tree that holds a model's measurement."""

@@ -27,6 +27,7 @@ __all__ = [
     "dump_result",
     "dump_sealed",
     "format_first_error",
+    "is_intact",
     "read_result",
     "read_validated",
     "seal",
@@ -35,8 +36,7 @@ __all__ = [
 SCHEMA_VERSION = 2
 MOST_RESULT_BYTES = 2**26
 """Size limit of a result.json."""
-_SEAL = "sha256"
-_Model = TypeVar("_Model", bound=BaseModel)
+_SEAL, _CODE = "sha256", "code"
 
 Name = Annotated[str, AfterValidator(check_name)]
 """A name that tables and figures show."""
@@ -51,12 +51,19 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def is_always_sealed(self) -> bool:
+        """Whether every version of robbench that writes such content seals it (`seal`)."""
+        return False
+
 
 def _check_numbers(text: str) -> str:
     for number in text.split():
         float(number)
     return text
 
+
+_Model = TypeVar("_Model", bound=StrictModel)
 
 Answers = list[Annotated[str, AfterValidator(_check_numbers)]]
 """The model's logits for a few fixed images, one line of numbers per image (`classifier.answers`)."""
@@ -152,7 +159,13 @@ class ResultFile(_Strict):
     answers: Answers = []
     """What the model answered to a few fixed images; empty in results of older versions."""
     code: str = ""
-    """`version.digest_judging_code()` of the code that judged; empty in results of older versions."""
+    """`version.digest_judging_code()` of the code that judged. Empty in results of older versions, and read as empty
+    unless the file is as it was written (`seal`)."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Versions that measured the wall time seal."""
+        return self.wall_seconds is not None
 
     @field_validator("attacks")
     @classmethod
@@ -185,8 +198,13 @@ def seal(fields: dict[str, Any]) -> bytes:
     return (json.dumps({**fields, _SEAL: digest(fields)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def is_intact(fields: dict[str, Any]) -> bool:
+    """Return whether the fields of a JSON file hold the digest of all others, as `seal` writes it."""
+    return fields.get(_SEAL) == _digest({key: value for key, value in fields.items() if key != _SEAL})
+
+
 def read_validated(path: Path, kind: type[_Model], most: int, *, changed: bool = False, advice: str = "") -> _Model:
-    """Read a JSON file of at most `most` bytes. Files of older versions have no digest.
+    """Read a JSON file of at most `most` bytes. Files of older versions have no digest, and no `code` is read of them.
 
     Args:
         path: the file.
@@ -203,10 +221,14 @@ def read_validated(path: Path, kind: type[_Model], most: int, *, changed: bool =
         data = read_json(path, most)
         fields = _parse_json(data)
         check_size(fields)
-        is_sealed = isinstance(fields, dict) and _SEAL in fields
-        is_intact = not is_sealed or fields.pop(_SEAL) == _digest(fields)
-        value = kind.model_validate_json(json.dumps(fields) if is_sealed else data)
-        if not (is_intact or changed):
+        if not isinstance(fields, dict):
+            raise ValueError("expected: a JSON object")
+        intact = is_intact(fields)
+        is_sealed = fields.pop(_SEAL, None) is not None
+        if not intact:
+            fields.pop(_CODE, None)  # decides which records are used again, so a mere statement does not count
+        value = kind.model_validate_json(json.dumps(fields))
+        if not (intact or changed) and (is_sealed or value.is_always_sealed):
             raise ValueError("not as it was written (SHA-256)")
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror or error}."
