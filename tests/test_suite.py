@@ -152,3 +152,23 @@ def test_unknown_suites_and_data_sets_are_named():
         load_suite("whitebox").threat("imagenet")
     with pytest.raises(SuiteError, match="No suite file"):
         load_suite("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f"steps = {10**18}",
+        f"steps = 1\neot = {10**15}",
+        f"restarts = {10**15}",
+        "steps = 1000000\nrestarts = 1000000",
+        f"on.digits = {{ steps = {10**18} }}",
+        "steps = 100000\neot = 100000",
+    ],
+)
+def test_a_file_does_not_ask_for_work_without_end(tmp_path, given):
+    path = tmp_path / "s.toml"
+    path.write_text(
+        f'version = 1\n[threat.digits]\nnorm = "Linf"\neps = "0.1"\n[[attack]]\nname = "a"\nkind = "pgd"\n{given}'
+    )
+    with pytest.raises(SuiteError, match="given; allowed: at most"):
+        [build_attack(stage) for stage in load_suite(path).stages("digits")]

@@ -51,6 +51,8 @@ Mode = Literal["full", "cascade", "challenge"]
 _CONTRACT = ("kind", "version", "norms", "init", "loss", "step")  # the attributes that every attack class has
 _MOST_BYTES = 2**17
 _MOST_ATTACKS = 500
+_MOST_COUNT = 10_000_000  # steps, restarts or draws that a file may ask for
+_MOST_QUERIES = 1_000_000_000  # for each image and attack
 _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 
 
@@ -211,9 +213,11 @@ def build_attack(stage: Stage) -> Attack:
         values[key] = _convert(given, allowed[key], f"Attack {stage.name!r}: {key}")
     try:
         attack: Attack = cls(**values)
-        if draws is None:
-            return attack
-        return EOT(inner=attack, draws=_convert(draws, "int", f"Attack {stage.name!r}: eot"))
+        if draws is not None:
+            attack = EOT(inner=attack, draws=_convert(draws, "int", f"Attack {stage.name!r}: eot"))
+        if (queries := attack.trials * attack.steps) > _MOST_QUERIES:
+            raise SuiteError(f"{queries:,} queries for each image given; allowed: at most {_MOST_QUERIES:,}")
+        return attack
     except SuiteError as error:
         raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): {error}") from None
 
@@ -254,6 +258,9 @@ def _convert(given: Any, kind: str, where: str) -> Any:
 def _make_stage(table: dict[str, Any], dataset: str, suite: str) -> Stage:
     general = {k: v for k, v in table.items() if k != "on"}
     merged = {**general, **table.get("on", {}).get(dataset, {})}
+    for key, value in merged.items():
+        if isinstance(value, int) and value > _MOST_COUNT:
+            raise SuiteError(f"Suite {suite!r}: {key}: {value} given; allowed: at most {_MOST_COUNT:,}")
     try:
         return Stage(name=merged.pop("name"), kind=merged.pop("kind"), params=merged)
     except KeyError as missing:

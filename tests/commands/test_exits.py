@@ -184,3 +184,28 @@ def test_an_exit_in_a_thread_ends_that_thread_alone(problem):
 
     result = evaluate(Ends(end).eval(), "quick", x=x[:10], y=y[:10], eps=0.05)
     assert result.n == 10 and torch.is_tensor(x)
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise SystemExit(0)
+
+
+class MovedByAnExit(Ends):
+    def to(self, *args, **options):
+        self.end()
+
+
+@pytest.mark.parametrize("error", [*EXITS[:3], raising(Unprintable()), raising(ValueError("no"))])
+def test_a_model_that_ends_the_process_as_it_is_moved(problem, error):
+    _, x, y = problem
+    with pytest.raises(ModelError, match="cannot be moved to cpu"):
+        evaluate(MovedByAnExit(error).eval(), "quick", x=x, y=y, eps=0.05)
+
+
+def test_an_error_whose_text_ends_the_process_is_an_error(problem):
+    _, x, y = problem
+    with pytest.raises(ModelError, match="Unprintable was raised, whose text cannot be printed"):
+        evaluate(Ends(raising(Unprintable())).eval(), "quick", x=x, y=y, eps=0.05)
+    with pytest.raises(RobbenchError, match="Unprintable"):
+        _count_as_done_if_it_returns(raising(Unprintable()))()

@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robbench.core.errors import RobbenchError
-from robbench.core.files import load_toml, open_regular, read_bounded
+from robbench.core.errors import RobbenchError, StorageError
+from robbench.core.files import append_text, digest, load_toml, open_regular, read_bounded
 from robbench.core.parquet import read_flat_table
 from robbench.core.parquet_footer import read_chunks
+from robbench.core.philox import draw_order
 from robbench.data import sets as data
 from robbench.gate.baseline import read_baseline
 from robbench.linear.record import read_linear, read_linearization
@@ -30,11 +31,15 @@ from robbench.models.card import load_card
 from robbench.models.load import parse_state
 from robbench.models.load_source import load_source
 from robbench.models.spec import ModelSpec
+from robbench.report.curve import draw_curve
+from robbench.report.spread import _choose_stem
+from robbench.report.sweep import _read_points
 from robbench.results.adversarials import list_entries, read
 from robbench.results.locking import _read_holder
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_id
 from robbench.results.run_files import read_description
 from robbench.results.schema import read_result
+from robbench.results.summary import make_accuracy
 from robbench.suite import load_suite
 from support.fuzzing import bounded_memory
 
@@ -57,6 +62,9 @@ READERS = {
     "result.json": [read_result, read_description, read_sanity, read_baseline, _read_holder],
     "linear.json": [lambda path: read_linear(path.parent)],
     "classes.parquet": [lambda path: read_linearization(path.parent)],
+    "points.csv": [lambda path: _read_points(path) or None],
+    "spread.json": [lambda path: _choose_stem(path.parent, path.stem, [], 1) and None],
+    "log.jsonl": [lambda path: draw_curve(path, path.with_name("curve.png"), "")],
     "outcomes.parquet": [read_rows, read_run_id],
     "x.safetensors": [read, list_entries, load_source_file],
     "x.pt": [load_source_file],
@@ -173,6 +181,81 @@ def test_json_costs_in_proportion(tmp_path, example, name):
     content = flood_json(name, example)
     for reader in READERS["result.json"]:
         refused_cheaply(reader, tmp_path / "result.json", content)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * SIZE, "[]", "1", '{"run_ids": [[]], "n": 1}', '{"run_ids": [], "n": []}', "\xff"]
+)
+def test_a_damaged_table_of_seeds_is_set_aside(tmp_path, content):
+    refused_cheaply(READERS["spread.json"][0], tmp_path / "spread.json", content)
+    assert [path.name for path in tmp_path.iterdir()] == ["spread.json.damaged"]
+
+
+CSV = {
+    "columns": ",".join(f"c{i}" for i in range(120_000)) + "\n" + "1" + "," * 119_999 + "\n",
+    "columns and rows": "run_id,n" + "," * 400_000 + "\n" + "1,\n" * 180_000,
+    "rows": "run_id,n\n" + "\n" * 900_000,
+    "digits": "run_id,n\na," + "9" * SIZE,
+    "long field": "run_id,n\n" + "a" * SIZE + ",1",
+    "quote": 'run_id,n\n"' + "abc,1\n" * (SIZE // 6),
+    "bytes": b"\xff\x00",
+    "nothing": "",
+    "other columns": "a,b\n1,2",
+}
+
+
+@pytest.mark.parametrize("name", CSV)
+def test_a_hostile_sweep_is_set_aside(tmp_path, name):
+    assert refused_cheaply(_read_points, tmp_path / "points.csv", CSV[name]) == "taken"
+    assert [path.name for path in tmp_path.iterdir()] == ["points.csv.damaged"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * SIZE, "1", "{}", '{"iteration": 1, "loss": "x"}', '{"iteration": 1, "loss": 1, "clean": 1}', b"\xff", "{"],
+)
+def test_a_damaged_log_draws_no_curve(tmp_path, content):
+    said = refused_cheaply(READERS["log.jsonl"][0], tmp_path / "log.jsonl", content)
+    assert "cannot be read" in said
+
+
+def test_text_is_appended_to_regular_files_only(tmp_path):
+    append_text(tmp_path / "a/log", "1\n")
+    append_text(tmp_path / "a/log", "2\n")
+    assert (tmp_path / "a/log").read_text() == "1\n2\n"
+    (tmp_path / "link").symlink_to(tmp_path / "a/log")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    os.mkfifo(tmp_path / "unread")
+    for name in ("link", "pipe", "unread", "a"):
+        with pytest.raises(StorageError, match="cannot be written"):
+            append_text(tmp_path / name, "3\n")
+    os.close(reader)
+    assert (tmp_path / "a/log").read_text() == "1\n2\n"
+
+
+@pytest.mark.parametrize("totals", [[2**23], [2**22, 2**22 - 1], [2**19 + i for i in range(20)]])
+def test_random_orders_cost_in_proportion(repo, tmp_path, totals):
+    """One that claims a vast test set is refused before it is drawn, and equal orders are drawn once."""
+    entry = json.loads((repo / "baselines/digits.json").read_text())["runs"][0]
+
+    def write(path, totals):
+        runs = []
+        for i, total in enumerate(totals):
+            identity = {**entry["identity"], "sample_seed": 5, "dataset": "custom", "data": "x"}
+            whole = make_accuracy(1, 1).model_dump()
+            runs.append(entry | {
+                "n": 1, "selection": f"1 of {total} drawn with sample seed 5", "sample_seed": 5, "identity": identity,
+                "dataset": "custom", "model": f"m{i}", "run_id": digest(identity), "clean_accuracy": whole,
+                "robust_accuracy": whole, "verdicts": dict.fromkeys(entry["attacks"], "r"),
+                "samples": str(draw_order(min(total, 2**22), 5)[0]),
+            })  # fmt: skip
+        path.write_text(json.dumps({"schema_version": 1, "runs": runs}))
+        return path.read_bytes()
+
+    path = tmp_path / "baseline.json"
+    assert "allowed in one file: 4,194,304 images" in refused_cheaply(read_baseline, path, write(path, totals))
+    assert refused_cheaply(read_baseline, path, write(path, [2**21, 2**19] * 40)) == "taken"
 
 
 def frame(n):

@@ -1,6 +1,8 @@
 """The linear model of robustness: closed form, finite differences, storage, identity, and the command."""
 
 import json
+import os
+import time
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from robbench.commands.app import app
-from robbench.core.errors import ModelError, ResultError, RobbenchError
+from robbench.core.errors import ModelError, ResultError, RobbenchError, StorageError
 from robbench.linear.measure import measure_linear
 from robbench.linear.record import linear_folder, read_activations, read_linear, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.report.linear import predict_accuracy
+from robbench.results.locking import is_locked
 from support.models import Linear, small
 
 X = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -225,3 +228,41 @@ def test_the_measure_command_stores_and_prints(tmp_path, monkeypatch):
     )
     for args, message in wrong:
         assert message in run(*args, code=2)
+
+
+@pytest.mark.parametrize("link", ["custom", "custom/net", "custom/net/linear"])
+def test_nothing_is_measured_into_a_linked_folder(tmp_path, link):
+    outside, root = tmp_path / "outside", tmp_path / "results"
+    outside.mkdir()
+    (outside / "linear.json").write_text("precious")
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(outside)
+    with pytest.raises(StorageError, match="is a link"):
+        measured(affine(), root, overwrite=True)
+    assert [p.name for p in outside.iterdir()] == ["linear.json"]
+    assert (outside / "linear.json").read_text() == "precious"
+
+
+def test_two_processes_do_not_measure_into_one_folder(tmp_path):
+    seen = []
+    model = affine()
+    model.register_forward_hook(lambda *_: seen.append(is_locked(tmp_path, linear_folder(tmp_path, "custom", "net"))))
+    measured(model, tmp_path)
+    assert seen[-1] and not is_locked(tmp_path, linear_folder(tmp_path, "custom", "net"))
+
+
+@pytest.mark.parametrize("name", ["linear.json", "classes.parquet", "activations.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+def test_a_pipe_or_a_vast_file_is_refused_at_once(tmp_path, name, kind):
+    measured(affine(), tmp_path)
+    path = linear_folder(tmp_path, "custom", "net") / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**38)
+    begin = time.perf_counter()
+    with pytest.raises(ResultError, match=r"not a regular file|larger than"):
+        read_linear(path.parent)
+    assert time.perf_counter() - begin < 2

@@ -1,16 +1,19 @@
 """Many cards from one definition: every row of the papers' tables, and nothing lost that training wrote."""
 
 import csv
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 import robbench
-from robbench.core.errors import CardError
+from robbench.core.errors import CardError, RobbenchError, StorageError
 from robbench.models.card import Registry, load_card, locate_builtin_cards
 from robbench.models.families import FAMILIES, expand_families, list_stale_cards, write_cards
+from support.fuzzing import bounded_memory
 
 PAPERS = Path(robbench.__file__).parent / "papers"
 DEFINITION = """
@@ -154,3 +157,80 @@ def test_the_definition_alone_makes_all_cards_again(tmp_path):
     written = write_cards(tmp_path)
     assert len(written) == len(expand_families(locate_builtin_cards())) > 80
     assert len(Registry([tmp_path]).entries()) == len(written)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside/evil", "/outside/evil", "digits", "digits/", "digits/../x", "a/b/c", "../x", "digits/a\\b"]
+)
+def test_the_name_of_a_card_cannot_leave_the_registry(tmp_path, name):
+    (tmp_path / "outside").mkdir()
+    root = tmp_path / "a" / "b"
+    root.mkdir(parents=True)
+    (root / FAMILIES).write_text(DEFINITION.partition("[change")[0].replace('"digits/one"', f"'{name}'"))
+    before = sorted(tmp_path.rglob("*"))
+    for function in (write_cards, list_stale_cards):
+        with pytest.raises(CardError, match="expected: DATASET/NAME"):
+            function(root)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("link", ["digits", "digits/one.toml"])
+def test_cards_are_not_written_through_a_link(tmp_path, link):
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    (outside / "one.toml").write_text("version = 1")
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(outside if link == "digits" else outside / "one.toml")
+    (root / FAMILIES).write_text(DEFINITION)
+    with pytest.raises(StorageError, match="is a link"):
+        write_cards(root)
+    assert (outside / "one.toml").read_text() == "version = 1" and len(list(outside.iterdir())) == 1
+
+
+CARD = '[[card]]\nbase = "a"\n'
+FAMILY = '[[family]]\nbase = "a"\nsource = "S"\nusual_iterations = 1\nsigma_unit = "1"\n'
+FAMILY += 'tables = [{ table = "5", csv = "X" }]'
+HOSTILE = {
+    "keys": "a" + ".a" * 60_000 + " = 1",
+    "nested": "x = " + "[" * 100_000,
+    "circle": '[base.a]\nbase = "b"\n[base.b]\nbase = "a"\n' + CARD + 'name = "digits/x"',
+    "itself": '[base.a]\nbase = "a"\n' + CARD + 'name = "digits/x"',
+    "no list": "card = 1",
+    "no table": "card = [1]",
+    "base is a number": 'base = 1\n' + CARD + 'name = "digits/x"',
+    "a base is a number": '[base]\na = 1\n' + CARD + 'name = "digits/x"',
+    "the base's name is a list": '[base.a]\n[[card]]\nname = "digits/x"\nbase = [1]',
+    "no name": "[base.a]\n" + CARD,
+    "the name is a number": "[base.a]\n" + CARD + "name = 1",
+    "change is a number": "change = 1",
+    "a change is a number": DEFINITION.replace('[change."digits/one"]', '[change]\n"digits/one" = 1\n[x]'),
+    "family is a number": "family = 1",
+    "no source": '[base.a]\n[[family]]\nbase = "a"',
+    "a table outside": "[base.a]\n" + FAMILY.replace('"X"', '"/etc/passwd"'),
+    "another table": "[base.a]\n" + FAMILY.replace('"X"', '"seguin2021_table1_accuracy.csv"'),
+    "no such table": "[base.a]\n" + FAMILY,
+    "many cards of a large base": "[base.a]\n" + "".join(f"k{i} = 1\n" for i in range(6_000))
+    + "".join(f'{CARD}name = "digits/c{i}"\n' for i in range(1_000)),
+    "many families": "[base.a]\n" + f"{FAMILY}\nonly = []\n".replace('"X"', '"shafahi2019_table5_mnist.csv"') * 600,
+    "large": "#" * 2**18,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_a_hostile_definition_is_refused_at_once(tmp_path, text):
+    (tmp_path / FAMILIES).write_text(text)
+    begin = time.perf_counter()
+    with bounded_memory(2**29), pytest.raises(CardError, match=re.escape(str(tmp_path))):
+        write_cards(tmp_path)
+    assert time.perf_counter() - begin < 2
+    assert [path.name for path in tmp_path.iterdir()] == [FAMILIES]
+
+
+@pytest.mark.parametrize("name", [FAMILIES, "digits/one.toml"])
+def test_a_pipe_is_not_read(tmp_path, name):
+    (tmp_path / "digits").mkdir()
+    if name != FAMILIES:
+        (tmp_path / FAMILIES).write_text(DEFINITION)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(RobbenchError, match="not a regular file"):
+        write_cards(tmp_path)

@@ -1,6 +1,7 @@
 """Verification: what was found is found again, and whatever was changed afterwards is named."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -228,16 +229,34 @@ def test_what_was_measured_must_be_what_is_here(copy):
     assert [f.what.split(":")[0] for f in checked(copy, other).refuted] == ["model"]
 
 
-def test_damaged_files_are_findings_and_absent_ones_errors(copy, tmp_path):
+@pytest.mark.parametrize("name", [FILE, "outcomes.parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "sparse", "empty"])
+def test_what_cannot_be_read_is_an_error_and_no_mismatch(copy, name, kind):
+    path = copy / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**38 if kind == "sparse" else 0)
+    with pytest.raises(ResultError, match=f"{name} cannot be read"):
+        checked(copy)
+
+
+def test_damaged_and_absent_files_are_errors(copy, tmp_path):
     whole = (copy / FILE).read_bytes()
     (copy / FILE).write_bytes(whole[:-5])
-    assert "damaged" in str(checked(copy).refuted[0])
+    with pytest.raises(ResultError, match="damaged"):
+        checked(copy)
     (copy / FILE).unlink()
     with pytest.raises(ResultError, match="--save-adversarials"):
         checked(copy)
     (copy / FILE).write_bytes(whole)
     (copy / "outcomes.parquet").write_bytes(b"PAR1")
-    assert "outcomes.parquet" in str(checked(copy).refuted[0])
+    with pytest.raises(ResultError, match=r"outcomes\.parquet cannot be read"):
+        checked(copy)
     (copy / "result.json").unlink()
     with pytest.raises(ResultError, match=r"expected: the folder"):
         checked(copy)

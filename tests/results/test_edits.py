@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from robbench.core.errors import ResultError
+from robbench.core.version import digest_judging_code
 from robbench.evaluation.run import evaluate
 from robbench.gate.measure import read_stored_entry
 from robbench.linear.record import read_activations, read_linear, read_linear_files, read_linearization, write_linear
@@ -29,9 +30,10 @@ from robbench.report.linear import make_linear_rows
 from robbench.report.spread import build_spread
 from robbench.report.sweep import build_sweep
 from robbench.results.adversarials import FILE as POINTS
+from robbench.results.judging_code import read_began
 from robbench.results.reader import read_results
 from robbench.results.run_files import find_runs
-from robbench.results.schema import dump_sealed
+from robbench.results.schema import dump_sealed, read_result, seal
 from robbench.results.store import RunStore
 from robbench.results.summary import make_accuracy
 from support.evidence import write_evidence
@@ -196,7 +198,12 @@ def test_edited_adversarial_examples_are_found_by_verify(tmp_path):
     assert before.breaks == before.confirmed > 0 and not before.refuted
     for _ in range(60 * TIMES):
         edit(rng, path, data)
-        now = verify(path.parent, small(), x=x, y=y)
+        try:
+            now = verify(path.parent, small(), x=x, y=y)
+        except ResultError as error:
+            assert path.name in str(error)
+            found += 1
+            continue
         found += bool(now.refuted)
         assert now.refuted or now.confirmed == before.confirmed
     assert found > 30 * TIMES
@@ -207,7 +214,7 @@ def test_without_a_digest_of_the_file_every_number_of_robustness_is_vouched_for(
     root = shutil.copytree(tree, tmp_path / "tree")
     path = root / NAME / "result.json"
     fields = json.loads(path.read_bytes())
-    del fields["sha256"]
+    del fields["sha256"], fields["wall_seconds"]
     data, rng, named = json.dumps(fields).encode(), random.Random(SEED + 5), 0
 
     def numbers():
@@ -233,3 +240,58 @@ def test_a_digest_shows_edits_of_mere_statements(tree, tmp_path, name):
     path.write_text(path.read_text().replace('"date": "20', '"date": "19'))
     said = list_runs(root) + tell_linear(root)
     assert f"{path.name}: not as it was written (SHA-256)" in said
+
+
+def seal_with(path, **changed):
+    """Write a file as the present version writes it."""
+    fields = json.loads(path.read_bytes()) | changed
+    del fields["sha256"]
+    path.write_bytes(seal(fields))
+
+
+def without(*keys):
+    def edit(path, **changed):
+        fields = {key: value for key, value in json.loads(path.read_bytes()).items() if key not in keys}
+        path.write_text(json.dumps(fields | changed))
+
+    return edit
+
+
+@pytest.mark.parametrize("changed", [{}, {"date": "2001-01-01"}, {"hardware": "H100"}, {"lanes": 7}, {"seconds": 0.1}])
+def test_the_digest_cannot_be_left_out(tree, tmp_path, changed):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    path = root / NAME / "result.json"
+    seal_with(path, wall_seconds=2.0)
+    assert not read_results(root, "mnist/edited").damaged
+    without("sha256")(path, **changed)
+    (damage,) = read_results(root, "mnist/edited").damaged
+    assert "result.json: not as it was written (SHA-256)" in str(damage)
+    linear = root / "digits/natural/linear/linear.json"
+    without("sha256")(linear)
+    assert "linear.json: not as it was written (SHA-256)" in tell_linear(root)
+
+
+def test_wall_times_of_older_versions_are_not_bent_by_leaving_out_the_rows(tree, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    path = root / NAME / "result.json"
+    seal_with(path, wall_seconds=2.0)
+    (path.with_name("timings.parquet")).unlink()
+    assert not read_results(root, "mnist/edited").damaged, "the digest of result.json vouches for them"
+    without("sha256", "wall_seconds")(path, seconds=0.001)
+    (damage,) = read_results(root, "mnist/edited").damaged
+    assert "seconds is" in str(damage) and "follows from outcomes.parquet" in str(damage)
+
+
+@pytest.mark.parametrize("left_out", [["sha256"], ["sha256", "wall_seconds"], []])
+def test_code_that_anybody_may_have_written_counts_for_nothing(tree, tmp_path, left_out):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    path = root / NAME / "result.json"
+    seal_with(path, wall_seconds=2.0, code=digest_judging_code())
+    assert read_result(path).code == digest_judging_code()
+    without(*left_out)(path, code=digest_judging_code(), date="2001-01-01")
+    assert read_result(path, changed=True).code == ""
+    (about,) = root.glob("digits/begun/quick/.partial/*/run.json")
+    seal_with(about, code=digest_judging_code())
+    assert read_began(about.parent)[1] == digest_judging_code()
+    without(*left_out)(about, code=digest_judging_code(), date="2001-01-01")
+    assert read_began(about.parent)[1] == ""

@@ -1,6 +1,8 @@
 """Recipes by hand, and a loop that ends with the same weights however often it is killed."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from robbench.core import rng
-from robbench.core.errors import CardError, ModelError
+from robbench.core.errors import CardError, ModelError, StorageError
 from robbench.data.sets import load
 from robbench.models.architectures import build
 from robbench.models.card import Adversary, Recipe, Registry
@@ -308,6 +310,57 @@ def test_a_changed_recipe_does_not_continue_an_old_run(tmp_path):
 
 
 @pytest.mark.whole
+def write_checkpoint(path, kind):
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(2**38)
+    elif isinstance(kind, bytes):
+        path.write_bytes(kind)
+    else:
+        torch.save(kind, path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["pipe", "folder", "sparse", b"", b"junk", b"\x80\x02" + b"N0" * 400_000 + b"N.", [], {}, {"identity": 1}, "own"],
+)
+def test_a_damaged_checkpoint_is_named_at_once(tmp_path, kind):
+    entry, path = put(tmp_path), tmp_path / "runs/digits/m/checkpoint.pt"
+    train(entry, runs=tmp_path / "runs", time_limit=1e-9)
+    write_checkpoint(path, {"identity": torch.load(path)["identity"], "module": {}} if kind == "own" else kind)
+    begin = time.perf_counter()
+    with pytest.raises(ModelError, match=r"checkpoint\.pt .*--restart"):
+        train(entry, runs=tmp_path / "runs")
+    assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, "1", "{}", '{"iteration": "x"}'])
+def test_a_damaged_log_is_set_aside(tmp_path, content):
+    entry, folder = put(tmp_path), tmp_path / "runs/digits/m"
+    train(entry, runs=tmp_path / "runs", time_limit=1e-9)
+    (folder / "log.jsonl").write_text(content)
+    train(entry, runs=tmp_path / "runs")
+    assert (folder / "log.jsonl.damaged").read_text() == content
+    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["iteration"] == 40
+
+
+@pytest.mark.parametrize("link", ["digits", "digits/m", "digits/m/log.jsonl"])
+def test_nothing_is_written_through_a_link_in_the_folder_of_runs(tmp_path, link):
+    entry, outside, place = put(tmp_path), tmp_path / "outside", tmp_path / "runs" / link
+    outside.mkdir()
+    (outside / "precious").write_text("precious")
+    place.parent.mkdir(parents=True)
+    place.symlink_to(outside / "precious" if link.endswith("jsonl") else outside)
+    with pytest.raises(StorageError, match="is a link") if place.is_dir() else contextlib.nullcontext():
+        train(entry, runs=tmp_path / "runs", time_limit=1e-9)
+    assert [path.read_text() for path in outside.iterdir()] == ["precious"]
+
+
 def test_what_cannot_be_trained_says_why(tmp_path):
     with pytest.raises(CardError, match="no recipe"):
         train(Registry.default().find("cifar10/natural_resnet18"), runs=tmp_path)

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from robbench.certify.radius import smoothing_radius
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, read_bounded, write_atomically
+from robbench.core.files import digest, digest_file, write_atomically
 from robbench.core.numbers import parse_threat
 from robbench.core.parquet import read_flat_table
 from robbench.results.adversarials import FILE as POINTS
@@ -90,6 +90,11 @@ class CertifiedFile(StrictModel):
     answers: Answers = Field(default_factory=list)
     files: dict[str, str]
     """SHA-256 of certificates.parquet and, where an image is broken, of adversarials.safetensors."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """All versions seal."""
+        return True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -244,7 +249,7 @@ def read_unfinished(folder: Path, run_id: str) -> pd.DataFrame | None:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(read_bounded(path, _MOST_BYTES)).hexdigest()
+        return digest_file(path, _MOST_BYTES)
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
 

@@ -8,20 +8,24 @@ import re
 import stat
 import tempfile
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from robbench.core.errors import StorageError
 
 __all__ = [
+    "append_text",
     "check_name",
     "check_path_component",
     "check_size",
     "digest",
+    "digest_file",
     "load_toml",
     "open_regular",
     "read_bounded",
     "read_json",
+    "read_json_lines",
     "refuse_links",
     "remove_temporaries",
     "set_aside",
@@ -105,7 +109,7 @@ def load_toml(text: str) -> dict[str, Any]:
     return table
 
 
-def open_regular(path: Path, most: int) -> BinaryIO:
+def open_regular(path: Path, most: int) -> BufferedReader:
     """Open a regular file of at most `most` bytes. Opening or reading a pipe, a socket or a device may never end.
 
     Raises:
@@ -136,6 +140,16 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
+def digest_file(path: Path, most: int) -> str:
+    """SHA-256 of a regular file of at most `most` bytes, in hexadecimal.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with open_regular(path, most) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: Path, most: int) -> bytes:
     """Read the text of a JSON file of at most `most` bytes, with a sensible number of values.
 
@@ -148,6 +162,39 @@ def read_json(path: Path, most: int) -> bytes:
     if (values := data.count(b",")) > (allowed := _FREE_VALUES + len(data) // 32):
         raise OSError(errno.EFBIG, f"{values:,} values in {len(data):,} bytes; allowed: {allowed:,}")
     return data
+
+
+def read_json_lines(path: Path, most: int) -> list[dict[str, Any]]:
+    """Read a file of at most `most` bytes with one JSON object on each line.
+
+    Raises:
+        OSError: see `read_bounded`.
+        ValueError: a line is not a JSON object.
+    """
+    try:
+        lines = [json.loads(line) for line in read_bounded(path, most).decode().splitlines()]
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise ValueError("a line is not an object")
+    return lines
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a regular file, or make it. A link is not followed, and a pipe is refused.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        _make_folder(path.parent)
+        with os.fdopen(os.open(path, flags, 0o644), "ab") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            file.write(text.encode())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}. Remove it.") from error
 
 
 def refuse_links(root: Path, path: Path) -> None:

@@ -21,6 +21,7 @@ _Words = TypeVar("_Words", "Tensor", NDArray[np.int64])
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments (golden ratio, sqrt(3) - 1)
 _MASK = 0xFFFFFFFF
+_BLOCK = 2**14  # positions; the words of a block stay in the processor's cache
 
 
 def make_key(seed: int, stage: str) -> tuple[int, int]:
@@ -49,9 +50,11 @@ def philox4x32(
 
 def draw_order(total: int, seed: int) -> NDArray[np.int64]:
     """Return the positions 0 to total − 1 in the random order of a sample seed, [total] int64."""
-    position = np.arange(total, dtype=np.int64)
-    zero = np.zeros_like(position)
-    first, second, _, _ = philox4x32(position, zero, zero, zero, make_key(seed, "samples"))
+    key, seeds = make_key(seed, "samples"), []
+    for start in range(0, total, _BLOCK):
+        position = np.arange(start, min(start + _BLOCK, total), dtype=np.int64)
+        zero = np.zeros_like(position)
+        first, second, _, _ = philox4x32(position, zero, zero, zero, key)
+        seeds.append(first.astype(np.uint64) << np.uint64(32) | second.astype(np.uint64))
     # Two words make a tie, which position would break, as good as impossible.
-    order: NDArray[np.int64] = np.lexsort((second, first))
-    return order
+    return np.argsort(np.concatenate(seeds, dtype=np.uint64) if seeds else np.empty(0), kind="stable")

@@ -35,7 +35,8 @@ class StrayExitError(RuntimeError):
 def contain_exits() -> Iterator[None]:
     """Turn exceptions that end a process, or skip a test, into an error: SystemExit, GeneratorExit, `pytest.skip`.
 
-    KeyboardInterrupt passes, because it comes from the person.
+    So is an exception whose text cannot be printed, because printing it may end the process. KeyboardInterrupt passes,
+    because it comes from the person.
 
     Raises:
         StrayExitError: the block raised such an exception.
@@ -43,9 +44,15 @@ def contain_exits() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception | KeyboardInterrupt) and type(error).__module__ not in _TEST_RUNNERS:
+        ends = not isinstance(error, Exception | KeyboardInterrupt) or type(error).__module__ in _TEST_RUNNERS
+        try:
+            text = str(error)
+        except BaseException:  # whoever prints it would end the process
+            name = type(error).__name__
+            raise StrayExitError(f"{name} was raised, whose text cannot be printed") from None
+        if not ends:
             raise
-        raise StrayExitError(f"{type(error).__name__}({error}) was raised, which would end the process") from error
+        raise StrayExitError(f"{type(error).__name__}({text}) was raised, which would end the process") from error
 
 
 @contextlib.contextmanager

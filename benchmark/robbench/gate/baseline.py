@@ -44,7 +44,7 @@ from robbench.results.schema import (
     format_first_error,
     read_validated,
 )
-from robbench.results.selection import find_selection_error
+from robbench.results.selection import find_excess_draws, find_selection_error
 from robbench.results.summary import make_accuracy
 
 __all__ = ["STATUS_OF_LETTER", "Baseline", "BaselineEntry", "Given", "build_entry", "read_baseline", "write_baseline"]
@@ -291,7 +291,11 @@ def read_baseline(path: Path) -> Baseline:
     """
     advice = f"Expected: a baseline. Write one: robbench baseline --model NAME --out {path}"
     baseline = read_validated(path, Baseline, _MOST_BYTES, advice=advice)
-    for entry in baseline.runs:
+    problem = find_excess_draws((entry.selection, entry.sample_seed) for entry in baseline.runs)
+    if problem:
+        raise ResultError(f"{path}: {problem}. {advice}")
+    # Entries of one random order come together, so that it is drawn once.
+    for entry in sorted(baseline.runs, key=lambda e: (e.sample_seed or 0, e.selection.partition(" of ")[2])):
         if problem := entry.find_contradiction():
             raise ResultError(f"{path}: {problem}. {advice}")
     return baseline

@@ -34,6 +34,7 @@ from robbench.linear.record import (
 from robbench.linear.theory import Linearization
 from robbench.models.spec import ModelSpec
 from robbench.results.differences import describe_other_run
+from robbench.results.locking import lock_result
 
 __all__ = ["linearize", "measure_linear"]
 
@@ -93,18 +94,21 @@ def measure_linear(
     at = select(len(images.y), options)
     identity = _identity(target, images)
     title = f"{images.dataset}/{target.name}"
-    folder = None if results is None else linear_folder(Path(results), images.dataset, target.name)
     width = choose_lanes(lanes, len(at), images.x(np.arange(1)).shape[1:], target.device)
+    told = f"{title}: logits and gradients of {len(at)} images"
+    if results is None:
+        note(told)
+        return _measure(target, images, at, width, identity)[0]
+    folder = linear_folder(Path(results), images.dataset, target.name)
     probe = make_probe(target, images, width)
-    if folder is not None and (stored := _stored(folder, identity, len(at), probe, overwrite)) is not None:
-        note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
-        return stored
-    note(f"{title}: logits and gradients of {len(at)} images")
-    file, measured, activations = _measure(target, images, at, width, identity)
-    if folder is not None:
+    with lock_result(Path(results), folder, wait=True, note=note):
+        if (stored := _stored(folder, identity, len(at), probe, overwrite)) is not None:
+            note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
+            return stored
+        note(told)
+        file, measured, activations = _measure(target, images, at, width, identity)
         file = file.model_copy(update={"answers": probe.record()})
         return write_linear(folder, file, measured, activations)
-    return file
 
 
 def _identity(target: Target, images: Images) -> dict[str, Any]:

@@ -9,7 +9,6 @@ results/<dataset>/<model>/linear/activations.parquet  one row per neuron of the 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +17,7 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, write_atomically
+from robbench.core.files import digest, digest_file, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
 from robbench.results.differences import list_differences
@@ -49,6 +48,7 @@ _KEPT = (  # fields that do not follow from other data
     "model", "dataset", "total", "forwards", "backwards", "seconds", "lanes", "hardware", "versions", "date", "files",
     "answers",
 )  # fmt: skip
+_MOST_BYTES = 2**31
 LINEAR_VERSION = 1  # increased whenever a measurement or the meaning of a number changes
 
 CLASSES = {
@@ -112,6 +112,11 @@ class LinearFile(StrictModel):
     """As in result.json; empty in files of older versions."""
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of classes.parquet and activations.parquet. Empty in files of older versions."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Versions that name the digests seal."""
+        return bool(self.files)
 
 
 def linear_folder(root: Path, dataset: str, model: str) -> Path:
@@ -235,8 +240,7 @@ def read_linear(folder: Path) -> LinearFile:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return digest_file(path, _MOST_BYTES)
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
 
@@ -284,7 +288,7 @@ def read_activations(folder: Path) -> pd.DataFrame:
 def _read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
         # The metadata of pandas could turn columns into an index or change their types.
-        frame = read_flat_table(path, 2**31).to_pandas(ignore_metadata=True)
+        frame = read_flat_table(path, _MOST_BYTES).to_pandas(ignore_metadata=True)
         rows: pd.DataFrame = frame.astype({name: kind for name, kind in columns.items() if name in frame})
     except Exception as error:  # a damaged or hostile file can make the reader raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]

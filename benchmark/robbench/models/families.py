@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any
 import tomlkit
 
 from robbench.core.errors import CardError, unknown_name
-from robbench.core.files import write_atomically
+from robbench.core.files import check_path_component, load_toml, read_bounded, refuse_links, write_atomically
+from robbench.models.card import MOST_BYTES
 from robbench.models.schema import parse_card
 
 __all__ = ["FAMILIES", "expand_families", "list_stale_cards", "read_table", "write_cards"]
@@ -28,6 +28,9 @@ __all__ = ["FAMILIES", "expand_families", "list_stale_cards", "read_table", "wri
 FAMILIES = "families.toml"
 _KEPT = ("weights", "trained")
 _ORDER = ("version", "title", "dataset", "description", "licence", "priority", "shipped")
+_MOST_BASES = 20  # that a base extends
+_MOST_FAMILIES = 50
+_MOST_VALUES = 100_000  # of all cards; those of the package hold 2,000
 _THOUSANDS = re.compile(r"^(\d+)([kM])$")
 
 
@@ -35,49 +38,92 @@ def expand_families(root: Path) -> dict[str, dict[str, Any]]:
     """Expand a registry's `families.toml`: full name -> content of the card, without weights.
 
     Raises:
-        CardError: the file is missing, is not TOML, names an unknown base or card, or defines a card twice.
+        CardError: the file is missing, is not TOML, names an unknown base or card, defines a card twice, or
+            gives a card a name other than DATASET/NAME.
     """
     path = root / FAMILIES
     try:
-        definition = tomllib.loads(path.read_text(encoding="utf-8"))
+        cards = _expand(_parse(path, _read(path)))
+        for name in cards:
+            dataset, _, card = name.partition("/")
+            for part in (dataset, card):
+                check_path_component(part, f"card {name[:200]!r}, expected: DATASET/NAME")
+    except KeyError as missing:
+        raise CardError(f"{path}: a table lacks the key {missing}.") from None
+    except RecursionError:
+        raise CardError(f"{path}: nested too deeply.") from None
+    except (AttributeError, TypeError) as error:
+        raise CardError(f"{path}: a value is of the wrong type: {error}.") from None
+    except ValueError as error:
+        raise CardError(f"{path}: {error}") from None
+    return cards
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_bounded(path, MOST_BYTES).decode()
     except OSError as error:
         raise CardError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise CardError(f"{path}: not valid TOML: {error}") from None
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return load_toml(text)
+    except ValueError as error:
+        raise CardError(f"{path}: not valid TOML: {error}") from None
+
+
+def _expand(definition: dict[str, Any]) -> dict[str, dict[str, Any]]:
     allowed = {"version", "base", "family", "card", "change"}
     for key in definition:
         if key not in allowed:
-            raise CardError(f"{path}: {unknown_name('key', key, allowed)}")
+            raise ValueError(unknown_name("key", key, allowed))
     bases, changes = definition.get("base", {}), definition.get("change", {})
     cards: dict[str, dict[str, Any]] = {}
-    for name, content in _expand(definition, path, bases):
+    values = 0
+    for name, content in _list_cards(definition, bases):
         if name in cards:
-            raise CardError(f"{path}: {name} is defined twice; rename or remove one.")
+            raise ValueError(f"{name} is defined twice; rename or remove one.")
         cards[name] = content
+        values += _count_values(content)
+        if values > _MOST_VALUES:  # a large base in many cards
+            raise ValueError(f"the cards hold more than {_MOST_VALUES:,} values")
     for name, change in changes.items():
         if name not in cards:
-            raise CardError(f"{path}: change: {unknown_name('card', name, cards)}")
+            raise ValueError(f"change: {unknown_name('card', name, cards)}")
         cards[name] = _merged(cards[name], change)
     return {name: {"version": 1} | content for name, content in cards.items()}
 
 
-def _expand(definition: dict[str, Any], path: Path, bases: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _list_cards(definition: dict[str, Any], bases: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for table in definition.get("card", []):
         own = {key: value for key, value in table.items() if key not in ("name", "base")}
-        yield table["name"], _merged(_base(table["base"], bases, path), own)
-    for family in definition.get("family", []):
-        base = _base(family["base"], bases, path)
+        yield table["name"], _merged(_base(table["base"], bases), own)
+    families = definition.get("family", [])
+    if len(families) > _MOST_FAMILIES:
+        raise ValueError(f"{len(families)} families given; allowed: up to {_MOST_FAMILIES}")
+    for family in families:
+        base = _base(family["base"], bases)
         for name, row in _rows(family):
             if name in family.get("only", [name]):
                 yield f"{base['dataset']}/{name}{family.get('suffix', '')}", _merged(base, row)
 
 
-def _base(name: str, bases: dict[str, Any], path: Path) -> dict[str, Any]:
+def _base(name: str, bases: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    if depth > _MOST_BASES:
+        raise ValueError(f"base {name!r} extends more than {_MOST_BASES} others, or itself.")
     if name not in bases:
-        raise CardError(f"{path}: {unknown_name('base', name, bases)}")
+        raise ValueError(unknown_name("base", name, bases))
     own = dict(bases[name])
     parent = own.pop("base", None)
-    return own if parent is None else _merged(_base(parent, bases, path), own)
+    return own if parent is None else _merged(_base(parent, bases, depth + 1), own)
+
+
+def _count_values(value: Any) -> int:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count_values, parts))
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +135,16 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """Read a table of `papers/`: one dictionary per row; all values are text."""
-    text = (resources.files("robbench") / "papers" / name).read_text(encoding="utf-8")
+    """Read a table of `papers/`: one dictionary per row; all values are text.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    check_path_component(name, "csv")
+    table = resources.files("robbench") / "papers" / name
+    if not table.is_file():
+        raise ValueError(f"csv: {name!r} given; expected: a file of robbench/papers")
+    text = table.read_text(encoding="utf-8")
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -136,7 +190,8 @@ def _row(row: dict[str, str], family: dict[str, Any]) -> tuple[str, dict[str, An
     alpha, beta = float(row["alpha"]), float(row["beta"])
     sigma = row.get("sigma", row.get("sigma_255", "0"))
     match = _THOUSANDS.match(row["iterations"])
-    assert match is not None, f"iterations {row['iterations']!r} in the paper's table"
+    if match is None:
+        raise ValueError(f"iterations {row['iterations']!r} in the paper's table; expected: a number with k or M")
     iterations = int(match[1]) * {"k": 1_000, "M": 1_000_000}[match[2]]
     recipe: dict[str, Any] = {"iterations": iterations}
     names, titles, terms = [], [], []
@@ -200,15 +255,21 @@ def _table(value: Mapping[str, Any]) -> Any:
     return table
 
 
-def _expected_texts(root: Path) -> Iterator[tuple[Path, str]]:
+def _list_texts(root: Path) -> Iterator[tuple[Path, str, str | None]]:
+    """Yield the path of each card, its text as it should be, and its present text (None if there is no such file)."""
     for name, content in expand_families(root).items():
         path = root / f"{name}.toml"
-        if path.exists():
-            now = tomllib.loads(path.read_text(encoding="utf-8"))
+        refuse_links(root, path)
+        present = _read(path) if path.exists() else None
+        if present is not None:
+            now = _parse(path, present)
             content = content | {key: now[key] for key in _KEPT if key in now}
-        text = _text(content)
+        try:
+            text = _text(content)
+        except (RecursionError, TypeError, ValueError) as error:  # tomlkit raises many kinds
+            raise CardError(f"{root / FAMILIES}: {name} cannot be written as TOML: {error}") from None
         parse_card(text, str(path))
-        yield path, text
+        yield path, text, present
 
 
 def list_stale_cards(root: Path) -> list[Path]:
@@ -216,20 +277,18 @@ def list_stale_cards(root: Path) -> list[Path]:
 
     Raises:
         CardError: see `expand_families`; or a card would be invalid.
+        StorageError: the folder of a card, or a card, is a link.
     """
-    texts = _expected_texts(root)
-    return [path for path, text in texts if not path.exists() or path.read_text(encoding="utf-8") != text]
+    return [path for path, text, present in _list_texts(root) if text != present]
 
 
 def write_cards(root: Path) -> list[Path]:
     """Write the cards that `list_stale_cards` lists, and return their paths.
 
     Raises:
-        CardError: see `list_stale_cards`. Nothing is written then.
+        CardError, StorageError: see `list_stale_cards`. Nothing is written then.
     """
-    wanted = dict(_expected_texts(root))
-    written = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
-    for path in written:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, wanted[path].encode())
-    return written
+    wanted = {path: text for path, text, present in _list_texts(root) if text != present}
+    for path, text in wanted.items():
+        write_atomically(path, text.encode())
+    return list(wanted)

@@ -31,6 +31,7 @@ __all__ = [
     "digest_module",
     "fit_state",
     "load_model",
+    "load_pickle",
     "locate_weights",
     "parse_state",
     "save_weights",
@@ -172,8 +173,7 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
         if suffix == ".safetensors":
             content = safetensors.torch.load(data)
         elif suffix in (".pt", ".pth"):
-            _refuse_bombs(data)
-            content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+            content = load_pickle(data, torch.device("cpu"))
         else:
             raise ModelError(f"file type {suffix!r} given; allowed: '.safetensors', '.pt', '.pth'")
     except ModelError:
@@ -194,6 +194,17 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def load_pickle(data: bytes, device: torch.device) -> object:
+    """Load what `torch.save` wrote. No code of the file is run.
+
+    Raises:
+        ModelError: the pickle could unpack to any size, or has more steps than a state dict needs.
+        Exception: a hostile or damaged file can make the parser raise anything.
+    """
+    _refuse_bombs(data)
+    return torch.load(io.BytesIO(data), weights_only=True, map_location=device)
 
 
 def _refuse_bombs(data: bytes) -> None:

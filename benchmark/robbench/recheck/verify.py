@@ -52,7 +52,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
         The number of confirmed breaks, and everything that differs.
 
     Raises:
-        ResultError: the result does not exist, or it holds no adversarial examples.
+        ResultError: the result does not exist, it holds no adversarial examples, or a file of it cannot be read.
         RobbenchError: the model or the data cannot be loaded.
     """
     check_names(fields, VerifyFields)
@@ -61,10 +61,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     stored = read_result(path, changed=True)
     options = replace(options, one_by_one="one_by_one" in stored.overrides)
     target, images = resolve(recall_spec(stored, model, fields), options)
-    try:
-        rows = read_own_rows(path.with_name("outcomes.parquet"), stored.run_id)
-    except ResultError as error:
-        return Verification(stored, 0, 0, [Mismatch(str(error))], [])
+    rows = read_own_rows(path.with_name("outcomes.parquet"), stored.run_id)
     breaks = int((rows["status"] == Status.BROKEN).sum())
     kept = path.with_name(FILE)
     if breaks and not kept.exists():
@@ -86,10 +83,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     foreign = list(_compare_model(stored, target, images, lanes))
     if foreign:  # with another model or data set, breaks need not hold
         return Verification(stored, breaks, 0, [*foreign, *refuted], [])
-    try:
-        adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
-    except ResultError as error:
-        return Verification(stored, breaks, 0, [*refuted, Mismatch(str(error))], [])
+    adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
     verifier = _Verifier(stored, rows, target, images, Ball.of(threat), lanes)
     refuted += [*verifier.check_labels(), *verifier.check_selection()]
     clean = list(verifier.check_clean_images())

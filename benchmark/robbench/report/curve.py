@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
+from typing import Any
 
 from robbench.core.errors import ResultError
-from robbench.core.files import write_atomically
+from robbench.core.files import read_json_lines, write_atomically
 
 __all__ = ["draw_curve"]
+
+_MOST_BYTES = 2**24
+_COLUMNS = ("iteration", "loss", "clean", "robust")
 
 
 def draw_curve(log: Path, output: Path, title: str) -> None:
     """Draw the loss over iterations as a PNG, with clean and quick robust accuracy if the log has them.
 
     Raises:
-        ResultError: the log is empty.
+        ResultError: the log is empty or damaged.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = _read_log(log)
     if not lines:
         raise ResultError(f"The log {log} is empty. Train for at least one point of the log, then draw it again.")
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -45,3 +48,14 @@ def draw_curve(log: Path, output: Path, title: str) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=120)
     write_atomically(output, content.getvalue())
+
+
+def _read_log(log: Path) -> list[dict[str, Any]]:
+    try:
+        lines = read_json_lines(log, _MOST_BYTES)
+        for line in lines:
+            for key in _COLUMNS if "clean" in line else _COLUMNS[:2]:
+                float(line[key])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ResultError(f"The log {log} cannot be read ({type(error).__name__}: {error}).") from None
+    return lines

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, set_aside, write_atomically
+from robbench.core.files import digest, read_json, set_aside, write_atomically
 from robbench.report.console import make_console
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.sweep import read_robust_table
@@ -24,6 +24,8 @@ from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.summary import make_accuracy
 
 __all__ = ["AttackSpread", "Spread", "build_spread", "print_spreads", "write_spread"]
+
+_MOST_BYTES = 2**22  # of the JSON file
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,11 @@ def _choose_stem(root: Path, stem: str, run_ids: list[str], n: int) -> str:
     """Return the name of the file. A stored file of other runs or of more images is kept under its own name."""
     path = root / f"{stem}.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_json(path, _MOST_BYTES))
         is_kept = set(stored["run_ids"]) != set(run_ids) or stored["n"] > n
     except FileNotFoundError:
         return stem
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, RecursionError, TypeError, ValueError):
         set_aside(path, path.parent)
         return stem
     return f"{stem}-{digest({'runs': run_ids, 'n': n})[:8]}" if is_kept else stem

@@ -128,9 +128,10 @@ def find_summary_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[
     except (AttributeError, KeyError, TypeError, ValueError, ResultError) as error:
         yield Mismatch(f"result.json: its identity cannot be read ({type(error).__name__}: {error})")
         return
-    timed = bool(rows["seconds"].any())  # False without timings.parquet, which no verdict depends on
+    # Without timings.parquet, on which no verdict depends, only the digest of result.json vouches for wall times.
+    is_untimed = stored.is_always_sealed and not rows["seconds"].any()
     for field, given, derived in _differences(stored.model_dump(mode="json"), expected.model_dump(mode="json")):
-        if field.endswith("seconds") and not timed:
+        if field.endswith("seconds") and is_untimed:
             continue
         yield Mismatch(f"result.json: {field} is {given}; {derived} follows from outcomes.parquet and the identity")
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from robbench.core.files import read_json, set_aside
 from robbench.results.records import OUTCOMES, read_run_id
 from robbench.results.recovery import Note
-from robbench.results.schema import Answers
+from robbench.results.schema import Answers, is_intact
 
 __all__ = [
     "DESCRIPTION",
@@ -41,10 +41,14 @@ def load_description(partial: Path) -> dict[str, Any]:
 
 
 def read_began(partial: Path) -> tuple[list[str], str]:
-    """Read answers and code in the run.json of an unfinished run; empty if they are missing or damaged."""
+    """Read answers and code in the run.json of an unfinished run; empty if they are missing or damaged.
+
+    The code counts only in a file that is as it was written.
+    """
     about = load_description(partial)
+    code = str(about.get("code", "")) if is_intact(about) else ""
     try:
-        return TypeAdapter(Answers).validate_python(about.get("answers", [])), str(about.get("code", ""))
+        return TypeAdapter(Answers).validate_python(about.get("answers", [])), code
     except ValueError:
         return [], ""
 

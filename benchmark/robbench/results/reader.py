@@ -8,7 +8,6 @@ result is named, and no number of it is shown.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from robbench.core.errors import ResultError
+from robbench.core.files import digest_file
 from robbench.results.consistency import find_mismatches
 from robbench.results.places import drop_repeats, list_folders, locate_result
-from robbench.results.records import OUTCOMES, TIMINGS, read_own_rows
-from robbench.results.schema import ResultFile, read_result
+from robbench.results.records import MOST_BYTES, OUTCOMES, TIMINGS, read_own_rows
+from robbench.results.schema import MOST_RESULT_BYTES, ResultFile, read_result
 from robbench.results.summary import find_robust_samples
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 RESULT = "result.json"
-_FILES = (RESULT, OUTCOMES, TIMINGS)
+_FILES = {RESULT: MOST_RESULT_BYTES, OUTCOMES: MOST_BYTES, TIMINGS: MOST_BYTES}  # with their size limits
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,10 @@ def list_result_paths(root: Path, model: str = "*/*") -> Iterable[Path]:
     return sorted(root.glob(f"{model}/*/{RESULT}"))
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, most: int) -> str:
     """SHA-256 of a file; empty if it is missing."""
-    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-        raise ResultError(f"{path} is not a regular file.")
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_file(path, most)
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -148,14 +145,14 @@ def _read(path: Path) -> _Vouched:
     folder = path.parent if path.name == RESULT else path
     if not (folder / RESULT).is_file():
         raise ResultError(f"No result at {path}; give a folder with {RESULT} and {OUTCOMES}, or its {RESULT}.")
-    return _check(folder, tuple(_digest(folder / name) for name in _FILES))
+    return _check(folder, tuple(_digest(folder / name, most) for name, most in _FILES.items()))
 
 
 @functools.lru_cache(maxsize=1024)
 def _check(folder: Path, digests: tuple[str, ...]) -> _Vouched:
     """Read and check a result. Files with the same digests are checked once in a process."""
     path = folder / RESULT
-    if not digests[_FILES.index(OUTCOMES)]:
+    if not digests[list(_FILES).index(OUTCOMES)]:
         raise ResultError(f"{folder / OUTCOMES} is missing.")
     result = read_result(path)
     rows = read_own_rows(folder / OUTCOMES, result.run_id)

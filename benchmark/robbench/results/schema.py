@@ -15,6 +15,7 @@ from robbench.core.files import check_name, check_path_component, check_size, di
 from robbench.core.numbers import parse_eps
 
 __all__ = [
+    "MOST_RESULT_BYTES",
     "SCHEMA_VERSION",
     "Accuracy",
     "Answers",
@@ -27,14 +28,16 @@ __all__ = [
     "dump_result",
     "dump_sealed",
     "format_first_error",
+    "is_intact",
     "read_result",
     "read_validated",
     "seal",
 ]
 
 SCHEMA_VERSION = 2
-_SEAL = "sha256"
-_Model = TypeVar("_Model", bound=BaseModel)
+MOST_RESULT_BYTES = 2**26
+"""Size limit of a result.json."""
+_SEAL, _CODE = "sha256", "code"
 
 Name = Annotated[str, AfterValidator(check_name)]
 """A name that tables and figures show."""
@@ -49,6 +52,11 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def is_always_sealed(self) -> bool:
+        """Whether every version of robbench that writes such content seals it (`seal`)."""
+        return False
+
 
 def _check_numbers(text: str) -> str:
     logits, bar, spread = text.partition("|")
@@ -58,6 +66,8 @@ def _check_numbers(text: str) -> str:
         raise ValueError(f"spread {spread.strip()} given; allowed: a finite number from 0 on")
     return text
 
+
+_Model = TypeVar("_Model", bound=StrictModel)
 
 Answers = list[Annotated[str, AfterValidator(_check_numbers)]]
 """The model's logits for a few fixed images, one line of numbers per image (`classifier.answers`).
@@ -155,7 +165,13 @@ class ResultFile(_Strict):
     answers: Answers = []
     """What the model answered to a few fixed images; empty in results of older versions."""
     code: str = ""
-    """`version.digest_judging_code()` of the code that judged; empty in results of older versions."""
+    """`version.digest_judging_code()` of the code that judged. Empty in results of older versions, and read as empty
+    unless the file is as it was written (`seal`)."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Versions that measured the wall time seal."""
+        return self.wall_seconds is not None
 
     @field_validator("attacks")
     @classmethod
@@ -175,7 +191,7 @@ def read_result(path: Path, changed: bool = False) -> ResultFile:
     Raises:
         ResultError: the file is not a result of this schema, or it was changed.
     """
-    return read_validated(path, ResultFile, 2**26, changed=changed)
+    return read_validated(path, ResultFile, MOST_RESULT_BYTES, changed=changed)
 
 
 def dump_sealed(content: BaseModel) -> bytes:
@@ -188,8 +204,13 @@ def seal(fields: dict[str, Any]) -> bytes:
     return (json.dumps({**fields, _SEAL: digest(fields)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def is_intact(fields: dict[str, Any]) -> bool:
+    """Return whether the fields of a JSON file hold the digest of all others, as `seal` writes it."""
+    return fields.get(_SEAL) == _digest({key: value for key, value in fields.items() if key != _SEAL})
+
+
 def read_validated(path: Path, kind: type[_Model], most: int, *, changed: bool = False, advice: str = "") -> _Model:
-    """Read a JSON file of at most `most` bytes. Files of older versions have no digest.
+    """Read a JSON file of at most `most` bytes. Files of older versions have no digest, and no `code` is read of them.
 
     Args:
         path: the file.
@@ -206,10 +227,14 @@ def read_validated(path: Path, kind: type[_Model], most: int, *, changed: bool =
         data = read_json(path, most)
         fields = _parse_json(data)
         check_size(fields)
-        is_sealed = isinstance(fields, dict) and _SEAL in fields
-        is_intact = not is_sealed or fields.pop(_SEAL) == _digest(fields)
-        value = kind.model_validate_json(json.dumps(fields) if is_sealed else data)
-        if not (is_intact or changed):
+        if not isinstance(fields, dict):
+            raise ValueError("expected: a JSON object")
+        intact = is_intact(fields)
+        is_sealed = fields.pop(_SEAL, None) is not None
+        if not intact:
+            fields.pop(_CODE, None)  # decides which records are used again, so a mere statement does not count
+        value = kind.model_validate_json(json.dumps(fields))
+        if not (intact or changed) and (is_sealed or value.is_always_sealed):
             raise ValueError("not as it was written (SHA-256)")
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror or error}."

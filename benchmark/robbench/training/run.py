@@ -29,10 +29,19 @@ from torch import Tensor, nn
 
 from robbench.core import rng
 from robbench.core.errors import ModelError
-from robbench.core.files import digest, write_atomically
+from robbench.core.files import (
+    append_text,
+    digest,
+    read_bounded,
+    read_json_lines,
+    refuse_links,
+    set_aside,
+    write_atomically,
+)
 from robbench.core.types import Dataset
 from robbench.models.architectures import Normalized, build
 from robbench.models.card import DATASETS, Entry, extract_identity
+from robbench.models.load import MOST_WEIGHT_BYTES, load_pickle
 from robbench.training.options import Options, Progress, choose_recipe
 from robbench.training.plan import Fitter, Plan
 from robbench.training.probe import TrainingProbe
@@ -43,6 +52,7 @@ from robbench.training.teacher import compute_targets, list_teacher_digests
 __all__ = ["Run"]
 
 _CHECKPOINT_SECONDS = 20.0
+_MOST_LOG_BYTES = 2**24
 _REPORTS = 100  # log lines of a run
 _PROBES = 10  # log lines of a run with accuracies
 _IN_FLIGHT = 4  # iterations that a GPU may have to do
@@ -76,6 +86,7 @@ class Run:
         else:
             self.plan = Plan(((0, recipe.iterations),))
         self.folder = options.runs / entry.dataset / f"{entry.name}{suffix}"
+        refuse_links(options.runs, self.folder)
         self.log = self.folder / "log.jsonl"
         self.report = options.report
         wide = device.type == "cuda" and data.x.shape[-1] >= 32
@@ -205,10 +216,8 @@ class Run:
         left = elapsed / (self.iteration - self.first) * (self.wanted - self.iteration)
         lr = learning_rate(self.recipe, self.plan.progress(self.iteration - 1))
         progress = Progress(self.iteration, self.wanted, loss, lr, self.seconds, left, clean, robust)
-        self.folder.mkdir(parents=True, exist_ok=True)
         line = {k: v for k, v in asdict(progress).items() if k not in ("iterations", "left") and v is not None}
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        append_text(self.log, json.dumps(line) + "\n")
         self.report(progress)
 
     def save(self) -> None:
@@ -224,7 +233,6 @@ class Run:
             "average": self.step.average,
         }
         torch.save(content, buffer)
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
         self.saved = self.seconds
 
@@ -234,19 +242,37 @@ class Run:
         if not path.exists():
             self.log.unlink(missing_ok=True)
             return
-        content = torch.load(path, weights_only=True, map_location=self.device)
+        try:
+            content: Any = load_pickle(read_bounded(path, MOST_WEIGHT_BYTES), self.device)
+            if content["identity"] == self.identity:
+                self._restore(content)
+        except Exception as error:  # a hostile or damaged file can make the parser raise anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{path} cannot be read ({reason}). Start over with --restart.") from None
         if content["identity"] != self.identity:
             raise ModelError(
                 f"{path} belongs to another recipe, architecture, teacher, data set, --fit or --iterations than "
                 f"{self.entry.full_name} has now. Start over with --restart."
             )
+        self._shorten_log()
+
+    def _restore(self, content: dict[str, Any]) -> None:
         self.module.load_state_dict(content["module"])
         self.step.optimizer.load_state_dict(content["optimizer"])
         self.step.relink()
         self.step.average = content["average"]
-        self.iteration, self.seconds = content["iteration"], content["seconds"]
+        self.iteration, self.seconds = int(content["iteration"]), float(content["seconds"])
         if self.fit is not None and content["plan"]:
             self.plan = Plan.parse(content["plan"])
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]
-        write_atomically(self.log, "".join(f"{line}\n" for line in kept).encode())
+
+    def _shorten_log(self) -> None:
+        """Remove the log lines after the checkpoint. A damaged log is set aside."""
+        if not self.log.exists():
+            return
+        try:
+            lines = read_json_lines(self.log, _MOST_LOG_BYTES)
+            kept = [line for line in lines if line["iteration"] <= self.iteration]
+        except (OSError, KeyError, TypeError, ValueError):
+            set_aside(self.log, self.folder)
+            return
+        write_atomically(self.log, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
