@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +18,10 @@ from robbench.commands.options import (
     Models,
     Results,
     Std,
+    check_positive,
     per_channel,
 )
-from robbench.commands.printing import print_json
+from robbench.commands.printing import announce, print_json
 
 if TYPE_CHECKING:
     from robbench.results.schema import ResultFile
@@ -43,23 +45,26 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a model's card, and its stored results."""
-    from robbench.masking.stored import VerdictIndex
     from robbench.models.card import Registry
-    from robbench.results.reader import read_results
 
     entry = Registry.default(models or []).find(model)
+    card = entry.card  # an invalid card is refused before anything is printed
+    if not as_json:  # at once: reading results takes a second
+        print(f"# {entry.full_name}  ({entry.path})\n")
+        print(entry.path.read_text(encoding="utf-8").expandtabs(4))
+        if card.weights is not None and not card.shipped:
+            print(entry.explain_unshipped() + "\n")
+        sys.stdout.flush()
+    from robbench.masking.stored import VerdictIndex
+    from robbench.results.reader import read_results
+
     stored, damaged = read_results(results, entry.full_name)
     damaged += VerdictIndex(results).list_damaged(entry.full_name)
-    card = entry.card  # an invalid card is refused before anything is printed
     if as_json:
         described = [as_object(r, results) for r in stored]
         lost = {"damaged": list(map(str, damaged))} if damaged else {}
         print_json({"model": entry.full_name, "card": card.model_dump(mode="json"), "results": described} | lost)
         return
-    print(f"# {entry.full_name}  ({entry.path})\n")
-    print(entry.path.read_text(encoding="utf-8").expandtabs(4))
-    if card.weights is not None and not card.shipped:
-        print(entry.explain_unshipped() + "\n")
     if stored:
         from robbench.report.terminal import print_results
 
@@ -78,7 +83,9 @@ def verify_result(
     architecture: Architecture = None,
     mean: Mean = None,
     std: Std = None,
-    lanes: Annotated[int | None, typer.Option(help="Batch width; that of the run if left out.")] = None,
+    lanes: Annotated[
+        int | None, typer.Option(callback=check_positive, help="Batch width; that of the run if left out.")
+    ] = None,
     device: Device = "auto",
     models: Models = None,
     data_dir: DataDir = None,
@@ -89,6 +96,9 @@ def verify_result(
     Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
     A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.
     """
+    from robbench.recheck.recall import find_result
+
+    announce(f"{find_result(result)}: loading model and data")
     from robbench.recheck.verify import verify
 
     v = verify(

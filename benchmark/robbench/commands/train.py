@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robbench.commands.options import DataDir, Models, explain_interrupt
+from robbench.commands.options import DataDir, Device, Models, explain_interrupt
+from robbench.commands.printing import announce
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def train(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: by the device and image size.")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    device: Device = "auto",
     runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
     models: Models = None,
     data_dir: DataDir = None,
@@ -54,6 +55,7 @@ def train(
     registry = Registry.default(models or [])
     entry = None if card is None else registry.find(card)
     limit = None if time_limit is None else _seconds(time_limit)
+    announce(f"train {entry.full_name if entry else 'what is missing'}: loading")
     from robbench.report.curve import draw_curve
     from robbench.training.missing import list_missing, train_missing
     from robbench.training.train import Progress, TrainingResult, train

@@ -14,6 +14,7 @@ from robbench.core.files import check_name, check_path_component, check_size, di
 from robbench.core.numbers import parse_eps
 
 __all__ = [
+    "DESCRIPTION_VERSION",
     "SCHEMA_VERSION",
     "Accuracy",
     "Answers",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+DESCRIPTION_VERSION = 1  # of run.json (`run_files.Description`)
 _SEAL = "sha256"
 _Model = TypeVar("_Model", bound=BaseModel)
 
