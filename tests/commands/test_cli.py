@@ -104,7 +104,7 @@ def test_every_list_is_the_same_as_table_and_as_json(what):
         (["eval", "-m", "digits/natural", "-s", "whitebx"], "Did you mean whitebox"),
         (["eval", "-m", "natural"], "ambiguous"),
         (["eval", "-m", "digits/natural", "--eps", "8"], "8/255"),
-        (["eval", "-m", "digits/natural", "--device", "tpu"], "available here: auto, cpu"),
+        (["eval", "-m", "digits/natural", "--device", "tpu"], "allowed: auto, cpu"),
         (["eval", "-m", "digits/natural", "--models", "/nowhere"], "/nowhere"),
         (["list", "modls"], "Did you mean models"),
         (["data", "fetch", "imagenet"], "Unknown data set 'imagenet'"),

@@ -47,6 +47,14 @@ def test_one_sided_mcnemar_equals_values_by_hand():
     assert mcnemar(7, 1, "greater") == pytest.approx((1 + 8) / 256)
 
 
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 4), (40, 17), (17, 40), (0, 1100), (480, 520), (2000, 2000)])
+@pytest.mark.parametrize("alternative", ["two-sided", "greater"])
+def test_mcnemar_equals_scipy(first, second, alternative):
+    n = first + second
+    expected = scipy_stats.binomtest(first, n, 0.5, alternative=alternative).pvalue if n else 1.0
+    assert mcnemar(first, second, alternative) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
 @pytest.mark.parametrize("level", [0.05, 0.01, 0.01 / 25])
 def test_the_least_change_that_reaches_a_level(level):
     k = least_discordant(level)

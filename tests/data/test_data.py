@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.server
 import importlib
+import importlib.util
 import io
 import os
 import pickle
@@ -104,6 +105,36 @@ def test_digits_are_split_as_in_the_scikit_learn_example() -> None:
         assert dataset.x.shape == (len(y), 1, 8, 8)
     assert (len(train), len(test)) == (898, 899)
     assert np.array_equal(np.concatenate([train.index, test.index]), np.arange(1797))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"1,2,3\n", r"a table of \(3,\), expected \(1797, 65\)"),
+        (b"17" + b",0" * 64 + b"\n" + (b"0" + b",0" * 64 + b"\n") * 1796, "numbers from 0 to 17, expected 0 to 16"),
+        (b"-1" + b",0" * 64 + b"\n" + (b"0" + b",0" * 64 + b"\n") * 1796, "numbers from -1 to 0"),
+        (b"0.5" + b",0" * 64 + b"\n" + (b"0" + b",0" * 64 + b"\n") * 1796, "0.5"),
+        (b"", "digits.csv.gz: cannot be read"),
+    ],
+)
+def test_a_damaged_file_of_digits_is_named(
+    content: bytes, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "sklearn"
+    (package / "datasets/data").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "datasets/data/digits.csv.gz").write_bytes(gzip.compress(content) if content else b"no archive")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    with pytest.raises(DataError, match=problem) as found:
+        data.load("digits")
+    assert str(package) in str(found.value) and "install that again" in str(found.value)
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install scikit-learn"):
+        data.load("digits")
 
 
 def test_digits_digest_is_pinned() -> None:

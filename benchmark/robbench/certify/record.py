@@ -38,7 +38,7 @@ from robbench.results.summary import make_accuracy
 
 __all__ = [
     "CERTIFY_VERSION", "COLUMNS", "FOLDER", "ROWS", "SUMMARY", "VERDICTS", "Certificates", "CertifiedFile",
-    "certified_folder", "make_empty_rows", "read_certified", "read_certified_files", "read_tampered", "read_unfinished",
+    "certified_folder", "find_certified", "make_empty_rows", "read_certified", "read_certified_files", "read_tampered", "read_unfinished",
     "summarize_certified", "write_certified",
 ]  # fmt: skip
 
@@ -268,3 +268,9 @@ def _read_rows(path: Path, run_id: str) -> pd.DataFrame:
     if not isinstance(about, dict) or about.get("run_id") != run_id:
         raise ResultError(f"{path}: of another run.")
     return rows
+
+
+def find_certified(path: Path) -> Path | None:
+    """Return the folder of certificates that a path names, or None."""
+    folder = path.parent if path.name == SUMMARY else path
+    return folder if (folder / SUMMARY).is_file() else None

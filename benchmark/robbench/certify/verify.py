@@ -37,7 +37,7 @@ from robbench.results.adversarials import read
 from robbench.results.consistency import Mismatch
 from robbench.results.schema import ResultFile
 
-__all__ = ["CertifiedCheck", "find_certified", "verify_certified"]
+__all__ = ["CertifiedCheck", "verify_certified"]
 
 _MORE_TIME = 2  # a proof is given so many times its limit, for slower machines
 _VOTES = 1e-3  # share of the draws that rounding may move to another class
@@ -76,12 +76,6 @@ class CertifiedCheck:
             f"{f.dataset}/{f.model} · {f.method}: {self.derived} of {f.n} images derived again, "
             f"{len(self.refuted)} mismatches{tail}."
         )
-
-
-def find_certified(path: Path) -> Path | None:
-    """Return the folder of certificates that a path names, or None."""
-    folder = path.parent if path.name == SUMMARY else path
-    return folder if (folder / SUMMARY).is_file() else None
 
 
 def verify_certified(

@@ -26,10 +26,13 @@ from robbench.commands.options import (
     Norm,
     Overwrite,
     Results,
+    Samples,
     Seed,
     Std,
     SuiteName,
+    check_positive,
     make_specs,
+    parse_radii_option,
     per_channel,
 )
 from robbench.commands.printing import print_objects
@@ -70,15 +73,20 @@ Executor = Annotated[
     typer.Option(help="Where the work runs: in this process, or on a Ray cluster (docs/scaling.md)."),
 ]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster: HOST:PORT or auto; else one is started here.")]
-Workers = Annotated[int | None, typer.Option(help="Ray workers; by default one per GPU, or as many as the CPUs allow.")]
-Threads = Annotated[int, typer.Option("--threads-per-worker", help="CPU threads of each Ray worker.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(callback=check_positive, help="Ray workers; by default one per GPU, or as many as the CPUs allow."),
+]
+Threads = Annotated[
+    int, typer.Option("--threads-per-worker", callback=check_positive, help="CPU threads of each Ray worker.")
+]
 
 
 def eval_(
     model: ModelNames = None,
     all_models: AllModels = False,
     suite: SuiteName = "whitebox",
-    samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
+    samples: Samples = None,
     sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
     eps: Radii = None,
     norm: Norm = None,
@@ -143,7 +151,7 @@ def eval_(
         resume_runs(results, device, wait, as_json, ray)
         return
     specs = _choose_models(model or [], all_models, models or [], about)
-    _evaluate(_Asked(specs, suite, _parse_radii(eps), norm, seeds, options, ray, as_json))
+    _evaluate(_Asked(specs, suite, parse_radii_option(eps), norm, seeds, options, ray, as_json))
 
 
 @dataclass(frozen=True)
@@ -207,10 +215,9 @@ def _plan_runs(asked: _Asked) -> list[RunRequest]:
     Raises:
         RobbenchError: the suite is unknown, or options do not go together.
     """
+    from robbench.evaluation.arguments import check_request
     from robbench.evaluation.request import RunRequest
-    from robbench.suite import load_suite
 
-    load_suite(asked.suite)  # report a typo before minutes of work
     if asked.suite == "sanity" and asked.options.gradients is not None:
         raise RobbenchError(
             f"--gradients {asked.options.gradients} given with the sanity checks, which look at the gradients "
@@ -221,11 +228,13 @@ def _plan_runs(asked: _Asked) -> list[RunRequest]:
             f"--seeds {asked.seeds} given; allowed: 1 or more, and more than 1 at a single radius only."
         )
     seeds = range(asked.options.seed, asked.options.seed + asked.seeds)
-    return [
+    requests = [
         RunRequest(spec, asked.suite, replace(asked.options, norm=asked.norm, eps=radius, seed=seed))
-        # The largest radius first: report one that is not allowed before minutes of work.
         for spec, radius, seed in itertools.product(asked.specs, reversed(asked.attacked), seeds)
     ]
+    for request in requests:
+        check_request(request)
+    return requests
 
 
 def _run_sanity(asked: _Asked, requests: list[RunRequest]) -> tuple[list[ResultFile | None], list[SanityFile]]:
@@ -308,17 +317,6 @@ def _list_trained(registry: Registry, dataset: str | None) -> list[str]:
     if len(left_out) == len(entries):
         raise RobbenchError(f"--all --dataset {dataset}: no registered model of it has weights here.")
     return [e.full_name for e in entries if not e.needs_training]
-
-
-def _parse_radii(eps: str | None) -> list[str | None]:
-    from robbench.core.numbers import parse_radii
-
-    try:
-        return [None] if eps is None else [*parse_radii(eps)]
-    except ValueError as error:
-        raise RobbenchError(
-            f"--{error}. Allowed: a radius from 0 on, such as 8/255 or 0.3, or several of them with commas between."
-        ) from None
 
 
 def _show_spread(groups: Iterable[list[ResultFile]], results: Path, as_json: bool) -> None:

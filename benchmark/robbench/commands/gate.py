@@ -30,7 +30,7 @@ from robbench.commands.options import (
     make_specs,
     per_channel,
 )
-from robbench.commands.printing import print_json
+from robbench.commands.printing import announce, print_json
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -79,14 +79,14 @@ def make_baseline(
     Commit the file. It holds no images and no weights.
     """
     from robbench.core.numbers import parse_threat
-    from robbench.gate.baseline import write_baseline
 
     import_user_modules(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
     entries = _read_stored(result or [])
     if model:
-        from robbench.gate.measure import measure_entry
+        from robbench.evaluation.arguments import check_request
+        from robbench.evaluation.request import RunRequest
         from robbench.models.card import Registry
 
         about: SpecFields = {
@@ -98,7 +98,14 @@ def make_baseline(
         specs = make_specs(model, Registry.default(models or []), about)
         with _measure_into(results, device, lanes, data_dir, models, samples is None) as (options, reporter):
             options = replace(options, samples=samples, sample_seed=sample_seed, seed=seed, norm=norm, eps=eps)
+            for spec in specs:
+                check_request(RunRequest(spec, suite, options))
+            announce(f"{specs[0].model} · {suite}: loading")
+            from robbench.gate.measure import measure_entry
+
             entries = [measure_entry(spec, suite, options, reporter) for spec in specs]
+    from robbench.gate.baseline import write_baseline
+
     write_baseline(out, entries)
     for entry in entries:
         clean, robust = entry.clean_accuracy, entry.robust_accuracy
@@ -136,6 +143,7 @@ def check_baseline(
     Exit code 0: the check passed. 1: a model is significantly less robust, or an attack is weaker. 2: wrong input, or
     measurements that cannot be compared.
     """
+    announce(f"Reading {baseline}")
     from robbench.core.files import write_atomically
     from robbench.gate.baseline import read_baseline
     from robbench.gate.decision import Policy, decide_gate, run_gate_check
@@ -176,6 +184,8 @@ def check_baseline(
 
 def _read_stored(paths: list[Path]) -> list[BaselineEntry]:
     """Read stored results, and say on stderr which of them the present judging code did not judge."""
+    if paths:
+        announce(f"Reading {paths[0]}")
     from robbench.gate.measure import read_stored_entry
 
     entries = [read_stored_entry(path) for path in paths]
@@ -207,7 +217,7 @@ def _measure_into(
     """Yield the options and the reporter of measurements; their records go into the user's tree, or nowhere."""
     from robbench.evaluation.options import Options
     from robbench.gate.measure import open_results_tree
-    from robbench.report.terminal import TerminalReporter
+    from robbench.report.progress import TerminalReporter
 
     reporter = TerminalReporter(hint_samples=hint_samples)
     kept = "Every image that was finished is kept." if results else "Nothing is kept without --results DIR."

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robbench.commands.options import SOURCES, DataDir, Json, Models, Results, per_channel
-from robbench.commands.printing import print_objects, print_table
+from robbench.commands.options import (
+    SOURCES,
+    DataDir,
+    Device,
+    Json,
+    Lanes,
+    Models,
+    Results,
+    Samples,
+    make_specs,
+    per_channel,
+)
+from robbench.commands.printing import announce, print_objects, print_table
 from robbench.core.errors import RobbenchError, unknown_name
+
+if TYPE_CHECKING:
+    from robbench.models.spec import SpecFields
 
 __all__ = ["measure"]
 
@@ -20,7 +34,7 @@ def measure(
     model: Annotated[
         list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable).")
     ],
-    samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
+    samples: Samples = None,
     eps: Annotated[
         str | None, typer.Option(help="Linf radius of the predicted accuracy; the data set's usual one if left out.")
     ] = None,
@@ -28,8 +42,8 @@ def measure(
     architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    lanes: Lanes = None,
+    device: Device = "auto",
     models: Models = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
@@ -39,8 +53,6 @@ def measure(
     """Predict the robust accuracy of models from a linear approximation of the network, without attacks."""
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
-    from robbench.models.sources import parse_source
-    from robbench.report.linear import make_linear_rows
 
     if what != "linear":
         raise RobbenchError(unknown_name("measurement", what, ["linear"]))
@@ -48,17 +60,20 @@ def measure(
         radius = None if eps is None else parse_threat("Linf", eps).eps
     except ValueError as error:
         raise RobbenchError(f"--eps: {error}") from None
-    registry = Registry.default(models or [])
-    names = [name if parse_source(name) else registry.find(name).full_name for name in model]
+    about: SpecFields = {"dataset": dataset, "architecture": architecture}
+    about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
+    specs = make_specs(model, Registry.default(models or []), about)
+    announce(f"{model[0]} · linear: loading")
     from robbench.linear.measure import measure_linear
+    from robbench.report.linear import make_linear_rows
 
     files = [
         measure_linear(
-            name,
-            dataset=dataset,
-            architecture=architecture,
-            mean=per_channel("--mean", mean),
-            std=per_channel("--std", std),
+            str(spec.model),
+            dataset=spec.dataset,
+            architecture=spec.architecture,
+            mean=spec.mean,
+            std=spec.std,
             samples=samples,
             lanes=lanes,
             device=device,
@@ -68,7 +83,7 @@ def measure(
             overwrite=overwrite,
             note=lambda text: print(text, file=sys.stderr),
         )
-        for name in names
+        for spec in specs
     ]
     if as_json:
         print_objects([file.model_dump(mode="json") for file in files])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SOURCES", "Architecture", "DataDir", "Dataset", "Device", "Gradients", "Imports", "Json", "Lanes", "Mean",
-    "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Seed", "Std", "SuiteName", "check_about",
-    "explain_interrupt", "make_specs", "per_channel",
+    "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Samples", "Seed", "Std", "SuiteName",
+    "check_about", "check_positive", "explain_interrupt", "make_specs", "parse_radii_option", "per_channel",
 ]  # fmt: skip
 
 SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
@@ -28,12 +29,34 @@ Architecture = Annotated[
     str | None, typer.Option(help='For file: and hf:, such as "wide_resnet:depth=28,widen_factor=10".')
 ]
 Dataset = Annotated[str | None, typer.Option(help="The test set for a source, which has no card to name it.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")]
+
+
+def _check_device(name: str) -> str:
+    """Refuse what names no device anywhere. Whether a device is here is only known with torch."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise RobbenchError(f"--device: {name!r} given; allowed: auto, cpu, cuda or cuda:i.")
+    return name
+
+
+def check_positive(param: typer.CallbackParam, number: int | None) -> int | None:
+    """Check an optional number that counts something: the callback of an option.
+
+    Raises:
+        RobbenchError: it is below 1.
+    """
+    from robbench.evaluation.options import check_count
+
+    return check_count(str(param.name), number, 1)
+
+
+Device = Annotated[str, typer.Option(callback=_check_device, help="auto, cpu, cuda or cuda:i.")]
 Gradients = Annotated[
     Literal["bfloat16"] | None,
     typer.Option(help="Compute gradients in bfloat16, faster where the hardware has it; the judge keeps to float32."),
 ]
-Lanes = Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")]
+Lanes = Annotated[
+    int | None, typer.Option(callback=check_positive, help="Batch width; chosen by image size if left out.")
+]
 Mean = Annotated[str | None, typer.Option(help="For file: and hf:, per channel, such as 0.49,0.48,0.45.")]
 ModelNames = Annotated[
     list[str] | None,
@@ -42,6 +65,7 @@ ModelNames = Annotated[
 Norm = Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace a stored result of a different run.")]
 Radius = Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')]
+Samples = Annotated[int | None, typer.Option(callback=check_positive, help="The first N test images instead of all.")]
 Seed = Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")]
 Std = Annotated[str | None, typer.Option(help="Goes with --mean.")]
 SuiteName = Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")]
@@ -81,6 +105,22 @@ def per_channel(option: str, text: str | None) -> list[float] | None:
     except ValueError:
         raise RobbenchError(
             f"{option}: {text!r} given; allowed: one number per channel, separated by commas, such as 0.49,0.48,0.45."
+        ) from None
+
+
+def parse_radii_option(eps: str | None) -> list[str | None]:
+    """Parse --eps, in ascending order; [None] if it was not given.
+
+    Raises:
+        RobbenchError: a part is not a radius.
+    """
+    from robbench.core.numbers import parse_radii
+
+    try:
+        return [None] if eps is None else [*parse_radii(eps)]
+    except ValueError as error:
+        raise RobbenchError(
+            f"--{error}. Allowed: a radius from 0 on, such as 8/255 or 0.3, or several of them with commas between."
         ) from None
 
 

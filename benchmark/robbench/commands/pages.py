@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robbench.commands.options import DataDir, Models, Results, explain_interrupt
-from robbench.commands.printing import tree
+from robbench.commands.options import DataDir, Device, Models, Results, check_positive, explain_interrupt
+from robbench.commands.printing import announce, tree
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.files import read_bounded, refuse_links, write_atomically
 
@@ -27,9 +27,11 @@ def leaderboard(
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
     """Write leaderboard.md from the results tree."""
+    root = tree(results)
+    announce(f"Reading {root}")
     from robbench.report.leaderboard import render_leaderboard
 
-    _write_page(render_leaderboard(tree(results)), output, check, "leaderboard")
+    _write_page(render_leaderboard(root), output, check, "leaderboard")
 
 
 def trained(
@@ -38,12 +40,12 @@ def trained(
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
     """Write docs/trained.md, which compares the models trained here with the papers."""
+    root = tree(results)
+    announce(f"Reading {root}")
     from robbench.models.card import Registry, locate_builtin_cards
     from robbench.papers.trained import render_trained_page
 
-    _write_page(
-        render_trained_page(Registry([locate_builtin_cards()]).entries(), tree(results)), output, check, "trained"
-    )
+    _write_page(render_trained_page(Registry([locate_builtin_cards()]).entries(), root), output, check, "trained")
 
 
 def table_(
@@ -56,8 +58,10 @@ def table_(
     check: Annotated[
         bool, typer.Option(help="With all or audit: write nothing; fail (exit 1) when a file is stale.")
     ] = False,
-    samples: Annotated[int | None, typer.Option(help="With --run: the first N test images instead of all.")] = None,
-    device: Annotated[str, typer.Option(help="With --run: auto, cpu, cuda or cuda:i.")] = "auto",
+    samples: Annotated[
+        int | None, typer.Option(callback=check_positive, help="With --run: the first N test images instead of all.")
+    ] = None,
+    device: Device = "auto",
     models: Models = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
@@ -66,6 +70,7 @@ def table_(
 
     "all" writes every table to RESULTS/tables/. "audit" writes docs/audit.md: the paper's attack beside stronger ones.
     """
+    announce(f"Table {name}: reading {results}")
     from robbench.models.card import Registry
     from robbench.papers.layout import Commands, check_format, render_table
     from robbench.papers.published import TABLES, find_table
@@ -117,6 +122,7 @@ def figure(
     results: Results = Path("results"),
 ) -> None:
     """Draw a figure from stored results: a PNG and the plotted numbers as CSV; "all" draws every one."""
+    announce(f"Figure {name}: reading {results}")
     from robbench.models.card import Registry
     from robbench.papers.figures.definitions import find_figure
     from robbench.papers.figures.write import write_figure, write_figures
@@ -157,6 +163,7 @@ def export(
     models: Models = None,
 ) -> None:
     """Print a result as an entry of another leaderboard."""
+    announce(f"Reading {result}")
     from robbench.models.card import Registry
     from robbench.report.export import export_result
 
@@ -171,7 +178,7 @@ def export(
 
 def _run_missing(table: FilledTable, registry: Registry, results: Path, options: dict[str, Any]) -> None:
     """Make the missing results of a table that need no training first."""
-    from robbench.report.terminal import TerminalReporter
+    from robbench.report.progress import TerminalReporter
 
     runs = table.list_possible_runs(registry)
     waiting = sum(not {*row.missing.runs} <= {*runs} for row in table.rows)

@@ -4,50 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robbench.commands.options import (
     SOURCES,
+    Architecture,
     DataDir,
+    Dataset,
+    Device,
     Gradients,
     Imports,
     Json,
+    Lanes,
+    Mean,
     Models,
+    Norm,
+    Radius,
     Results,
-    check_about,
+    Samples,
+    Seed,
+    Std,
+    SuiteName,
+    check_positive,
+    make_specs,
     per_channel,
 )
-from robbench.commands.printing import print_json, print_table
+from robbench.commands.printing import announce, print_json, print_table
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
+
+if TYPE_CHECKING:
+    from robbench.evaluation.planning import ModelPlan
+    from robbench.models.spec import SpecFields
 
 __all__ = ["plan_runs"]
 
 
 def plan_runs(
     model: Annotated[list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES}.")],
-    suite: Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")] = "whitebox",
-    samples: Annotated[int | None, typer.Option(help="The first N test images instead of all.")] = None,
+    suite: SuiteName = "whitebox",
+    samples: Samples = None,
     pilot: Annotated[
-        int | None, typer.Option(help="Images to run the suite on first; by default 128, or as many as fill the lanes.")
+        int | None,
+        typer.Option(
+            callback=check_positive,
+            help="Images to run the suite on first; by default 128, or as many as fill the lanes.",
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Ray workers that share the work.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs that share the work, a worker each.")] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads-per-worker", help="CPU threads of a worker; 1 with --workers.")
+        int | None,
+        typer.Option(
+            "--threads-per-worker", callback=check_positive, help="CPU threads of a worker; 1 with --workers."
+        ),
     ] = None,
-    eps: Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')] = None,
-    norm: Annotated[str | None, typer.Option(help="Linf, L2 or L1; goes with --eps.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")] = 0,
-    lanes: Annotated[int | None, typer.Option(help="Batch width; chosen by image size if left out.")] = None,
+    eps: Radius = None,
+    norm: Norm = None,
+    dataset: Dataset = None,
+    architecture: Architecture = None,
+    mean: Mean = None,
+    std: Std = None,
+    seed: Seed = 0,
+    lanes: Lanes = None,
     gradients: Gradients = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    device: Device = "auto",
     models: Models = None,
     data_dir: DataDir = None,
     imports: Imports = None,
@@ -65,38 +88,48 @@ def plan_runs(
     if count < 1:
         raise RobbenchError(f"{count} workers given; there must be at least 1.")
     import_user_modules(imports or [])
-    from robbench.models.sources import parse_source
+    from robbench.evaluation.arguments import check_request
+    from robbench.evaluation.options import Options
+    from robbench.evaluation.request import RunRequest
+    from robbench.models.card import Registry
 
-    sources = {name for name in model if parse_source(name)}
-    about: dict[str, Any] = {"dataset": dataset, "architecture": architecture}
+    about: SpecFields = {"dataset": dataset, "architecture": architecture}
     about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
-    check_about(sources, about)
+    specs = make_specs(model, Registry.default(models or []), about)
+    options: dict[str, Any] = {"samples": samples, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
+    options |= {"gradients": gradients, "device": device, "models": models or [], "data_dir": data_dir}
+    options |= {"results": results}
+    for spec in specs:
+        check_request(RunRequest(spec, suite, Options(**options)))
+    announce(f"{model[0]} · {suite}: loading, then attacking a few of the images")
     import torch
 
     from robbench.classifier.prepare import pick_device
-    from robbench.evaluation.planning import as_rows, plan, total
+    from robbench.evaluation.planning import plan, total
 
     place = pick_device(device)
     threads = threads or (1 if workers is not None else torch.get_num_threads())
     torch.set_num_threads(threads)
-    options: dict[str, Any] = {"samples": samples, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
-    options |= {"gradients": gradients, "device": device, "models": models or [], "data_dir": data_dir}
-    options["results"] = results
-    plans = [plan(name, suite, pilot=pilot, **(about if name in sources else {}), **options) for name in model]
+    plans = [plan(str(s.model), suite, pilot=pilot, **(about if s.source else {}), **options) for s in specs]
     sums = total(plans, count)
     elsewhere = gpus is not None and place.type != "cuda"
     if as_json:
-        timed = None if elsewhere else sums
-        print_json({"plans": [dataclasses.asdict(p) for p in plans], "total": timed})
+        print_json({"plans": [dataclasses.asdict(p) for p in plans], "total": None if elsewhere else sums})
         return
+    _print_plans(plans)
+    print(f"Timed on {place}, {threads} threads, as busy as it is now. Start-up and loading are not counted.")
+    if elsewhere:
+        print(f"The times are this CPU's, not a GPU's: run `robbench plan` on a machine with one to plan for {gpus}.")
+    else:
+        print(f"{count} workers: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
+
+
+def _print_plans(plans: list[ModelPlan]) -> None:
+    from robbench.evaluation.planning import as_rows
+
     print_table([*as_rows(plans)], False)
     for p in plans:
         print(
             f"{p.title}: {p.n} images, {p.seconds:.0f} s ± {100 * p.uncertainty:.0f} % on one worker. "
             f"Passes: {p.source}. {p.lanes} lanes; at most {p.memory / 2**20:.0f} MiB so far."
         )
-    print(f"Timed on {place}, {threads} threads, as busy as it is now. Start-up and loading are not counted.")
-    if elsewhere:
-        print(f"The times are this CPU's, not a GPU's: run `robbench plan` on a machine with one to plan for {gpus}.")
-    else:
-        print(f"{count} workers: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from robbench.core.errors import ResultError
 
-__all__ = ["print_json", "print_objects", "print_table", "reserve_stdout", "tree"]
+__all__ = ["announce", "print_json", "print_objects", "print_table", "reserve_stdout", "tree"]
 
 
 _reserved: ContextVar[TextIO | None] = ContextVar("_reserved", default=None)
@@ -27,6 +27,14 @@ def reserve_stdout() -> Iterator[None]:
             yield
     finally:
         _reserved.reset(token)
+
+
+def announce(text: str) -> None:
+    """Print a first line at once, before imports and loading that take seconds: on stderr, if it is a terminal."""
+    if sys.stderr.isatty():
+        from robbench.report.console import TerminalConsole
+
+        TerminalConsole(stderr=True).print(f"{text} …", style="dim", soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -20,10 +20,11 @@ from robbench.commands.options import (
     Models,
     Results,
     Std,
+    check_positive,
     explain_interrupt,
     per_channel,
 )
-from robbench.commands.printing import print_json, print_objects, print_table, tree
+from robbench.commands.printing import announce, print_json, print_objects, print_table, tree
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -36,9 +37,11 @@ __all__ = ["reproduce_result", "resume_runs", "run_all", "runs"]
 
 def runs(results: Results = Path("results"), as_json: Json = False) -> None:
     """List unfinished and finished runs; `eval --resume` goes on with the unfinished ones."""
+    root = tree(results)
+    announce(f"Reading {root}")
     from robbench.results.run_files import find_runs
 
-    found = find_runs(tree(results))
+    found = find_runs(root)
     print_table([run.as_row(results) for run in found], as_json)
     if as_json:
         return
@@ -61,15 +64,17 @@ def run_all(
     Returns:
         The results, None where a run failed.
     """
+    first, others = requests[0], f" (the first of {len(requests)} runs)" * (len(requests) > 1)
+    announce(f"{first.spec.model} · {first.suite}{others}: loading")
     if ray is not None:
         from robbench.evaluation.ray_cluster import evaluate_all
-        from robbench.report.terminal import TerminalView
+        from robbench.report.progress import TerminalView
 
         view = TerminalView()
         with explain_interrupt("Every image that was finished is kept."), contextlib.closing(view):
             return [None if isinstance(o, RobbenchError) else o for o in evaluate_all(requests, view, **ray)]
     from robbench.evaluation.run import make_run, run_here
-    from robbench.report.terminal import TerminalReporter
+    from robbench.report.progress import TerminalReporter
 
     found: list[ResultFile | None] = []
     reporter = TerminalReporter(hint_samples=hint_samples)
@@ -91,11 +96,13 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict
     Raises:
         typer.Exit: an unfinished run was left: it failed, must be begun otherwise, or another process works on it.
     """
+    root = tree(results)
+    announce(f"Reading {root}")
     from robbench.evaluation.request import RunRequest
     from robbench.report.terminal import print_results
     from robbench.results.run_files import find_runs
 
-    found = find_runs(tree(results))
+    found = find_runs(root)
     waiting = [about for run in found if (about := run.resumable)]
     left = [run for run in found if run.state in ("running", "unfinished") and run.resumable is None]
     for run in left:
@@ -128,7 +135,9 @@ def reproduce_result(
     architecture: Architecture = None,
     mean: Mean = None,
     std: Std = None,
-    samples: Annotated[int | None, typer.Option(help="Only the first N of the images.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(callback=check_positive, help="Only the first N of the images.")
+    ] = None,
     device: Device = "auto",
     models: Models = None,
     imports: Imports = None,
@@ -140,10 +149,13 @@ def reproduce_result(
     The last line says whether the differences matter. Exit code 1 if one does: a clean verdict, the worst case of an
     image, an attack that became weaker or stronger, a stored adversarial example. The stored result stays as it is.
     """
-    from robbench.recheck.reproduce import reproduce
-    from robbench.report.terminal import TerminalReporter
-
     import_user_modules(imports or [])
+    from robbench.recheck.recall import find_result
+
+    announce(f"{find_result(result)}: loading model and data")
+    from robbench.recheck.reproduce import reproduce
+    from robbench.report.progress import TerminalReporter
+
     reporter = TerminalReporter(hint_samples=False)
     with explain_interrupt("Nothing of it is stored."), contextlib.closing(reporter):
         found = reproduce(

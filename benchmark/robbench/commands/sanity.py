@@ -27,7 +27,7 @@ from robbench.commands.options import (
     explain_interrupt,
     per_channel,
 )
-from robbench.commands.printing import print_objects
+from robbench.commands.printing import announce, print_objects
 
 if TYPE_CHECKING:
     from robbench.evaluation.request import RunRequest
@@ -59,8 +59,8 @@ def sanity(
 
     Looks for hidden gradients, prints a verdict with its evidence and what to run next, and draws one page of pictures.
     """
+    from robbench.evaluation.arguments import check_request
     from robbench.evaluation.request import RunRequest
-    from robbench.report.sanity import print_sanity
 
     request = RunRequest.of(
         model,
@@ -80,10 +80,13 @@ def sanity(
         results=results,
         overwrite=overwrite,
     )
+    check_request(request)
     found = examine_model(request, act=act).sanity
     if as_json:
         print_objects([found.model_dump(mode="json")])
         return
+    from robbench.report.sanity import print_sanity
+
     print_sanity(found)
 
 
@@ -95,10 +98,11 @@ def examine_model(request: RunRequest, *, act: bool = False, hint_samples: bool 
         act: run the suite that is advised, too.
         hint_samples: whether to advise a shorter run.
     """
+    announce(f"{request.spec.model} · sanity: loading")
     from robbench.masking.record import LANDSCAPE, SHEET, sanity_folder
     from robbench.masking.run import run_sanity
+    from robbench.report.progress import TerminalReporter
     from robbench.report.sheet import draw_sheet
-    from robbench.report.terminal import TerminalReporter
 
     assert request.options.results is not None
     reporter = TerminalReporter(hint_samples=hint_samples)

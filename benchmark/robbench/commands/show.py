@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,11 +18,15 @@ from robbench.commands.options import (
     Models,
     Results,
     Std,
+    check_positive,
     per_channel,
 )
-from robbench.commands.printing import print_json
+from robbench.commands.printing import announce, print_json
 
 if TYPE_CHECKING:
+    from robbench.certify.verify import CertifiedCheck
+    from robbench.recheck.recall import VerifyFields
+    from robbench.recheck.verify import Verification
     from robbench.results.schema import ResultFile
 
 __all__ = ["as_object", "show", "verify_result"]
@@ -43,23 +48,26 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a model's card, and its stored results."""
-    from robbench.masking.stored import VerdictIndex
     from robbench.models.card import Registry
-    from robbench.results.reader import read_results
 
     entry = Registry.default(models or []).find(model)
+    card = entry.card  # an invalid card is refused before anything is printed
+    if not as_json:  # at once: reading results takes a second
+        print(f"# {entry.full_name}  ({entry.path})\n")
+        print(entry.path.read_text(encoding="utf-8").expandtabs(4))
+        if card.weights is not None and not card.shipped:
+            print(entry.explain_unshipped() + "\n")
+        sys.stdout.flush()
+    from robbench.masking.stored import VerdictIndex
+    from robbench.results.reader import read_results
+
     stored, damaged = read_results(results, entry.full_name)
     damaged += VerdictIndex(results).list_damaged(entry.full_name)
-    card = entry.card  # an invalid card is refused before anything is printed
     if as_json:
         described = [as_object(r, results) for r in stored]
         lost = {"damaged": list(map(str, damaged))} if damaged else {}
         print_json({"model": entry.full_name, "card": card.model_dump(mode="json"), "results": described} | lost)
         return
-    print(f"# {entry.full_name}  ({entry.path})\n")
-    print(entry.path.read_text(encoding="utf-8").expandtabs(4))
-    if card.weights is not None and not card.shipped:
-        print(entry.explain_unshipped() + "\n")
     if stored:
         from robbench.report.terminal import print_results
 
@@ -78,7 +86,9 @@ def verify_result(
     architecture: Architecture = None,
     mean: Mean = None,
     std: Std = None,
-    lanes: Annotated[int | None, typer.Option(help="Batch width; that of the run if left out.")] = None,
+    lanes: Annotated[
+        int | None, typer.Option(callback=check_positive, help="Batch width; that of the run if left out.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Number of certificates to derive again, drawn at random.")] = 20,
     device: Device = "auto",
     models: Models = None,
@@ -90,9 +100,13 @@ def verify_result(
     Needs a result of `eval --save-adversarials`. Exit code 1 if something does not hold; every such entry is named.
     A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again.
     """
-    from robbench.certify.verify import CertifiedCheck, find_certified, verify_certified
-    from robbench.recheck.recall import VerifyFields
-    from robbench.recheck.verify import Verification, verify
+    from robbench.certify.record import find_certified
+    from robbench.recheck.recall import find_result
+
+    folder = find_certified(result)
+    announce(f"{folder or find_result(result)}: loading model and data")
+    from robbench.certify.verify import verify_certified
+    from robbench.recheck.verify import verify
 
     fields: VerifyFields = {
         "architecture": architecture,
@@ -104,7 +118,7 @@ def verify_result(
         "data_dir": data_dir,
     }
     v: Verification | CertifiedCheck
-    if (folder := find_certified(result)) is not None:
+    if folder is not None:
         v = verify_certified(folder, model, samples=samples, **fields)
     else:
         v = verify(result, model, **fields)

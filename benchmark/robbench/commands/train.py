@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from robbench.commands.options import DataDir, Models, explain_interrupt
+from robbench.commands.options import DataDir, Device, Models, explain_interrupt
+from robbench.commands.printing import announce
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def train(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: by the device and image size.")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:i.")] = "auto",
+    device: Device = "auto",
     runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
     models: Models = None,
     data_dir: DataDir = None,
@@ -69,6 +70,7 @@ def train(
     entry = None if card is None else registry.find(card)
     limit = None if time_limit is None else _seconds("--time-limit", time_limit)
     seconds = None if fit is None else _seconds("--fit", fit)
+    announce(f"train {entry.full_name if entry else 'what is missing'}: loading")
     from robbench.report.curve import draw_curve
     from robbench.training.missing import list_missing, train_missing
     from robbench.training.options import Options, Progress

@@ -1,13 +1,14 @@
 """Exact numbers in the forms that people write (`8/255`, `0.3`, `2`), and threats made of them."""
 
+import math
 import re
 from fractions import Fraction
 
-from robbench.core.types import NORMS, Threat
+from robbench.core.types import NORMS, Norm, Threat
 
 _MOST_DIGITS = 100
 
-__all__ = ["parse_eps", "parse_fraction", "parse_radii", "parse_threat"]
+__all__ = ["parse_eps", "parse_fraction", "parse_radii", "parse_threat", "whole_box"]
 
 
 def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> Fraction:
@@ -69,3 +70,8 @@ def parse_threat(norm: str, eps: str | int | float | Fraction) -> Threat:
     if norm == "Linf" and radius > 1:
         raise ValueError(f'eps: {eps!r} given; an Linf radius lies in [0, 1] (write 8 of 255 levels as "8/255")')
     return Threat(norm=norm, eps=radius)
+
+
+def whole_box(norm: Norm, pixels: int) -> float:
+    """Return the radius at which a ball around any image of so many pixels holds the whole box [0, 1]."""
+    return {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[norm]

@@ -1,4 +1,4 @@
-"""The geometry of lp balls inside the box [0, 1]. All code that depends on the norm is here.
+"""The geometry of lp balls inside the box [0, 1]. All code on tensors that depends on the norm is here.
 
 Attacks use a `Ball` to project points (`project`), to draw a start (`random`) and to find the steepest direction
 (`steepest`). The judge uses it to check whether a point is allowed (`contains`).
@@ -6,7 +6,6 @@ Attacks use a `Ball` to project points (`project`), to draw a start (`random`) a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from robbench.core import rng
 from robbench.core.types import Norm, Problem, Threat
 
-__all__ = ["DUAL", "Ball", "length", "per_lane", "whole_box"]
+__all__ = ["DUAL", "Ball", "length", "per_lane"]
 
 _ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
 DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
@@ -31,11 +30,6 @@ def length(norm: Norm, v: Tensor) -> Tensor:
     """Measure v by a norm: [L, C, H, W] -> [L]."""
     lengths: Tensor = torch.linalg.vector_norm(v.flatten(1), ord=_ORDER[norm], dim=1)
     return lengths
-
-
-def whole_box(norm: Norm, pixels: int) -> float:
-    """Return the radius at which a ball around any image of so many pixels holds the whole box [0, 1]."""
-    return {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[norm]
 
 
 @dataclass(frozen=True, slots=True)

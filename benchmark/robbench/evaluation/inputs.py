@@ -20,7 +20,8 @@ from robbench.classifier.prepare import Target, pick_device, prepare
 from robbench.core.errors import DataError
 from robbench.core.files import digest
 from robbench.core.types import Dataset
-from robbench.data.sets import NAMES, load
+from robbench.data.sets import load
+from robbench.evaluation.arguments import require_dataset
 from robbench.evaluation.options import Options
 from robbench.models.card import Registry, extract_identity
 from robbench.models.load import describe_module, digest_module, load_model
@@ -111,11 +112,7 @@ def own_images(x: Tensor | None, y: Tensor | None, dataset: str | None, options:
     if (x is None) != (y is None):
         raise DataError("x and y go together.")
     if x is None or y is None:
-        if dataset is None:
-            raise DataError(
-                f"Give images and labels (x=, y=), or the name of a data set (dataset=, --dataset): {', '.join(NAMES)}."
-            )
-        return Images.of(load(dataset, "test", options.data_dir))
+        return Images.of(load(require_dataset(dataset), "test", options.data_dir))
     x, y, flags = check_own_images(x, y)
     content = digest([list(x.shape), str(x.dtype), _bytes_digest(x), _bytes_digest(y)])
     return Images(dataset or "custom", lambda at: x[at], y, np.arange(len(y)), None, content, x.dtype, flags)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from robbench.evaluation.options import OptionFields, Options, check_names
 from robbench.models.spec import ModelSpec, SpecFields
-from robbench.results.run_files import DESCRIPTION_VERSION, Description
+from robbench.results.schema import DESCRIPTION_VERSION
 from robbench.suite import CUSTOM, Suite
 
 if TYPE_CHECKING:
     from torch import nn
 
     from robbench.attacks import Attack
+    from robbench.results.run_files import Description
 
 __all__ = ["RunFields", "RunRequest"]
 

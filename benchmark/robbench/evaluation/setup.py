@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.prepare import Target
 from robbench.core import version
-from robbench.core.errors import DataError, SuiteError
-from robbench.core.numbers import parse_threat
-from robbench.core.threat import whole_box
-from robbench.core.types import Norm, Threat
+from robbench.core.errors import DataError
+from robbench.evaluation.arguments import check_radius, choose_norm, choose_threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options
 from robbench.evaluation.stages import ready_stages
@@ -61,8 +59,8 @@ class Setup:
         self.coarse = options.gradients is not None
         if self.coarse and images.dtype != torch.float32:
             raise DataError(f"gradients in {options.gradients} given with images in {images.dtype}; allowed: float32.")
-        self.threat = _choose_threat(suite, images.dataset, options)
-        _check_radius(self.threat, math.prod(images.x(np.arange(1)).shape[1:]))
+        self.threat = choose_threat(suite, images.dataset, options)
+        check_radius(self.threat, math.prod(images.x(np.arange(1)).shape[1:]))
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.positions = select(len(images.y), options)
         self.index = images.index[self.positions]
@@ -81,7 +79,7 @@ class Setup:
         It follows from the identity and the suite. Options that repeat the suite's own values are no overrides.
         """
         own, options = self.suite.threats.get(self.images.dataset), self.options
-        changed: dict[str, str] = {"norm": self.threat.norm} if self.threat.norm != _choose_norm(own) else {}
+        changed: dict[str, str] = {"norm": self.threat.norm} if self.threat.norm != choose_norm(own) else {}
         changed |= {"eps": self.threat.exact_eps} if self.threat != own else {}
         changed |= {"sample_seed": str(options.sample_seed)} if options.sample_seed is not None else {}
         changed |= {"gradients": options.gradients} if options.gradients is not None else {}
@@ -157,35 +155,3 @@ class Setup:
             wall_seconds=wall_seconds,
             paper=dict(self.target.paper),
         )
-
-
-def _choose_threat(suite: Suite, dataset: str, options: Options) -> Threat:
-    if options.eps is None:
-        return suite.threat(dataset)
-    norm = options.norm or _choose_norm(suite.threats.get(dataset))
-    try:
-        return parse_threat(norm, options.eps)
-    except ValueError as error:
-        raise SuiteError(str(error)) from None
-
-
-def _choose_norm(own: Threat | None) -> Norm:
-    """Return the norm of a run without --norm. `own` is the suite's threat model for the data set, if it has one."""
-    return own.norm if own is not None else "Linf"
-
-
-def _check_radius(threat: Threat, pixels: int) -> None:
-    """Refuse a radius that means nothing for images of so many pixels.
-
-    Raises:
-        SuiteError: no two images are further apart; the radius may be given in another unit.
-    """
-    diameter = whole_box(threat.norm, pixels)
-    if threat.norm == "Linf" or threat.eps < diameter:  # `parse_threat` refuses an Linf radius above 1
-        return
-    scaled = f" {threat.eps_text} of 255 levels is {threat.norm} {float(threat.eps / 255):.4g}."
-    raise SuiteError(
-        f"eps: {threat.norm} {threat.eps_text} given; no two images of {pixels} values in [0, 1] are further "
-        f"apart than {threat.norm} {diameter:.4g}, so every image is in reach. Is eps in pixel values 0 to 255? "
-        f"Expected: a radius for pixels in [0, 1].{scaled}"
-    )

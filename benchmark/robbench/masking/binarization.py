@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from robbench.attacks import Attack
@@ -23,6 +23,9 @@ from robbench.core import rng
 from robbench.core.threat import Ball
 from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel, trace_attack
 from robbench.masking.measurements import Binarization
+
+if TYPE_CHECKING:
+    from sklearn.svm import LinearSVC
 
 __all__ = ["FeatureExtractor", "run_binarization_test"]
 
@@ -139,6 +142,8 @@ def _draw_points(probe: GradientProbe, i: int, count: int, eps: float, name: str
 
 def _fit_readout(probe: GradientProbe, features: FeatureExtractor, i: int) -> Readout | None:
     """Fit the readout of one image. Return None if no linear readout separates the points."""
+    from sklearn.svm import LinearSVC  # importing it takes seconds
+
     close = _CLOSE * probe.ball.eps
     inner = [_draw_points(probe, i, _INNER // 2, close, f"inner/{surface}", surface) for surface in (False, True)]
     boundary = _draw_points(probe, i, 1, probe.ball.eps, "boundary", surface=True)

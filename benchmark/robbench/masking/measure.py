@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 from robbench.attacks import PGD
-from robbench.core.threat import Ball, whole_box
+from robbench.core.numbers import whole_box
+from robbench.core.threat import Ball
 from robbench.evaluation.stages import ReadyStage
 from robbench.evaluation.transfer import Transfer
 from robbench.masking.binarization import run_binarization_test

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from robbench.core.errors import ResultError
 from robbench.data.sets import NAMES
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
 from robbench.results.trust import require_registered_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 __all__ = ["ReproduceFields", "VerifyFields", "find_result", "recall_spec"]
 

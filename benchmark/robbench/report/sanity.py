@@ -10,7 +10,7 @@ from rich.text import Text
 from robbench.masking.record import CheckResult, SanityFile
 from robbench.report.console import make_console
 from robbench.report.leaderboard import format_with_interval
-from robbench.report.terminal import format_duration
+from robbench.report.progress import format_duration
 
 __all__ = ["format_verdict", "print_sanity"]
 

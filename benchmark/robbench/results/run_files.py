@@ -23,7 +23,6 @@ from robbench.suite import CUSTOM
 
 __all__ = ["Description", "StoredRun", "find_runs", "read_description"]
 
-DESCRIPTION_VERSION = 1
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 

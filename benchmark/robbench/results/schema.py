@@ -15,6 +15,7 @@ from robbench.core.files import check_name, check_path_component, check_size, di
 from robbench.core.numbers import parse_eps
 
 __all__ = [
+    "DESCRIPTION_VERSION",
     "MOST_RESULT_BYTES",
     "SCHEMA_VERSION",
     "Accuracy",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+DESCRIPTION_VERSION = 1  # of run.json (`run_files.Description`)
 MOST_RESULT_BYTES = 2**26
 """Size limit of a result.json."""
 _SEAL, _CODE = "sha256", "code"

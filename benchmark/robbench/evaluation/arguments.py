@@ -1,0 +1,84 @@
+"""What a run is asked for, checked before anything slow is imported or loaded. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from robbench.core.errors import DataError, SuiteError, unknown_name
+from robbench.core.numbers import parse_threat, whole_box
+from robbench.core.types import Norm, Threat
+from robbench.evaluation.options import Options
+from robbench.evaluation.request import RunRequest
+from robbench.models.card import DATASETS, Registry
+from robbench.suite import Suite, load_suite
+
+__all__ = ["check_radius", "check_request", "choose_norm", "choose_threat", "require_dataset"]
+
+
+def check_request(request: RunRequest) -> None:
+    """Check that model, suite, data set and radius are known and fit together, as far as no torch is needed.
+
+    Raises:
+        RobbenchError: they do not. The same errors would come later from the run itself.
+    """
+    suite, spec, options = load_suite(request.suite), request.spec, request.options
+    if isinstance(spec.model, str) and spec.source is None:
+        dataset: str = Registry.default([Path(m) for m in options.models]).find(spec.model).card.dataset
+    elif spec.x is None:
+        dataset = require_dataset(spec.dataset if spec.source is None else spec.source.test_set(spec.dataset))
+    else:
+        return
+    check_radius(choose_threat(suite, dataset, options), math.prod(DATASETS[dataset].in_shape))
+
+
+def require_dataset(dataset: str | None) -> str:
+    """Return the name of the data set on which a source or a module without images is measured.
+
+    Raises:
+        DataError: none is given, or it is unknown.
+    """
+    if dataset is None:
+        raise DataError(
+            f"Give images and labels (x=, y=), or the name of a data set (dataset=, --dataset): {', '.join(DATASETS)}."
+        )
+    if dataset not in DATASETS:
+        raise DataError(unknown_name("data set", dataset, DATASETS))
+    return dataset
+
+
+def choose_threat(suite: Suite, dataset: str, options: Options) -> Threat:
+    """Return the threat model of a run: that of the options, or that of the suite for the data set.
+
+    Raises:
+        SuiteError: neither has a radius, or the radius is not one.
+    """
+    if options.eps is None:
+        return suite.threat(dataset)
+    norm = options.norm or choose_norm(suite.threats.get(dataset))
+    try:
+        return parse_threat(norm, options.eps)
+    except ValueError as error:
+        raise SuiteError(str(error)) from None
+
+
+def choose_norm(own: Threat | None) -> Norm:
+    """Return the norm of a run without --norm. `own` is the suite's threat model for the data set, if it has one."""
+    return own.norm if own is not None else "Linf"
+
+
+def check_radius(threat: Threat, pixels: int) -> None:
+    """Refuse a radius that means nothing for images of so many pixels.
+
+    Raises:
+        SuiteError: no two images are further apart; the radius may be given in another unit.
+    """
+    diameter = whole_box(threat.norm, pixels)
+    if threat.norm == "Linf" or threat.eps < diameter:  # `parse_threat` refuses an Linf radius above 1
+        return
+    scaled = f" {threat.eps_text} of 255 levels is {threat.norm} {float(threat.eps / 255):.4g}."
+    raise SuiteError(
+        f"eps: {threat.norm} {threat.eps_text} given; no two images of {pixels} values in [0, 1] are further "
+        f"apart than {threat.norm} {diameter:.4g}, so every image is in reach. Is eps in pixel values 0 to 255? "
+        f"Expected: a radius for pixels in [0, 1].{scaled}"
+    )
