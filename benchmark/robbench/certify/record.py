@@ -37,10 +37,24 @@ from robbench.results.selection import find_selection_error
 from robbench.results.summary import make_accuracy
 
 __all__ = [
-    "CERTIFY_VERSION", "COLUMNS", "FOLDER", "ROWS", "SUMMARY", "VERDICTS", "Certificates", "CertifiedFile",
-    "certified_folder", "find_certified", "make_empty_rows", "read_certified", "read_certified_files", "read_tampered", "read_unfinished",
-    "summarize_certified", "write_certified",
-]  # fmt: skip
+    "CERTIFY_VERSION",
+    "COLUMNS",
+    "FOLDER",
+    "ROWS",
+    "SUMMARY",
+    "VERDICTS",
+    "Certificates",
+    "CertifiedFile",
+    "certified_folder",
+    "find_certified",
+    "make_empty_rows",
+    "read_certified",
+    "read_certified_files",
+    "read_tampered",
+    "read_unfinished",
+    "summarize_certified",
+    "write_certified",
+]
 
 FOLDER = "certified"
 SUMMARY, ROWS = "certified.json", "certificates.parquet"
