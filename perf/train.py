@@ -26,6 +26,7 @@ from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.types import Dataset
 from robbench.models.architectures import build
 from robbench.models.card import Recipe
+from robbench.training.draws import Draws
 from robbench.training.step import Step
 
 MNIST = ("madry_mnist", {}, (1, 28, 28), 50)
@@ -57,15 +58,12 @@ def make_our_loop(which: tuple, data: Dataset, device: str, precision: str, comp
         augment="none" if adam else "crop_flip",
     )
     module = make_network(which, device).to(memory_format=torch.channels_last)
-    step = Step(module, recipe, data, precision=precision, compiled=compiled)
-    order = torch.randperm(len(data), device=device)
+    step = Step(module, recipe, Draws(data, recipe, torch.device(device)), precision=precision, compiled=compiled)
     state = {"i": 0}
 
     def run(iterations: int) -> None:
         for _ in range(iterations):
-            i = state["i"]
-            place = i % (len(data) // which[3])
-            step(order[place * which[3] : (place + 1) * which[3]], i, recipe.lr)
+            step(state["i"], recipe.lr)
             state["i"] += 1
 
     return run

@@ -89,16 +89,16 @@ def steps(optimizer, graph, precision="float32"):
     from robbench.data.sets import load
     from robbench.models.architectures import build
     from robbench.models.schema import parse_card
+    from robbench.training.draws import Draws
     from robbench.training.step import Step
 
     recipe = parse_card(CARD.replace("OPTIMIZER", optimizer), "card").recipe
     torch.manual_seed(0)
     module = build("digits_convnet", {}, 10, (1, 8, 8)).cuda().to(memory_format=torch.channels_last).train()
-    step = Step(module, recipe, load("digits", "train"), precision=precision)
+    step = Step(module, recipe, Draws(load("digits", "train"), recipe, torch.device("cuda")), precision=precision)
     if not graph:
         step.graph = None
-    order = torch.arange(898, device="cuda")
-    losses = [float(step(order[(32 * i) % 800 :][:32], i, recipe.lr)) for i in range(60)]
+    losses = [float(step(i, recipe.lr)) for i in range(60)]
     return losses, {k: v.clone() for k, v in module.state_dict().items()}, step
 
 

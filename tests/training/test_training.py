@@ -26,9 +26,10 @@ from robbench.report.curve import draw_curve
 from robbench.training import recipe as terms
 from robbench.training import targets
 from robbench.training import train as loop
+from robbench.training.draws import Draws
 from robbench.training.missing import list_missing, train_missing
 from robbench.training.options import Options
-from robbench.training.run import Run
+from robbench.training.step import Step
 
 CARD = """version = 1
 title = "Test"
@@ -54,6 +55,10 @@ def train(entry, **options):
 
 def recipe(**given):
     return Recipe(iterations=100, batch_size=4, optimizer="sgd", lr=0.1, **given)
+
+
+def draws(size=4):
+    return Draws(load("digits", "train"), recipe().model_copy(update={"batch_size": size}), torch.device("cpu"))
 
 
 def put(root, text=CARD, name="m"):
@@ -173,12 +178,15 @@ def test_noise_has_its_sigma_and_depends_on_sample_and_iteration_alone():
     def at(iteration):
         return torch.full_like(sample, iteration)
 
-    noisy = terms.add_noise(x, 0.3, sample, at(7), (1, 2))
-    assert float(noisy.std()) == pytest.approx(0.3, rel=0.03)
-    assert float(noisy.min()) < 0, "not clipped"
+    noise = terms.draw_noise(x, sample, at(7), (1, 2))
+    assert float(noise.std()) == pytest.approx(1, rel=0.03)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(terms.add_noise(x, 0.3, sample[order], at(7), (1, 2)), noisy[order])
-    assert not torch.equal(terms.add_noise(x, 0.3, sample, at(8), (1, 2)), noisy)
+    assert torch.equal(terms.draw_noise(x, sample[order], at(7), (1, 2)), noise[order])
+    assert not torch.equal(terms.draw_noise(x, sample, at(8), (1, 2)), noise)
+    step = Step(build("linear", {}, 10, (1, 8, 8)), recipe(sigma="0.3"), draws())
+    batch = step.draws.at(0, True)
+    assert torch.allclose(step.add_noise(batch.x, batch), batch.x + 0.3 * batch.noise)
+    assert float(step.add_noise(batch.x, batch).min()) < 0, "not clipped"
 
 
 def test_augmentation_shifts_and_flips():
@@ -236,13 +244,9 @@ def test_without_terms_the_loop_is_plain_training(tmp_path):
         assert torch.equal(ours[name], value.half().float()), name
 
 
-def test_every_epoch_sees_every_image_once(tmp_path):
-    entry = put(tmp_path)
-    run = Run(entry, Options(runs=tmp_path / "runs"), load("digits", "train"), torch.device("cpu"))
-    seen = []
-    for _ in range(2 * (898 // 32)):
-        seen.append(run.next_batch())
-        run.iteration += 1
+def test_every_epoch_sees_every_image_once():
+    all_draws = draws(32)
+    seen = [all_draws.positions(i) for i in range(2 * (898 // 32))]
     first, second = torch.cat(seen[:28]), torch.cat(seen[28:])
     assert len(first.unique()) == len(second.unique()) == 28 * 32
     assert not torch.equal(first, second)

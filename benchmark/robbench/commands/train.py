@@ -14,13 +14,14 @@ from robbench.commands.printing import announce
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
-    from robbench.models.card import Entry
-    from robbench.training.options import BudgetName, Precision
+    from robbench.models.card import Entry, Registry
+    from robbench.training.options import BudgetName, Options, Precision, Progress
+    from robbench.training.train import TrainingResult
 
 __all__ = ["cards", "train"]
 
 _BUDGETS = ("auto", "full", "cpu")
-_PRECISIONS = ("auto", "float32", "bfloat16")
+_PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 
 
 def train(
@@ -29,6 +30,10 @@ def train(
         bool,
         typer.Option("--all-missing", help="Train all models without weights or with unfinished training, in order."),
     ] = False,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Train the models of a paper's table (shafahi2019-5) or a list (a,b,c) of one architecture."),
+    ] = None,
     time_limit: Annotated[str | None, typer.Option(help="Stop after this long (90, 90s, 9m, 2h); resumable.")] = None,
     fit: Annotated[
         str | None,
@@ -41,7 +46,9 @@ def train(
     budget: Annotated[
         str, typer.Option(help="full, cpu (the card's smaller recipe for a CPU), or auto: by the device.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: by the device and image size.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16, float64, or auto: by the device and image size.")
+    ] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     device: Device = "auto",
     runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
@@ -55,54 +62,24 @@ def train(
     began = time.monotonic()  # the imports below take seconds
     from robbench.models.card import Registry
 
-    if (card is None) != all_missing:
-        raise RobbenchError("Give either the name of a card to train, or --all-missing.")
-    if restart and all_missing:
-        raise RobbenchError("--restart works for one card. Give its name instead of --all-missing.")
-    if all_missing and (fit or iterations):
-        raise RobbenchError("--fit and --iterations work for one card. Give its name instead of --all-missing.")
-    if fit and iterations:
-        raise RobbenchError("--fit and --iterations given; allowed: one of them. --fit chooses the iterations itself.")
-    for option, given, allowed in (("--budget", budget, _BUDGETS), ("--precision", precision, _PRECISIONS)):
-        if given not in allowed:
-            raise RobbenchError(f"{option}: {unknown_name('value', given, allowed)}")
+    if [card is None, not all_missing, family is None].count(False) != 1:
+        raise RobbenchError("Give either the name of a card to train, or --family, or --all-missing.")
+    if all_missing and (restart or fit is not None or iterations is not None):
+        raise RobbenchError("--restart, --fit and --iterations work with named cards, not with --all-missing.")
+    said = {"--fit": fit, "--iterations": iterations, "--time-limit": time_limit}
+    said |= {"--budget": budget, "--precision": precision}
+    _check(said)
     registry = Registry.default(models or [])
     entry = None if card is None else registry.find(card)
-    limit = None if time_limit is None else _seconds("--time-limit", time_limit)
-    seconds = None if fit is None else _seconds("--fit", fit)
-    announce(f"train {entry.full_name if entry else 'what is missing'}: loading")
-    from robbench.report.curve import draw_curve
-    from robbench.training.missing import list_missing, train_missing
-    from robbench.training.options import Options, Progress
+    members = [] if family is None else _find_family(family, registry)
+    limit, seconds = _seconds("--time-limit", time_limit), _seconds("--fit", fit)
+    announce(f"train {entry.full_name if entry else family or 'what is missing'}: loading")
+    from robbench.training.missing import train_family
+    from robbench.training.options import Options
     from robbench.training.plan import Plan
-    from robbench.training.train import TrainingResult, train
+    from robbench.training.train import train
 
-    def report(p: Progress) -> None:
-        left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
-        tested = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
-        print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{tested}", file=sys.stderr)
-
-    def finish(entry: Entry, trained: TrainingResult) -> None:
-        draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
-        table = trained.table
-        done = table["iterations"] == trained.wanted
-        print(f"{entry.full_name}: {table['iterations']} of {trained.wanted} iterations in {table['seconds']} s.")
-        if not trained.written:
-            again = (
-                "Use --restart to replace them." if done else "Run the same command again to continue this training."
-            )
-            print(f"The card keeps its old weights, because they were trained for more iterations. {again}")
-        elif note := _explain_replaced(entry):
-            print(note)
-        print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
-
-    said = {
-        "--fit": fit,
-        "--iterations": iterations,
-        "--time-limit": time_limit,
-        "--budget": budget,
-        "--precision": precision,
-    }
+    names = [entry.full_name] if entry is not None else [f"--family {family}"] if members else []
     changed = [f"{option} {value}" for option, value in said.items() if value not in (None, "auto")]
     options = Options(
         data_dir=data_dir,
@@ -116,19 +93,17 @@ def train(
         fit=seconds,
         plan=None if iterations is None else Plan.parse(iterations),
         began=began,
-        command="" if entry is None else " ".join([f"robbench train {entry.full_name}", *changed]),
-        report=report,
+        command=" ".join(["robbench train", *names, *changed]) if names else "",
+        report=_report_member if members else _report,
     )
     with explain_interrupt(f"The last checkpoint is in {runs}."):
         if entry is not None:
-            finish(entry, train(entry, options))
+            _finish(entry, train(entry, options))
             return
-        before = list_missing(registry, device=device, budget=options.budget)
-        train_missing(registry, options, begin=lambda e: print(f"Training {e.full_name}", file=sys.stderr), done=finish)
-        left = list_missing(Registry.default(models or []), device=device, budget=options.budget)
-        print(
-            f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else "")
-        )
+        if members:
+            train_family(members, options, skip=_explain_skipped, done=_finish)
+            return
+        _train_missing(models or [], options)
 
 
 def cards(
@@ -148,6 +123,81 @@ def cards(
     print("The cards are up to date." if not paths else f"{len(paths)} cards written.")
 
 
+def _check(given: dict[str, str | None]) -> None:
+    for option, known in (("--budget", _BUDGETS), ("--precision", _PRECISIONS)):
+        if given[option] not in known:
+            raise RobbenchError(f"{option}: {unknown_name('value', str(given[option]), known)}")
+    if given["--fit"] is not None and given["--iterations"] is not None:
+        raise RobbenchError("--fit and --iterations given; allowed: one of them. --fit chooses the iterations itself.")
+
+
+def _train_missing(models: list[Path], options: Options) -> None:
+    from robbench.models.card import Registry
+    from robbench.training.missing import list_missing, train_missing
+
+    def begin(entry: Entry) -> None:
+        print(f"Training {entry.full_name}", file=sys.stderr)
+
+    before = list_missing(Registry.default(models), device=options.device, budget=options.budget)
+    train_missing(Registry.default(models), options, begin=begin, done=_finish)
+    left = list_missing(Registry.default(models), device=options.device, budget=options.budget)
+    print(f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else ""))
+
+
+def _report(p: Progress) -> None:
+    left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
+    tested = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
+    print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{tested}", file=sys.stderr)
+
+
+def _report_member(p: Progress) -> None:
+    if p.clean is not None:  # ten lines a model, not a hundred
+        print(p.model, end=" ", file=sys.stderr)
+        _report(p)
+
+
+def _finish(entry: Entry, trained: TrainingResult) -> None:
+    from robbench.report.curve import draw_curve
+
+    draw_curve(trained.log, trained.log.with_name("curve.png"), f"{entry.full_name}: training")
+    done = trained.table["iterations"]
+    print(f"{entry.full_name}: {done} of {trained.wanted} iterations in {trained.table['seconds']} s.")
+    if not trained.written:
+        again = "Run the same command again to continue this training."
+        if done == trained.wanted:
+            again = "Use --restart to replace them."
+        print(f"The card keeps its old weights, because they were trained for more iterations. {again}")
+    elif note := _explain_replaced(entry):
+        print(note)
+    print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
+
+
+def _find_family(text: str, registry: Registry) -> list[Entry]:
+    """Find the cards of a paper's table by its id or number, or of names separated by commas."""
+    from robbench.papers.published import TABLES, find_table, read_paper_rows
+
+    known = {f"shafahi2019-{text}" if text.isdecimal() else text} & set(TABLES)
+    if not known and not set(",/") & set(text):
+        raise RobbenchError(
+            f"--family: {unknown_name('family', text, TABLES)} Or give names of cards: --family dataset/a,dataset/b"
+        )
+    if not known:
+        return list(dict.fromkeys(registry.find(name.strip()) for name in text.split(",")))
+    rows = read_paper_rows(find_table(text), registry.entries())
+    members = list(dict.fromkeys(entry for row in rows for entry in row.cards))
+    if not members:
+        raise RobbenchError(
+            f"--family: {text!r} given; no card quotes this table. Give names: --family dataset/a,dataset/b"
+        )
+    return members
+
+
+def _explain_skipped(entry: Entry) -> None:
+    trained = entry.card.trained
+    done = "" if trained is None else f" ({trained.iterations} iterations)"
+    print(f"{entry.full_name} is trained already{done}. --restart trains it again.")
+
+
 def _explain_replaced(entry: Entry) -> str:
     """Explain that training replaced the weights of a card; empty if the card, as read before, had none or the same."""
     from robbench.models.card import load_card
@@ -161,7 +211,9 @@ def _explain_replaced(entry: Entry) -> str:
     )
 
 
-def _seconds(option: str, text: str) -> float:
+def _seconds(option: str, text: str | None) -> float | None:
+    if text is None:
+        return None
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
     try:

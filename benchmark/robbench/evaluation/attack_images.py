@@ -174,16 +174,7 @@ def attack_images(
     records = Shards(None, make_empty_rows(), lambda exact: [])
     lost = {"sample": images.index[wrong], "label": labels.numpy()[wrong], "prediction": first[wrong]}
     records.add(stage.name, Status.MISCLASSIFIED.value, {**NOT_ATTACKED, **lost})
-    outcome = AttackOutcome(
-        x_adv=all_x.clone(),
-        broken=torch.zeros(len(labels), dtype=torch.bool),
-        misclassified=misclassified,
-        prediction=prediction.clone(),
-        distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
-        forwards=torch.zeros(len(labels), dtype=torch.int64),
-        backwards=torch.zeros(len(labels), dtype=torch.int64),
-        flags={**images.flags, **flags},
-    )
+    outcome = _make_outcome(all_x, misclassified, prediction, {**images.flags, **flags})
 
     def take(rows: Rows) -> None:
         records.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), vars(rows))
@@ -200,10 +191,7 @@ def attack_images(
             stage,
             target,
             images,
-            all_x[right],
-            labels[right],
-            images.index[right],
-            Ball.of(setup.threat),
+            *(all_x[right], labels[right], images.index[right], Ball.of(setup.threat)),
             widths=widths,
             judge=judge,
             deterministic=deterministic,
@@ -217,6 +205,20 @@ def attack_images(
             outcome.flags.update(find_state_change_flag(target, some, labels[right[: setup.lanes]], before, lanes))
     outcome.flags.update(_find_flags_of_records(records, stage))
     return outcome
+
+
+def _make_outcome(x: Tensor, misclassified: Tensor, prediction: Tensor, flags: dict[str, str]) -> AttackOutcome:
+    """Make the outcome of images that nobody has attacked yet."""
+    return AttackOutcome(
+        x_adv=x.clone(),
+        broken=torch.zeros(len(x), dtype=torch.bool),
+        misclassified=misclassified,
+        prediction=prediction.clone(),
+        distance=torch.full((len(x),), torch.nan, dtype=torch.float64),
+        forwards=torch.zeros(len(x), dtype=torch.int64),
+        backwards=torch.zeros(len(x), dtype=torch.int64),
+        flags=flags,
+    )
 
 
 def _find_flags_of_records(records: Shards, stage: ReadyStage) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Train all models that have no weights or are partly trained, by priority.
+"""Which models to train: all that have no weights or are partly trained, by priority, or a family of them.
 
 A model whose weights are not shipped counts as trained: its card has a digest, and its results are of these weights.
 `train` with its name makes weights here.
@@ -7,15 +7,18 @@ A model whose weights are not shipped counts as trained: its card has a digest, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from robbench.classifier.prepare import pick_device
-from robbench.models.card import Entry, Registry
-from robbench.training.options import BudgetName, Options, choose_recipe
-from robbench.training.train import TrainingResult, train
+import torch
 
-__all__ = ["list_missing", "train_missing"]
+from robbench.classifier.prepare import pick_device
+from robbench.core.errors import CardError
+from robbench.models.card import Entry, Registry, extract_identity
+from robbench.training.options import BudgetName, Options, choose_recipe
+from robbench.training.train import TrainingResult, train, train_together
+
+__all__ = ["list_missing", "train_family", "train_missing"]
 
 
 def list_missing(registry: Registry, *, device: str = "auto", budget: BudgetName = "auto") -> list[Entry]:
@@ -25,17 +28,16 @@ def list_missing(registry: Registry, *, device: str = "auto", budget: BudgetName
     models whose weights are not shipped are not included, wherever their weights are.
     """
     where = pick_device(device)
-    found = []
-    for entry in registry.entries():
-        card = entry.card
-        if not card.is_trainable:
-            continue
-        recipe, instead = choose_recipe(entry, where, _budget(entry, budget))
-        done = card.trained if card.weights is not None else None
-        finished = done is not None and done.iterations >= recipe.iterations and (bool(instead) or not done.instead)
-        if not finished:
-            found.append(entry)
+    found = [e for e in registry.entries() if e.card.is_trainable and not _is_finished(e, where, _budget(e, budget))]
     return sorted(found, key=lambda entry: -entry.card.priority)
+
+
+def _is_finished(entry: Entry, device: torch.device, budget: BudgetName, iterations: int | None = None) -> bool:
+    """Tell whether a card has weights of the whole recipe for a device, or of `iterations` of it."""
+    card = entry.card
+    recipe, instead = choose_recipe(entry, device, budget, iterations)
+    done = card.trained if card.weights is not None else None
+    return done is not None and done.iterations >= recipe.iterations and (bool(instead) or not done.instead)
 
 
 def _budget(entry: Entry, budget: BudgetName) -> BudgetName:
@@ -70,3 +72,45 @@ def train_missing(
             return
         begin(entry)
         done(entry, train(entry, replace(options, budget=_budget(entry, options.budget), time_limit=left)))
+
+
+def train_family(
+    entries: Sequence[Entry],
+    options: Options,
+    *,
+    skip: Callable[[Entry], None] = lambda _: None,
+    done: Callable[[Entry, TrainingResult], None] = lambda _entry, _result: None,
+) -> None:
+    """Train models of one architecture and data set together. Without `restart`, leave out those that are trained.
+
+    Args:
+        entries: the cards.
+        options: how to train. With `fit`, each of `entries` has an equal part of the time, also those left out.
+        skip: called with each card that is left out.
+        done: called with each card that was trained and its result.
+
+    Raises:
+        CardError: the models differ in architecture, normalization or data set, or one cannot be trained.
+        ModelError, DataError: see `train_together`.
+    """
+    first, device = entries[0], pick_device(options.device)
+    for entry in entries:
+        if extract_identity(entry.card) != extract_identity(first.card):
+            raise CardError(
+                f"{first.full_name} ({_describe(first)}) and {entry.full_name} ({_describe(entry)}) given; models that "
+                "train together have one architecture, normalization and data set. Name some of them: --family "
+                "dataset/a,dataset/b"
+            )
+        choose_recipe(entry, device, options.budget)
+    wanted = None if options.plan is None else options.plan.total
+    trained = [] if options.restart else [e for e in entries if _is_finished(e, device, options.budget, wanted)]
+    for entry in trained:
+        skip(entry)
+    if rest := [entry for entry in entries if entry not in trained]:
+        share = None if options.fit is None else options.fit * len(rest) / len(entries)
+        train_together(rest, replace(options, fit=share), done)
+
+
+def _describe(entry: Entry) -> str:
+    architecture = entry.card.architecture
+    return ", ".join([architecture.name, *(f"{k} {v}" for k, v in architecture.args.items())])

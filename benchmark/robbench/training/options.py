@@ -16,7 +16,7 @@ from robbench.training.plan import Plan
 __all__ = ["BudgetName", "Options", "Precision", "Progress", "choose_recipe"]
 
 BudgetName = Literal["auto", "full", "cpu"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Progress:
     `robust` are accuracies on a few test images, without and with a short attack. They are None in most reports.
     """
 
+    model: str
     iteration: int
     iterations: int
     loss: float
@@ -48,11 +49,12 @@ class Options:
         budget: `full` trains the recipe, `cpu` the recipe with the card's CPU budget. `auto` uses the CPU budget on a
             CPU if the card has one.
         precision: `auto` is bfloat16 on a GPU for images of 32 pixels and more, otherwise float32. (Smaller networks
-            are limited by launches, not by arithmetic.)
+            are limited by launches, not by arithmetic.) `float64` is for comparisons.
         compiled: use `torch.compile` (needs a C++ compiler; the first iterations take a minute).
-        time_limit: stop after this many seconds, with a checkpoint and the present weights.
+        time_limit: stop all models after this many seconds, with a checkpoint and the present weights.
         restart: ignore the checkpoint of an earlier call.
-        fit: choose the number of iterations so that the training takes this many seconds, all calls together.
+        fit: choose the number of iterations so that the training takes this many seconds, all calls together. Models
+            that train together get equal parts of it.
         plan: the iterations, instead of those of the recipe. Not together with `fit`.
         began: `time.monotonic()` at the begin of the call, for `fit`. The default is the begin of `train`.
         command: the command that repeats this call, for the card.

@@ -27,9 +27,11 @@ _IMAGES = 128
 class TrainingProbe:
     """Measures accuracies on the first test images, with 10 steps of PGD on the margin, at the quick suite's radius."""
 
-    def __init__(self, entry: Entry, data_dir: str | Path | None, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, entry: Entry, data_dir: str | Path | None, device: torch.device, dtype: torch.dtype, seed: int
+    ) -> None:
         data = load(entry.dataset, "test", data_dir)
-        x = torch.from_numpy(data.x[:_IMAGES]).to(device, torch.float32) / data.scale
+        x = torch.from_numpy(data.x[:_IMAGES]).to(device, dtype) / data.scale
         sample = torch.arange(len(x), device=device)
         self.p = Problem(
             x=x.contiguous(memory_format=torch.channels_last),

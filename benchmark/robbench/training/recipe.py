@@ -19,10 +19,10 @@ from robbench.training.targets import smooth_labels, wrong_mass
 
 __all__ = [
     "DivergencePGD",
-    "add_noise",
     "augment",
     "build_inner_attack",
     "divergence",
+    "draw_noise",
     "learning_rate",
     "objective",
     "pairing_penalty",
@@ -60,7 +60,7 @@ def objective(z: Tensor, y: Tensor, recipe: Recipe, target: Tensor | None = None
     else:
         standard = recipe.smoothing == "standard"
         mass = z.shape[1] if standard else wrong_mass(recipe.smoothing, z, y, recipe.temperature)
-        loss = F.cross_entropy(z, smooth_labels(y, recipe.alpha, mass))
+        loss = F.cross_entropy(z, smooth_labels(y, recipe.alpha, mass).to(z.dtype))
     return loss if recipe.beta == 0 else loss + recipe.beta * squeeze(z, recipe.squeeze_norm)
 
 
@@ -82,13 +82,13 @@ def pairing_penalty(kind: str, z: Tensor, z_adv: Tensor | None) -> Tensor:
     return divergence(z_adv, z).mean() if kind == "trades" else F.mse_loss(z, z_adv)
 
 
-def add_noise(x: Tensor, sigma: float, sample: Tensor, trial: Tensor, key: tuple[int, int]) -> Tensor:
-    """Add Gaussian noise of standard deviation σ in pixel units, without clipping: [N, C, H, W] -> the same.
+def draw_noise(x: Tensor, sample: Tensor, trial: Tensor, key: tuple[int, int]) -> Tensor:
+    """Draw Gaussian noise of standard deviation 1 for images x: [N, C, H, W] -> the same.
 
-    The papers do not clip. Clipping would halve the noise of the many pixels that are exactly 0.
+    Training adds σ times it, in pixel units, without clipping, as the papers do. Clipping would halve the noise of the
+    many pixels that are exactly 0.
     """
-    noise = rng.normal(key, sample, trial, 0, x[0].numel())
-    return x + sigma * noise.view_as(x).to(x.dtype)
+    return rng.normal(key, sample, trial, 0, x[0].numel()).view_as(x).to(x.dtype)
 
 
 def augment(x: Tensor, kind: str, sample: Tensor, trial: Tensor, key: tuple[int, int]) -> Tensor:

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robbench.core import rng
 from robbench.core.errors import ModelError
 from robbench.core.files import (
     append_text,
@@ -42,6 +41,7 @@ from robbench.core.types import Dataset
 from robbench.models.architectures import Normalized, build
 from robbench.models.card import DATASETS, Entry, extract_identity
 from robbench.models.load import MOST_WEIGHT_BYTES, load_pickle
+from robbench.training.draws import Draws
 from robbench.training.options import Options, Progress, choose_recipe
 from robbench.training.plan import Fitter, Plan
 from robbench.training.probe import TrainingProbe
@@ -65,14 +65,28 @@ class Run:
         recipe: the recipe of the run. Its number of iterations is the one of the card, or of the CPU budget.
         plan: the iterations.
         iteration: number of iterations that are done.
-        seconds: wall time of all calls, with reports and checkpoints.
+        seconds: wall time of all calls, with reports and checkpoints. Runs that train together share it.
+
+    Args:
+        entry: the card.
+        options: how to train.
+        data: the training set.
+        device: where to train.
+        shared: batches of other runs on these data, by what they depend on. It gets those of this run.
 
     Raises:
         CardError: see `choose_recipe`.
         ModelError: the checkpoint belongs to another recipe, a teacher is not trained, or there are too few images.
     """
 
-    def __init__(self, entry: Entry, options: Options, data: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        options: Options,
+        data: Dataset,
+        device: torch.device,
+        shared: dict[tuple[object, ...], Draws] | None = None,
+    ) -> None:
         self.entry, self.device = entry, device
         self.recipe, cut = choose_recipe(entry, device, options.budget)
         recipe = self.recipe
@@ -110,13 +124,18 @@ class Run:
             bare = build(card.architecture.name, card.architecture.args, facts.num_classes, facts.in_shape)
         pre = card.preprocess
         module = Normalized(bare, pre.mean, pre.std) if pre else bare
-        self.module: nn.Module = module.to(device).to(memory_format=torch.channels_last).train()
+        dtype = torch.float64 if self.precision == "float64" else torch.float32
+        self.module: nn.Module = module.to(device, dtype).to(memory_format=torch.channels_last).train()
         target = compute_targets(entry, recipe, data, device, self.folder)
-        self.step = Step(self.module, recipe, data, precision=self.precision, target=target, compiled=options.compiled)
-        self.probe = TrainingProbe(entry, options.data_dir, device, recipe.seed)
+        same = recipe.seed, recipe.batch_size, recipe.augment
+        shared = {} if shared is None else shared
+        if same not in shared:
+            shared[same] = Draws(data, recipe, device, dtype)
+        self.step = Step(
+            self.module, recipe, shared[same], precision=self.precision, target=target, compiled=options.compiled
+        )
+        self.probe = TrainingProbe(entry, options.data_dir, device, dtype, recipe.seed)
         self.iteration, self.seconds = 0, 0.0
-        self.order_key = rng.make_key(recipe.seed, "train-order")
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self.in_flight: deque[torch.cuda.Event] = deque()
         if not options.restart:
             self.resume()
@@ -148,10 +167,18 @@ class Run:
             )
         self.fitter = Fitter(self.fit - preparation)
 
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next iteration."""
+        return learning_rate(self.recipe, self.plan.progress(self.iteration))
+
     def advance(self) -> None:
-        """Do one iteration. On a GPU, wait until at most a few are left to do, so that the clock means something."""
-        lr = learning_rate(self.recipe, self.plan.progress(self.iteration))
-        self.total += self.step(self.next_batch(), self.iteration, lr)
+        """Do one iteration."""
+        self.note(self.step(self.iteration, self.learning_rate))
+
+    def note(self, loss: Tensor) -> None:
+        """Note the loss of an iteration. On a GPU, wait until few are left to do, so that the clock means something."""
+        self.total += loss
         self.iteration += 1
         self.count += 1
         if self.device.type == "cuda":
@@ -185,16 +212,6 @@ class Run:
         if self.fitter is not None:
             self.fitter.pause(pause)
 
-    def next_batch(self) -> Tensor:
-        """Return the positions of the next batch. An epoch is a permutation without the incomplete last batch."""
-        size, n = self.recipe.batch_size, len(self.step.y)
-        epoch, place = divmod(self.iteration, n // size)
-        if self._order[0] != epoch:
-            position = torch.arange(n, device=self.device)
-            draw = rng.bits(self.order_key, position, torch.full_like(position, epoch), 0, 1).squeeze(1)
-            self._order = (epoch, draw.argsort(stable=True))
-        return self._order[1][place * size : (place + 1) * size]
-
     def write_report(self, elapsed: float, tested: bool) -> None:
         """Append a line to the log, with accuracies if `tested`, and call `report`.
 
@@ -215,8 +232,11 @@ class Run:
                 clean, robust = self.probe(self.module)
         left = elapsed / (self.iteration - self.first) * (self.wanted - self.iteration)
         lr = learning_rate(self.recipe, self.plan.progress(self.iteration - 1))
-        progress = Progress(self.iteration, self.wanted, loss, lr, self.seconds, left, clean, robust)
-        line = {k: v for k, v in asdict(progress).items() if k not in ("iterations", "left") and v is not None}
+        progress = Progress(
+            self.entry.full_name, self.iteration, self.wanted, loss, lr, self.seconds, left, clean, robust
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = {k: v for k, v in asdict(progress).items() if k not in ("model", "iterations", "left") and v is not None}
         append_text(self.log, json.dumps(line) + "\n")
         self.report(progress)
 
@@ -228,7 +248,8 @@ class Run:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "plan": str(self.plan) if self.plan.pieces else "",
-            "module": self.module.state_dict(),
+            # Copies: a weight may be a view of the weights of a whole family, and all of them would be written.
+            "module": {name: value.clone() for name, value in self.module.state_dict().items()},
             "optimizer": self.step.optimizer.state_dict(),
             "average": self.step.average,
         }
