@@ -121,8 +121,8 @@ def _check_weights(module: nn.Module) -> None:
     """Refuse a model whose weights cannot be read.
 
     Raises:
-        ModelError: a lazy layer never ran, a weight has no values or is sparse, or a TorchScript module keeps tensors as
-            constants of its code.
+        ModelError: a lazy layer never ran, a weight has no values or is sparse, or a TorchScript module keeps tensors
+            as constants of its code.
     """
     if lazy := [name for name, p in module.named_parameters() if is_lazy(p)]:
         raise ModelError(
