@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack
 from robbench.classifier.prepare import pick_device
+from robbench.core.arguments import explain_arguments
 from robbench.core.errors import RobbenchError
 from robbench.core.numbers import parse_eps
 from robbench.core.types import Judge
@@ -48,6 +49,7 @@ class RobustnessWarning(UserWarning):
     """A robust accuracy carries a flag: something about the model makes the number hard to trust."""
 
 
+@explain_arguments
 def load_model(
     name: str,
     *,
@@ -94,6 +96,7 @@ def load_model(
     return module.to(where).eval().requires_grad_(False)
 
 
+@explain_arguments
 def load_data(
     name: str,
     n: int | None = None,
@@ -122,6 +125,7 @@ def load_data(
     return x, torch.from_numpy(data.y[:count])
 
 
+@explain_arguments
 def clean_accuracy(
     model: str | nn.Module, x: Tensor, y: Tensor, *, lanes: int | None = None, device: str | torch.device = "auto"
 ) -> float:
@@ -171,6 +175,7 @@ def attack(
 ) -> list[AttackOutcome]: ...
 
 
+@explain_arguments
 def attack(
     model: str | nn.Module,
     attack: Attack,
@@ -233,6 +238,7 @@ def evaluate(
 ) -> list[ResultFile]: ...
 
 
+@explain_arguments
 def evaluate(
     model: str | nn.Module,
     suite: SuiteSource = "whitebox",
@@ -284,6 +290,8 @@ def list_radii(eps: object, norm: str | None) -> list[str | float]:
     Raises:
         RobbenchError: it is no list, it is empty, or one of its entries is not a radius.
     """
+    if isinstance(eps, Tensor):
+        raise RobbenchError(f"eps: {eps!r} given; allowed: numbers and texts. eps.tolist() makes these of a tensor.")
     entries = list(eps) if isinstance(eps, Iterable) and not isinstance(eps, bytes | dict) else []
     radii = [Options(eps=entry, norm=norm if entry is not None else None).eps for entry in entries]
     if not radii or None in radii:
@@ -292,6 +300,6 @@ def list_radii(eps: object, norm: str | None) -> list[str | float]:
 
 
 def warn_of_flags(flags: dict[str, str]) -> None:
-    """Warn once of each flag, at the line that called the public function."""
+    """Warn once of each flag, at the line that called the public function (behind `explain_arguments`)."""
     for name, text in flags.items():
-        warnings.warn(f"{name}: {text}", RobustnessWarning, stacklevel=3)
+        warnings.warn(f"{name}: {text}", RobustnessWarning, stacklevel=4)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from robbench.api import warn_of_flags
+from robbench.core.arguments import explain_arguments
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.user_code import refuse_exits
 from robbench.evaluation.options import Options
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["assert_robust"]
 
 
+@explain_arguments
 def assert_robust(
     model: str | nn.Module,
     *,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import robbench
-from robbench.attacks import FGSM
+from robbench.attacks import EOT, FGSM, PGD, Square
 from robbench.core.errors import RobbenchError
 from robbench.core.types import format_ids
 from robbench.evaluation.progress import Silent
@@ -73,6 +73,117 @@ def traced(net):
         warnings.simplefilter("ignore", FutureWarning)
         return torch.jit.trace(net, X)
 
+
+def under(mode, call):
+    with mode:
+        return call()
+
+
+def sparse():
+    net = small()
+    net[1].weight = nn.Parameter(net[1].weight.detach().to_sparse())
+    return net
+
+
+class Raising(nn.Sequential):
+    """A module that raises where it is read or moved."""
+
+    def __init__(self, where):
+        super().__init__(*small())
+        self.where = where
+        self.eval()
+
+    def to(self, *args, **kwargs):
+        return self.run("to", super().to, *args, **kwargs)
+
+    def __repr__(self):
+        return self.run("repr", super().__repr__)
+
+    def named_modules(self, *args, **kwargs):
+        return self.run("named_modules", super().named_modules, *args, **kwargs)
+
+    def named_parameters(self, *args, **kwargs):
+        return self.run("named_parameters", super().named_parameters, *args, **kwargs)
+
+    def run(self, name, call, *args, **kwargs):
+        if self.__dict__.get("where") == name:
+            raise KeyError("boom")
+        return call(*args, **kwargs)
+
+
+IN_MEMORY = {  # functions that take images
+    "evaluate": lambda: ask(),
+    "attack": lambda: robbench.attack(small(), FGSM(), X, Y, eps=0.02),
+    "accuracy": lambda: robbench.clean_accuracy(small(), X, Y),
+    "assert": lambda: robbench.assert_robust(small(), x=X, y=Y, eps=0.02, at_least=0.1, suite=[FGSM()]),
+    "plan": plan,
+    "sanity": lambda: robbench.sanity(small(), x=X, y=Y, eps=0.02),
+}
+MORE_REFUSED = {
+    **{
+        f"{name} in {word}": (lambda call=call, mode=mode: under(mode(), call), rf"Called inside torch.{word}")
+        for name, call in IN_MEMORY.items()
+        for word, mode in (
+            ("inference_mode", torch.inference_mode),
+            ("autocast", lambda: torch.autocast("cpu", torch.bfloat16)),
+        )
+    },
+    "weights without values": (lambda: ask(small().to("meta")), r"no values \(1.weight is on the device meta"),
+    "sparse weights": (lambda: ask(sparse()), r"layout torch.sparse_coo \(1.weight\).*to_dense"),
+    **{
+        f"a model whose {where} raises": (lambda where=where: ask(Raising(where)), r"cannot be read, or moved.*boom")
+        for where in ("to", "repr", "named_modules", "named_parameters")
+    },
+    "sparse answers": (lambda: ask(answering(lambda net, x: net(x).to_sparse())), r"layout torch.sparse_coo; expected"),
+    "nested answers": (
+        lambda: ask(answering(lambda net, x: torch.nested.as_nested_tensor(list(net(x))))), r"a nested tensor; expected"
+    ),
+    "one logit of sense": (lambda: ask(answering(lambda net, x: net(x)[:, :1])), r"one logit per image.*\[0, z\]"),
+    **{
+        f"radius {eps!r}": (lambda eps=eps: ask(eps=eps), words)
+        for eps, words in (
+            (torch.tensor(0.1), r"eps: tensor\(0.1"), (torch.tensor([0.1]), r"eps: tensor\(\[0.1"),
+            (1e-320, r"eps: 1e-320 given; allowed: 0, or"), ("1e-40", r"eps: '1e-40' given"),
+            (1e-31, r"eps: 1e-31 given"),
+        )
+    },
+    "a tensor of radii": (
+        lambda: robbench.attack(small(), FGSM(), X, Y, eps=torch.tensor([0.1, 0.2])), r"eps.tolist\(\)"
+    ),
+    "a tensor of one radius": (lambda: robbench.evaluate(small(), x=X, y=Y, eps=torch.tensor(0.1)), r"eps.tolist"),
+    "a list with a tiny radius": (lambda: robbench.evaluate(small(), [FGSM()], x=X, y=Y, eps=[0.1, 1e-320]), r"1e-320"),
+    "PGD(step=)": (lambda: PGD(step=3), r"PGD: Unknown argument 'step'. Did you mean step"),
+    "Square(query=)": (lambda: Square(query=3), r"Square: Unknown argument 'query'. .*Known: "),
+    "EOT()": (lambda: EOT(), r"EOT: missing a required.*Required: "),
+    "PGD(40)": (lambda: PGD(40), r"PGD: too many positional arguments.*by name"),
+    "FGSM of restart": (lambda: FGSM(restart=2), r"Did you mean restarts"),
+    "attack without eps": (lambda: robbench.attack(small(), FGSM(), X, Y), r"attack: missing a required.*eps"),
+    "attack with epsilon": (lambda: robbench.attack(small(), FGSM(), X, Y, eps=0.1, lane=3), r"Did you mean lanes"),
+    "assert_robust(epsilon=)": (
+        lambda: robbench.assert_robust(small(), at_least=0.1, epsilon=0.1), r"assert_robust: Unknown argument 'epsilon'"
+    ),
+    "clean_accuracy(lane=)": (lambda: robbench.clean_accuracy(small(), X, Y, lane=3), r"Did you mean lanes"),
+    "clean_accuracy without y": (lambda: robbench.clean_accuracy(small(), X), r"missing a required argument: 'y'"),
+    "load_data(count=)": (lambda: robbench.load_data("digits", count=3), r"load_data: Unknown argument 'count'"),
+    "load_model(data_set=)": (lambda: robbench.load_model("digits/at", data_set="digits"), r"Did you mean dataset"),
+    "evaluate without a model": (lambda: robbench.evaluate(), r"evaluate: missing a required argument: 'model'"),
+    "nested x": (lambda: ask(x=torch.nested.as_nested_tensor(list(X))), r"x is a nested tensor.*unbind"),
+    "nested y": (lambda: ask(y=torch.nested.as_nested_tensor([Y[:2], Y[2:]])), r"y is a nested tensor"),
+    "masked x": (lambda: ask(x=torch.masked.masked_tensor(X, X > 0)), r"x is a masked tensor.*get_data"),
+    "masked y": (lambda: ask(y=torch.masked.masked_tensor(Y, Y >= 0)), r"y is a masked tensor"),
+    "quantized x": (lambda: ask(x=torch.quantize_per_tensor(X, 1 / 255, 0, torch.quint8)), r"a quantized.*dequant"),
+    "x of five dimensions": (lambda: ask(x=X[None]), r"^x is torch.float32 of shape \(1, 6, 1, 8, 8\)"),
+    "x of three dimensions": (lambda: ask(x=X[:, 0]), r"^x is torch.float32 of shape \(6, 8, 8\)"),
+    "x on meta": (lambda: ask(x=X.to("meta")), r"device meta, which holds no values; .* Load the values"),
+    **{
+        f"Normalized({mean}, {std})": (lambda mean=mean, std=std: robbench.Normalized(small(), mean, std), words)
+        for mean, std, words in (
+            ([0.0], [0.0], r"std: \[0.0\] given; .*above 0"), ([float("nan")], [1.0], r"mean: \[nan\] given"),
+            ([0.0], [-1.0], r"std: \[-1.0\]"), ([0.0], [float("inf")], r"std: \[inf\]"), ([], [], r"mean: \[\]"),
+            ([0.0, 0.0], [1.0], r"one number per channel in both"),
+        )
+    },
+}  # fmt: skip
 
 REFUSED = {  # name: (what is asked for, words of the sentence)
     "x numpy": (lambda: ask(x=X.numpy()), r"x: numpy.ndarray given.*torch.from_numpy\(x\)"),
@@ -140,7 +251,7 @@ REFUSED = {  # name: (what is asked for, words of the sentence)
         lambda: ask(answering(lambda net, x: net(x).mean(0, keepdim=True))), r"shape \(1, 10\) to a batch of .*padded"
     ),
     "tuple of answers": (lambda: ask(answering(lambda net, x: (net(x), x))), r"a tuple to a batch of"),
-    "one logit": (lambda: ask(answering(lambda net, x: net(x)[:, :1])), r"1 class"),
+    "one logit": (lambda: ask(answering(lambda net, x: net(x)[:, :1])), r"one logit per image"),
     "flat answer": (lambda: ask(answering(lambda net, x: net(x)[:, 0])), r"answers with shape \(\d+,\) to a batch"),
     "answers of NaN": (lambda: ask(answering(lambda net, x: net(x) * torch.nan)), r"NaN or infinity to every clean"),
     "class numbers": (lambda: ask(answering(lambda net, x: net(x).argmax(1, keepdim=True))), r"torch.int64"),
@@ -202,9 +313,10 @@ REFUSED = {  # name: (what is asked for, words of the sentence)
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about nested and masked tensors
+@pytest.mark.parametrize("name", [*REFUSED, *MORE_REFUSED])
 def test_what_is_wrong_is_refused_in_a_sentence(name):
-    call, words = REFUSED[name]
+    call, words = (REFUSED | MORE_REFUSED)[name]
     with pytest.raises(RobbenchError, match=words) as told:
         call()
     assert len(str(told.value)) < 600 and "Traceback" not in str(told.value)

@@ -13,6 +13,7 @@ from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
 from robbench.attacks.spsa import SPSA
 from robbench.attacks.square import Square
+from robbench.core.arguments import explain_arguments
 
 __all__ = [
     "APGD",
@@ -33,6 +34,9 @@ __all__ = [
     "describe",
     "parameters",
 ]
+
+for _cls in (APGD, CW, DeepFool, EOT, FAB, FGSM, Hunt, MIFGSM, Noise, ODI, PGD, SPSA, Square):
+    setattr(_cls, "__init__", explain_arguments(_cls.__init__))  # noqa: B010  # mypy forbids to assign a method
 
 ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,

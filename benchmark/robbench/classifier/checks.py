@@ -292,7 +292,12 @@ def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
     found, top = logits.shape[1], int(y.max())
     if num_classes is not None and found != num_classes:
         raise ModelError(f"The model has {found} classes; the data set has {num_classes}.")
-    if found < 2 or top >= found:
+    if found == 1:
+        raise ModelError(
+            "The model answers with one logit per image; expected one per class. Of two classes, return both: "
+            "torch.cat([0 * z, z], 1) makes [0, z] of a logit z [N, 1] for class 1."
+        )
+    if top >= found:
         raise ModelError(f"The model has {found} classes; the labels go up to {top}.")
 
 

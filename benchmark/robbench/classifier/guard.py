@@ -119,6 +119,9 @@ class Guarded(nn.Module):
 
     def _check_logits(self, x: Tensor, logits: object) -> Tensor:
         """Check an output, and bring it to the device and the dtype of the input."""
+        if isinstance(logits, Tensor) and (logits.is_nested or logits.layout != torch.strided):
+            kind = "a nested tensor" if logits.is_nested else f"a tensor of layout {logits.layout}"
+            raise ModelError(f"The model answers with {kind}; expected a dense one: logits.to_dense() may make it.")
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ModelError(

@@ -29,10 +29,10 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
         DataError: a wrong type or shape, no images, a value that is NaN or outside [0, 1], or a negative label.
     """
     for name, tensor in (("x", x), ("y", y)):
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            kind = "on the device meta" if tensor.is_meta else f"a tensor of layout {tensor.layout}"
-            raise DataError(f"{name} is {kind}; expected a dense tensor with values. {name}.to_dense() may make one.")
-    _check_labels(x, y)
+        if kind := _find_special_kind(name, tensor):
+            raise DataError(f"{name} is {kind}")
+    if x.dim() == 4:
+        _check_labels(x, y)
     if x.dim() != 4 or x.dtype not in _FLOATS:
         raise DataError(
             f"x is {x.dtype} of shape {tuple(x.shape)}; expected floating-point images [N, C, H, W] in float16, "
@@ -46,6 +46,22 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
     if (least := int(y.min())) < 0:
         raise DataError(f"y holds the label {least}; labels are 0 or more.")
     return x, y, flags
+
+
+def _find_special_kind(name: str, tensor: Tensor) -> str:
+    """Say what is special about a tensor that does not simply hold values, and what to do; "" if nothing is."""
+    expected = "expected a plain dense tensor."
+    if tensor.is_nested:
+        return f"a nested tensor; {expected} torch.stack({name}.unbind()) makes one of entries of one shape."
+    if tensor.is_meta:
+        return f"on the device meta, which holds no values; {expected} Load the values on the CPU."
+    if tensor.is_quantized:
+        return f"a quantized tensor; {expected} {name}.dequantize() makes one."
+    if tensor.layout != torch.strided:
+        return f"a tensor of layout {tensor.layout}; {expected} {name}.to_dense() may make one."
+    if isinstance(tensor, torch.masked.MaskedTensor):
+        return f"a masked tensor; {expected} {name}.get_data() makes one, without the mask."
+    return ""
 
 
 def _check_labels(x: Tensor, y: Tensor) -> None:

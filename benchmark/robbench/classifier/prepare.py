@@ -118,13 +118,22 @@ def _check_weights(module: nn.Module) -> None:
     """Refuse a model whose weights cannot be read.
 
     Raises:
-        ModelError: a lazy layer never ran, or a TorchScript module keeps tensors as constants of its code.
+        ModelError: a lazy layer never ran, a weight has no values or is sparse, or a TorchScript module keeps tensors
+            as constants of its code.
     """
     if lazy := [name for name, p in module.named_parameters() if is_lazy(p)]:
         raise ModelError(
             f"The model has layers that never ran and have no weights yet ({lazy[0]}). Load the weights, or call the "
             "model once on a batch of images."
         )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(f"The model's weights have no values ({name} is on the device meta). Load the weights.")
+        if tensor.layout != torch.strided:
+            raise ModelError(
+                f"The model has weights of layout {tensor.layout} ({name}); allowed: dense ones. Replace it by "
+                "torch.nn.Parameter(weight.to_dense())."
+            )
     if isinstance(module, torch.jit.ScriptModule) and (
         not hasattr(module, "training") or "<Tensor>" in str(module.inlined_graph)
     ):

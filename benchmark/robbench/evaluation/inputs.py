@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.classifier.answers import FIRST_IMAGES, AnswerProbe
-from robbench.classifier.guard import Guarded
+from robbench.classifier.guard import Guarded, out_of_memory
 from robbench.classifier.own_images import check_own_images
 from robbench.classifier.prepare import Target, pick_device, prepare
-from robbench.core.errors import DataError
+from robbench.core.errors import DataError, ModelError, RobbenchError
 from robbench.core.files import digest
 from robbench.core.types import Dataset
+from robbench.core.user_code import contain_exits
 from robbench.data.sets import load
 from robbench.evaluation.arguments import require_dataset
 from robbench.evaluation.options import Options
@@ -64,6 +66,7 @@ def resolve(spec: ModelSpec, options: Options) -> tuple[Target, Images]:
     Raises:
         RobbenchError: they cannot be loaded, or do not fit each other.
     """
+    _check_modes()
     device, source = pick_device(options.device), spec.source
     if source is not None:
         images = own_images(spec.x, spec.y, source.test_set(spec.dataset), options)
@@ -73,6 +76,38 @@ def resolve(spec: ModelSpec, options: Options) -> tuple[Target, Images]:
         return target, Images.of(data)
     images = own_images(spec.x, spec.y, spec.dataset, options)
     return own_target(spec.model, spec.name, device, images, options), images
+
+
+def _check_modes() -> None:
+    """Refuse modes of torch in which the caller runs us and which would change what is measured.
+
+    Raises:
+        RobbenchError: inference mode forbids gradients, and autocast rounds the model's answers.
+    """
+    autocast = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+    if mode := "inference_mode" if torch.is_inference_mode_enabled() else "autocast" if autocast else "":
+        why = "gradients cannot be computed there" if mode == "inference_mode" else "it would round the model's answers"
+        raise RobbenchError(
+            f"Called inside torch.{mode}; {why}. Call robbench outside of it (robbench runs the model in the precision "
+            f"of the images; gradients='bfloat16' asks for faster gradients)."
+        )
+
+
+@contextlib.contextmanager
+def _reading(device: torch.device) -> Iterator[None]:
+    """Word what a user's module raises while it is read, copied and moved: `.to`, `__repr__`, `named_modules`."""
+    try:
+        with contain_exits():
+            yield
+    except RobbenchError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        if out_of_memory(error):
+            raise
+        raise ModelError(
+            f"The model cannot be read, or moved to {device}: {type(error).__name__}: {error}. Expected: a "
+            "torch.nn.Module whose repr(), named_modules(), named_parameters() and .to(device) work."
+        ) from error
 
 
 def _prepare(module: nn.Module, device: torch.device, x: Tensor, options: Options) -> Guarded:
@@ -124,13 +159,14 @@ def _bytes_digest(t: Tensor) -> str:
 
 def own_target(model: nn.Module, name: str | None, device: torch.device, images: Images, options: Options) -> Target:
     """Take a user's module; its identity is its class, its structure and its tensors."""
-    return Target(
-        module=_prepare(model, device, images.x(np.arange(min(2, len(images.y)))), options),
-        name=name or type(model).__name__,
-        device=device,
-        weights=digest_module(model),
-        identity=describe_module(model),
-    )
+    with _reading(device):
+        return Target(
+            module=_prepare(model, device, images.x(np.arange(min(2, len(images.y)))), options),
+            name=name or type(model).__name__,
+            device=device,
+            weights=digest_module(model),
+            identity=describe_module(model),
+        )
 
 
 def sourced(spec: ModelSpec, device: torch.device, images: Images, options: Options) -> Target:

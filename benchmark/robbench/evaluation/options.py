@@ -157,6 +157,9 @@ def _read_integer(least: int, *, optional: bool = True) -> Callable[[str, Any], 
     return read
 
 
+_LEAST_EPS = 1e-30  # no pixel between 0 and 1 can move by less in any precision that matters
+
+
 def _read_eps(name: str, value: Any) -> str | float | None:
     if isinstance(value, Rational) and not isinstance(value, bool):
         value = str(value)
@@ -165,8 +168,8 @@ def _read_eps(name: str, value: Any) -> str | float | None:
     if value is not None and not isinstance(value, str | float):
         raise RobbenchError(f'{name}: {value!r} given; allowed: one radius, such as "8/255" or 0.3, or None.')
     try:
-        if value is not None:
-            parse_eps(value)
+        if value is not None and 0 < parse_eps(value) < _LEAST_EPS:
+            raise SuiteError(f"{name}: {value!r} given; allowed: 0, or a radius of at least {_LEAST_EPS}.")
     except ValueError as error:
         raise SuiteError(f"{error}.") from None
     return value

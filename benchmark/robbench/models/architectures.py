@@ -4,6 +4,7 @@ All networks map images [N, C, H, W] in [0, 1] to logits [N, K]. `Normalized` ad
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
@@ -31,6 +32,12 @@ class Normalized(nn.Module):
 
     def __init__(self, inner: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            if not len(values) or not all(math.isfinite(v) and (name == "mean" or v > 0) for v in values):
+                rule = "finite numbers" if name == "mean" else "finite numbers above 0"
+                raise ModelError(f"{name}: {values!r} given; allowed: one per channel, {rule}.")
+        if len(mean) != len(std):
+            raise ModelError(f"mean {mean!r} and std {std!r} given; allowed: one number per channel in both.")
         self.inner = inner
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
