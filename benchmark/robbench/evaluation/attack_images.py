@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from robbench.attacks import Attack
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import choose_width, classify, compute_logits, find_state_change_flag
-from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target
 from robbench.core.chance import find_chance_flag
 from robbench.core.errors import RobbenchError
@@ -157,12 +156,11 @@ def attack_images(
     all_x, labels = images.x(np.arange(len(images.y))), images.y
     widths = BatchWidths(target.module, all_x.shape[1:], setup.lanes, images.dtype, setup.coarse)
     first, flags = classify(target, all_x, labels, images.num_classes, lanes := choose_width(widths, len(all_x)))
-    misclassified, prediction = torch.from_numpy(first) != labels, torch.from_numpy(first)
     outcome = AttackOutcome(
         x_adv=all_x.clone(),
         broken=torch.zeros(len(labels), dtype=torch.bool),
-        misclassified=misclassified,
-        prediction=prediction.clone(),
+        misclassified=torch.from_numpy(first) != labels,
+        prediction=torch.from_numpy(first.copy()),
         distance=torch.full((len(labels),), torch.nan, dtype=torch.float64),
         forwards=torch.zeros(len(labels), dtype=torch.int64),
         backwards=torch.zeros(len(labels), dtype=torch.int64),
@@ -176,7 +174,7 @@ def attack_images(
         assert rows.x_adv is not None
         outcome.x_adv[at] = rows.x_adv.cpu()
 
-    if len(right := np.flatnonzero(~misclassified.numpy())):
+    if len(right := np.flatnonzero(~outcome.misclassified.numpy())):
         deterministic, some = "randomized" not in flags, all_x[right[: setup.lanes]]
         before = compute_logits(target, some, lanes)
         run_stage(
@@ -194,8 +192,7 @@ def attack_images(
             on_narrow=lambda width, reason: None,
             keep_adversarials=True,
         )
-        for name, sentence in target.module.flags.items() if isinstance(target.module, Guarded) else ():
-            outcome.flags.setdefault(name, sentence)
+        outcome.flags.update(vars(target.module).get("flags", {}) | outcome.flags)
         if deterministic:
             outcome.flags.update(find_state_change_flag(target, some, labels[right[: setup.lanes]], before, lanes))
     return outcome
