@@ -11,12 +11,14 @@ import torchvision
 from torch import nn
 
 from robbench.attacks import FGSM, PGD, Square
+from robbench.classifier.batch_dependence import find_batch_dependence
 from robbench.classifier.moved_images import ask_moved_images
 from robbench.core.errors import ModelError
 from robbench.evaluation.attack_images import attack_images
 from robbench.evaluation.run import evaluate
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from robbench.recheck.verify import verify
 from support.models import network, small
 
 
@@ -70,6 +72,7 @@ DEPENDENT = {
     "a black image": lambda net, x, m: net(x) * (0.5 if bool((x.flatten(1).amax(1) == 0).any()) else 1.0),
     "unsure .4": lambda net, x, m: (z := sure(net, x, 0.4))[0] - (0 if z[1] else z[0].mean(0)),
     "unsure .6": lambda net, x, m: (z := sure(net, x, 0.6))[0] - (0 if z[1] else z[0].mean(0)),
+    "no image is sure": lambda net, x, m: (z := net(x)).roll(int(z.detach().softmax(1).amax() < 0.35), 1),
     "least sure": lambda net, x, m: net(x) * (1 + net(x).detach().softmax(1).amax(1).min()),
 }
 
@@ -80,6 +83,19 @@ def test_dependence_that_clean_batches_hide_is_refused(kind, on_grid):
         with pytest.raises(ModelError, match="depends on the other images of the batch"):
             judged(Around(DEPENDENT[kind]), on_grid, lanes=lanes)
     assert "batch_dependent" in judged(Around(DEPENDENT[kind]), on_grid, one_by_one=True).flags
+
+
+def test_clean_images_are_asked_beside_attacked_ones(on_grid):
+    net, (x, _) = small().requires_grad_(False), on_grid
+    found = ask_moved_images(net, lambda z: (net(z), torch.ones_like(z)), x, len(x))
+    attacked = {tuple(image.flatten().tolist()) for image in found.attacked}
+
+    def ask(z):
+        share = sum(tuple(image.flatten().tolist()) in attacked for image in z) / len(z)
+        return net(z) * (0.5 if 0.8 < share < 1 else 1.0)
+
+    assert "beside attacked images" in str(find_batch_dependence(ask, x, len(x), net(x), net, found))
+    assert find_batch_dependence(net, x, len(x), net(x), net, found) is None
 
 
 RANDOM = {
@@ -118,6 +134,15 @@ MODES = {
 def test_a_mode_that_shows_off_the_clean_images_is_flagged(kind, on_grid):
     for lanes in (4, 64):
         assert judged(Around(MODES[kind]), on_grid, lanes=lanes).flags.keys() == {"gradient_mode"}
+
+
+def test_a_model_that_changes_its_input_is_asked_in_inference_mode_too(on_grid):
+    def forward(net, x, m):
+        z = net(x).roll(int(torch.is_inference_mode_enabled()), 1)
+        x.data.zero_()
+        return z
+
+    assert judged(Around(forward), on_grid).flags.keys() == {"gradient_mode", "input_changed"}
 
 
 def keep_in_namespace(net, x, m):
@@ -205,11 +230,12 @@ def test_the_judge_votes_where_its_second_answer_differs(attack, on_grid, monkey
     assert int(found.forwards[found.broken].min()) > 10, "a break takes 11 answers"
     votes = sum((model(found.x_adv).argmax(1) != y).int() for _ in range(101))
     assert float((votes[found.broken] > 33).double().mean()) > 0.9, "a lucky answer is no break"
-    options = {"x": x, "y": y, "eps": 0.05, "results": tmp_path, "name": "m"}
+    options = {"x": x, "y": y, "eps": 0.05, "results": tmp_path, "name": "m", "save_adversarials": True}
     assert "randomized" in evaluate(model, [attack], samples=40, **options).flags
     assert "randomized" in evaluate(model, [attack], samples=40, **options).flags, "a known result keeps it"
-    hide(model, monkeypatch)
     assert "randomized" in evaluate(model, [attack], samples=41, **options).flags, "and so does an extension"
+    checked = verify(next(tmp_path.rglob("result.json")), model, x=x, y=y)
+    assert checked.confirmed > 0 and len(checked.refuted) <= 1
 
 
 def test_the_judge_flags_a_mode_that_it_sees(on_grid, monkeypatch):

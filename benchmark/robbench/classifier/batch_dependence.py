@@ -100,8 +100,8 @@ def find_batch_dependence(
 ) -> str | None:
     """Query clean and moved images again: beside other images, alone, and beside copies of themselves.
 
-    The other images are clean, or attacked, or leave the model unsure. Moved images have another range, and are asked
-    about beside black and white ones and alone. Costs three narrow passes, and nine of one image.
+    The other images are clean, or attacked, or leave the model unsure. Moved images have another range; they were asked
+    about beside black and white ones, and are asked about alone. Costs three narrow passes, and seven of one image.
 
     Args:
         ask: queries the model with one batch. A batch that it raises a `ModelError` for is not compared.
@@ -145,19 +145,6 @@ def _list_compositions(
             how, noise, logits[:n], again() if now is None else now, lambda: ask(batch)[:n], again
         )
 
-    def compare_moved(how: str, rows: Tensor, again: Callable[[], Tensor]) -> Callable[[], _Composition]:
-        """Compare moved images with what was answered in their batches."""
-        assert moved is not None
-        parts = moved.batches
-        return lambda: _Composition(
-            how,
-            _WIDTH_NOISE,
-            moved.answers[rows],
-            again(),
-            lambda: torch.cat([ask(part) for part in parts])[rows],
-            again,
-        )
-
     def alone(x: Tensor) -> Callable[[], Tensor]:
         return lambda: torch.cat([ask(image) for image in x.split(1)])  # type: ignore[no-untyped-call]
 
@@ -176,16 +163,20 @@ def _list_compositions(
     x, narrow = moved.x, min(len(mixed), NARROW)
     some, scaled = min(real, max(1, narrow // 8)), moved.find_scaled()
     unsure = moved.find_unsure(narrow)
-    few = unsure[:some]
     yield compare("beside images that it is unsure about", some, beside(batch[:some], x[unsure]))
     if (attacked := moved.attacked) is not None:
         stay = min(some, max(1, len(attacked) // 8))
         yield compare("beside attacked images", stay, beside(batch[:stay], attacked))
-    yield compare_moved(
-        "for images it is unsure about, beside clean ones", unsure[:some], beside(x[unsure[:some]], batch[:real])
+    rows = torch.cat([scaled, unsure[:2]])
+    parts = moved.batches
+    yield lambda: _Composition(
+        "for moved images, alone",
+        _WIDTH_NOISE,
+        moved.answers[rows],
+        alone(x[rows])(),
+        lambda: torch.cat([ask(part) for part in parts])[rows],
+        alone(x[rows]),
     )
-    yield compare_moved("for images it is unsure about, alone", few[:2], alone(x[few[:2]]))
-    yield compare_moved("for images of another brightness, alone", scaled, alone(x[scaled]))
 
 
 def _name_cause(module: nn.Module) -> str:

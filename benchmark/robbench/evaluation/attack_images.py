@@ -18,7 +18,6 @@ from robbench.classifier.checks import (
     find_bfloat16_flag,
     find_state_change_flag,
 )  # fmt: skip
-from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target
 from robbench.core.chance import find_chance_flag
 from robbench.core.errors import RobbenchError
@@ -199,8 +198,7 @@ def attack_images(
             on_narrow=lambda width, reason: None,
             keep_adversarials=True,
         )
-        for name, sentence in target.module.flags.items() if isinstance(target.module, Guarded) else ():
-            outcome.flags.setdefault(name, sentence)
+        outcome.flags.update(vars(target.module).get("flags", {}) | outcome.flags)
         if deterministic:
             outcome.flags.update(find_state_change_flag(target, some, labels[right[: setup.lanes]], before, lanes))
     outcome.flags.update(_find_flags_of_records(records, stage))
