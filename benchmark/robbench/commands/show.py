@@ -44,7 +44,7 @@ def show(
 ) -> None:
     """Show a model's card, and its stored results."""
     from robbench.masking.stored import VerdictIndex
-    from robbench.models.card import Registry
+    from robbench.models.card import Registry, read_card_text
     from robbench.results.reader import read_results
 
     entry = Registry.default(models or []).find(model)
@@ -57,7 +57,7 @@ def show(
         print_json({"model": entry.full_name, "card": card.model_dump(mode="json"), "results": described} | lost)
         return
     print(f"# {entry.full_name}  ({entry.path})\n")
-    print(entry.path.read_text(encoding="utf-8").expandtabs(4))
+    print(read_card_text(entry.path).expandtabs(4))
     if card.weights is not None and not card.shipped:
         print(entry.explain_unshipped() + "\n")
     if stored:
