@@ -101,6 +101,33 @@ def test_files_and_functions_are_short():
     assert not long
 
 
+# Calls that wait for a pipe, follow a link, or read without a limit; and the files that use them, with the reason.
+BARE = re.compile(
+    r"\.read_text\(|\.read_bytes\(|\.write_text\(|\.write_bytes\(|\.open\(\"|\bopen\(|tomllib\.loads|pd\.read_"
+)
+ALLOWED = {
+    "core/files.py": "these are the helpers",
+    "core/machine.py": "/proc",
+    "core/version.py": "the package's own files",
+    "data/formats.py": "opens what open_regular gave",
+    "data/sets.py": "open_regular, and downloads that the user asked for",
+    "evaluation/run.py": "the method of a run",
+    "evaluation/scheduler.py": "the method of a run",
+    "masking/thresholds.py": "the package's own files",
+    "models/families.py": "the package's own files",
+    "models/outside.py": "an installed package",
+    "papers/figures/write.py": "a picture in memory",
+    "results/store.py": "a method of that name",
+    "suite.py": "the package's own files",
+    "__main__.py": "os.devnull",
+}
+
+
+def test_files_are_read_and_written_by_the_helpers_of_core():
+    found = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if BARE.search(p.read_text("utf-8"))}
+    assert found == set(ALLOWED)
+
+
 @pytest.mark.whole
 def test_readers_of_results_work_without_torch():
     modules = []

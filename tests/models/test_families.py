@@ -223,6 +223,9 @@ def test_a_hostile_definition_is_refused_at_once(tmp_path, text):
     with bounded_memory(2**29), pytest.raises(CardError, match=re.escape(str(tmp_path))):
         write_cards(tmp_path)
     assert time.perf_counter() - begin < 2
+    if "[base.a]\nbase" in text:
+        with pytest.raises(CardError, match="or itself"):
+            write_cards(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [FAMILIES]
 
 

@@ -241,7 +241,7 @@ def test_what_cannot_be_read_is_an_error_and_no_mismatch(copy, name, kind):
     else:
         with path.open("wb") as file:
             file.truncate(2**38 if kind == "sparse" else 0)
-    with pytest.raises(ResultError, match=f"{name} cannot be read"):
+    with pytest.raises(ResultError, match=name):
         checked(copy)
 
 
@@ -297,7 +297,7 @@ def test_a_tie_within_rounding_counts_neither_way(tmp_path):
     (mismatch,) = verify(path, Tied(0.5).eval(), x=x, y=y).refuted
     assert str(mismatch).startswith("answers: the model answers differently since")
     stored = json.loads((path / "result.json").read_text()) | {"answers": []}  # as older versions wrote it
-    del stored["sha256"]
+    del stored["sha256"], stored["wall_seconds"]
     (path / "result.json").write_text(json.dumps(stored))
     for extra, refuted in ((1e-5, 0), (0.5, 8)):
         v = verify(path, Tied(extra).eval(), x=x, y=y)

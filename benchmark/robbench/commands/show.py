@@ -48,13 +48,13 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a model's card, and its stored results."""
-    from robbench.models.card import Registry
+    from robbench.models.card import Registry, read_card_text
 
     entry = Registry.default(models or []).find(model)
     card = entry.card  # an invalid card is refused before anything is printed
     if not as_json:  # at once: reading results takes a second
         print(f"# {entry.full_name}  ({entry.path})\n")
-        print(entry.path.read_text(encoding="utf-8").expandtabs(4))
+        print(read_card_text(entry.path).expandtabs(4))
         if card.weights is not None and not card.shipped:
             print(entry.explain_unshipped() + "\n")
         sys.stdout.flush()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from robbench.core.errors import DataError, unknown_name
+from robbench.core.files import open_regular
 from robbench.core.types import Dataset
 from robbench.data.formats import DatasetSpec, Reader, convert_errors, read_batches, read_digits, read_idx, read_parquet
 
@@ -209,7 +210,7 @@ def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None])
         with convert_errors(f"{target}: cannot be stored"):
             folder.mkdir(parents=True, exist_ok=True)
             if target.exists():
-                with target.open("rb") as stream:
+                with open_regular(target, _MOST_BYTES) as stream:
                     kept = hashlib.file_digest(stream, "md5").hexdigest() == md5
                 report(f"{target}: {'kept, checksum right' if kept else 'wrong checksum, to be replaced'}")
                 if kept:

@@ -57,7 +57,12 @@ WEIGHTS_FOLDER = "weights"
 MOST_BYTES = 2**17  # size limit of a card
 
 
-def _read(path: Path) -> str:
+def read_card_text(path: Path) -> str:
+    """Read the text of a card.
+
+    Raises:
+        CardError: the file cannot be read, is too large, or is not UTF-8.
+    """
     try:
         return read_bounded(path, MOST_BYTES).decode()
     except OSError as error:
@@ -72,7 +77,7 @@ def load_card(path: Path) -> ModelCard:
     Raises:
         CardError: the file cannot be read, is not TOML, or is invalid. Every problem is named.
     """
-    return parse_card(_read(path), str(path))
+    return parse_card(read_card_text(path), str(path))
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ def write_training(path: Path, *, weights_path: str, sha256: str, trained: Mappi
     """
     import tomlkit  # reading cards does not need it
 
-    text = _read(path)
+    text = read_card_text(path)
     if (weights := parse_card(text, str(path)).weights) and weights.package:
         raise CardError(f"{path}: weights.package: {weights.package!r} given; only weights by path can be trained")
     document = tomlkit.parse(text if text.endswith("\n") else text + "\n")

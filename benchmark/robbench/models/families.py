@@ -19,8 +19,8 @@ from typing import Any
 import tomlkit
 
 from robbench.core.errors import CardError, unknown_name
-from robbench.core.files import check_path_component, load_toml, read_bounded, refuse_links, write_atomically
-from robbench.models.card import MOST_BYTES
+from robbench.core.files import check_path_component, load_toml, refuse_links, write_atomically
+from robbench.models.card import read_card_text
 from robbench.models.schema import parse_card
 
 __all__ = ["FAMILIES", "expand_families", "list_stale_cards", "read_table", "write_cards"]
@@ -43,7 +43,7 @@ def expand_families(root: Path) -> dict[str, dict[str, Any]]:
     """
     path = root / FAMILIES
     try:
-        cards = _expand(_parse(path, _read(path)))
+        cards = _expand(_parse(path, read_card_text(path)))
         for name in cards:
             dataset, _, card = name.partition("/")
             for part in (dataset, card):
@@ -57,15 +57,6 @@ def expand_families(root: Path) -> dict[str, dict[str, Any]]:
     except ValueError as error:
         raise CardError(f"{path}: {error}") from None
     return cards
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_bounded(path, MOST_BYTES).decode()
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CardError(f"{path}: not valid TOML: {error}") from None
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -260,7 +251,7 @@ def _list_texts(root: Path) -> Iterator[tuple[Path, str, str | None]]:
     for name, content in expand_families(root).items():
         path = root / f"{name}.toml"
         refuse_links(root, path)
-        present = _read(path) if path.exists() else None
+        present = read_card_text(path) if path.exists() else None
         if present is not None:
             now = _parse(path, present)
             content = content | {key: now[key] for key in _KEPT if key in now}
