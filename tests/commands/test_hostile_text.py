@@ -42,7 +42,7 @@ from robbench.results.consistency import derive_summary
 from robbench.results.reader import read_results
 from robbench.results.records import OUTCOMES, TIMING_COLUMNS, TIMINGS, pack_rows, read_rows
 from robbench.results.run_files import read_description
-from robbench.results.schema import ResultFile, dump_sealed, read_result
+from robbench.results.schema import ResultFile, dump_sealed, read_result, seal
 from support.commands import run
 
 CONTROL = "x\x1b[2J\x9b31m\x07\b\r\u202e\u2066\u200b\u2028\U000e0041\x00\n"
@@ -92,7 +92,7 @@ def poison(path: Path, dump: Callable[[Any], str], read: Callable[[Path], object
     """
     load = tomllib.loads if path.suffix == ".toml" else json.loads
     value = load(path.read_text())
-    value.pop("sha256", None)  # files of older versions have no digest
+    value.pop("sha256", None)  # `dump` makes it again
     taken = 0
     number = itertools.count()
     for place in sorted(strings(value), key=lambda p: (-len(p), p[-1] is None)):  # a key after what it holds
@@ -112,14 +112,19 @@ def poison(path: Path, dump: Callable[[Any], str], read: Callable[[Path], object
     return taken
 
 
+def write_sealed(fields: dict[str, Any]) -> str:
+    """Return the text of a file whose digest is that of these fields."""
+    return seal({name: value for name, value in fields.items() if name != "sha256"}).decode()
+
+
 def poison_result(folder: Path, keep: tuple[str, ...]) -> tuple[ResultFile, pd.DataFrame]:
     """Put hostile text into a result. Then make its identity, records and summary agree again, or nothing prints it."""
     path = folder / "result.json"
     stored = json.loads(path.read_text()) | {"model": "evil", "flags": {"dead": "text"}}
-    path.write_text(json.dumps(stored))
+    path.write_text(write_sealed(stored))
     names = [a["name"] for a in stored["attacks"]]
     rows = read_rows(folder / OUTCOMES)
-    assert poison(path, json.dumps, read_result, (*keep, "selection")) > 30
+    assert poison(path, write_sealed, read_result, (*keep, "selection")) > 30
     result = read_result(path)
     renamed = dict(zip(names, [a.name for a in result.attacks], strict=True))
     assert not set(names) & set(renamed.values())
@@ -157,17 +162,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     poison_result(folder / "whitebox", KEPT)
     result, rows = poison_result(folder / "sanity", (*KEPT, "config"))  # or the attacks have no roles
     sanity = folder / "sanity/sanity.json"
-    sanity.write_text(json.dumps(json.loads(sanity.read_text()) | {"model": "evil"}))
-    assert poison(sanity, json.dumps, read_sanity, ("model", "dataset", "folder", "weights", "measured")) > 6
+    sanity.write_text(write_sealed(json.loads(sanity.read_text()) | {"model": "evil"}))
+    assert poison(sanity, write_sealed, read_sanity, ("model", "dataset", "folder", "weights", "measured")) > 6
     (root / "poisoned").mkdir()
     shutil.copy(sanity, root / "poisoned/sanity.json")  # every string is hostile, so it does not follow from the result
     sanity.write_bytes(dump_sealed(judge_again(read_sanity(sanity), result, rows)))
     linear = folder / "linear/linear.json"
     stored = json.loads(linear.read_text()) | {"model": "evil", "flags": {"dead": "text"}}
-    linear.write_text(json.dumps(stored))
+    linear.write_text(write_sealed(stored))
     taken = poison(
         linear,
-        lambda v: json.dumps(v | {"run_id": digest(v["identity"])}),
+        lambda v: write_sealed(v | {"run_id": digest(v["identity"])}),
         lambda p: read_linear(p.parent),
         ("model", "dataset", "weights", "data", "run_id"),
     )
