@@ -208,7 +208,7 @@ def linear_logits(x):
         (lambda x: (linear_logits(x), 0), "a tuple"),
         (lambda x: linear_logits(x) * torch.nan, "NaN or infinity to every clean image; to sample 0"),
         (lambda x: linear_logits(x) + torch.inf, "NaN or infinity"),
-        (lambda x: linear_logits(x)[:, :1], "1 classes"),
+        (lambda x: linear_logits(x)[:, :1], "one logit per image"),
         (lambda x: x @ torch.ones(3, 3), "cannot be run on images of shape"),
     ],
 )
