@@ -546,4 +546,4 @@ def test_a_gate_measures_records_of_other_code_anew(tmp_path, stored_n, n):
 def test_committed_results_are_read_as_before(repo):
     results = read_results(repo / "results").results
     assert {bool(r.code) for r in results} == {True, False}, "some are of versions that stored no answers and no code"
-    assert all(bool(r.code) is bool(r.answers) for r in results)
+    assert all(r.answers for r in results if r.code)
