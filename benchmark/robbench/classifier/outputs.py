@@ -81,7 +81,7 @@ def _is_softmax(z: Tensor) -> bool:
     if float(sums.max() - sums.min()) >= _ROUNDING * max(spread, 0.01 * float(z.abs().max())):
         return False
     ends = (z.amin(1) - z.min(), z.max() - z.amax(1))
-    return len(z) >= _MIN_ROWS and any(float(end.quantile(0.75)) < 0.005 * spread for end in ends)
+    return _has_many_answers(z) and any(float(end.quantile(0.75)) < 0.005 * spread for end in ends)
 
 
 def _is_log_softmax(z: Tensor) -> bool:
@@ -94,7 +94,12 @@ def _is_log_softmax(z: Tensor) -> bool:
     if bool((total.abs() < _ROUNDING).all()):
         return True
     is_constant = float(total.max() - total.min()) < _ROUNDING * max(1.0, 0.01 * float(z.abs().max()))
-    return len(z) >= _MIN_ROWS and is_constant and float((total - z.amax(1)).max()) > 1e-3
+    return _has_many_answers(z) and is_constant and float((total - z.amax(1)).max()) > 1e-3
+
+
+def _has_many_answers(z: Tensor) -> bool:
+    """Tell whether rows [n, K] differ enough to say something. Those of a constant model all have one sum."""
+    return len(z.unique(dim=0)) >= _MIN_ROWS  # type: ignore[no-untyped-call]
 
 
 def _is_bounded(z: Tensor) -> bool:
