@@ -189,4 +189,4 @@ def test_wrong_times_and_numbers_are_refused(args, message):
 
 
 def test_all_missing_takes_no_time_to_fit():
-    assert "work for one card" in run("train", "--all-missing", "--fit", "5m", code=2).stderr
+    assert "work with named cards" in run("train", "--all-missing", "--fit", "5m", code=2).stderr
