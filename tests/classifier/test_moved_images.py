@@ -269,7 +269,15 @@ class WithoutOffsets(nn.Module):
         return self.net(x)
 
 
+class WithRounding(WithoutOffsets):
+    """Its answer to a black image is nothing but rounding, which goes with the batch."""
+
+    def forward(self, x):
+        return self.net(x) + 1e-6 * x.mean()
+
+
 HONEST = {
+    "rounds by the batch": WithRounding,
     "linear": small,
     "convolutions": network,
     "resnet": residual,

@@ -199,7 +199,7 @@ class MovedByAnExit(Ends):
 @pytest.mark.parametrize("error", [*EXITS[:3], raising(Unprintable()), raising(ValueError("no"))])
 def test_a_model_that_ends_the_process_as_it_is_moved(problem, error):
     _, x, y = problem
-    with pytest.raises(ModelError, match="cannot be moved to cpu"):
+    with pytest.raises(ModelError, match="cannot be read, or moved to cpu"):
         evaluate(MovedByAnExit(error).eval(), "quick", x=x, y=y, eps=0.05)
 
 

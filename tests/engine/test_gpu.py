@@ -28,7 +28,7 @@ def test_random_bits_are_those_of_the_cpu():
 
 @pytest.mark.parametrize("model", ["digits/natural", "digits/at", "digits/ls095_sigma03"])
 def test_verdicts_agree_with_the_cpu(model, tmp_path):
-    results = {d: evaluate(model, "quick", samples=200, device=d, results=tmp_path / d) for d in ("cpu", "cuda")}
+    results = {d: evaluate(model, "whitebox", samples=200, device=d, results=tmp_path / d) for d in ("cpu", "cuda")}
     assert results["cpu"].run_id == results["cuda"].run_id, "the device is not part of the identity"
     for cpu, gpu in zip(results["cpu"].attacks, results["cuda"].attacks, strict=True):
         assert abs(cpu.robust_accuracy.value - gpu.robust_accuracy.value) <= 0.02, cpu.name

@@ -1,4 +1,4 @@
-"""A model card with every table."""
+"""Model cards: one with every table, and the beginning of a small one."""
 
 SHA = "0123456789abcdef" * 4
 
@@ -47,4 +47,14 @@ sha256 = "{SHA}"
 source = "arXiv:1910.11585"
 table = "2"
 figures = {{ natural = 93.1, pgd = 54 }}
+"""
+
+SMALL = """version = 1
+title = "Test"
+dataset = "digits"
+
+[architecture]
+name = "digits_convnet"
+args = { width = 4, hidden = 8 }
+
 """

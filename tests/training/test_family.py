@@ -21,23 +21,19 @@ from robbench.training.options import Options
 from robbench.training.step import Step
 from robbench.training.together import Stack, can_stack
 from robbench.training.train import train, train_together
+from support.cards import SMALL
 from support.commands import run
 
-CARD = """version = 1
-title = "Test"
-dataset = "digits"
-
-[architecture]
-name = "digits_convnet"
-args = { width = 4, hidden = 8 }
-
-[recipe]
+CARD = (
+    SMALL
+    + """[recipe]
 iterations = 50
 batch_size = 32
 optimizer = "adam"
 lr = 0.01
 seed = 3
 """
+)
 MEMBERS = {
     "plain": CARD,
     "smooth": CARD.replace("lr = 0.01", 'lr = 0.003\nalpha = 0.95\nsigma = "0.3"'),

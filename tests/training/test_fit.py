@@ -11,17 +11,12 @@ from robbench.training.missing import list_missing
 from robbench.training.options import Options
 from robbench.training.plan import Fitter, Plan
 from robbench.training.train import train
+from support.cards import SMALL
 from support.commands import run
 
-CARD = """version = 1
-title = "Test"
-dataset = "digits"
-
-[architecture]
-name = "digits_convnet"
-args = { width = 4, hidden = 8 }
-
-[recipe]
+CARD = (
+    SMALL
+    + """[recipe]
 iterations = 40
 batch_size = 32
 optimizer = "adam"
@@ -29,6 +24,7 @@ lr = 0.01
 schedule = "cosine"
 seed = 3
 """
+)
 
 
 def put(root, text=CARD):

@@ -30,22 +30,18 @@ from robbench.training.draws import Draws
 from robbench.training.missing import list_missing, train_missing
 from robbench.training.options import Options
 from robbench.training.step import Step
+from support.cards import SMALL
 
-CARD = """version = 1
-title = "Test"
-dataset = "digits"
-
-[architecture]
-name = "digits_convnet"
-args = { width = 4, hidden = 8 }
-
-[recipe]
+CARD = (
+    SMALL
+    + """[recipe]
 iterations = 40
 batch_size = 32
 optimizer = "adam"
 lr = 0.01
 seed = 3
 """
+)
 ADVERSARY = '\n[recipe.adversary]\neps = "0.1"\nstep_size = "0.05"\nsteps = 2\n'
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from robbench.classifier.batch_dependence import NOISE, find_batch_dependence
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.gradient_mode import find_gradient_mode_flag, query_with_gradient
-from robbench.classifier.guard import Guarded, in_bfloat16, out_of_memory
+from robbench.classifier.guard import Guarded, in_bfloat16, list_flags, out_of_memory
 from robbench.classifier.moved_images import Ask, MovedImages, ask_moved_images, measure_change
 from robbench.classifier.outputs import OUTPUT_FLAGS, find_output_flags
 from robbench.classifier.prepare import Target
@@ -119,7 +119,7 @@ def classify(
             "accuracy of it would mean nothing."
         )
     flags = _find_flags(target, *first) | find_output_flags(torch.cat(answers))
-    flags |= target.module.flags if isinstance(target.module, Guarded) else {}
+    flags |= list_flags(target.module)
     if lost.any():
         flags["nonfinite_clean"] = (
             f"The model answers NaN or infinity to {int(lost.sum())} clean images; they count as misclassified: "

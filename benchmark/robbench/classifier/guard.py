@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robbench.core.errors import ModelError
 from robbench.core.user_code import contain_exits
 
-__all__ = ["Guarded", "in_bfloat16", "out_of_memory"]
+__all__ = ["Guarded", "in_bfloat16", "list_flags", "out_of_memory"]
 
 _SENTENCES = {
     "input_changed": (
@@ -54,6 +54,11 @@ def in_bfloat16(device: torch.device, asked: bool = True) -> Iterator[None]:
             yield
     finally:
         _IN_BFLOAT16.reset(token)
+
+
+def list_flags(module: nn.Module) -> dict[str, str]:
+    """Return the problems that a model's guard has noticed so far, to read or to add to. Others have none."""
+    return module.flags if isinstance(module, Guarded) else {}
 
 
 class Guarded(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor
 from robbench.core import rng
 from robbench.core.errors import ModelError
 
-__all__ = ["Ask", "AskWithGradient", "MovedImages", "ask_moved_images", "measure_change"]
+__all__ = ["Ask", "AskWithGradient", "MovedImages", "ask_moved_images", "choose_least", "measure_change"]
 
 Ask = Callable[[Tensor], Tensor]
 """Images [L, C, H, W] -> logits [L, K], all in one batch, without gradients."""
@@ -56,6 +56,12 @@ def measure_change(answer: Tensor, expected: Tensor, least: float = 0.0) -> Tens
     return torch.where(lost & was, 0.0, torch.where(lost | was, torch.inf, change))
 
 
+def choose_least(logits: Tensor) -> float:
+    """Choose the least length of logits [N, K] that changes are measured by: a tenth of the usual one."""
+    lengths = logits.double().norm(dim=1)
+    return float(lengths[lengths.isfinite()].median()) / 10 if bool(lengths.isfinite().any()) else 0.0
+
+
 @dataclass(eq=False)
 class MovedImages:
     """Batches of moved, attacked and clean images, and a model's answers to them.
@@ -93,8 +99,7 @@ class MovedImages:
     @property
     def least(self) -> float:
         """The least length of logits that changes are measured by (`measure_change`)."""
-        lengths = self.answers.double().norm(dim=1)
-        return float(lengths[lengths.isfinite()].median()) / 10 if bool(lengths.isfinite().any()) else 0.0
+        return choose_least(self.answers)
 
     def find_scaled(self) -> Tensor:
         """Find one image of each other brightness or contrast, as rows of `x`."""

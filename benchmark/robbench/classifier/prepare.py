@@ -87,11 +87,7 @@ def prepare(
             "batch statistics would make its answers depend on chance and on the batch. Call model.eval() first."
         )
     copied = copy_module(module)
-    try:
-        with contain_exits():
-            ours = (module if copied is None else copied).to(device)
-    except Exception as error:  # a user's module may raise anything
-        raise ModelError(f"The model cannot be moved to {device}: {type(error).__name__}: {error}") from error
+    ours = (module if copied is None else copied).to(device)
     fresh = copy_module(module, functions=True) if copied is not None else None  # nobody has asked it anything
     state = list_state(ours)
     if copied is not None:

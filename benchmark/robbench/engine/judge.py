@@ -28,8 +28,8 @@ from torch import Tensor
 from robbench.classifier.batch_dependence import NOISE
 from robbench.classifier.checks import RANDOMIZED_DRAWS
 from robbench.classifier.gradient_mode import MODE_NOISE
-from robbench.classifier.guard import Guarded
-from robbench.classifier.moved_images import measure_change
+from robbench.classifier.guard import list_flags
+from robbench.classifier.moved_images import choose_least, measure_change
 from robbench.core.threat import Ball
 from robbench.core.types import Problem, State
 from robbench.engine.job import AttackJob
@@ -223,7 +223,7 @@ def find_random_lanes(
     """
     is_random = np.zeros(len(first), bool)
     first = first[at]
-    least = float(first.norm(dim=1).nan_to_num(0.0, 0.0, 0.0).median()) / 10
+    least = choose_least(first)
     change = measure_change(again, first, least)
     if not bool((change > MODE_NOISE).any()):
         return is_random
@@ -232,7 +232,7 @@ def find_random_lanes(
     third = ask(*take_lanes(p, s, rows), n)[0][:n]
     differs = (measure_change(third, again, least) > NOISE) & (change > MODE_NOISE)
     is_random[at.cpu().numpy()] = differs.cpu().numpy()
-    flags = job.model.flags if isinstance(job.model, Guarded) else {}
+    flags = list_flags(job.model)
     if is_random.any():
         flags.setdefault("randomized", _RANDOMIZED)
     elif with_grad and bool((change > _MODE_CHANGE).any()):

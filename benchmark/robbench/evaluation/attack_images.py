@@ -18,6 +18,7 @@ from robbench.classifier.checks import (
     find_bfloat16_flag,
     find_state_change_flag,
 )  # fmt: skip
+from robbench.classifier.guard import list_flags
 from robbench.classifier.prepare import Target
 from robbench.core.chance import find_chance_flag
 from robbench.core.errors import RobbenchError
@@ -184,7 +185,7 @@ def attack_images(
         outcome.x_adv[at] = rows.x_adv.cpu()
 
     if len(right):
-        deterministic, some = "randomized" not in flags, all_x[right[: setup.lanes]]
+        some = all_x[right[: setup.lanes]]
         before = compute_logits(target, some, lanes)
         run_stage(
             stage,
@@ -193,13 +194,13 @@ def attack_images(
             *(all_x[right], labels[right], images.index[right], Ball.of(setup.threat)),
             widths=widths,
             judge=judge,
-            deterministic=deterministic,
+            deterministic="randomized" not in flags,
             on_rows=take,
             on_narrow=lambda width, reason: None,
             keep_adversarials=True,
         )
-        outcome.flags.update(vars(target.module).get("flags", {}) | outcome.flags)
-        if deterministic:
+        outcome.flags.update(list_flags(target.module) | outcome.flags)
+        if "randomized" not in outcome.flags:  # the judge sees what the clean images do not show
             outcome.flags.update(find_state_change_flag(target, some, labels[right[: setup.lanes]], before, lanes))
     outcome.flags.update(_find_flags_of_records(records, stage))
     return outcome

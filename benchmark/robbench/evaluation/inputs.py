@@ -176,8 +176,10 @@ def sourced(spec: ModelSpec, device: torch.device, images: Images, options: Opti
     first = images.x(np.arange(min(2, len(images.y))))
     _, channels, rows, columns = first.shape
     found = load_source(spec, (channels, rows, columns), images.num_classes)
+    with _reading(device):
+        module = _prepare(found.module, device, first, options)
     return Target(
-        module=_prepare(found.module, device, first, options),
+        module=module,
         name=spec.name or source.name,
         device=device,
         weights=found.weights,

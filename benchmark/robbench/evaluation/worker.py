@@ -20,7 +20,7 @@ from robbench.classifier.checks import (
     measure_pass_seconds,
 )  # fmt: skip
 from robbench.classifier.fast_layers import list_fast_layers
-from robbench.classifier.guard import Guarded, out_of_memory
+from robbench.classifier.guard import list_flags, out_of_memory
 from robbench.classifier.leak import keeps_memory
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError
@@ -188,11 +188,7 @@ class Worker:
 
     def is_deterministic(self) -> bool:
         """Return whether the model answers the same thing twice, as far as `look` and the judge have seen."""
-        return self.deterministic and "randomized" not in self._guard_flags()
-
-    def _guard_flags(self) -> dict[str, str]:
-        module = self.job.target.module
-        return module.flags if isinstance(module, Guarded) else {}
+        return self.deterministic and "randomized" not in list_flags(self.job.target.module)
 
     def attack(self, k: int, positions: NDArray[np.int64], sink: Sink) -> None:
         """Run stage k on images that the model classifies correctly.
@@ -241,7 +237,7 @@ class Worker:
 
     def end(self) -> dict[str, str]:
         """Look at the model and the memory again when the attacks are over; returns flags."""
-        flags = {name: said for name, said in self._guard_flags().items() if name not in self.known}
+        flags = {name: said for name, said in list_flags(self.job.target.module).items() if name not in self.known}
         if self.is_deterministic() and self.before is not None:
             lanes = choose_width(self.widths, len(self.before[0]))
             flags |= find_state_change_flag(self.job.target, *self.before, lanes)
