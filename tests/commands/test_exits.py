@@ -25,7 +25,9 @@ SUPERVISED = "import atexit, os, signal, sys, time\nfrom robbench.commands.super
 
 def supervised(body):
     """Run a function `command` under a parent process, in a fresh interpreter."""
-    code = f"{SUPERVISED}def command():\n    {body}\n    return 0\nsys.exit(run_supervised(command))"
+    # A job in the background of a shell, such as these tests, ignores SIGINT, and so would what it starts.
+    begin = "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = f"{SUPERVISED}{begin}def command():\n    {body}\n    return 0\nsys.exit(run_supervised(command))"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
