@@ -53,6 +53,7 @@ _FOUND_BY_EVERY_RUN = {
     "log_probabilities", "nonfinite_clean", "probabilities", "randomized", "rounded_outputs", *MEASURED_FLAGS,
 }  # fmt: skip
 """Flags that every run looks for again, so that those of an earlier run do not count."""
+_AGAIN = "To attack all the same, give a results tree of your own: --results DIR (in Python results=DIR)."
 
 
 def evaluate(
@@ -114,7 +115,7 @@ def run_here(run: EvaluationRun) -> ResultFile:
         run.begin(worker.look(run.positions), worker.points)
         for k, stage in enumerate(run.stages):
             at = run.flow.take(k)
-            run.reporter.stage(stage.name, len(at), int((~run.lacking[k]).sum()))
+            run.reporter.stage(stage.name, len(at), int((~run.lacking[k]).sum()), run.flow.count_standing(k))
             if len(at):
                 worker.attack(k, run.positions[at], run)
                 run.flow.finish(k, at)
@@ -200,7 +201,7 @@ class EvaluationRun(Setup):
         whole = stored is not None and stored.n == len(self._order_stored(known))
         if stored is not None and sound and whole and not self.lacking.any():
             # Nothing is computed now, so the stored hardware, date and flags stay.
-            self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute.")
+            self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute. {_AGAIN}")
             if store and stored.code != store.code:
                 self.reporter.note(f"{self.title()}: {name_code(stored.code)} judged it. --overwrite measures it anew.")
             result = self.summarize(self.index, known, stored.flags, self.place, self.date)
