@@ -112,7 +112,9 @@ def test_a_finished_run_is_not_computed_again(problem, tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "classify", forbidden)
     assert evaluate(model, "quick", **call, reporter=Listener()) == first
     assert evaluate(model, "quick", **call, samples=20).n == 20
-    assert notes == [f"custom/small · quick · Linf 0.05: known since {first.date[:10]}, nothing to compute."]
+    (note,) = notes
+    assert note.startswith(f"custom/small · quick · Linf 0.05: known since {first.date[:10]}, nothing to compute. ")
+    assert "--results DIR" in note
 
 
 @pytest.mark.whole

@@ -47,16 +47,10 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    from rich.table import Table
-
     from robbench.report.console import make_console
+    from robbench.report.tables import print_rows
 
-    view = Table(pad_edge=False)
-    for column in rows[0] if rows else ["(none)"]:
-        view.add_column(column, overflow="fold")
-    for row in rows:
-        view.add_row(*map(str, row.values()))
-    make_console().print(view)
+    print_rows(make_console(), [{column: str(cell) for column, cell in row.items()} for row in rows])
 
 
 def print_objects(objects: list[dict[str, Any]]) -> None:

@@ -34,6 +34,7 @@ class Flow:
         on_skip: Callable[[int, Positions], None],
     ) -> None:
         self.mode, self.lacking, self.broke, self.on_skip = mode, lacking, broke, on_skip
+        self.correct = correct
         self.stages = len(lacking)
         self.broken = np.zeros(len(correct), bool)  # broken by a stage, so that later stages skip the sample
         self.waiting: list[Positions] = [np.zeros(0, np.int64)] * self.stages
@@ -50,6 +51,10 @@ class Flow:
         """Return whether no further samples can come to a stage."""
         before = {"full": 0, "challenge": min(k, 1), "cascade": k}[self.mode]
         return not any(len(self.waiting[i]) or self.in_work[i] for i in range(before))
+
+    def count_standing(self, k: int) -> int:
+        """Count the samples that are classified correctly, and that no stage broke whose breaks count for stage k."""
+        return int((self.correct & ~self.broken & ~self.broke[k]).sum())
 
     def take(self, k: int, most: int | None = None) -> Positions:
         """Take samples that wait for a stage, at most `most` of them."""

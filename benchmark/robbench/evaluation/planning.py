@@ -105,7 +105,7 @@ class _Stopwatch(Silent):
         """End the opening."""
         self.opening = clock() - self.begin
 
-    def stage(self, name: str, todo: int, done: int) -> None:
+    def stage(self, name: str, todo: int, done: int, standing: int) -> None:
         """Begin a stage."""
         self.begin, self.seconds[name], self.calls[name] = clock(), 0.0, []
 

@@ -14,8 +14,15 @@ class Reporter(Protocol):
     def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
         """Called before the first attack. `seconds` is the estimated time of the run if nothing breaks."""
 
-    def stage(self, name: str, todo: int, done: int) -> None:
-        """Called when an attack starts: number of samples to attack, and number known from an earlier call."""
+    def stage(self, name: str, todo: int, done: int, standing: int) -> None:
+        """Called when an attack starts.
+
+        Args:
+            name: name of the attack.
+            todo: number of samples to attack.
+            done: number of samples with a record from an earlier call.
+            standing: number of samples that count as robust under the attack so far, among all n.
+        """
 
     def progress(self, name: str, finished: int, broken: int) -> None:
         """Called when samples are finished."""
@@ -43,7 +50,7 @@ class Silent:
     def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
         """Ignore it."""
 
-    def stage(self, name: str, todo: int, done: int) -> None:
+    def stage(self, name: str, todo: int, done: int, standing: int) -> None:
         """Ignore it."""
 
     def progress(self, name: str, finished: int, broken: int) -> None:

@@ -54,6 +54,7 @@ _FOUND_BY_EVERY_RUN = {
 }  # fmt: skip
 """Flags that every run looks for again, so that those of an earlier run do not count. The judge finds more than a run
 does that attacks nothing again: `randomized` and `gradient_mode` stay."""
+_AGAIN = "To attack all the same, give a results tree of your own: --results DIR (in Python results=DIR)."
 
 
 def evaluate(
@@ -115,7 +116,7 @@ def run_here(run: EvaluationRun) -> ResultFile:
         run.begin(worker.look(run.positions), worker.points)
         for k, stage in enumerate(run.stages):
             at = run.flow.take(k)
-            run.reporter.stage(stage.name, len(at), int((~run.lacking[k]).sum()))
+            run.reporter.stage(stage.name, len(at), int((~run.lacking[k]).sum()), run.flow.count_standing(k))
             if len(at):
                 worker.attack(k, run.positions[at], run)
                 run.flow.finish(k, at)
@@ -201,7 +202,7 @@ class EvaluationRun(Setup):
         whole = stored is not None and stored.n == len(self._order_stored(known))
         if stored is not None and sound and whole and not self.lacking.any():
             # Nothing is computed now, so the stored hardware, date and flags stay.
-            self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute.")
+            self.reporter.note(f"{self.title()}: known since {stored.date[:10]}, nothing to compute. {_AGAIN}")
             if store and stored.code != store.code:
                 self.reporter.note(f"{self.title()}: {name_code(stored.code)} judged it. --overwrite measures it anew.")
             result = self.summarize(self.index, known, stored.flags, self.place, self.date)

@@ -69,6 +69,10 @@ class TerminalConsole(Console):
     def file(self, file: IO[str]) -> None:
         self._file = file
 
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Print. `soft_wrap` keeps a line whole where there is no terminal, and breaks it between words on one."""
+        super().print(*objects, soft_wrap=soft_wrap and not self.is_terminal, **options)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Convert text. The escapes count in the width of columns."""
         return super().render_str(escape_control(text), **options)

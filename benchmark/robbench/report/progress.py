@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -19,23 +20,47 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+@dataclass
+class _Stage:
+    """What is known of an attack that runs.
+
+    Attributes:
+        name: its name.
+        todo: number of images to attack.
+        known: number of images that an earlier run recorded.
+        standing: number of images that count as robust under it, of all images of the run.
+        finished: number of images that are attacked.
+        task: its bar, if there is one.
+        begin: when it started.
+    """
+
+    name: str
+    todo: int
+    known: int
+    standing: int
+    finished: int = 0
+    task: TaskID | None = None
+    begin: float = field(default_factory=time.monotonic)
+
+
 class TerminalReporter:
-    """Draws a bar per attack on a terminal, and prints a line per attack elsewhere. It writes to stderr."""
+    """Draws a bar per attack on a terminal, and prints a line per attack elsewhere. It writes to stderr.
+
+    Shares are of all images of the run, as in the table of results.
+    """
 
     def __init__(self, hint_samples: bool) -> None:
         self.console = TerminalConsole(stderr=True)
         self.live = self.console.is_terminal
         self.hint_samples = hint_samples  # whether to suggest --samples for long runs
         self.progress_bar: Progress | None = None
-        self.tasks: dict[str, TaskID] = {}
-        self.counts: dict[str, list[int]] = {}
-        self.clean = self.n = 0
-        self.begin = time.monotonic()
+        self.running: _Stage | None = None
+        self.n = 1
 
     def plan(self, title: str, stages: Sequence[str], n: int, clean: int, seconds: float, device: str) -> None:
         """Print the size of the run, an upper bound on its time, and how to make it shorter."""
         self.close()
-        self.clean, self.n, self.counts, self.tasks = clean, n, {}, {}
+        self.n = n
         text = f"{title}: {n} images, {clean} classified correctly ({100 * clean / n:.1f} %), {len(stages)} attacks"
         if seconds:
             text += f", at most {format_duration(seconds)} on {device} (less where images break early)"
@@ -43,50 +68,52 @@ class TerminalReporter:
         if seconds > 600 and device == "cpu" and self.hint_samples:
             self.console.print(f"  A shorter run: --samples {max(64, int(n * 300 / seconds) // 64 * 64)}")
 
-    def stage(self, name: str, todo: int, done: int) -> None:
+    def stage(self, name: str, todo: int, done: int, standing: int) -> None:
         """Start the bar of an attack."""
         self._end_line()
-        self.counts[name] = [0, 0, todo]
-        self.begin = time.monotonic()
-        if self.live:
-            if self.progress_bar is None:
-                self.progress_bar = Progress(
-                    TextColumn("  {task.description:<14}", markup=False),
-                    BarColumn(),
-                    MofNCompleteColumn(),
-                    TextColumn("{task.fields[robust]}"),
-                    TimeRemainingColumn(compact=True),
-                    console=self.console,
-                )
-                self.progress_bar.start()
-            self.tasks[name] = self.progress_bar.add_task(name, total=todo, robust="")
-        elif done:
-            self.console.print(f"  {name}: {done} known from an earlier run, {todo} to attack")
+        self.running = stage = _Stage(name, todo, done, standing)
+        if not self.live:
+            return
+        if self.progress_bar is None:
+            self.progress_bar = Progress(
+                TextColumn("  {task.description:<14}", markup=False),
+                BarColumn(bar_width=max(8, min(40, self.console.width - 72))),
+                TextColumn("{task.fields[count]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+            )
+            self.progress_bar.start()
+        full = int(not todo)  # a bar of nothing to do is full
+        stage.task = self.progress_bar.add_task(name, total=todo + full, completed=full, count=self._count(stage))
 
     def progress(self, name: str, finished: int, broken: int) -> None:
         """Update the bar."""
-        count = self.counts[name]
-        count[0] += finished
-        count[1] += broken
-        if self.progress_bar is not None:
-            # Broken images finish first. The share is therefore of all images, not of the finished ones.
-            robust = f"{100 * (1 - count[1] / max(count[2], 1)):5.1f} % not broken"
-            self.progress_bar.update(self.tasks[name], advance=finished, robust=robust)
+        stage = self.running
+        assert stage is not None, "a stage starts before it makes progress"
+        stage.finished += finished
+        stage.standing -= broken
+        if self.progress_bar is not None and stage.task is not None:
+            self.progress_bar.update(stage.task, advance=finished, count=self._count(stage))
 
     def note(self, text: str) -> None:
         """Print a warning."""
         self.console.note(text)
 
+    def _count(self, stage: _Stage) -> str:
+        """Say how many images are attacked, and what share of all images is robust under the attack so far."""
+        count = f"{stage.finished} of {stage.todo}"
+        if not stage.todo:
+            count = f"{stage.known} of {stage.known}, already known" if stage.known else "none left to attack"
+        elif stage.known:
+            count += f", {stage.known} already known"
+        return f"{count}; {100 * stage.standing / self.n:.1f} % of {self.n} robust"
+
     def _end_line(self) -> None:
         """Print a line for the attack that ended, if there is no terminal."""
-        if self.live or not self.counts:
-            return
-        name = list(self.counts)[-1]
-        finished, broken, todo = self.counts[name]
-        if todo:
-            spent = format_duration(time.monotonic() - self.begin)
-            self.console.print(f"  {name}: {finished - broken} of {finished} robust, {spent}")
-        self.counts = {}
+        stage, self.running = self.running, None
+        if stage is not None and not self.live:
+            spent = f", {format_duration(time.monotonic() - stage.begin)}" if stage.todo else ""
+            self.console.print(f"  {stage.name}: {self._count(stage)}{spent}", soft_wrap=True)
 
     def close(self) -> None:
         """Stop and remove the bars."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rich.table import Table
 from rich.text import Text
 
 from robbench.masking.record import CheckResult, SanityFile
 from robbench.report.console import make_console
 from robbench.report.leaderboard import format_with_interval
 from robbench.report.progress import format_duration
+from robbench.report.tables import print_rows
 
 __all__ = ["format_verdict", "print_sanity"]
 
@@ -42,7 +40,7 @@ def print_sanity(file: SanityFile, every: bool = True) -> None:
     console.print(format_verdict(file), style=f"bold {_VERDICT_STYLE[file.verdict]}", soft_wrap=True)
     shown = [c for c in file.checks if every or c.status in ("warn", "fail")]
     if shown:
-        console.print(_table(shown))
+        print_rows(console, [_make_row(c) for c in shown], right=("Value",))
     if file.advice.suite:
         name = f"{file.dataset}/{file.model}"
         console.print(
@@ -65,12 +63,12 @@ def print_sanity(file: SanityFile, every: bool = True) -> None:
     )
 
 
-def _table(checks: Sequence[CheckResult]) -> Table:
-    view = Table(pad_edge=False)
-    for column in ("Check", "Value", "Passes", "Status", "What was seen"):
-        view.add_column(column, justify="right" if column == "Value" else "left", overflow="fold")
-    for c in checks:
-        status = c.status + (f" → {c.decides}" if c.decides else "")
-        value = "–" if c.value is None else f"{c.value:.3g}"
-        view.add_row(c.name, value, c.threshold, Text(status, _STATUS_STYLE[c.status]), c.reason)
-    return view
+def _make_row(c: CheckResult) -> dict[str, str | Text]:
+    status = c.status + (f" → {c.decides}" if c.decides else "")
+    return {
+        "Check": c.name,
+        "Value": "–" if c.value is None else f"{c.value:.3g}",
+        "Passes": c.threshold,
+        "Status": Text(status, _STATUS_STYLE[c.status]),
+        "What was seen": c.reason,
+    }

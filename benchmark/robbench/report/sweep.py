@@ -24,6 +24,7 @@ from robbench.report.console import make_console
 from robbench.report.escape import format_csv
 from robbench.report.figures.canvas import MARKERS, OKABE_ITO, plain_text
 from robbench.report.leaderboard import format_percent, format_with_interval
+from robbench.report.tables import fits, name_columns, print_rows, print_turned
 from robbench.results.places import locate_result
 from robbench.results.reader import read_results, read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
@@ -259,15 +260,19 @@ def write_sweep(sweep: Sweep, root: Path) -> tuple[Path, Path]:
 
 def print_sweep(sweep: Sweep) -> None:
     """Print the table and the notes."""
-    from rich.table import Table
-
     console = make_console()
-    view = Table(title=f"{sweep.title}: accuracy, %, n = {sweep.n}", title_justify="left", pad_edge=False)
-    for column in ("ε", *sweep.points[0].attacks, "Worst case [95 %]", "Missed"):
-        view.add_column(column, justify="right")
-    for p in sweep.points:
-        view.add_row(p.eps, *map(format_percent, p.attacks.values()), format_with_interval(p.worst_case), str(p.missed))
-    console.print(view)
+    title = f"{sweep.title}: accuracy, %, n = {sweep.n}"
+    columns = name_columns(sweep.points[0].attacks, ("ε", "Worst case [95 %]", "Missed"))
+    rows = [
+        {"ε": p.eps}
+        | {columns[name]: format_percent(accuracy) for name, accuracy in p.attacks.items()}
+        | {"Worst case [95 %]": format_with_interval(p.worst_case), "Missed": str(p.missed)}
+        for p in sweep.points
+    ]
+    if fits(console, rows, rows[0]):
+        print_rows(console, rows, title=title, right=rows[0])
+    else:
+        print_turned(console, rows, title=title, first=len(sweep.points[0].attacks))
     for note in sweep.notes:
         console.note(note)
 

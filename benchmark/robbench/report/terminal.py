@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from robbench.certify.interval import CertificateIndex, find_contradictions
+from robbench.core.numbers import parse_threat
 from robbench.masking.stored import VerdictIndex
 from robbench.report.console import make_console
 from robbench.report.leaderboard import (
@@ -20,16 +20,23 @@ from robbench.report.leaderboard import (
     rank_results,
 )
 from robbench.report.progress import format_duration
+from robbench.report.tables import fits, name_columns, print_rows, print_turned
 from robbench.results.schema import ResultFile
 
-__all__ = ["print_results"]
+__all__ = ["print_results", "summarize_result"]
+
+
+_FIRST = ("Model", "Clean", "Worst case [95 %]", "Verdict")
+_WORDS = ("Rank", "Model", "Verdict")
+_COLUMNS = (*_FIRST, "Rank", "Over", "n", "Time")
 
 
 def print_results(results: Sequence[ResultFile], root: Path) -> None:
-    """Print results as tables, one for each group of comparable results.
+    """Print results as tables, one for each group of comparable results, and a sentence for each model.
 
-    The column Time is what a person waited for the last computation, or the time of all attacks if that is longer. The
-    column Over is `leaderboard.compute_overestimation`. The column Verdict comes from `robbench sanity`.
+    A table that is wider than the terminal is turned: a line for each attack, below what matters most. The column Time
+    is what a person waited for the last computation, or the time of all attacks if that is longer. The column Over is
+    `leaderboard.compute_overestimation`. The column Verdict comes from `robbench sanity`.
 
     Args:
         results: the results.
@@ -37,35 +44,58 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
     """
     console = make_console()
     verdicts, certificates = VerdictIndex(root), CertificateIndex(root)
-    for title, group in group_results(results):
-        attacks = list(dict.fromkeys(a.name for r in group for a in r.attacks))
-        view = Table(title=f"{title}: robust accuracy, %", title_justify="left", pad_edge=False)
+    for group_title, group in group_results(results):
+        title = f"{group_title}: robust accuracy, %"
+        attacks = name_columns(dict.fromkeys(a.name for r in group for a in r.attacks), _COLUMNS)
+        ranked = list(rank_results(group, root))
         intervals = {r.run_id: found.format(r.n) for r in group if (found := certificates.find(r)) is not None}
-        certified = ["[certified, attacked]"] if intervals else []
-        for column in (
-            "Rank", "Model", "Clean", *attacks, "Worst case [95 %]", *certified, "Over", "Verdict", "n", "Time"
-        ):  # fmt: skip
-            is_text = column in ("Rank", "Model", "Verdict")
-            width = 11 if column == "Verdict" else None
-            view.add_column(column, justify="left" if is_text else "right", min_width=width)
-        for rank, r in rank_results(group, root):
-            accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
-            view.add_row(
-                rank,
-                r.model,
-                format_percent(r.clean_accuracy),
-                *[accuracies.get(a, "–") for a in attacks],
-                format_with_interval(r.robust_accuracy),
-                *[intervals.get(r.run_id, "–") for _ in certified],
-                format_points(compute_overestimation(r)),
-                verdicts.find(r),
-                str(r.n),
-                format_duration(max(r.seconds, r.wall_seconds or 0.0)),
-            )
-        console.print(view)
+        rows = [_make_row(rank, r, attacks, verdicts, intervals) for rank, r in ranked]
+        numbers = [column for column in rows[0] if column not in _WORDS]
+        if fits(console, rows, numbers):
+            print_rows(console, rows, title=title, right=numbers)
+        else:
+            turned = [{column: row[column] for column in (*_FIRST, *attacks.values())} | row for row in rows]
+            print_turned(console, turned, title=title, first=len(_FIRST) - 1)
         for name in {f"{r.dataset}/{r.model}": None for r in group if intervals}:
             for error in find_contradictions(root, name):
                 console.print(Text(error, "bold red"), soft_wrap=True)
         for r in group:
             for name, text in r.flags.items():
                 console.print(Text.assemble((f"{r.model}: {name}:", "yellow"), " ", text), soft_wrap=True)
+        for _, r in ranked:
+            console.print(summarize_result(r, verdicts.find(r)), soft_wrap=True)
+
+
+def summarize_result(r: ResultFile, verdict: str) -> str:
+    """Say a result in one sentence, such as `at: 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, …`."""
+    threat = parse_threat(r.threat.norm, r.threat.eps)
+    low, high = 100 * r.robust_accuracy.low, 100 * r.robust_accuracy.high
+    text = (
+        f"{r.model}: {format_percent(r.clean_accuracy)} % clean, {format_percent(r.robust_accuracy)} % "
+        f"[{low:.1f}, {high:.1f}] robust at {threat}, {verdict}"
+    )
+    if r.mode == "full" and len(r.attacks) > 1:  # elsewhere, later attacks got fewer images
+        text += f", strongest attack {min(r.attacks, key=lambda a: a.robust_accuracy.value).name}"
+    return f"{text}, {_format_time(r)}"
+
+
+def _make_row(
+    rank: str, r: ResultFile, attacks: dict[str, str], verdicts: VerdictIndex, intervals: dict[str, str]
+) -> dict[str, str]:
+    accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
+    return {
+        "Rank": rank,
+        "Model": r.model,
+        "Clean": format_percent(r.clean_accuracy),
+        **{column: accuracies.get(a, "–") for a, column in attacks.items()},
+        "Worst case [95 %]": format_with_interval(r.robust_accuracy),
+        **({"[certified, attacked]": intervals.get(r.run_id, "–")} if intervals else {}),
+        "Over": format_points(compute_overestimation(r)),
+        "Verdict": verdicts.find(r),
+        "n": str(r.n),
+        "Time": _format_time(r),
+    }
+
+
+def _format_time(r: ResultFile) -> str:
+    return format_duration(max(r.seconds, r.wall_seconds or 0.0))
