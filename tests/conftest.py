@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,8 @@ from support.papers import registry_of
 
 # The models in the tests are tiny: threads only wait for each other, above all on a machine that is busy otherwise.
 torch.set_num_threads(1)
+# Tests write into folders of their own, whatever tree a developer has chosen.
+os.environ.pop("ROBBENCH_RESULTS", None)
 
 
 @pytest.fixture

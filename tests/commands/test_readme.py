@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.whole
 ELSEWHERE = (
     "robbench data fetch", "robbench train", "robbench eval --model cifar10/", "robbench eval --model hf:",
     "robbench eval --model robustbench:", "robbench eval --model mine:", "robbench sanity digits/ls095_sigma03 --act",
-    "make ", "pip ", "robbench eval --executor ray",
+    "make ", "pip ", "export ", "robbench eval --executor ray",
 )  # fmt: skip
 
 
@@ -40,8 +41,12 @@ def commands(repo):
 
 
 def test_the_commands_run(repo, tmp_path, monkeypatch):
+    """The commands run, and what they write is ignored by git."""
     ran = 0
     monkeypatch.chdir(tmp_path)
+    assert "export ROBBENCH_RESULTS=mine" in commands(repo)
+    monkeypatch.setenv("ROBBENCH_RESULTS", "mine")
+    shutil.copy(repo / ".gitignore", tmp_path)
     shutil.copy(repo / "models/weights/digits/natural.safetensors", tmp_path / "mine.safetensors")
     for line in commands(repo):
         if line.startswith(ELSEWHERE):
@@ -54,6 +59,12 @@ def test_the_commands_run(repo, tmp_path, monkeypatch):
         assert done.exit_code == 0, (line, done.output, done.exception)
         ran += 1
     assert ran >= 5
+    for command in (["init", "-q"], ["add", ".gitignore", "mine.safetensors"]):
+        subprocess.run(["git", *command], check=True)
+    status = ["git", "status", "--porcelain", "--untracked-files=all"]
+    written = subprocess.run(status, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {line[:2] for line in written} == {"A "} and len(written) == 2, written
+    assert (tmp_path / "mine/digits/at/whitebox/result.json").exists()
 
 
 def test_every_option_named_exists(repo):

@@ -81,7 +81,9 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--import", help="A module of your own that the suite or the baseline may name (repeatable)."),
 ]
-Results = Annotated[Path, typer.Option("--results", help="The results tree.")]
+Results = Annotated[
+    Path, typer.Option("--results", envvar="ROBBENCH_RESULTS", help="The results tree (also ROBBENCH_RESULTS).")
+]
 
 
 @contextlib.contextmanager
