@@ -3,8 +3,8 @@
     python perf/truth.py [--images 100] [--seconds 60] [--only digits-mlp-natural] [--suites quick,whitebox,fast]
 
 Trains networks of the digits, and of MNIST at 14 × 14 pixels if its files are there (seconds each). Computes the exact
-verdict of each image, and runs every suite on the same images. An image that is proven and claimed broken is an error of
-robbench: the run fails. The table goes to stdout.
+verdict of each image, and runs every suite on the same images. An image that is proven and claimed broken is an
+error of robbench: the run fails. The table goes to stdout.
 """
 
 from __future__ import annotations
