@@ -114,7 +114,7 @@ def test_the_workflow_is_the_one_shown_and_its_commands_are_those_of_the_tutoria
     steps = text.split("    steps:\n")[1]
     assert all(line.startswith("      ") for line in steps.splitlines())
     commands = re.findall(r"^      - run: (.*)$", steps, flags=re.MULTILINE)
-    assert commands[0] == "pip install robbench" and len(commands) == 2
+    assert commands[0] == "pip install vendor/robbench-*.whl" and len(commands) == 2
 
 
 def test_the_commands_of_the_workflow_run(tmp_path):
