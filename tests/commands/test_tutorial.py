@@ -68,7 +68,9 @@ def follow(page, folder):
 
 def tidy(text):
     """Strip what varies: spaces at the ends of lines, and times."""
-    return "".join(f"{line.rstrip()}\n" for line in re.sub(r"\d+ s│", "1 s│", text).splitlines())
+    text = re.sub(r" *\d+ s│", "  1 s│", text)
+    text = re.sub(r", \d+ (s|min)$", ", 1 s", text, flags=re.MULTILINE)
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def numbers(text):

@@ -8,6 +8,10 @@ import torch
 from rich.text import Text
 
 from robbench.evaluation.run import evaluate
+from robbench.models.card import Registry
+from robbench.papers.layout import Commands, render_table
+from robbench.papers.published import find_table
+from robbench.papers.tables import fill_table
 from robbench.report.console import TerminalConsole
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.progress import TerminalReporter
@@ -173,3 +177,39 @@ def test_the_sentence_names_the_strongest_attack_where_attacks_got_the_same_imag
     said = summarize_result(stored["whitebox"], "trustworthy")
     assert said.startswith("at: 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, trustworthy, strongest attack AP")
     assert said.endswith(" s") and "strongest" not in summarize_result(stored["fast"], "unchecked")
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "show digits/at",
+        "list models",
+        "list attacks",
+        "list suites",
+        "list data",
+        "runs",
+        "table 2",
+        "check --baseline baselines/digits.json --result results/digits/at/whitebox",
+    ],
+)
+def test_every_command_fits_the_terminal(command, columns, repo):
+    code = (
+        f"import sys; sys.argv = {['robbench', *command.split()]!r}\n"
+        "from robbench.__main__ import run_in_process; run_in_process()"
+    )
+    text = CODES.sub("", run_in_terminal(code, columns, repo)).replace("\r", "\n")
+    assert len(text.splitlines()) > 5
+    assert max(map(len, text.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_paper_table_breaks_no_name_and_no_number(repo, width):
+    filled = fill_table(find_table("5"), Registry.default([]), repo / "results")
+    text = render_table(filled, "terminal", Commands([], repo / "results"), width)
+    assert max(map(len, text.splitlines())) <= width
+    words = set(re.split(r"[\s│,]+", text))
+    for row in filled.rows:
+        assert row.model is None or row.model in words
+        assert {f"{cell.paper.value:g}" for cell in row.cells if cell.paper is not None} <= words

@@ -13,7 +13,7 @@ from robbench.commands import evaluate, gate, pages, plan, runs, show, train
 from robbench.commands.certify import certify
 from robbench.commands.measure import measure
 from robbench.commands.options import DataDir, Json, Models
-from robbench.commands.printing import announce, print_table
+from robbench.commands.printing import print_table
 from robbench.commands.sanity import sanity
 from robbench.core.errors import RobbenchError, unknown_name
 from robbench.core.user_code import StrayExitError, refuse_exits
@@ -60,8 +60,6 @@ def list_(
 
     if what not in LISTINGS:
         raise RobbenchError(unknown_name("listing", what, LISTINGS))
-    if what == "attacks":
-        announce("attacks: importing torch")
     print_table(LISTINGS[what](models or [], data_dir), as_json)
 
 

@@ -187,11 +187,14 @@ def _read_stored(paths: list[Path]) -> list[BaselineEntry]:
     if paths:
         announce(f"Reading {paths[0]}")
     from robbench.gate.measure import read_stored_entry
+    from robbench.report.console import TerminalConsole
 
     entries = [read_stored_entry(path) for path in paths]
     for path, entry in zip(paths, entries, strict=True):
         if not entry.code:
-            typer.echo(f"note: {path}: another or an unknown version of the judging code made this result.", err=True)
+            TerminalConsole(stderr=True).note(
+                f"{path}: another or an unknown version of the judging code made this result."
+            )
     return entries
 
 

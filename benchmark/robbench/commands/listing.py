@@ -66,15 +66,15 @@ def _suites(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
 
 
 def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
-    from robbench.attacks import ATTACKS, parameters
+    from robbench.commands.attack_sources import read_attacks
 
     return [
         {
-            "kind": kind,
-            "what": (cls.__doc__ or "").strip().splitlines()[0],
-            "parameters": ", ".join(f"{name}={f.default}" for name, f in parameters(cls).items()),
+            "kind": source.kind,
+            "what": source.what,
+            "parameters": ", ".join(f"{name}={default}" for name, default in source.parameters.items()),
         }
-        for kind, cls in ATTACKS.items()
+        for source in read_attacks()
     ] + [
         {
             "kind": "transfer",

@@ -20,7 +20,7 @@ from robbench.commands.options import (
     make_specs,
     per_channel,
 )
-from robbench.commands.printing import announce, print_objects, print_table
+from robbench.commands.printing import announce, print_objects, print_table, print_text
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def measure(
         print_objects([file.model_dump(mode="json") for file in files])
         return
     print_table(list(make_linear_rows(files, results, radius)), as_json=False)
-    print("Medians over the images, each at the wrong class of its smallest L (Eq. 4 of Shafahi et al. 2019).")
+    print_text("Medians over the images, each at the wrong class of its smallest L (Eq. 4 of Shafahi et al. 2019).")
     for file in files:
         for flag, text in sorted(file.flags.items()):
-            print(f"{file.dataset}/{file.model}: {flag}: {text}")
+            print_text(f"{file.dataset}/{file.model}: {flag}: {text}")

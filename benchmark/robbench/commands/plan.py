@@ -31,7 +31,7 @@ from robbench.commands.options import (
     make_specs,
     per_channel,
 )
-from robbench.commands.printing import announce, print_json, print_table
+from robbench.commands.printing import announce, print_json, print_table, print_text
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -117,11 +117,13 @@ def plan_runs(
         print_json({"plans": [dataclasses.asdict(p) for p in plans], "total": None if elsewhere else sums})
         return
     _print_plans(plans)
-    print(f"Timed on {place}, {threads} threads, as busy as it is now. Start-up and loading are not counted.")
+    print_text(f"Timed on {place}, {threads} threads, as busy as it is now. Start-up and loading are not counted.")
     if elsewhere:
-        print(f"The times are this CPU's, not a GPU's: run `robbench plan` on a machine with one to plan for {gpus}.")
+        print_text(
+            f"The times are this CPU's, not a GPU's: run `robbench plan` on a machine with one to plan for {gpus}."
+        )
     else:
-        print(f"{count} workers: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
+        print_text(f"{count} workers: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
 
 
 def _print_plans(plans: list[ModelPlan]) -> None:
@@ -129,7 +131,7 @@ def _print_plans(plans: list[ModelPlan]) -> None:
 
     print_table([*as_rows(plans)], False)
     for p in plans:
-        print(
+        print_text(
             f"{p.title}: {p.n} images, {p.seconds:.0f} s ± {100 * p.uncertainty:.0f} % on one worker. "
             f"Passes: {p.source}. {p.lanes} lanes; at most {p.memory / 2**20:.0f} MiB so far."
         )

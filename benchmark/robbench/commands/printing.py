@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from robbench.core.errors import ResultError
 
-__all__ = ["announce", "print_json", "print_objects", "print_table", "reserve_stdout", "tree"]
+__all__ = ["announce", "print_json", "print_objects", "print_table", "print_text", "reserve_stdout", "tree"]
 
 
 _reserved: ContextVar[TextIO | None] = ContextVar("_reserved", default=None)
@@ -51,6 +51,13 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     from robbench.report.tables import print_rows
 
     print_rows(make_console(), [{column: str(cell) for column, cell in row.items()} for row in rows])
+
+
+def print_text(text: str) -> None:
+    """Print a text: a terminal gets line breaks between words, and elsewhere each line stays whole."""
+    from robbench.report.console import make_console
+
+    make_console().print(text, soft_wrap=True)
 
 
 def print_objects(objects: list[dict[str, Any]]) -> None:

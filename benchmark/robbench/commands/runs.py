@@ -24,7 +24,7 @@ from robbench.commands.options import (
     explain_interrupt,
     per_channel,
 )
-from robbench.commands.printing import announce, print_json, print_objects, print_table, tree
+from robbench.commands.printing import announce, print_json, print_objects, print_table, print_text, tree
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -175,6 +175,6 @@ def reproduce_result(
         print_json(found.as_json())
     else:
         for line in found.lines():
-            print(line)
+            print_text(line)
     if found.matters:
         raise typer.Exit(1)

@@ -21,7 +21,7 @@ from robbench.commands.options import (
     check_positive,
     per_channel,
 )
-from robbench.commands.printing import announce, print_json
+from robbench.commands.printing import announce, print_json, print_text
 
 if TYPE_CHECKING:
     from robbench.certify.verify import CertifiedCheck
@@ -53,10 +53,10 @@ def show(
     entry = Registry.default(models or []).find(model)
     card = entry.card  # an invalid card is refused before anything is printed
     if not as_json:  # at once: reading results takes a second
-        print(f"# {entry.full_name}  ({entry.path})\n")
-        print(read_card_text(entry.path).expandtabs(4))
+        print_text(f"# {entry.full_name}  ({entry.path})\n")
+        print_text(read_card_text(entry.path).expandtabs(4))
         if card.weights is not None and not card.shipped:
-            print(entry.explain_unshipped() + "\n")
+            print_text(entry.explain_unshipped() + "\n")
         sys.stdout.flush()
     from robbench.masking.stored import VerdictIndex
     from robbench.results.reader import read_results
@@ -73,9 +73,9 @@ def show(
 
         print_results(stored, results)
     for damage in damaged:
-        print(damage)
+        print_text(str(damage))
     if not stored and not damaged:
-        print(f"No results yet: robbench eval --model {entry.full_name}")
+        print_text(f"No results yet: robbench eval --model {entry.full_name}")
 
 
 def verify_result(
@@ -126,12 +126,12 @@ def verify_result(
         print_json(v.as_json())
     else:
         for finding in v.refuted:
-            print(f"refuted: {finding}")
+            print_text(f"refuted: {finding}")
         for finding in v.borderline:
-            print(f"within rounding: {finding}")
-        print(v)
+            print_text(f"within rounding: {finding}")
+        print_text(str(v))
         if folder is None:
-            print(
+            print_text(
                 "A break that was removed together with its point cannot be seen; `robbench reproduce` attacks again."
             )
     if v.refuted:

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from tabulate import tabulate
 
 from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.tables import Cell, FilledRow, FilledTable, Missing, WorstCase
+from robbench.report.console import TerminalConsole
 from robbench.report.escape import (
     escape_markdown,
     escape_tex,
@@ -30,6 +28,7 @@ from robbench.report.escape import (
     wrap_markdown_code,
 )
 from robbench.report.leaderboard import format_percent, format_points, format_with_interval
+from robbench.report.tables import fits, print_rows
 
 __all__ = ["FORMATS", "Commands", "check_format", "render_table"]
 
@@ -80,7 +79,7 @@ def render_table(table: FilledTable, kind: str, commands: Commands, width: int |
         ResultError: unknown format.
     """
     check_format(kind)
-    return _terminal(table, commands, width or _WIDTH) if kind == "terminal" else FORMATS[kind](table, commands)
+    return _terminal(table, commands, width) if kind == "terminal" else FORMATS[kind](table, commands)
 
 
 def check_format(kind: str) -> None:
@@ -264,19 +263,14 @@ def _cell_fields(cell: Cell) -> dict[str, str]:
     }
 
 
-def _terminal(table: FilledTable, commands: Commands, width: int = _WIDTH) -> str:
-    """Format the table with two lines in a cell: our accuracy above the paper's number."""
-    view = Table(title=Text(_title(table)), title_justify="left", pad_edge=False, show_lines=True)
-    for heading in (
-        "Row",
-        "Card",
-        "n",
-        *(c.heading for c in table.paper_table.columns),
-        "Worst case",
-        "Strongest suite",
-        "Verdict",
-    ):
-        view.add_column(Text(heading.replace("-xent", "\n-xent").replace("-CW", "\n-CW")), overflow="fold")
+def _terminal(table: FilledTable, commands: Commands, width: int | None = None) -> str:
+    """Format the table with two lines in a cell: our accuracy above the paper's number.
+
+    Where the table is wider than the terminal, each row is a block, and each cell one line: our accuracy / the paper's.
+    """
+    columns = [c.heading.replace("-xent", "\n-xent").replace("-CW", "\n-CW") for c in table.paper_table.columns]
+    headings = ["Row", "Card", "n", *columns, "Worst case", "Strongest suite", "Verdict"]
+    rows = []
     for row in table.rows:
         worst, n = row.worst, "–" if row.n is None else str(row.n)
         cells: list[tuple[str, ...]] = [(_row_name(table, row),), (row.model or "–", row.network, row.trained), (n,)]
@@ -290,13 +284,22 @@ def _terminal(table: FilledTable, commands: Commands, width: int = _WIDTH) -> st
             if worst
             else [("–",), ("–",), ("–",)]
         )
-        view.add_row(*[Text("\n".join(flatten_text(part) for part in cell if part)) for cell in cells])
-    console = Console(width=width, highlight=False, file=io.StringIO(), force_terminal=False, color_system=None)
-    console.print(view)
-    for text in (_explain(table).replace(" / ", " over "), *table.notes):
-        console.print(Text(flatten_text(text)))
+        texts = ["\n".join(flatten_text(part) for part in cell if part) for cell in cells]
+        rows.append(dict(zip(headings, texts, strict=True)))
+    console = TerminalConsole(width=width or _WIDTH, file=io.StringIO(), force_terminal=False, color_system=None)
+    between = " over "
+    if not fits(console, rows):
+        between = " / "
+        rows = [
+            {k.replace("\n", ""): (between if k in columns else ", ").join(v.split("\n")) for k, v in r.items()}
+            for r in rows
+        ]
+    print_rows(console, rows, title=_title(table), ruled=True)
+    for text in (_explain(table).replace(" / ", between), *table.notes):
+        console.print(flatten_text(text))
     for name, listed, reason in _list_missing(table, commands):
-        console.print(Text(f"{name}: {reason or 'not measured; ' + ' && '.join(listed)}"), soft_wrap=True)
+        text = f"{name}: {reason or 'not measured; ' + ' && '.join(listed)}"
+        console.print(text, soft_wrap=width is None)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 

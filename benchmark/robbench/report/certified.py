@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from robbench.certify.interval import CertificateIndex, find_contradictions
 from robbench.certify.record import CertifiedFile, certified_folder, read_certified
 from robbench.core.errors import RobbenchError
 from robbench.core.numbers import parse_threat
 from robbench.report.console import make_console
+from robbench.report.tables import print_rows
 from robbench.results.reader import read_results
 
 __all__ = ["make_radius_rows", "print_certified"]
@@ -29,22 +29,17 @@ def print_certified(file: CertifiedFile, root: Path) -> None:
     console = make_console()
     name = f"{file.dataset}/{file.model}"
     counts = ", ".join(f"{count} {verdict}" for verdict, count in file.counts.items())
-    console.print(f"{name} · {file.method}: {file.n} images: {counts}", markup=False, soft_wrap=True)
+    console.print(f"{name} · {file.method}: {file.n} images: {counts}", soft_wrap=True)
     if file.method == "smoothing":
-        view = Table(title=f"{name}, sigma {file.settings['sigma']}: certified accuracy of the smoothed classifier, %")
-        rows = make_radius_rows([file], root)
-        for column in rows[0]:
-            view.add_column(column)
-        for row in rows:
-            view.add_row(*row.values())
-        console.print(view)
+        title = f"{name}, sigma {file.settings['sigma']}: certified accuracy of the smoothed classifier, %"
+        print_rows(console, make_radius_rows([file], root), title=title)
         return
     index, threat = CertificateIndex(root), file.identity["threat"]
     for result in read_results(root, name).results:
         same = parse_threat(result.threat.norm, result.threat.eps) == parse_threat(threat["norm"], threat["eps"])
         if same and (interval := index.find(result)) is not None:
             line = f"  [certified, attacked by {result.suite}]: {interval.format(result.n)} %"
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     if wrong := find_contradictions(root, name):
         raise RobbenchError("\n".join(wrong))
 

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-from rich.table import Table
+from rich.text import Text
 
 from robbench.core.numbers import parse_threat
 from robbench.gate.decision import Decision, GateFinding, GateOutcome
 from robbench.gate.paired import Comparison, Flip, PairedTest
 from robbench.report.console import TerminalConsole, make_console
 from robbench.report.escape import escape_markdown, make_markdown_table
+from robbench.report.tables import fits, print_rows, print_turned
 
 __all__ = [
     "dump_decision", "explain_finding", "format_headline", "format_junit", "format_markdown", "format_text",
@@ -172,12 +173,13 @@ def print_decision(d: Decision, console: TerminalConsole | None = None) -> None:
     console = console or make_console()
     for c in d.comparisons:
         rows = list(_rows(c, _findings_of(d, c)))
-        view = Table(title=f"{_title(c)}: correct images, % of n", title_justify="left", pad_edge=False)
-        for i, column in enumerate(rows[0]):
-            view.add_column(column, justify="left" if i in (0, len(rows[0]) - 1) else "right")
-        for row in rows:
-            view.add_row(*row.values(), style="bold red" if row["Outcome"].startswith("✘") else None)
-        console.print(view)
+        title = f"{_title(c)}: correct images, % of n"
+        numbers = [column for column in rows[0] if column not in ("Test", "Outcome")]
+        styled = [{k: Text(cell, _style(row)) for k, cell in row.items()} for row in rows]
+        if fits(console, styled, numbers):
+            print_rows(console, styled, title=title, right=numbers)
+        else:
+            print_turned(console, styled, title=title, first=len(rows[0]) - 1)
         for sentence, lines in _describe_findings(d, c):
             console.print(sentence, soft_wrap=True)
             for line in lines:
@@ -185,6 +187,10 @@ def print_decision(d: Decision, console: TerminalConsole | None = None) -> None:
     for note in _notes(d):
         console.note(note)
     console.print(format_headline(d), style="bold", soft_wrap=True)
+
+
+def _style(row: dict[str, str]) -> str:
+    return "bold red" if row["Outcome"].startswith("✘") else ""
 
 
 def format_text(d: Decision) -> str:

@@ -20,6 +20,7 @@ from robbench.core.files import digest, read_json, set_aside, write_atomically
 from robbench.report.console import make_console
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.sweep import read_robust_table
+from robbench.report.tables import print_rows
 from robbench.results.schema import Accuracy, ResultFile
 from robbench.results.summary import make_accuracy
 
@@ -143,17 +144,14 @@ def write_spread(spread: Spread, root: Path) -> Path:
 
 def print_spreads(spreads: Sequence[Spread]) -> None:
     """Print one table for each spread."""
-    from rich.table import Table
-
     console = make_console()
     for s in spreads:
         seeds = ", ".join(map(str, s.seeds))
         title = f"{s.title}: robust accuracy, %, n = {s.n}, seeds {seeds}; clean {format_percent(s.clean)}"
-        view = Table(title=title, title_justify="left", pad_edge=False)
-        for column in ("Attack", "Mean", "Range", "Worst over seeds [95 %]"):
-            view.add_column(column, justify="left" if column == "Attack" else "right")
+        numbers = ("Mean", "Range", "Worst over seeds [95 %]")
+        rows = []
         for a in s.attacks:
             low, high = 100 * min(a.values), 100 * max(a.values)
-            cells = (a.name, f"{100 * a.mean:.1f}", f"{low:.1f} to {high:.1f}", format_with_interval(a.worst))
-            view.add_row(*cells, end_section=a is s.attacks[-2])
-        console.print(view)
+            cells = (f"{100 * a.mean:.1f}", f"{low:.1f} to {high:.1f}", format_with_interval(a.worst))
+            rows.append({"Attack": a.name, **dict(zip(numbers, cells, strict=True))})
+        print_rows(console, rows, title=title, right=numbers)

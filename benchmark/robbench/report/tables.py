@@ -18,7 +18,12 @@ _BETWEEN = 3  # characters between two columns: a line, and a space on each side
 
 
 def print_rows(
-    console: TerminalConsole, rows: Sequence[Row], *, title: str | None = None, right: Collection[str] = ()
+    console: TerminalConsole,
+    rows: Sequence[Row],
+    *,
+    title: str | None = None,
+    right: Collection[str] = (),
+    ruled: bool = False,
 ) -> None:
     """Print rows as a table; as blocks with a line per column where the table would break a word or a number.
 
@@ -27,12 +32,13 @@ def print_rows(
         rows: cells by column; all rows have the same columns.
         title: printed above.
         right: the columns of numbers, which are aligned on the right. Their cells stay on one line.
+        ruled: draw a line between rows.
     """
     if not rows:
         console.print("(none)")
     elif fits(console, rows, right):
         widths = _share_width(console, rows, right)
-        view = Table(title=title, title_justify="left", pad_edge=False)
+        view = Table(title=title, title_justify="left", pad_edge=False, show_lines=ruled)
         for column, width in widths.items():
             view.add_column(column, width=width, overflow="fold", justify="right" if column in right else "left")
         for row in rows:
