@@ -15,8 +15,9 @@ eps = "0.3"
 name = "PGD-20-xent"     # the random numbers depend on this name
 kind = "pgd"             # from `robbench list attacks`, or "module:Class" for your own attack, in a module that is
                          # imported already (--import). Every other key is a parameter of the attack. `eot = N`
-                         # averages N answers per step, for models with random answers. A transfer with
-                         # `optional = true` is left out if its surrogate is missing.
+                         # averages N answers per step, for models with random answers. An attack with
+                         # `optional = true` is left out where the threat has a norm that it is not made for, and a
+                         # transfer also where its surrogate is missing.
 objective = "ce"
 steps = 20
 on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # changes for one data set
@@ -60,13 +61,15 @@ _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 class Stage:
     """One attack of a suite, on one data set: the name of its column, its kind and its parameters.
 
-    `attack` is the attack itself, where the suite was made of attack objects.
+    `attack` is the attack itself, where the suite was made of attack objects. An `optional` one is left out where it is
+    not made for the norm, or its surrogate is missing.
     """
 
     name: str
     kind: str
     params: dict[str, Any]
     attack: Attack | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +264,10 @@ def _make_stage(table: dict[str, Any], dataset: str, suite: str) -> Stage:
     for key, value in merged.items():
         if isinstance(value, int) and value > _MOST_COUNT:
             raise SuiteError(f"Suite {suite!r}: {key}: {value} given; allowed: at most {_MOST_COUNT:,}")
+    if not isinstance(optional := merged.pop("optional", False), bool):
+        raise SuiteError(f"Suite {suite!r}: optional: {optional!r} given; allowed: true or false")
     try:
-        return Stage(name=merged.pop("name"), kind=merged.pop("kind"), params=merged)
+        return Stage(name=merged.pop("name"), kind=merged.pop("kind"), params=merged, optional=optional)
     except KeyError as missing:
         raise SuiteError(f"Suite {suite!r}: an attack has no {missing.args[0]!r}; given: {general}") from None
 
