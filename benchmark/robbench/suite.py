@@ -42,10 +42,12 @@ from robbench.core.user_code import require_imported
 if TYPE_CHECKING:
     from robbench.attacks import Attack
 
-__all__ = ["CUSTOM", "Mode", "Stage", "Suite", "SuiteSource", "build_attack", "load_suite", "suite_names"]
+__all__ = ["CUSTOM", "PEERS", "Mode", "Stage", "Suite", "SuiteSource", "build_attack", "load_suite", "suite_names"]
 
 CUSTOM = "custom"
 """The name of a suite that is made of a list of attacks."""
+PEERS = ("torchattacks", "autoattack", "advlib", "foolbox")
+"""The libraries whose attacks are stages as well: `kind = "LIBRARY:NAME"`."""
 SuiteSource: TypeAlias = "str | Path | Suite | Sequence[Attack]"
 """What `load_suite` takes."""
 Mode = Literal["full", "cascade", "challenge"]
@@ -200,7 +202,7 @@ def build_attack(stage: Stage) -> Attack:
     from robbench.attacks import ATTACKS, EOT, parameters  # torch is needed from here on
 
     if ":" not in stage.kind and stage.kind not in ATTACKS:
-        known = [*ATTACKS, "transfer", "torchattacks:NAME", "autoattack:NAME", "module:Class"]
+        known = [*ATTACKS, "transfer", *(f"{peer}:NAME" for peer in PEERS), "module:Class"]
         raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, known))
     cls = _find_user_attack(stage.kind, stage.name) if ":" in stage.kind else ATTACKS[stage.kind]
     # A type is text if its module postpones annotations, as robbench's modules do.
@@ -229,7 +231,7 @@ def _find_user_attack(kind: str, stage: str) -> type[Attack]:
     """Return a user's attack class from an imported module. A suite file never imports code."""
     module, _, name = kind.partition(":")
     expected = (
-        "expected one of `robbench list attacks`, torchattacks:NAME, autoattack:NAME, or module:Class, a frozen "
+        f"expected one of `robbench list attacks`, {', '.join(f'{p}:NAME' for p in PEERS)}, or module:Class, a frozen "
         "dataclass with init, loss and step (docs/tutorial.md)"
     )
     try:

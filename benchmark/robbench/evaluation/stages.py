@@ -23,10 +23,10 @@ from robbench.core.types import Judge, Threat
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import Options
-from robbench.evaluation.peers import PEERS, Peer, build_peer
+from robbench.evaluation.peers import Peer, build_peer
 from robbench.evaluation.transfer import FixedPoints, Transfer, build_transfer
 from robbench.models.card import Registry
-from robbench.suite import Stage, Suite, build_attack
+from robbench.suite import PEERS, Stage, Suite, build_attack
 
 __all__ = ["ReadyStage", "ready_stages", "run_stage"]
 
@@ -75,7 +75,7 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
                 continue
             raise SuiteError(
                 f"Attack {s.name!r} ({s.kind}) given a threat of norm {threat.norm}; it is made for: "
-                f"{', '.join(attack.norms)}. Choose another suite, or --norm and --eps."
+                f"{', '.join(attack.norms) or 'other distances'}. Choose another suite, or --norm and --eps."
             )
         stages.append(ReadyStage(s.name, attack, rng.make_key(options.seed, s.name)))
     if not stages:
