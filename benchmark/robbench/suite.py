@@ -15,8 +15,9 @@ eps = "0.3"
 name = "PGD-20-xent"     # the random numbers depend on this name
 kind = "pgd"             # from `robbench list attacks`, or "module:Class" for your own attack, in a module that is
                          # imported already (--import). Every other key is a parameter of the attack. `eot = N`
-                         # averages N answers per step, for models with random answers. A transfer with
-                         # `optional = true` is left out if its surrogate is missing.
+                         # averages N answers per step, for models with random answers. An attack with
+                         # `optional = true` is left out where the threat has a norm that it is not made for, and a
+                         # transfer also where its surrogate is missing.
 objective = "ce"
 steps = 20
 on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # changes for one data set
@@ -41,10 +42,12 @@ from robbench.core.user_code import require_imported
 if TYPE_CHECKING:
     from robbench.attacks import Attack
 
-__all__ = ["CUSTOM", "Mode", "Stage", "Suite", "SuiteSource", "build_attack", "load_suite", "suite_names"]
+__all__ = ["CUSTOM", "PEERS", "Mode", "Stage", "Suite", "SuiteSource", "build_attack", "load_suite", "suite_names"]
 
 CUSTOM = "custom"
 """The name of a suite that is made of a list of attacks."""
+PEERS = ("torchattacks", "autoattack", "advlib", "foolbox")
+"""The libraries whose attacks are stages as well: `kind = "LIBRARY:NAME"`."""
 SuiteSource: TypeAlias = "str | Path | Suite | Sequence[Attack]"
 """What `load_suite` takes."""
 Mode = Literal["full", "cascade", "challenge"]
@@ -60,13 +63,15 @@ _KEYS = {"version", "title", "description", "judge", "mode", "threat", "attack"}
 class Stage:
     """One attack of a suite, on one data set: the name of its column, its kind and its parameters.
 
-    `attack` is the attack itself, where the suite was made of attack objects.
+    `attack` is the attack itself, where the suite was made of attack objects. An `optional` one is left out where it is
+    not made for the norm, or its surrogate is missing.
     """
 
     name: str
     kind: str
     params: dict[str, Any]
     attack: Attack | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +202,7 @@ def build_attack(stage: Stage) -> Attack:
     from robbench.attacks import ATTACKS, EOT, parameters  # torch is needed from here on
 
     if ":" not in stage.kind and stage.kind not in ATTACKS:
-        known = [*ATTACKS, "transfer", "torchattacks:NAME", "autoattack:NAME", "module:Class"]
+        known = [*ATTACKS, "transfer", *(f"{peer}:NAME" for peer in PEERS), "module:Class"]
         raise SuiteError(f"Attack {stage.name!r}: " + unknown_name("kind", stage.kind, known))
     cls = _find_user_attack(stage.kind, stage.name) if ":" in stage.kind else ATTACKS[stage.kind]
     # A type is text if its module postpones annotations, as robbench's modules do.
@@ -226,7 +231,7 @@ def _find_user_attack(kind: str, stage: str) -> type[Attack]:
     """Return a user's attack class from an imported module. A suite file never imports code."""
     module, _, name = kind.partition(":")
     expected = (
-        "expected one of `robbench list attacks`, torchattacks:NAME, autoattack:NAME, or module:Class, a frozen "
+        f"expected one of `robbench list attacks`, {', '.join(f'{p}:NAME' for p in PEERS)}, or module:Class, a frozen "
         "dataclass with init, loss and step (docs/tutorial.md)"
     )
     try:
@@ -261,8 +266,10 @@ def _make_stage(table: dict[str, Any], dataset: str, suite: str) -> Stage:
     for key, value in merged.items():
         if isinstance(value, int) and value > _MOST_COUNT:
             raise SuiteError(f"Suite {suite!r}: {key}: {value} given; allowed: at most {_MOST_COUNT:,}")
+    if not isinstance(optional := merged.pop("optional", False), bool):
+        raise SuiteError(f"Suite {suite!r}: optional: {optional!r} given; allowed: true or false")
     try:
-        return Stage(name=merged.pop("name"), kind=merged.pop("kind"), params=merged)
+        return Stage(name=merged.pop("name"), kind=merged.pop("kind"), params=merged, optional=optional)
     except KeyError as missing:
         raise SuiteError(f"Suite {suite!r}: an attack has no {missing.args[0]!r}; given: {general}") from None
 

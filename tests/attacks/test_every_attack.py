@@ -6,7 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from robbench.attacks import APGD, ATTACKS, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, DeepFool, Hunt, Noise, Square
+from robbench.attacks import (
+    APGD,
+    ATTACKS,
+    CW,
+    EOT,
+    FAB,
+    FGSM,
+    MIFGSM,
+    ODI,
+    PGD,
+    SPSA,
+    DeepFool,
+    HopSkipJump,
+    Hunt,
+    Noise,
+    RayS,
+    Square,
+)  # fmt: skip
 from robbench.core.threat import Ball
 from support.attacks import run_attack
 from support.models import DUAL, Linear
@@ -30,6 +47,8 @@ BLIND = {
     "square": lambda steps: Square(steps=8 * steps),
     "spsa": lambda steps: SPSA(iterations=steps, samples=4),
     "noise": lambda steps: Noise(steps=steps),
+    "rays": lambda steps: RayS(steps=8 * steps),
+    "hopskipjump": lambda steps: HopSkipJump(steps=12 * steps, starts=10, probes=10),
 }
 MADE = GUIDED | BLIND
 EVERY = pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in MADE for norm in MADE[name](4).norms])
@@ -114,6 +133,8 @@ def test_only_points_of_ball_and_box_count(name, norm):
             lambda n: Square(steps=20, restarts=n),
             lambda n: SPSA(iterations=2, samples=4, restarts=n),
             lambda n: Noise(steps=5, restarts=n),
+            lambda n: RayS(steps=100, restarts=n),
+            lambda n: HopSkipJump(steps=100, starts=10, probes=20, restarts=n),
             lambda n: EOT(inner=PGD(steps=3, restarts=n), draws=2),
         )
         for norm in make(2).norms

@@ -4,7 +4,23 @@ import pytest
 import torch
 from torch import nn
 
-from robbench.attacks import APGD, ATTACKS, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, DeepFool, Hunt, Square
+from robbench.attacks import (
+    APGD,
+    ATTACKS,
+    CW,
+    EOT,
+    FAB,
+    FGSM,
+    MIFGSM,
+    ODI,
+    PGD,
+    SPSA,
+    DeepFool,
+    HopSkipJump,
+    Hunt,
+    RayS,
+    Square,
+)  # fmt: skip
 from robbench.core.losses import LOSSES, TARGETED
 from robbench.core.threat import Ball
 from support.attacks import run_attack
@@ -36,6 +52,8 @@ BLIND = {  # without gradients they need more room
     "square ce_scaled": Square(objective="ce_scaled", steps=200),
     "square dlr_targeted": Square(objective="dlr_targeted", targets=3, steps=200),
     "spsa margin": SPSA(iterations=20, samples=16),
+    "rays": RayS(steps=400),
+    "hopskipjump": HopSkipJump(steps=600, starts=50, probes=50),
 }
 EVERY = {**BY_RANK, **TOWARD_THE_FIRST, **BLIND}
 

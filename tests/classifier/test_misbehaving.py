@@ -220,7 +220,7 @@ def test_a_model_without_gradients_is_left_to_queries(call):
     def forward(net, z, self):
         return net(z.detach()).detach()
 
-    with pytest.raises(ModelError, match=r"through autograd.*--suite blackbox"):
+    with pytest.raises(ModelError, match=r"through autograd.*--suite queries"):
         call(forward)
     result, rows = call(forward, "queries", text=only_square())
     assert (rows["status"] == "broken").any() and result.n == 60

@@ -123,7 +123,7 @@ def test_an_attack_of_torchattacks_breaks_the_natural_model(tmp_path):
         ("autoattack:standard", "batch = 0\n", "batch 0 given"),
         ("torchattacks:Farr", "", "Far"),
         ("torchattacks:Far", "stepz = 3\n", "steps"),
-        ("foolbox:PGD", "", "autoattack:NAME"),
+        ("cleverhans:PGD", "", "autoattack:NAME, advlib:NAME"),
     ],
 )
 def test_mistakes_in_a_peer_stage_are_named(tmp_path, liar, kind, more, message):

@@ -6,11 +6,13 @@ from robbench.attacks.cw import CW
 from robbench.attacks.deepfool import DeepFool
 from robbench.attacks.eot import EOT
 from robbench.attacks.fab import FAB
+from robbench.attacks.hopskipjump import HopSkipJump
 from robbench.attacks.hunt import Hunt
 from robbench.attacks.momentum import MIFGSM
 from robbench.attacks.noise import Noise
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
+from robbench.attacks.rays import RayS
 from robbench.attacks.spsa import SPSA
 from robbench.attacks.square import Square
 from robbench.core.arguments import explain_arguments
@@ -28,14 +30,16 @@ __all__ = [
     "SPSA",
     "Attack",
     "DeepFool",
+    "HopSkipJump",
     "Hunt",
     "Noise",
+    "RayS",
     "Square",
     "describe",
     "parameters",
 ]
 
-for _cls in (APGD, CW, DeepFool, EOT, FAB, FGSM, Hunt, MIFGSM, Noise, ODI, PGD, SPSA, Square):
+for _cls in (APGD, CW, DeepFool, EOT, FAB, FGSM, HopSkipJump, Hunt, MIFGSM, Noise, ODI, PGD, RayS, SPSA, Square):
     setattr(_cls, "__init__", explain_arguments(_cls.__init__))  # noqa: B010  # mypy forbids to assign a method
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -44,11 +48,13 @@ ATTACKS: dict[str, type[Attack]] = {
     "deepfool": DeepFool,
     "fab": FAB,
     "fgsm": FGSM,
+    "hopskipjump": HopSkipJump,
     "hunt": Hunt,
     "mifgsm": MIFGSM,
     "noise": Noise,
     "odi": ODI,
     "pgd": PGD,
+    "rays": RayS,
     "spsa": SPSA,
     "square": Square,
 }

@@ -90,5 +90,5 @@ def _describe(change: Tensor, flips: int, when: str) -> str:
         f"and moved images change by {size}, {flips} predictions change). A break counts only if it holds in "
         "torch.no_grad(). But attacks follow the gradients of another function, so the model looks more robust than "
         "it is. Look for torch.is_grad_enabled(), torch.is_inference_mode_enabled() and x.requires_grad in the model; "
-        "attack it by queries too: --suite blackbox."
+        "attack it by queries too: --suite queries."
     )

@@ -92,6 +92,16 @@ def _attacks(models: list[Path], data_dir: Path | None) -> list[dict[str, Any]]:
             "parameters": "batch=100",
         },
         {
+            "kind": "advlib:NAME",
+            "what": "A function of adv-lib, judged by robbench: fmn, ddn, alma, apgd, pdpgd, tr, sdf and others.",
+            "parameters": "batch=100, and the function's own",
+        },
+        {
+            "kind": "foolbox:NAME",
+            "what": "An attack of foolbox, judged by robbench.",
+            "parameters": "batch=100, and the class's own",
+        },
+        {
             "kind": "module:Class",
             "what": "An attack of your own, from a module that --import names (docs/tutorial.md).",
             "parameters": "the class's own",

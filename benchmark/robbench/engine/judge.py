@@ -49,7 +49,7 @@ _RANDOMIZED = (
 _GRADIENT_MODE = (
     "The model answers attacked images differently while gradients are on. A break counts only if it holds in "
     "torch.no_grad(). But attacks follow the gradients of another function, so the model looks more robust than it is. "
-    "Look for torch.is_grad_enabled() and x.requires_grad in the model; attack it by queries too: --suite blackbox."
+    "Look for torch.is_grad_enabled() and x.requires_grad in the model; attack it by queries too: --suite queries."
 )
 
 Ask = Callable[[Problem, State, int], tuple[Tensor, Tensor]]

@@ -56,7 +56,7 @@ def query(
             raise ModelError(
                 "The model's output does not depend on its input through autograd (was it computed under no_grad, "
                 "through numpy, or after detach?), so gradient attacks cannot run. Make it differentiable, or attack "
-                "it by queries alone: --suite blackbox."
+                "it by queries alone: --suite queries."
             )
         try:
             with contain_exits():

@@ -1,8 +1,9 @@
 """Attacks of other libraries as stages of a suite. Robbench's judge judges the points that they return.
 
-`kind = "torchattacks:PGD"` runs a class of torchattacks (extra `peers`). `kind = "autoattack:standard"` runs the
-authors' code of AutoAttack in the package pyautoattack. Instead of `standard`, it may be `plus`, `rand` or one attack:
-APGD-CE, APGD-DLR, APGD-T, FAB, FAB-T, SQUARE. Every other key of the stage is a parameter of that class.
+`kind = "torchattacks:PGD"` runs a class of torchattacks (extra `peers`), `foolbox:LinfPGD` a class of foolbox, and
+`advlib:fmn` a function of adv-lib (both: extra `more-peers`). `kind = "autoattack:standard"` runs the authors' code of
+AutoAttack in the package pyautoattack. Instead of `standard`, it may be `plus`, `rand` or one attack: APGD-CE,
+APGD-DLR, APGD-T, FAB, FAB-T, SQUARE. Every other key of the stage is a parameter of that class or function.
 
 These libraries draw random numbers from one global generator, and some take step sizes from the batch. The outcome of
 an image therefore depends on its neighbours. So the batches are fixed: all correctly classified images among `batch`
@@ -14,29 +15,47 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import logging
+import random
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robbench.classifier.guard import out_of_memory
 from robbench.core import rng
-from robbench.core.errors import SuiteError, unknown_name
+from robbench.core.errors import RobbenchError, SuiteError, unknown_name
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Norm
+from robbench.evaluation.more_peers import (
+    Call,
+    call_advlib,
+    call_foolbox,
+    is_unbounded,
+    list_attacks,
+    list_norms,
+    list_parameters,
+)
 from robbench.suite import Stage
 
-__all__ = ["PEERS", "Peer", "build_peer"]
+__all__ = ["Peer", "build_peer"]
 
-Call = Callable[[Tensor, Tensor], Tensor]
-PEERS = ("torchattacks", "autoattack")
-_PACKAGES = {"torchattacks": ("torchattacks", "torchattacks"), "autoattack": ("pyautoattack", "pyautoattack")}
+_PACKAGES = {  # module, distribution, how to install it
+    "torchattacks": ("torchattacks", "torchattacks", 'pip install "robbench[peers]"'),
+    "autoattack": ("pyautoattack", "pyautoattack", 'pip install "robbench[peers]"'),
+    # Of the packages that adv-lib asks for, its attacks use torch and tqdm alone, and visdom can hardly be built today.
+    "advlib": ("adv_lib", "adv-lib", 'pip install --no-deps adv-lib==0.2.8 (or "robbench[more-peers]")'),
+    "foolbox": ("foolbox", "foolbox", 'pip install foolbox (or "robbench[more-peers]")'),
+}
 _VERSIONS = ("standard", "plus", "rand")
 _OTHER_NORMS = {  # norms of torchattacks' classes without a parameter `norm`; all other such classes are for Linf
     "L2": ("PGDL2", "PGDRSL2", "CW", "DeepFool"),
@@ -52,21 +71,22 @@ class Peer:
     """An attack of another library.
 
     Attributes:
-        library: a member of `PEERS`.
+        library: a member of `suite.PEERS`.
         attack: name of the attack in that library.
         release: version of the package.
         batch: number of consecutive official indices per call.
         params: parameters from the suite.
+        norms: the norms that it is made for.
     """
 
     version: ClassVar[int] = 1
-    norms: ClassVar[tuple[Norm, ...]] = NORMS
 
     library: str
     attack: str
     release: str
     batch: int = 100
     params: dict[str, Any] = field(default_factory=dict)
+    norms: tuple[Norm, ...] = NORMS
 
     @property
     def passes(self) -> int:
@@ -104,34 +124,50 @@ class Peer:
             x: correctly classified images [N, C, H, W] in [0, 1].
             y: labels [N].
             ball: the threat model.
-            seed: seed of the global generator, whose state is restored afterwards.
+            seed: seed of the global generators of torch, NumPy and Python, whose states are restored afterwards.
 
         Returns:
             The points of the library, [N, C, H, W] on the CPU, and which of them the model misclassifies in this batch,
             [N] bool.
 
         Raises:
-            SuiteError: the attack does not have a parameter, or does not support the norm.
+            SuiteError: the attack fails.
         """
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings(), _quiet():
+        with _seeded(seed, x.device), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
             with torch.no_grad():
                 classes = model(x[:1]).shape[1]
-            if self.library == "torchattacks":
-                attack = _torchattack(self, model, ball, classes)
-            else:
-                attack = _autoattack(self, model, ball, seed, x.device, classes)
-            x_adv = attack(x, y).detach()
+            try:
+                x_adv = _make_call(self, model, ball, seed, x.device, classes)(x, y).detach()
+            except Exception as error:  # a library may raise anything
+                if isinstance(error, RobbenchError) or out_of_memory(error):
+                    raise
+                raise SuiteError(f"{self.library}:{self.attack} fails: {type(error).__name__}: {error}") from error
             with torch.no_grad():
                 claimed = model(x_adv).argmax(1) != y
+            if is_unbounded(self.library, self.attack):
+                claimed &= ball.contains(x, x_adv)
         return x_adv.cpu(), claimed.cpu()
 
     def seed(self, key: tuple[int, int], chunk: int) -> int:
         """Derive the seed of a batch from the key of the stage and the number of the batch."""
         at = torch.tensor([chunk])
         return int(rng.bits(key, at, torch.zeros_like(at), 0, 1).item())
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators that libraries draw from, and put their states back."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # the libraries draw from this generator
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @contextlib.contextmanager
@@ -146,19 +182,30 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _torchattack(peer: Peer, model: nn.Module, ball: Ball, classes: int) -> Call:
-    cls = getattr(importlib.import_module("torchattacks"), peer.attack)
-    allowed = list(inspect.signature(cls).parameters)[1:]
-    own = next((norm for norm, names in _OTHER_NORMS.items() if peer.attack in names), "Linf")
-    if "norm" not in allowed and own != ball.norm:
-        raise SuiteError(f"torchattacks:{peer.attack} given a threat of norm {ball.norm}; this attack is for {own}")
+def _make_call(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torch.device, classes: int) -> Call:
+    package = importlib.import_module(_PACKAGES[peer.library][0])
+    if peer.library == "advlib":
+        return call_advlib(package, peer.attack, peer.params, model, ball, classes)
+    if peer.library == "foolbox":
+        return call_foolbox(package, peer.attack, peer.params, model, ball)
+    if peer.library == "autoattack":
+        return _autoattack(peer, model, ball, seed, device, classes)
+    cls = getattr(package, peer.attack)
     ours = {"eps": ball.eps, "norm": ball.norm, "n_classes": classes}
-    given = peer.params | {key: value for key, value in ours.items() if key in allowed}
-    for key in given:
-        if key not in allowed:
-            raise SuiteError(f"torchattacks:{peer.attack}: {unknown_name('parameter', key, allowed)}")
-    made: Call = cls(model, **given)
+    allowed = _list_torchattacks_parameters(cls)
+    made: Call = cls(model, **peer.params | {key: value for key, value in ours.items() if key in allowed})
     return made
+
+
+def _list_torchattacks_parameters(cls: Any) -> list[str]:
+    return list(inspect.signature(cls).parameters)[1:]
+
+
+def _list_torchattacks_norms(cls: Any) -> tuple[Norm, ...]:
+    if "norm" in _list_torchattacks_parameters(cls):
+        return NORMS
+    own = next((norm for norm, names in _OTHER_NORMS.items() if cls.__name__ in names), "Linf")
+    return tuple(norm for norm in NORMS if norm == own)
 
 
 def _autoattack(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torch.device, classes: int) -> Call:
@@ -187,7 +234,7 @@ def build_peer(stage: Stage) -> Peer:
     """Make a stage's attack of another library.
 
     Raises:
-        SuiteError: the package is not installed or has no such attack, or AutoAttack does not have a parameter.
+        SuiteError: the package is not installed, or has no such attack, or the attack does not have a parameter.
     """
     library, _, name = stage.kind.partition(":")
     package, release = _installed(stage, library)
@@ -201,21 +248,36 @@ def build_peer(stage: Stage) -> Peer:
             raise SuiteError(f"Attack {stage.name!r}: {unknown_name('attack of AutoAttack', name, known)}")
         if params:
             raise SuiteError(f"Attack {stage.name!r}: {', '.join(params)} given; AutoAttack has its published budgets")
-    else:
+        return Peer(library=library, attack=name, release=release, batch=batch)
+    if library == "torchattacks":
         known = [n for n in package.__dict__ if n[0].isupper() and n not in ("LGV", "MultiAttack")]
-        if name not in known:
-            raise SuiteError(f"Attack {stage.name!r}: {unknown_name('class of torchattacks', name, known)}")
-    return Peer(library=library, attack=name, release=release, batch=batch, params=params)
+    else:
+        known = list_attacks(library, package)
+    if name not in known:
+        noun = "function of adv-lib" if library == "advlib" else f"class of {library}"
+        raise SuiteError(f"Attack {stage.name!r}: {unknown_name(noun, name, known)}")
+    is_torchattacks = library == "torchattacks"
+    cls = getattr(package, name, None)
+    allowed = _list_torchattacks_parameters(cls) if is_torchattacks else list_parameters(library, package, name)
+    for key in params:
+        if key not in allowed:
+            raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): {unknown_name('parameter', key, allowed)}")
+    norms = _list_torchattacks_norms(cls) if is_torchattacks else list_norms(library, package, name, params)
+    return Peer(library=library, attack=name, release=release, batch=batch, params=params, norms=norms)
 
 
 def _installed(stage: Stage, library: str) -> tuple[ModuleType, str]:
-    module, distribution = _PACKAGES[library]
+    module, distribution, install = _PACKAGES[library]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return importlib.import_module(module), importlib.metadata.version(distribution)
+            if library == "advlib" and "visdom" not in sys.modules and importlib.util.find_spec("visdom") is None:
+                sys.modules["visdom"] = ModuleType("visdom")  # imported for plots, never used by attacks
+            package = importlib.import_module(module)
+            if library in ("advlib", "foolbox"):
+                importlib.import_module(f"{module}.attacks")
+            return package, importlib.metadata.version(distribution)
     except ModuleNotFoundError as error:
         raise SuiteError(
-            f"Attack {stage.name!r} ({stage.kind}) needs the package {error.name!r}, which is not installed: "
-            'pip install "robbench[peers]"'
+            f"Attack {stage.name!r} ({stage.kind}) needs the package {error.name!r}, which is not installed: {install}"
         ) from None

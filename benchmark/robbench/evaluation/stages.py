@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from robbench.core.types import Judge, Threat
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import Options
-from robbench.evaluation.peers import PEERS, Peer, build_peer
+from robbench.evaluation.peers import Peer, build_peer
 from robbench.evaluation.transfer import FixedPoints, Transfer, build_transfer
 from robbench.models.card import Registry
-from robbench.suite import Stage, Suite, build_attack
+from robbench.suite import PEERS, Stage, Suite, build_attack
 
 __all__ = ["ReadyStage", "ready_stages", "run_stage"]
 
@@ -71,11 +71,15 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
         else:
             attack = build_attack(s)
         if threat.norm not in attack.norms:
+            if s.optional:
+                continue
             raise SuiteError(
                 f"Attack {s.name!r} ({s.kind}) given a threat of norm {threat.norm}; it is made for: "
-                f"{', '.join(attack.norms)}. Choose another suite, or --norm and --eps."
+                f"{', '.join(attack.norms) or 'other distances'}. Choose another suite, or --norm and --eps."
             )
         stages.append(ReadyStage(s.name, attack, rng.make_key(options.seed, s.name)))
+    if not stages:
+        raise SuiteError(f"No attack of the suite {suite.name!r} is made for {threat.norm}. Choose another suite.")
     return stages
 
 
@@ -89,14 +93,10 @@ def _count_classes(target: Target, images: Images) -> int:
 def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Transfer | None:
     """Make a transfer; None where its surrogate is not there and the suite calls the stage optional."""
     first, registry = images.x(np.arange(min(2, len(images.y)))), Registry.default([Path(m) for m in options.models])
-    params = dict(s.params)
-    optional = params.pop("optional", False)
     try:
-        return build_transfer(
-            replace(s, params=params), images.dataset, target.device, first, registry, options.fast_layers
-        )
+        return build_transfer(s, images.dataset, target.device, first, registry, options.fast_layers)
     except (CardError, ModelError):
-        if optional is True:
+        if s.optional:
             return None
         raise
 

@@ -246,7 +246,7 @@ def _compute_gradient(value: Tensor, x: Tensor) -> Tensor:
     if grad is None:
         raise ModelError(
             "The model's output has no gradient with respect to its input (it is detached, or computed without "
-            "autograd). The linear model of robustness needs it. `robbench eval --suite blackbox` does not."
+            "autograd). The linear model of robustness needs it. `robbench eval --suite queries` does not."
         )
     return grad.double().flatten(1)
 
