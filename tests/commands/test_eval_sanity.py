@@ -7,17 +7,22 @@ import pytest
 from robbench.core.errors import RobbenchError
 from robbench.evaluation import worker
 from robbench.evaluation.run import EvaluationRun
+from robbench.masking import run as masking
 from robbench.masking.run import examine
+from robbench.results.locking import is_locked
 from support.commands import run
 
 
 def test_the_sanity_suite_is_run_and_asked_once(tmp_path, monkeypatch):
-    looks, runs, real = [], [], EvaluationRun.open
+    looks, runs, real, locked, write = [], [], EvaluationRun.open, [], masking.write_atomically
+    look_at_lock = lambda path, data: (locked.append(is_locked(tmp_path, path.parent)), write(path, data))  # noqa: E731
+    monkeypatch.setattr(masking, "write_atomically", look_at_lock)
     look = worker.classify
     monkeypatch.setattr(worker, "classify", lambda *args: (looks.append(1), look(*args))[1])
     monkeypatch.setattr(EvaluationRun, "open", lambda self: (runs.append(self.title()), real(self))[1])
     done = run("eval", "-m", "digits/natural", "-s", "sanity", "--samples", 8, "--results", tmp_path)
     assert len(runs) == 1 and len(looks) == 1
+    assert locked == [True, True], "the landscape and the verdict are written under the lock of the result"
     (folder,) = tmp_path.glob("digits/natural/sanity*")
     assert {"outcomes.parquet", "result.json", "sanity.json", "landscape.parquet"} <= {p.name for p in folder.iterdir()}
     assert "suite sanity: robust accuracy" in done.stdout and "forward-backward pairs an image" in done.stdout

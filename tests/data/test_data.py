@@ -557,6 +557,22 @@ def test_fetch_keeps_what_is_right_and_replaces_what_is_not(tmp_path: Path, mnis
     assert len(data.load("mnist", "test", tmp_path)) == 3
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_download_follows_no_link_and_waits_for_no_pipe(
+    tmp_path: Path, mnist_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda length: "guessed")
+    folder, precious = tmp_path / "data/mnist", tmp_path / "precious"
+    folder.mkdir(parents=True)
+    precious.write_text("keep")
+    for served in mnist_server[1].iterdir():
+        path = folder / f".{served.name}.guessed.part"
+        {"link": lambda p: p.symlink_to(precious), "pipe": os.mkfifo, "folder": Path.mkdir}[kind](path)
+    with pytest.raises(DataError, match="File exists"):
+        data.fetch("mnist", tmp_path / "data", lambda line: None)
+    assert precious.read_text() == "keep" and path.exists()
+
+
 def test_fetch_refuses_a_wrong_checksum(tmp_path: Path, mnist_server: tuple[str, Path]) -> None:
     address, place = mnist_server
     path = place / "t10k-images-idx3-ubyte.gz"

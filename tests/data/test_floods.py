@@ -183,6 +183,21 @@ def test_json_costs_in_proportion(tmp_path, example, name):
         refused_cheaply(reader, tmp_path / "result.json", content)
 
 
+@pytest.mark.parametrize("content", ["[]", "1", "null", '"x"', "true"])
+def test_json_that_is_no_object_is_refused(tmp_path, content):
+    for reader in READERS["result.json"][:4]:
+        assert "expected: a JSON object" in refused_cheaply(reader, tmp_path / "result.json", content)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [("9" * 30, "an integer of 100 bits"), ("[[]" + ",[]" * 10_000 + "]", "more than 10,000 lists")],
+)
+def test_json_of_sizes_that_no_computation_takes_is_refused(tmp_path, example, inner, message):
+    content = json.dumps({**example, "identity": None}).replace('"identity": null', f'"identity": {{"a": {inner}}}')
+    assert message in refused_cheaply(read_description, tmp_path / "run.json", content)
+
+
 @pytest.mark.parametrize(
     "content", ["[" * SIZE, "[]", "1", '{"run_ids": [[]], "n": 1}', '{"run_ids": [], "n": []}', "\xff"]
 )

@@ -120,7 +120,7 @@ def sweep(text: str, path: Path) -> None:
 
 
 def sanity(text: str, path: Path) -> None:
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    path.write_bytes(seal_again(text))
     print_sanity(read_sanity(path))
 
 
@@ -131,11 +131,15 @@ def linear_file(text: str, path: Path) -> None:
     read_linear(path.parent)
 
 
+def seal_again(text: str) -> bytes:
+    """Return the bytes of a file with its digest, or what is inside is never looked at."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        return seal(json.loads(text))
+    return text.encode("utf-8", "surrogateescape")
+
+
 def certified(text: str, path: Path) -> None:
-    content = text.encode("utf-8", "surrogateescape")
-    with contextlib.suppress(ValueError, TypeError, RecursionError):  # sealed, or what is inside is never looked at
-        content = seal(json.loads(text))
-    (path.parent / SUMMARY).write_bytes(content)
+    (path.parent / SUMMARY).write_bytes(seal_again(text))
     if not (path.parent / ROWS).exists():
         (path.parent / ROWS).write_bytes((CERTIFICATES / ROWS).read_bytes())
         (path.parent / POINTS).write_bytes((CERTIFICATES / POINTS).read_bytes())

@@ -1,6 +1,6 @@
 """Whatever is edited in the files of a result: every reader names the file, or shows the numbers that it showed before.
 
-ROBBENCH_EDITS multiplies the number of edits (2,300 in CI), ROBBENCH_FUZZ_SEED says where they begin.
+ROBBENCH_EDITS multiplies the number of edits (3,000 in CI), ROBBENCH_FUZZ_SEED says where they begin.
 """
 
 import json
@@ -13,22 +13,35 @@ import numpy as np
 import pytest
 import torch
 
+from robbench.certify.record import ROWS, SUMMARY, read_certified_files
 from robbench.core.errors import ResultError
+from robbench.core.files import digest
 from robbench.core.version import digest_judging_code
 from robbench.evaluation.run import evaluate
+from robbench.gate.decision import Policy, decide_gate
 from robbench.gate.measure import read_stored_entry
+from robbench.gate.paired import compare_entries
 from robbench.linear.record import read_activations, read_linear, read_linear_files, read_linearization, write_linear
 from robbench.linear.theory import Linearization
 from robbench.masking.record import FILE as SANITY
-from robbench.masking.record import read_sanity
+from robbench.masking.record import LANDSCAPE, digest_landscape, read_sanity
 from robbench.masking.stored import VerdictIndex
-from robbench.models.card import Registry
+from robbench.models.card import Registry, locate_builtin_cards
+from robbench.papers.audit import audit_claims, read_references
+from robbench.papers.audit_page import render_audit_page
+from robbench.papers.layout import Commands, render_table
+from robbench.papers.published import find_table
+from robbench.papers.tables import fill_table
+from robbench.papers.trained import render_trained_page
+from robbench.recheck.reproduce import reproduce
 from robbench.recheck.verify import verify
 from robbench.report.export import export_result
+from robbench.report.figures.source import FigureData
+from robbench.report.gate import format_markdown
 from robbench.report.leaderboard import render_leaderboard
 from robbench.report.linear import make_linear_rows
 from robbench.report.spread import build_spread
-from robbench.report.sweep import build_sweep
+from robbench.report.sweep import build_sweep, extend_sweep, write_sweep
 from robbench.results.adversarials import FILE as POINTS
 from robbench.results.judging_code import read_began
 from robbench.results.reader import read_results
@@ -44,7 +57,9 @@ from support.stored import folder, write_suite
 
 TIMES = int(os.environ.get("ROBBENCH_EDITS", "1"))
 SEED = int(os.environ.get("ROBBENCH_FUZZ_SEED", "0"))
-NAME = "mnist/edited/whitebox"
+MODEL = "mnist/ls095"  # of a table of the paper
+NAME = f"{MODEL}/whitebox"
+CARDS = Registry([locate_builtin_cards()])
 
 DESCRIPTION = {
     "version": 1, "model": "digits/at", "own_images": False, "suite": "quick", "dataset": None, "name": None,
@@ -58,12 +73,14 @@ DESCRIPTION = {
 def tree(tmp_path_factory):
     """Two results, a verdict, a linear measurement and an unfinished run, all as robbench writes them now."""
     repo, root = Path(__file__).parents[2], tmp_path_factory.mktemp("tree")
-    for model, worst in (("edited", 9), ("other", 20)):
+    for model, worst in (("ls095", 9), ("other", 20)):
         counts = {"PGD": worst + 5, "APGD": worst + 3}
         write_evidence(root, result(model, "whitebox", worst, counts, n=40, flags={"randomized": "It rolls dice."}))
     shutil.copytree(repo / "results/digits/natural/sanity", root / "digits/natural/sanity")
     path = root / "digits/natural/sanity" / SANITY
-    path.write_bytes(dump_sealed(read_sanity(path)))
+    verdict = read_sanity(path)
+    path.write_bytes(dump_sealed(verdict.model_copy(update={"landscape": digest_landscape(path.parent)})))
+    shutil.copytree(repo / "results/digits/at/certified", root / "digits/at/certified")
     place = repo / "results/digits/natural/linear"
     m, k = read_linearization(place), slice(0, 20)
     few = Linearization(m.sample[k], m.label[k], m.logits[k], m.gradient[k], m.gradient_gap[k], m.cosine[k])
@@ -99,23 +116,38 @@ def tell_verdict(root):
     return f"{verdicts.find(examined)} {' '.join(map(str, verdicts.list_damaged()))}"
 
 
+def tell_certificates(root):
+    files, damaged = read_certified_files(root)
+    return f"{[(file.model_dump(), rows.to_csv()) for file, rows in files]} {' '.join(map(str, damaged))}"
+
+
 def tell_linear(root):
     files, damaged = read_linear_files(root)
     return f"{make_linear_rows(list(files.values()), root, None)} {' '.join(map(str, damaged))}"
 
 
 def compare_seeds(root):
-    return repr(build_spread(root, read_results(root, "mnist/edited").results or [_known(root)]))
+    return repr(build_spread(root, read_results(root, MODEL).results or [_known(root)]))
 
 
 def compare_radii(root):
-    return repr(build_sweep(root, read_results(root, "mnist/edited").results or [_known(root)]))
+    return repr(build_sweep(root, read_results(root, MODEL).results or [_known(root)]))
 
 
 def _known(root):
     """A reader that had the summary in its hands before the file was edited."""
     (other,) = read_results(root, "mnist/other").results
-    return other.model_copy(update={"model": "edited"})
+    return other.model_copy(update={"model": "ls095"})
+
+
+def compare_with_baseline(root):
+    (other,) = (read_stored_entry(root / "mnist/other/whitebox"),)
+    return format_markdown(decide_gate([compare_entries(other, read_stored_entry(root / NAME))], Policy(max_drop=99)))
+
+
+def tell_figure_data(root):
+    data = FigureData(CARDS, root, None)
+    return f"{[r.model_dump() for r in data.results]} {' '.join(map(str, data.damaged))}"
 
 
 READERS = {
@@ -126,6 +158,11 @@ READERS = {
     "baseline": lambda root: repr(read_stored_entry(root / NAME)),
     "sweep": compare_radii,
     "spread": compare_seeds,
+    "gate": compare_with_baseline,
+    "table": lambda root: render_table(fill_table(find_table("5"), CARDS, root), "markdown", Commands()),
+    "audit": lambda root: render_audit_page(audit_claims(CARDS, root), read_references(), "audit.png"),
+    "trained": lambda root: render_trained_page(CARDS.entries(), root),
+    "figure": tell_figure_data,
 }
 
 
@@ -165,7 +202,7 @@ def bend(path, root, times, readers, seed):
 
 def shows_a_changed_number(said, before):
     """Tell whether a line of a table holds something that no line held before."""
-    lines = [line for line in said.splitlines() if line.startswith("| ") and "edited" in line]
+    lines = [line for line in said.splitlines() if line.startswith("| ") and "ls095" in line]
     return any(line not in before for line in lines)
 
 
@@ -189,24 +226,85 @@ def test_edited_descriptions_of_runs_are_named(tree):
     assert bend(path, tree, 150, {"runs": list_runs}, 4) > 75 * TIMES
 
 
-def test_edited_adversarial_examples_are_found_by_verify(tmp_path):
+def test_edited_landscapes_are_named(tree):
+    path = tree / "digits/natural/sanity" / LANDSCAPE
+    assert bend(path, tree, 30, {"verdict": tell_verdict}, 6) > 15 * TIMES
+
+
+@pytest.mark.parametrize(("name", "times"), [(SUMMARY, 150), (ROWS, 60), (POINTS, 40)])
+def test_edited_certificates_are_named(tree, name, times):
+    (path,) = tree.glob(f"digits/at/certified/bounds@*/{name}")
+    readers = {"certified": tell_certificates, "leaderboard": render_leaderboard}
+    assert bend(path, tree, times, readers, 7) > times * TIMES / 2
+
+
+def test_no_edited_sweep_changes_a_number(tree, tmp_path):
+    """The file of a sweep says which results belong together. Every number comes from these."""
+    root = shutil.copytree(tree, tmp_path / "tree")
+    stored = read_results(root, MODEL).results
+    before = extend_sweep(root, stored, clean=True)
+    path, _ = write_sweep(before, root)
+    data, rng, named = path.read_bytes(), random.Random(SEED + 8), 0
+    for _ in range(100 * TIMES):
+        edit(rng, path, data)
+        sweep = extend_sweep(root, stored, clean=True)
+        aside = path.with_name(f"{path.name}.damaged")
+        named += aside.exists() or path.name in " ".join(sweep.notes)
+        aside.unlink(missing_ok=True)
+        assert (sweep.points, sweep.n, sweep.title) == (before.points, before.n, before.title), path.read_bytes()
+    assert named > 50 * TIMES
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """A result with its adversarial examples, and what it takes to check it."""
+    root = tmp_path_factory.mktemp("attacked")
     x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     y = small()(x).argmax(1)
-    evaluate(small(), write_suite(tmp_path), x=x, y=y, name="s", eps=0.05, results=tmp_path, save_adversarials=True)
-    path, rng, found = folder(tmp_path) / POINTS, random.Random(SEED), 0
-    data, before = path.read_bytes(), verify(path.parent, small(), x=x, y=y)
+    evaluate(small(), write_suite(root), x=x, y=y, name="s", eps=0.05, results=root, save_adversarials=True)
+    return folder(root), {"x": x, "y": y}
+
+
+@pytest.mark.parametrize(
+    ("name", "times"), [(POINTS, 60), ("result.json", 60), ("outcomes.parquet", 60), ("timings.parquet", 20)]
+)
+def test_edits_are_found_by_verify(attacked, name, times):
+    place, images = attacked
+    path, rng, found = place / name, random.Random(SEED), 0
+    data, before = path.read_bytes(), verify(place, small(), **images)
     assert before.breaks == before.confirmed > 0 and not before.refuted
-    for _ in range(60 * TIMES):
+    for _ in range(times * TIMES):
         edit(rng, path, data)
         try:
-            now = verify(path.parent, small(), x=x, y=y)
+            now = verify(place, small(), **images)
         except ResultError as error:
             assert path.name in str(error)
             found += 1
             continue
         found += bool(now.refuted)
-        assert now.refuted or now.confirmed == before.confirmed
-    assert found > 30 * TIMES
+        assert now.refuted or (now.confirmed, now.result) == (before.confirmed, before.result), path.read_bytes()
+    path.write_bytes(data)
+    assert found > times * TIMES / 2
+
+
+@pytest.mark.parametrize("name", [POINTS, "result.json", "outcomes.parquet"])
+def test_edits_are_found_by_reproduce(attacked, name, times=15):
+    place, images = attacked
+    path, rng, found = place / name, random.Random(SEED + 9), 0
+    data, suite = path.read_bytes(), str(place.parents[2] / "s.toml")
+    for _ in range(times * TIMES):
+        edit(rng, path, data)
+        try:
+            now = reproduce(place, small(), suite=suite, **images)
+        except ResultError as error:
+            assert path.name in str(error)
+            found += 1
+            continue
+        found += bool(now.matters)
+        assert now.matters or not now.verdicts, path.read_bytes()
+    path.write_bytes(data)
+    assert not reproduce(place, small(), suite=suite, **images).matters
+    assert found > times * TIMES / 2
 
 
 def test_without_a_digest_of_the_file_every_number_of_robustness_is_vouched_for(tree, tmp_path):
@@ -220,14 +318,14 @@ def test_without_a_digest_of_the_file_every_number_of_robustness_is_vouched_for(
     def numbers():
         free = {"date", "hardware", "versions", "environment", "lanes", "paper", "flags"}
         free |= {"wall_seconds", "answers", "code"}
-        return [r.model_dump(exclude=free) for r in read_results(root, "mnist/edited").results]
+        return [r.model_dump(exclude=free) for r in read_results(root, MODEL).results]
 
     path.write_bytes(data)
     before = numbers()
     assert before
     for _ in range(300 * TIMES):
         edit(rng, path, data)
-        damaged = read_results(root, "mnist/edited").damaged
+        damaged = read_results(root, MODEL).damaged
         named += bool(damaged)
         assert damaged or numbers() == before, path.read_bytes()
     assert named > 100 * TIMES
@@ -262,13 +360,27 @@ def test_the_digest_cannot_be_left_out(tree, tmp_path, changed):
     root = shutil.copytree(tree, tmp_path / "tree")
     path = root / NAME / "result.json"
     seal_with(path, wall_seconds=2.0)
-    assert not read_results(root, "mnist/edited").damaged
+    assert not read_results(root, MODEL).damaged
     without("sha256")(path, **changed)
-    (damage,) = read_results(root, "mnist/edited").damaged
+    (damage,) = read_results(root, MODEL).damaged
     assert "result.json: not as it was written (SHA-256)" in str(damage)
     linear = root / "digits/natural/linear/linear.json"
     without("sha256")(linear)
     assert "linear.json: not as it was written (SHA-256)" in tell_linear(root)
+
+
+def test_the_digest_of_a_verdict_cannot_be_left_out(tree, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    path = root / "digits/natural/sanity" / SANITY
+    data = path.read_bytes()
+    older = json.loads(data)["identity"] | {"probes": 2}
+    text = {"identity": older | {"probes": "2"}, "landscape": ""}
+    for changed in ({}, {"landscape": ""}, {"landscape": "", "date": "2001-01-01"}, {"identity": older}, text):
+        path.write_bytes(data)
+        without("sha256")(path, **changed)
+        assert "sanity.json: not as it was written (SHA-256)" in tell_verdict(root), changed
+    without("sha256")(path, landscape="", identity=older, run_id=digest(older))
+    assert tell_verdict(root).strip() == tell_verdict(tree).strip() != "damaged", "an older version wrote no digest"
 
 
 def test_wall_times_of_older_versions_are_not_bent_by_leaving_out_the_rows(tree, tmp_path):
@@ -276,9 +388,9 @@ def test_wall_times_of_older_versions_are_not_bent_by_leaving_out_the_rows(tree,
     path = root / NAME / "result.json"
     seal_with(path, wall_seconds=2.0)
     (path.with_name("timings.parquet")).unlink()
-    assert not read_results(root, "mnist/edited").damaged, "the digest of result.json vouches for them"
+    assert not read_results(root, MODEL).damaged, "the digest of result.json vouches for them"
     without("sha256", "wall_seconds")(path, seconds=0.001)
-    (damage,) = read_results(root, "mnist/edited").damaged
+    (damage,) = read_results(root, MODEL).damaged
     assert "seconds is" in str(damage) and "follows from outcomes.parquet" in str(damage)
 
 

@@ -58,11 +58,13 @@ def show(
         if card.weights is not None and not card.shipped:
             print_text(entry.explain_unshipped() + "\n")
         sys.stdout.flush()
+    from robbench.certify.interval import CertificateIndex
     from robbench.masking.stored import VerdictIndex
     from robbench.results.reader import read_results
 
     stored, damaged = read_results(results, entry.full_name)
     damaged += VerdictIndex(results).list_damaged(entry.full_name)
+    damaged += CertificateIndex(results).list_damaged(entry.full_name)
     if as_json:
         described = [as_object(r, results) for r in stored]
         lost = {"damaged": list(map(str, damaged))} if damaged else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -234,11 +235,12 @@ def fetch(name: str, data_dir: str | Path | None, report: Callable[[str], None])
 
 def _download(url: str, target: Path, md5: str) -> None:
     """Download to a temporary file beside `target`, check the checksum, then rename the file."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)
-    try:
-        with convert_errors(url):
-            with _open_url(url) as response, part.open("wb") as out:
+    with convert_errors(url), _open_url(url) as response:
+        part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+        out = part.open("xb")  # a new file: no link leads it elsewhere, and no pipe stops it
+        try:
+            with out:
                 while block := response.read(1 << 20):
                     if out.tell() + len(block) > _MOST_BYTES:
                         raise ValueError(f"more than {_MOST_BYTES:,} bytes came; the download was stopped")
@@ -250,8 +252,8 @@ def _download(url: str, target: Path, md5: str) -> None:
             if digest.hexdigest() != md5:
                 raise ValueError(f"wrong checksum, md5 {digest.hexdigest()} of {size:,} bytes, not {md5}")
             part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class _Secure(urllib.request.HTTPRedirectHandler):

@@ -17,12 +17,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from robbench.core.errors import ResultError
+from robbench.core.files import digest_file
 from robbench.masking.measurements import Measurements
 from robbench.results.schema import Accuracy, Component, Count, Name, StrictModel, ThreatResult, read_validated
 
 __all__ = [
     "FILE",
     "LANDSCAPE",
+    "MOST_LANDSCAPE_BYTES",
     "PROBE_VERSION",
     "SHEET",
     "Advice",
@@ -31,6 +34,7 @@ __all__ = [
     "FollowUpResult",
     "SanityFile",
     "VerdictName",
+    "digest_landscape",
     "dump_sanity",
     "extract_subject",
     "read_sanity",
@@ -39,6 +43,8 @@ __all__ = [
 
 FILE = "sanity.json"
 LANDSCAPE = "landscape.parquet"
+MOST_LANDSCAPE_BYTES = 2**28
+"""Size limit of a landscape.parquet."""
 SHEET = "sheet.png"
 PROBE_VERSION = 3  # increased whenever a measurement changes
 
@@ -112,6 +118,13 @@ class SanityFile(StrictModel):
     hardware: str
     versions: dict[str, str]
     date: str
+    landscape: str = ""
+    """SHA-256 of landscape.parquet; empty in files of older versions."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Versions that name the digest, or measure as the third one does, seal."""
+        return bool(self.landscape) or self.identity.get("probes") not in (1, 2)
 
 
 def dump_sanity(file: SanityFile) -> str:
@@ -126,6 +139,21 @@ def read_sanity(path: Path) -> SanityFile:
         ResultError: the file cannot be read, does not have this schema, or was changed.
     """
     return read_validated(path, SanityFile, 2**26, advice="Remove it, and write it again with `robbench sanity`.")
+
+
+def digest_landscape(folder: Path) -> str:
+    """Return the SHA-256 of a folder's landscape.parquet; empty if there is none.
+
+    Raises:
+        ResultError: it cannot be read.
+    """
+    path = folder / LANDSCAPE
+    try:
+        return digest_file(path, MOST_LANDSCAPE_BYTES)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def sanity_folder(root: Path, file: SanityFile) -> Path:

@@ -42,10 +42,12 @@ from robbench.masking.record import (
     LANDSCAPE,
     FollowUpResult,
     SanityFile,
+    digest_landscape,
     read_sanity,
 )
 from robbench.masking.stored import describe_subject, find_foreign_facts, judge_measurements
 from robbench.models.spec import ModelSpec
+from robbench.results.locking import lock_result
 from robbench.results.places import locate_result
 from robbench.results.schema import ResultFile, dump_sealed
 from robbench.results.store import read_rows
@@ -137,12 +139,18 @@ class _Examination:
         begin = time.perf_counter()
         result = run_here(EvaluationRun(self.request, self.target, self.images, self.suite, self.reporter))
         folder = locate_result(root, result)
+        # An evaluation of the suite writes here, too. If another process has come between, this one waits for it.
+        with lock_result(root, folder, wait=True, note=self.reporter.note):
+            return Examined(result, self._judge(result, folder, begin, act))
+
+    def _judge(self, result: ResultFile, folder: Path, begin: float, act: bool) -> SanityFile:
+        """Measure what is not known, judge, and write sanity.json. The folder is locked."""
         known = self._known(folder / FILE, result)
         if known is None:
             rows = read_rows(folder / "outcomes.parquet")
             taken = self.images.index[select(len(self.images.y), self.options)]
             measurements = self._measure(result, rows[rows["sample"].isin(taken)], folder)
-            found = self._file(result, measurements, time.perf_counter() - begin)
+            found = self._describe(result, folder, measurements, time.perf_counter() - begin)
         else:
             # What was measured stands; the checks are made again, by the thresholds of today.
             described = {name: getattr(known, name) for name in _DESCRIBED}
@@ -154,7 +162,7 @@ class _Examination:
             lower = min(acted.robust_accuracy, found.measurements.best, key=lambda accuracy: accuracy.value)
             found = found.model_copy(update={"acted": acted.model_copy(update={"robust_accuracy": lower})})
         write_atomically(folder / FILE, dump_sealed(found))
-        return Examined(result, found)
+        return found
 
     def _known(self, path: Path, result: ResultFile) -> SanityFile | None:
         if not path.exists() or not path.with_name(LANDSCAPE).exists():
@@ -216,13 +224,13 @@ class _Examination:
             draws=draws,
         )
 
-    def _file(self, result: ResultFile, measurements: Measurements, seconds: float) -> SanityFile:
-        folder = locate_result(Path(self.options.results or "."), result).name
-        described = describe_subject(result, result.n, folder) | {
+    def _describe(self, result: ResultFile, folder: Path, measurements: Measurements, seconds: float) -> SanityFile:
+        described = describe_subject(result, result.n, folder.name) | {
             "seconds": round(seconds, 1),
             "hardware": describe_device(self.target.device),
             "versions": versions(),
             "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "landscape": digest_landscape(folder),
         }
         return judge_measurements(described | {"acted": None}, measurements)
 
@@ -242,7 +250,7 @@ class _Examination:
 
 _DESCRIBED = (
     "identity", "run_id", "folder", "measured", "model", "dataset", "threat", "n", "seed", "seconds", "hardware",
-    "versions", "date", "acted",
+    "versions", "date", "acted", "landscape",
 )  # fmt: skip
 
 

@@ -13,7 +13,15 @@ from robbench.core.types import Status
 from robbench.masking.checks import run_checks
 from robbench.masking.compare import compare_attacks, compute_zero_share
 from robbench.masking.measurements import Measurements
-from robbench.masking.record import FILE, PROBE_VERSION, SanityFile, extract_subject, read_sanity
+from robbench.masking.record import (
+    FILE,
+    LANDSCAPE,
+    PROBE_VERSION,
+    SanityFile,
+    digest_landscape,
+    extract_subject,
+    read_sanity,
+)
 from robbench.masking.verdict import advise_next_suite, decide_verdict, is_too_little
 from robbench.results.differences import list_differences
 from robbench.results.grid import Grid
@@ -88,14 +96,14 @@ def read_verdict(path: Path) -> SanityFile:
 
 
 def find_foreign_facts(file: SanityFile, folder: Path) -> str:
-    """Explain what in a sanity.json does not follow from the result of the suite; empty if all of it does.
+    """Explain what in a sanity.json does not follow from the other files of its folder; empty if all of it does.
 
     Args:
         file: the content of sanity.json.
         folder: the folder of the suite's result.
 
     Raises:
-        ResultError: the result is missing or damaged.
+        ResultError: the result is missing or damaged, or landscape.parquet cannot be read.
     """
     result, rows = read_vouched(folder), read_vouched_rows(folder)
     probes = file.identity.get("probes", 0)  # measurements of older versions stay what they are
@@ -107,6 +115,8 @@ def find_foreign_facts(file: SanityFile, folder: Path) -> str:
     stored["measurements"] = {name: stored["measurements"][name] for name in expected["measurements"]}
     for field, given, derived in list_differences("", stored, expected):
         return f"{field} is {given!r}; {derived!r} follows from the result of the suite"
+    if file.landscape and digest_landscape(folder) not in ("", file.landscape):
+        return f"{LANDSCAPE} is not as it was written (SHA-256)"
     return ""
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
 from robbench.core.parquet import read_flat_table
-from robbench.masking.record import SanityFile
+from robbench.masking.record import MOST_LANDSCAPE_BYTES, SanityFile
 from robbench.report.figures.canvas import plain_text, set_log_axis
 
 __all__ = ["draw_sheet"]
@@ -38,7 +38,7 @@ def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
         ResultError: a file is damaged: the landscape cannot be read, or the measurements do not fit together.
     """
     try:
-        content = _draw(file, read_flat_table(landscape, 2**28).to_pandas(ignore_metadata=True))
+        content = _draw(file, read_flat_table(landscape, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True))
     except Exception as error:  # the schema does not say how long each list is, and a reader can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResultError(
