@@ -100,8 +100,8 @@ def _make_radii(standings: Sequence[Standing]) -> Iterator[Html]:
     for norm, group in groupby(standings, key=lambda s: s.base.threat.norm):
         members = list(group)
         if len({s.base.threat.eps for s in members}) > 1 and len({_function(s) for s in members}) == 1:
-            caption = tag("figcaption", f"Robust accuracy in percent over the radius in {norm}, with 95 % intervals.")
-            yield tag("figure", draw_curve(members), caption)
+            caption = f"Robust accuracy in percent over the radius in {norm}, with 95 % intervals."
+            yield tag("figure", draw_curve(members), tag("figcaption", caption))
 
 
 def _function(standing: Standing) -> str:

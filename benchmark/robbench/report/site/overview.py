@@ -79,7 +79,9 @@ def make_overview(standings: Sequence[Standing], damaged: Sequence[str], wrong: 
 
 
 def _make_row(standing: Standing) -> dict[str, Cell | str]:
-    certified = standing.certified
+    certified, proven = standing.certified, Cell("–", -1.0)  # -1: what is unknown comes last
+    if certified is not None:
+        proven = Cell(certified.format(standing.n), certified.low.value, "short")
     flags = tag("span", f" flags: {', '.join(standing.base.flags)}", class_="muted") if standing.base.flags else ""
     quick = tag("span", " quick only", class_="muted quick") if standing.is_quick else ""
     return {
@@ -90,9 +92,7 @@ def _make_row(standing: Standing) -> dict[str, Cell | str]:
         "Worst case": show_accuracy(standing.worst),
         "From": standing.source,
         "Verdict": Cell(format_verdict(standing.verdict)),
-        "Certified": Cell("–", -1.0)
-        if certified is None
-        else Cell(certified.format(standing.n), certified.low.value, "short"),
+        "Certified": proven,
         "n": Cell(str(standing.n), standing.n, "number"),
         "Date": Cell(standing.date, None, "short"),
     }
@@ -114,7 +114,9 @@ def _make_filters(standings: Sequence[Standing]) -> Html:
         choose("Data set", "dataset", {s.base.dataset for s in standings}),
         choose("Threat", "threat", {s.threat for s in standings}),
         choose("Verdict", "verdict", {s.verdict for s in standings}),
-        tag("span", quick, tag("label", "Also threats with quick or sanity alone", for_="filter-quick")),
+        tag(
+            "span", quick, tag("label", "Also threats with quick or sanity alone", for_="filter-quick"), class_="check"
+        ),
         tag("p", f"{len(standings)} rows", id="count", role="status"),
         class_="filters",
         id="filters",
