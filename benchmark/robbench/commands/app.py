@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robbench.commands import evaluate, gate, pages, plan, runs, show, train
+from robbench.commands import evaluate, gate, pages, plan, runs, show, site, train
 from robbench.commands.certify import certify
 from robbench.commands.measure import measure
 from robbench.commands.options import DataDir, Json, Models
@@ -100,6 +100,7 @@ for name, command in (
     ("table", pages.table_),
     ("figure", pages.figure),
     ("export", pages.export),
+    ("report", site.report),
 ):
     app.command(name)(_count_as_done_if_it_returns(command))
 

@@ -148,11 +148,16 @@ class VerdictIndex:
 
         If there are several (with other seeds), the one on the most images counts.
         """
+        if file := self.find_file(result):
+            return file.verdict
+        stored = self._read(f"{result.dataset}/{result.model}")
+        return _DAMAGED if any(isinstance(f, Damage) for f in stored) else UNCHECKED
+
+    def find_file(self, result: ResultFile) -> SanityFile | None:
+        """Return the sanity.json that `find` takes the verdict from; None if there is none."""
         subject, stored = extract_subject(result.identity), self._read(f"{result.dataset}/{result.model}")
         files = [f for f in stored if isinstance(f, SanityFile) and f.measured == subject]
-        if files:
-            return max(files, key=lambda f: (f.n, f.run_id)).verdict
-        return _DAMAGED if any(isinstance(f, Damage) for f in stored) else UNCHECKED
+        return max(files, key=lambda f: (f.n, f.run_id), default=None)
 
     def list_damaged(self, model: str = "*/*") -> list[Damage]:
         """List the files whose verdict does not follow from their measurements and records.

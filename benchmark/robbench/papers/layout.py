@@ -29,8 +29,9 @@ from robbench.report.escape import (
 )
 from robbench.report.leaderboard import format_percent, format_points, format_with_interval
 from robbench.report.tables import fits, print_rows
+from robbench.report.site.paper_page import PaperPage
 
-__all__ = ["FORMATS", "Commands", "check_format", "render_table"]
+__all__ = ["FORMATS", "Commands", "check_format", "lay_out_page", "render_table"]
 
 _WIDTH = 220  # characters, if there is no terminal
 _PREDICTION = (
@@ -80,6 +81,12 @@ def render_table(table: FilledTable, kind: str, commands: Commands, width: int |
     """
     check_format(kind)
     return _terminal(table, commands, width) if kind == "terminal" else FORMATS[kind](table, commands)
+
+
+def lay_out_page(table: FilledTable, commands: Commands) -> PaperPage:
+    """Format a table as a page of `robbench report`."""
+    missing = [f"{name}: {reason or ', then '.join(listed)}" for name, listed, reason in _list_missing(table, commands)]
+    return PaperPage(table.paper_table.id, _title(table), _explain(table), _make_rows(table), table.notes, missing)
 
 
 def check_format(kind: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Markdown",
     "escape_control",
+    "escape_html",
     "escape_markdown",
     "escape_spreadsheet",
     "escape_tex",
@@ -62,6 +63,11 @@ def _escape(c: str) -> str:
 def flatten_text(text: str) -> str:
     """Put text on one line, without control characters and without characters that change the reading direction."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def escape_html(text: str) -> str:
+    """Escape what HTML reads as markup, in content and in quoted attributes. Control characters become spaces."""
+    return html.escape("".join(c if c.isprintable() else " " for c in text), quote=True)
 
 
 def escape_markdown(text: str) -> str:

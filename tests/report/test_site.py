@@ -1,0 +1,394 @@
+"""`robbench report`: a site that loads nothing, obeys no text of a file, and shows no damaged number."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from itertools import combinations
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from robbench.core.errors import RobbenchError, StorageError
+from robbench.core.stats import mcnemar, paired_difference
+from robbench.core.version import PACKAGE
+from robbench.report.site.build import MANIFEST
+from robbench.report.site.card import describe_card
+from robbench.report.site.compare import collect_pairs
+from robbench.report.site.coverage import list_tested, list_untested
+from robbench.report.site.page import Html, join, make_path, tag
+from robbench.report.site.paper_page import PaperPage
+from robbench.report.site.standing import list_standings
+from robbench.results.reader import read_results
+from support.papers import attack, put, result
+from support.site import Page, make_site
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</style></title><svg onload=alert(1)>",
+    "<!--<script>",
+    "javascript:alert(1)",
+    "a\u202eb\u0007c",
+    "&lt;b&gt;",
+]
+STATES = {"r": "robust", "b": "broken", "m": "misclassified"}
+
+
+def store(root, model, suite, **outcomes):
+    """Store a result: attack -> one letter per image, r, b or m."""
+    status = {name: [STATES[c] for c in letters] for name, letters in outcomes.items()}
+    n = len(next(iter(status.values())))
+    attacks = [attack(name, 0, n, kind="pgd", objective="ce", restarts=1) for name in status]
+    return put(root, result(model, suite, 0, {}, n=n).model_copy(update={"attacks": attacks}), status)
+
+
+def standings(root):
+    return list_standings(root, read_results(root).results)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A site in which every text is hostile."""
+    tmp_path = tmp_path_factory.mktemp("hostile")
+    root, cards = tmp_path / "results", tmp_path / "cards"
+    (cards / "mnist").mkdir(parents=True)
+    for i, text in enumerate(HOSTILE):
+        text = "".join(c for c in text if c.isprintable())  # names with control characters are refused when read
+        name = text.replace("/", "").replace(":", "")
+        flags = {"memory": text, text: "It is a name."}
+        about = {"attacks": [attack(text, 5, 10, kind=text)]}
+        made = result(name, f"s{i}", 5, {}, n=10, flags=flags, hardware=text, date=text)
+        put(root, made.model_copy(update=about))
+        (cards / "mnist" / f"{name}.toml").write_text(
+            f"version = 1\ntitle = {json.dumps(text)}\ndataset = 'mnist'\ndescription = {json.dumps(text)}\n"
+            f"licence = {json.dumps(text)}\n[architecture]\nname = {json.dumps(text)}\n",
+            encoding="utf-8",
+        )
+    for name, text in (("x", HOSTILE[0]), ("y", HOSTILE[3])):
+        folder = root / "mnist" / name / "quick"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({text: 1}), encoding="utf-8")
+    papers = [PaperPage("p", t, t, [{"Card": t, t: t}], [t], [t]) for t in HOSTILE[:1]]
+    pages, _ = make_site(root, tmp_path / "out", cards, papers)
+    assert len(pages) == 4 + len(HOSTILE) + 2
+    return pages
+
+
+def test_no_text_of_a_file_becomes_an_element_or_an_attribute(hostile):
+    for name, page in hostile.items():
+        scripts = [about for tag_name, about in page.elements if tag_name == "script"]
+        assert all(about in ({}, {"type": "application/json", "id": "data"}) for about in scripts), name
+        assert len(scripts) == (2 if name == "compare.html" else 1), name
+        for element, about in page.elements:
+            assert not [key for key in about if key.startswith("on") or key == "style"], (name, element, about)
+            assert "javascript:" not in str(about.get("href")), name
+        assert [e for e, _ in page.elements].count("style") == 1
+        assert "\u202e" not in page.text and "\u0007" not in page.text
+    shown = hostile["index.html"].text
+    assert "onmouseover='alert(1)" in shown and "<!--<script>" in shown, "the text itself is shown"
+    own = hostile["models/mnist/<!--<script>.html"].text
+    assert own.count("<!--<script>") > 5, "card, attacks and flags are on the page of the model"
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "<", '"', "'", "&amp;"])
+def test_elements_escape_content_and_attributes(text):
+    made = tag("p", text, title=text)
+    assert not set("<>\"'") & set(made.removeprefix('<p title="').removesuffix("</p>").replace('">', "", 1))
+    assert tag("p", Html("<b>")) == "<p><b></p>" and join("<", Html("<b>")) == "&lt;<b>"
+
+
+def test_spaces_around_text_stay():
+    assert tag("p", "a ", tag("b", "c"), " d") == "<p>a <b>c</b> d</p>"
+
+
+def test_the_policy_allows_the_own_style_and_script_alone(hostile):
+    def allow(text):
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    for page in hostile.values():
+        (policy,) = [a["content"] for e, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+        rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+        (style,), script = page.inside("style"), page.inside("script")[-1]
+        assert rules == {
+            "default-src": "'none'",
+            "script-src": allow(script),
+            "style-src": allow(style),
+            "img-src": "'self' file:",
+            "form-action": "'self' file:",
+            "base-uri": "'none'",
+        }
+        place = [e for e, _ in page.elements].index
+        assert place("meta") < place("style") < place("script")
+
+
+def test_nothing_outside_the_folder_is_addressed(hostile):
+    for page in hostile.values():
+        for _, about in page.elements:
+            for key in ("href", "src", "action"):
+                parts = urlsplit(about.get(key) or "")
+                assert not parts.scheme and not parts.netloc and not parts.path.startswith("/")
+    for asset in sorted((PACKAGE / "report/site/assets").iterdir()):
+        text = asset.read_text(encoding="utf-8")
+        found = re.search(r"https?:|url\(|@import|//\w+\.|fetch\(|innerHTML|insertAdjacentHTML|eval\(", text)
+        assert not found, (asset.name, found)
+
+
+def test_every_link_leads_to_a_page(hostile):
+    out = hostile["index.html"].path.parent
+    keys = {m["key"] for g in collect_pairs(standings(out.parent / "results")) for m in g["models"]}
+    seen = 0
+    for page in hostile.values():
+        ids = {about.get("id") for _, about in page.elements}
+        for about in (about for _, about in page.elements if "href" in about):
+            path, _, fragment = about["href"].partition("#")
+            target = (page.path.parent / unquote(path)).resolve() if path else page.path
+            assert target.is_file() and target.is_relative_to(out), about
+            assert not fragment or fragment in ids or unquote(fragment) in keys, about
+            seen += 1
+    assert seen > 50
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%2e", "..a", "a b", "ü"])
+def test_names_of_models_are_escaped_in_addresses(tmp_path, name):
+    store(tmp_path / "r", name, "whitebox", PGD="rbbb")
+    pages, _ = make_site(tmp_path / "r", tmp_path / "out")
+    assert f"models/mnist/{name}.html" in pages
+    hrefs = [a["href"] for _, a in pages["index.html"].elements if "models" in a.get("href", "")]
+    assert hrefs and set(hrefs) == {make_path("models", "mnist", f"{name}.html")}
+
+
+@pytest.mark.whole
+def test_the_command_works_where_torch_is_not_installed(tmp_path, repo):
+    for name in ("sanity", "whitebox"):
+        shutil.copytree(repo / "results/digits/at" / name, tmp_path / "results/digits/at" / name)
+    shutil.copy(repo / "results/digits/at/quick@sweep-Linf.png", tmp_path / "results/digits/at")
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['robbench', 'report']\n"
+    code += "from robbench.__main__ import run_in_process; sys.exit(run_in_process())"
+    made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    out = tmp_path / "build/report"
+    assert made.stdout == f"{len(list(out.rglob('*.html')))} pages. Open build/report/index.html\n"
+    page = Page(out / "models/digits/at.html")
+    for words in (
+        "Not tested",
+        "AutoAttack as its authors define it",
+        "Adversarial training",
+        "trustworthy",
+        "APGD-CE",
+    ):
+        assert words in page.text
+    assert len([a for e, a in page.elements if e == "img"]) == 2, "the sheet and the sweep"
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path):
+    store(tmp_path / "r", "a", "whitebox", PGD="rrbb")
+    store(tmp_path / "r", "a", "fast", Hunt="rbrb")
+    store(tmp_path / "r", "b", "whitebox", PGD="brbb")
+    made = [make_site(tmp_path / "r", tmp_path / name)[0] for name in ("one", "two")]
+    one, two = ({name: page.path.read_bytes() for name, page in pages.items()} for pages in made)
+    assert one == two
+
+
+def test_the_worst_case_is_over_all_suites(tmp_path):
+    store(tmp_path, "at", "whitebox", PGD="rrrrbbbbmm")
+    store(tmp_path, "at", "fast", Hunt="rrrbrrrrmm")
+    store(tmp_path, "at", "quick", FGSM="brrrrrrrmm")
+    (s,) = standings(tmp_path)
+    assert (s.worst.value, s.clean.value, s.n) == (0.2, 0.8, 10)
+    assert s.source == "whitebox, and 1 more image by fast, 1 more image by quick"
+    assert s.usual == pytest.approx(40) and s.usual_n == 10
+
+
+def test_other_weights_images_or_threats_do_not_count(tmp_path):
+    for changed in ({"eps": "0.2"}, {"identity": {"weights": "e" * 64}}, {"identity": {"data": "f" * 64}}):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        store(root, "at", "whitebox", PGD="rrrrrbbbbb")
+        put(root, result("at", "fast", 0, {"Hunt": 0}, n=10, **changed))
+        assert sorted(s.worst.value for s in standings(root)) == [0, 0.5]
+
+
+def test_a_weak_suite_on_more_images_does_not_hide_a_strong_one(tmp_path):
+    store(tmp_path, "at", "own-fgsm", FGSM="r" * 150 + "b" * 50)
+    store(tmp_path, "at", "autoattack", AA="r" * 10 + "b" * 90)
+    (s,) = standings(tmp_path)
+    assert s.base.suite == "autoattack" and s.worst.value == 0.1
+    store(tmp_path, "at", "quick", FGSM="r" * 300)
+    (s,) = standings(tmp_path)
+    assert s.base.suite == "autoattack", "quick is no base where another suite was run"
+
+
+def test_what_was_not_tested_is_named(tmp_path):
+    path = store(tmp_path, "at", "whitebox", PGD="rb")
+    (s,) = standings(tmp_path)
+    assert list(list_tested(s)) == ["Gradient steps on cross-entropy (PGD, APGD-CE): PGD."]
+    missing = "\n".join(list_untested(s, []))
+    for words in ("L2 or L1", "than Linf 0.3.", "margin", "Square", "AutoAttack", "sanity", "certify", "rotation"):
+        assert words in missing
+    assert "cross-entropy" not in missing and "EOT" not in missing
+    shutil.rmtree(path.parent)
+    store(tmp_path, "at", "autoattack", PGD="rb")
+    (s,) = standings(tmp_path)
+    missing = "\n".join(list_untested(s, ["L2 0.5"]))
+    assert "AutoAttack" not in missing and "measured in L1" in missing and "Linf 0.3, L2 0.5." in missing
+
+
+def test_pairs_are_compared_image_by_image(tmp_path):
+    store(tmp_path, "a", "whitebox", PGD="rrrrrrbbbm")
+    store(tmp_path, "b", "whitebox", PGD="rrbbbbbbrr")
+    store(tmp_path, "c", "whitebox", PGD="rb")
+    (group,) = collect_pairs(standings(tmp_path))
+    assert [m["name"] for m in group["models"]] == ["a", "b", "c"]
+    for (first, second), pair in zip(combinations(group["models"], 2), group["pairs"], strict=True):
+        both = list(zip(first["robust"], second["robust"], strict=False))
+        only = both.count(("1", "0")), both.count(("0", "1"))
+        interval = [round(100 * x, 2) for x in paired_difference(*only, len(both))]
+        points = round(100 * (only[0] - only[1]) / len(both), 2)
+        assert pair == [len(both), *only, both.count(("0", "0")), points, *interval, mcnemar(*only)]
+
+
+def test_models_on_other_images_are_in_no_pair(tmp_path):
+    store(tmp_path, "a", "whitebox", PGD="rb")
+    put(tmp_path, result("b", "whitebox", 1, {"PGD": 1}, n=2, identity={"data": "f" * 64}))
+    put(tmp_path, result("c", "whitebox", 1, {"PGD": 1}, n=2, eps="0.1"))
+    assert collect_pairs(standings(tmp_path)) == []
+
+
+def damage_number(path):
+    path.write_text(path.read_text().replace('"value": 0.5', '"value": 0.75'), encoding="utf-8")
+
+
+def damage_records(path):
+    (path.parent / "outcomes.parquet").write_bytes(b"PAR1")
+
+
+def damage_all(path):
+    path.write_text("{", encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [damage_number, damage_records, damage_all])
+def test_a_damaged_result_is_named_and_shows_no_number(tmp_path, damage):
+    root = tmp_path / "results"
+    store(root, "good", "whitebox", PGD="rrrb")
+    path = store(root, "bad", "whitebox", PGD="rrbb")
+    (root / "mnist/bad/a@sweep.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "figures/mnist").mkdir(parents=True)
+    (root / "figures/mnist/gallery.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    pages, _ = make_site(root, tmp_path / "out")
+    assert {"img"} <= {e for e, _ in pages["models/mnist/bad.html"].elements}
+    damage(path)
+    pages, _ = make_site(root, tmp_path / "out")
+    for name in ("index.html", "models/mnist/bad.html"):
+        assert "mnist/bad/whitebox: " in pages[name].text and "No number is taken" in pages[name].text
+    assert "50.0" not in pages["index.html"].text and "%" not in pages["models/mnist/bad.html"].text
+    assert "mnist/bad" not in pages["models/mnist/good.html"].text
+    for page in pages.values():
+        assert not [e for e, _ in page.elements if e == "img"], "a picture may be drawn from the damaged result"
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_damaged_verdict_shows_no_picture_of_its_checks(tmp_path, repo):
+    root = tmp_path / "results"
+    shutil.copytree(repo / "results/digits/natural/sanity", root / "digits/natural/sanity")
+    pages, _ = make_site(root, tmp_path / "out")
+    page = pages["models/digits/natural.html"]
+    assert "trustworthy" in page.text and "Evidence of the verdict" in page.text and "sheet" in str(page.elements)
+    path = root / "digits/natural/sanity/sanity.json"
+    path.write_text(path.read_text().replace('"verdict": "trustworthy"', '"verdict": "masked"'), encoding="utf-8")
+    pages, _ = make_site(root, tmp_path / "out")
+    page = pages["models/digits/natural.html"]
+    assert "damaged" in page.text and "sheet.png" not in str(page.elements)
+    assert "trustworthy" not in page.text.replace("'trustworthy'", ""), "the reason alone has the word"
+    assert "verdict masked" not in str(page.elements) and "Evidence of the verdict" not in page.text
+
+
+@pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", b"", "link", "folder link"])
+def test_only_pictures_of_the_tree_are_copied(tmp_path, content):
+    root, secret = tmp_path / "results", tmp_path / "secret"
+    store(root, "at", "whitebox", PGD="rb")
+    secret.mkdir()
+    (secret / "accuracy-eps.png").write_bytes(b"\x89PNG\r\n\x1a\nsecret")
+    picture = root / "mnist/at/x.png"
+    if content == "link":
+        picture.symlink_to(secret / "accuracy-eps.png")
+    elif content == "folder link":
+        (root / "figures").mkdir()
+        (root / "figures/mnist").symlink_to(secret)
+    else:
+        picture.write_bytes(content)
+    pages, notes = make_site(root, tmp_path / "out")
+    assert len(notes) == 1 and "Left out" in notes[0]
+    assert not list((tmp_path / "out").rglob("*.png"))
+    assert "img" not in [e for e, _ in pages["models/mnist/at.html"].elements]
+
+
+def test_pages_of_an_older_report_are_removed_and_other_files_stay(tmp_path):
+    root, out = tmp_path / "results", tmp_path / "out"
+    path = store(root, "old", "whitebox", PGD="rb")
+    store(root, "at", "whitebox", PGD="rb")
+    pages, _ = make_site(root, out)
+    assert "models/mnist/old.html" in pages
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    shutil.rmtree(path.parents[1])
+    pages, _ = make_site(root, out)
+    assert "models/mnist/old.html" not in pages and (out / "notes.txt").exists()
+
+
+def test_a_folder_that_is_no_report_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("mine", encoding="utf-8")
+    with pytest.raises(RobbenchError, match="has files and is no report"):
+        make_site(tmp_path / "results", out)
+    assert [p.name for p in out.iterdir()] == ["index.html"]
+
+
+@pytest.mark.parametrize("line", ["../precious", "a/../../precious", "ABSOLUTE"])
+def test_a_list_of_files_cannot_remove_a_file_outside(tmp_path, line):
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    out.mkdir()
+    precious.write_text("mine", encoding="utf-8")
+    (out / MANIFEST).write_text(line.replace("ABSOLUTE", str(precious)), encoding="utf-8")
+    with pytest.raises(RobbenchError, match="is no file of a report"):
+        make_site(tmp_path / "results", out)
+    assert precious.exists()
+
+
+@pytest.mark.parametrize("name", ["index.html", "models", MANIFEST])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    root, out, other = tmp_path / "results", tmp_path / "out", tmp_path / "other"
+    store(root, "at", "whitebox", PGD="rb")
+    make_site(root, out)
+    (out / name).rename(other)
+    (out / name).symlink_to(other)
+    before = other.read_bytes() if other.is_file() else sorted(p.stat().st_mtime_ns for p in other.rglob("*"))
+    with pytest.raises(StorageError, match="is a link"):
+        make_site(root, out)
+    assert before == (other.read_bytes() if other.is_file() else sorted(p.stat().st_mtime_ns for p in other.rglob("*")))
+
+
+def test_an_empty_tree_says_how_to_make_a_result(tmp_path):
+    (tmp_path / "results").mkdir()
+    pages, _ = make_site(tmp_path / "results", tmp_path / "out")
+    assert "robbench eval --model digits/natural" in pages["index.html"].text
+    assert sorted(pages) == ["compare.html", "index.html", "tables.html"]
+
+
+def test_cards_are_told_in_words(repo, tmp_path):
+    from robbench.models.card import Registry
+
+    registry = Registry([repo / "models"])
+    told = " ".join(describe_card(registry, "digits/ls095_sigma03", {"0" * 64}))
+    for words in ("Label smoothing, α 0.95.", "σ 0.3.", "of other weights", "Trained here for 4,000", "Licence: MIT."):
+        assert words in told
+    assert describe_card(registry, "digits/none", set()) == ["The model has no card here."]
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/x.toml").write_text("version = 7", encoding="utf-8")
+    (told,) = describe_card(Registry([tmp_path]), "digits/x", set())
+    assert told.startswith("The card is damaged: ")
