@@ -28,8 +28,8 @@ from robbench.report.escape import (
     wrap_markdown_code,
 )
 from robbench.report.leaderboard import format_percent, format_points, format_with_interval
-from robbench.report.tables import fits, print_rows
 from robbench.report.site.paper_page import PaperPage
+from robbench.report.tables import fits, print_rows
 
 __all__ = ["FORMATS", "Commands", "check_format", "lay_out_page", "render_table"]
 
