@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robbench.core.errors import RobbenchError, StorageError
-from robbench.core.files import append_text, digest, load_toml, open_regular, read_bounded
+from robbench.core.files import append_text, digest, load_toml, open_regular, read_bounded, read_json_lines
 from robbench.core.parquet import read_flat_table
 from robbench.core.parquet_footer import read_chunks
 from robbench.core.philox import draw_order
@@ -235,6 +235,12 @@ def test_a_hostile_sweep_is_set_aside(tmp_path, name):
 def test_a_damaged_log_draws_no_curve(tmp_path, content):
     said = refused_cheaply(READERS["log.jsonl"][0], tmp_path / "log.jsonl", content)
     assert "cannot be read" in said
+
+
+def test_a_line_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "log").write_text('{"a": 1}\n[1]\n')
+    with pytest.raises(ValueError, match="not an object"):
+        read_json_lines(tmp_path / "log", 100)
 
 
 def test_text_is_appended_to_regular_files_only(tmp_path):
