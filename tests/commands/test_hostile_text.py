@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -241,6 +242,10 @@ def test_no_command_obeys_text_from_files(tree: Path) -> None:
         text = page.read_text()
         assert_harmless(text)
         assert "<b>" not in text and "![i](" not in text and not re.search(r"(?<!\\)\[i\]\(", text), page
+    junit = (tree / "j.xml").read_text()
+    assert_harmless(junit)
+    names = [case.get("classname", "") for case in ElementTree.fromstring(junit).iter("testcase")]
+    assert names and all("digits/evil" in name for name in names)
     for table in (tree / "results").rglob("*.csv"):
         for row in csv.reader(io.StringIO(table.read_text())):
             assert not any(cell.startswith(("=", "+", "@")) for cell in row), table

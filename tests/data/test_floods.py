@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robbench.core.errors import RobbenchError, StorageError
-from robbench.core.files import append_text, digest, load_toml, open_regular, read_bounded
+from robbench.core.files import append_text, digest, load_toml, open_regular, read_bounded, read_json_lines
 from robbench.core.parquet import read_flat_table
 from robbench.core.parquet_footer import read_chunks
 from robbench.core.philox import draw_order
@@ -35,6 +35,7 @@ from robbench.report.curve import draw_curve
 from robbench.report.spread import _choose_stem
 from robbench.report.sweep import _read_points
 from robbench.results.adversarials import list_entries, read
+from robbench.results.judging_code import read_began
 from robbench.results.locking import _read_holder
 from robbench.results.records import COLUMNS, pack_rows, read_rows, read_run_id
 from robbench.results.run_files import read_description
@@ -60,6 +61,7 @@ def load_source_file(path):
 READERS = {
     "card.toml": [load_card],
     "result.json": [read_result, read_description, read_sanity, read_baseline, _read_holder],
+    "run.json": [lambda path: read_began(path.parent)[1] or None],
     "linear.json": [lambda path: read_linear(path.parent)],
     "classes.parquet": [lambda path: read_linearization(path.parent)],
     "points.csv": [lambda path: _read_points(path) or None],
@@ -179,8 +181,9 @@ FLOODS = [
 @pytest.mark.parametrize("name", FLOODS)
 def test_json_costs_in_proportion(tmp_path, example, name):
     content = flood_json(name, example)
-    for reader in READERS["result.json"]:
-        refused_cheaply(reader, tmp_path / "result.json", content)
+    for file in ("result.json", "run.json"):
+        for reader in READERS[file]:
+            refused_cheaply(reader, tmp_path / file, content)
 
 
 @pytest.mark.parametrize("content", ["[]", "1", "null", '"x"', "true"])
@@ -232,6 +235,12 @@ def test_a_hostile_sweep_is_set_aside(tmp_path, name):
 def test_a_damaged_log_draws_no_curve(tmp_path, content):
     said = refused_cheaply(READERS["log.jsonl"][0], tmp_path / "log.jsonl", content)
     assert "cannot be read" in said
+
+
+def test_a_line_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "log").write_text('{"a": 1}\n[1]\n')
+    with pytest.raises(ValueError, match="not an object"):
+        read_json_lines(tmp_path / "log", 100)
 
 
 def test_text_is_appended_to_regular_files_only(tmp_path):

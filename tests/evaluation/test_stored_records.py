@@ -543,6 +543,24 @@ def test_a_gate_measures_records_of_other_code_anew(tmp_path, stored_n, n):
     assert len(notes.notes) == 1 and "nothing to compute" in notes.notes[0]
 
 
+@pytest.mark.parametrize("left_out", [(), ("sha256",), ("sha256", "wall_seconds")])
+def test_a_gate_believes_no_code_that_was_written_by_hand(tmp_path, left_out):
+    x, y = images()
+    y, suite = small()(x).argmax(1), write_suite(tmp_path)
+    spec = ModelSpec(small(), x, y, name="mine")
+
+    def measure(results):
+        return measure_entry(spec, suite, Options(results=results, samples=20, eps=0.1, norm="Linf"), None)
+
+    measure(tmp_path / "r")
+    spoil(tmp_path)
+    path = folder(tmp_path / "r") / "result.json"
+    forged = json.loads(path.read_text()) | {"code": version.digest_judging_code()}
+    path.write_text(json.dumps({key: value for key, value in forged.items() if key not in left_out}))
+    assert measure(tmp_path / "r").verdicts == measure(tmp_path / "alone").verdicts
+    assert read_result(path).robust_accuracy.value < 1, "the forged result says 1"
+
+
 def test_committed_results_are_read_as_before(repo):
     results = read_results(repo / "results").results
     assert {bool(r.code) for r in results} == {True, False}, "some are of versions that stored no answers and no code"

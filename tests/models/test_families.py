@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,7 @@ HOSTILE = {
     + "".join(f'{CARD}name = "digits/c{i}"\n' for i in range(1_000)),
     "many families": "[base.a]\n" + f"{FAMILY}\nonly = []\n".replace('"X"', '"shafahi2019_table5_mnist.csv"') * 600,
     "large": "#" * 2**18,
+    "deep by dots": "[base.a]\nx = " + ("{" + "a." * 98 + "a = ") * 30 + "1" + "}" * 30 + f"\n{CARD}name = 'digits/x'",
 }  # fmt: skip
 
 
@@ -227,6 +229,16 @@ def test_a_hostile_definition_is_refused_at_once(tmp_path, text):
         with pytest.raises(CardError, match="or itself"):
             write_cards(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [FAMILIES]
+
+
+def test_a_table_comes_from_the_package_alone(tmp_path):
+    secret = tmp_path / "secret.csv"
+    secret.write_bytes((resources.files("robbench") / "papers/shafahi2019_table5_mnist.csv").read_bytes())
+    papers = Path(str(resources.files("robbench") / "papers"))
+    for outside in (str(secret), os.path.relpath(secret, papers)):
+        (tmp_path / FAMILIES).write_text('[base.a]\ndataset = "mnist"\n' + FAMILY.replace('"X"', f'"{outside}"'))
+        with pytest.raises(CardError, match=r"csv: .* given; allowed"):
+            expand_families(tmp_path)
 
 
 @pytest.mark.parametrize("name", [FAMILIES, "digits/one.toml"])

@@ -3,6 +3,7 @@
 ROBBENCH_EDITS multiplies the number of edits (3,000 in CI), ROBBENCH_FUZZ_SEED says where they begin.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -381,6 +382,30 @@ def test_the_digest_of_a_verdict_cannot_be_left_out(tree, tmp_path):
         assert "sanity.json: not as it was written (SHA-256)" in tell_verdict(root), changed
     without("sha256")(path, landscape="", identity=older, run_id=digest(older))
     assert tell_verdict(root).strip() == tell_verdict(tree).strip() != "damaged", "an older version wrote no digest"
+
+
+def test_files_copied_to_another_model_are_named(tree, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    for name, kind in (("natural", "linear"), ("natural", "sanity"), ("at", "certified")):
+        shutil.copytree(root / "digits" / name / kind, root / "digits/thief" / kind)
+    said = [*read_linear_files(root)[1], *VerdictIndex(root).list_damaged(), *read_certified_files(root)[1]]
+    assert len(said) == 4 and all(
+        "digits/thief" in str(d) and f" of digits/{m}" in str(d)
+        for d, m in zip(said, ("natural", "natural", "at", "at"), strict=True)
+    )
+    assert [damage.name for damage in read_results(root).damaged] == ["digits/thief/sanity"]
+
+
+@pytest.mark.parametrize("name", ["digits/natural/linear/linear.json", f"digits/at/certified/*/{SUMMARY}"])
+def test_no_file_outside_is_asked_for(tree, tmp_path, name):
+    """Whether a file outside has the digest that a stranger's file says."""
+    root = shutil.copytree(tree, tmp_path / "tree")
+    (tmp_path / "secret").write_bytes(b"x")
+    path = next(root.glob(name))
+    files = json.loads(path.read_bytes())["files"]
+    for outside in (os.path.relpath(tmp_path / "secret", path.parent), str(tmp_path / "secret")):
+        seal_with(path, files=files | {outside: hashlib.sha256(b"x").hexdigest()})
+        assert "secret: not as it was written" in tell_linear(root) + tell_certificates(root)
 
 
 def test_wall_times_of_older_versions_are_not_bent_by_leaving_out_the_rows(tree, tmp_path):

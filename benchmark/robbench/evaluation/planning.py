@@ -31,8 +31,7 @@ from robbench.evaluation.request import RunFields, RunRequest
 from robbench.evaluation.run import EvaluationRun, make_run, run_here
 from robbench.evaluation.stages import ReadyStage
 from robbench.evaluation.transfer import Transfer
-from robbench.results.schema import read_result
-from robbench.results.store import read_rows
+from robbench.results.reader import read_vouched, read_vouched_rows
 from robbench.suite import SuiteSource
 
 __all__ = ["ModelPlan", "StagePlan", "plan"]
@@ -213,9 +212,9 @@ def _records(run: EvaluationRun) -> tuple[pd.DataFrame, str]:
     if run.store is None or not run.store.result_path.exists():
         return nothing, ""
     try:
-        if read_result(run.store.result_path).run_id != run.store.run_id:
+        if read_vouched(run.store.folder).run_id != run.store.run_id:
             return nothing, ""
-        rows = read_rows(run.store.outcomes_path)
+        rows = read_vouched_rows(run.store.folder)
     except ResultError:  # damaged: the run itself will say so
         return nothing, ""
     rows = rows[rows["sample"].isin(run.index)]
