@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BASE   := $(VENV)/.base
 READY  := $(VENV)/.ready
 DEMO   := digits/natural digits/at digits/ls095_sigma03 digits/lsq2_sigma03
 SAMPLES ?=
@@ -11,7 +12,7 @@ MNIST  := natural at ls095_sigma03
 .PHONY: demo test quick gate baselines lint types unit clean
 
 # The main job on the embedded data set: four models, the white-box suite, every test image.
-demo: $(READY)
+demo: $(BASE)
 	rm -rf build/demo
 	$(BIN)/robbench eval $(addprefix --model ,$(DEMO)) --suite whitebox --results build/demo $(if $(SAMPLES),--samples $(SAMPLES))
 
@@ -49,9 +50,14 @@ unit: $(READY)
 	$(BIN)/pytest -n auto --dist worksteal --durations 15
 
 # torch and torchvision come from one resolve, so that their builds fit each other.
-$(READY): pyproject.toml
+# pip compiles nothing: Python compiles each module once, when a command first imports it.
+$(BASE): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "robbench needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable .
+	touch $@
+
+$(READY): $(BASE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[all,dev]'
 	touch $@
 

@@ -17,16 +17,20 @@ if may_change_process():
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 __all__ = [
+    "Attack",
     "Normalized",
+    "Result",
     "RobbenchError",
     "RobustnessWarning",
     "__version__",
     "assert_robust",
     "attack",
     "attacks",
+    "check",
     "clean_accuracy",
     "evaluate",
     "load_data",
+    "load_dataset",
     "load_model",
     "plan",
     "reproduce",
@@ -35,14 +39,18 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Attack": ("robbench.attacks", "Attack"),
     "Normalized": ("robbench.models.architectures", "Normalized"),
+    "Result": ("robbench.report.result", "Result"),
     "RobbenchError": ("robbench.core.errors", "RobbenchError"),
     "RobustnessWarning": ("robbench.api", "RobustnessWarning"),
     "assert_robust": ("robbench.testing", "assert_robust"),
     "attack": ("robbench.api", "attack"),
+    "check": ("robbench.testing", "check"),
     "clean_accuracy": ("robbench.api", "clean_accuracy"),
     "evaluate": ("robbench.api", "evaluate"),
     "load_data": ("robbench.api", "load_data"),
+    "load_dataset": ("robbench.api", "load_dataset"),
     "load_model": ("robbench.api", "load_model"),
     "plan": ("robbench.evaluation.planning", "plan"),
     "reproduce": ("robbench.recheck.reproduce", "reproduce"),
@@ -52,14 +60,16 @@ _PLACES = {
 
 if TYPE_CHECKING:
     from robbench import attacks
-    from robbench.api import RobustnessWarning, attack, clean_accuracy, evaluate, load_data, load_model
+    from robbench.api import RobustnessWarning, attack, clean_accuracy, evaluate, load_data, load_dataset, load_model
+    from robbench.attacks import Attack
     from robbench.core.errors import RobbenchError
     from robbench.evaluation.planning import plan
     from robbench.masking.run import examine as sanity
     from robbench.models.architectures import Normalized
     from robbench.recheck.reproduce import reproduce
     from robbench.recheck.verify import verify
-    from robbench.testing import assert_robust
+    from robbench.report.result import Result
+    from robbench.testing import assert_robust, check
 
 
 def __getattr__(name: str) -> Any:

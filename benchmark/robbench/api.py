@@ -6,12 +6,14 @@ Each is a thin layer over the folder that does the work. It takes lists of radii
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TypeAlias, Unpack, overload
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -22,19 +24,23 @@ from robbench.core.errors import RobbenchError
 from robbench.core.numbers import parse_eps
 from robbench.core.types import Judge
 from robbench.data.sets import NAMES, load
-from robbench.evaluation import run
 from robbench.evaluation.attack_images import AttackFields, AttackOutcome, attack_images, compute_clean_accuracy
 from robbench.evaluation.options import Options, OtherFields
 from robbench.evaluation.progress import Reporter
+from robbench.evaluation.request import RunRequest
+from robbench.evaluation.run import make_run, run_here
+from robbench.evaluation.shards import order_rows
 from robbench.models.card import Registry
 from robbench.models.load import load_model as load_card
 from robbench.models.load_source import load_source
 from robbench.models.schema import DATASETS
 from robbench.models.spec import ModelSpec, SpecFields
-from robbench.results.schema import ResultFile
+from robbench.report.progress import TerminalReporter
+from robbench.report.result import Result
+from robbench.results.records import read_own_rows
 from robbench.suite import SuiteSource
 
-__all__ = ["RobustnessWarning", "attack", "clean_accuracy", "evaluate", "load_data", "load_model"]
+__all__ = ["RobustnessWarning", "attack", "clean_accuracy", "evaluate", "load_data", "load_dataset", "load_model"]
 
 
 class EvaluateFields(SpecFields, OtherFields, total=False):
@@ -123,6 +129,10 @@ def load_data(
     data = load(name, "train" if split == "train" else "test", Options(data_dir=data_dir).data_dir)
     x = torch.from_numpy(data.x[:count]).to(torch.float32) / data.scale
     return x, torch.from_numpy(data.y[:count])
+
+
+load_dataset = load_data
+"""Another name of `load_data`."""
 
 
 @explain_arguments
@@ -223,8 +233,9 @@ def evaluate(
     *,
     eps: str | float | None = None,
     reporter: Reporter | None = None,
+    progress: bool = True,
     **fields: Unpack[EvaluateFields],
-) -> ResultFile: ...
+) -> Result: ...
 
 
 @overload
@@ -234,8 +245,9 @@ def evaluate(
     *,
     eps: Radii,
     reporter: Reporter | None = None,
+    progress: bool = True,
     **fields: Unpack[EvaluateFields],
-) -> list[ResultFile]: ...
+) -> list[Result]: ...
 
 
 @explain_arguments
@@ -245,8 +257,9 @@ def evaluate(
     *,
     eps: str | float | Radii | None = None,
     reporter: Reporter | None = None,
+    progress: bool = True,
     **fields: Unpack[EvaluateFields],
-) -> ResultFile | list[ResultFile]:
+) -> Result | list[Result]:
     """Measure the robust accuracy of a model under a suite of attacks.
 
     Args:
@@ -257,13 +270,14 @@ def evaluate(
             `[PGD(steps=40), FGSM()]`.
         eps: radius in [0, 1] pixel units, "8/255" or 0.3; None takes the suite's for the data set. A list of radii
             gives a list of results.
-        reporter: hears of progress.
+        reporter: hears of progress, instead of a progress bar.
+        progress: show a progress bar on stderr if it is a terminal or a notebook; False shows nothing.
         **fields: x, y, dataset, name, architecture, mean and std say more about the model (`models.spec.ModelSpec`).
             norm, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, device, data_dir, models,
             results, overwrite, save_adversarials and wait say more about the run (`evaluation.options.Options`).
 
     Returns:
-        The result, as it is stored in result.json.
+        The result: every field of result.json, its records, and a table for people (`report.result.Result`).
 
     Raises:
         RobbenchError: the model, the data or the options do not allow an honest number; the sentence says why.
@@ -272,16 +286,43 @@ def evaluate(
         RobustnessWarning: for every flag of the result.
     """
     if eps is None or isinstance(eps, str | Real):
-        result = run.evaluate(model, suite, reporter=reporter, eps=eps, **fields)
+        result = _evaluate_at(model, suite, eps, reporter, progress, fields)
         warn_of_flags(result.flags)
         return result
     radii = list_radii(eps, fields.get("norm"))
     # The largest radius runs first: if it is not allowed, nothing has run.
     largest_first = sorted(range(len(radii)), key=lambda i: -parse_eps(radii[i]))
-    found = {i: run.evaluate(model, suite, reporter=reporter, eps=radii[i], **fields) for i in largest_first}
+    found = {i: _evaluate_at(model, suite, radii[i], reporter, progress, fields) for i in largest_first}
     results = [found[i] for i in range(len(radii))]
     warn_of_flags({key: text for result in results for key, text in result.flags.items()})
     return results
+
+
+def _evaluate_at(
+    model: str | nn.Module,
+    suite: SuiteSource,
+    eps: str | float | None,
+    reporter: Reporter | None,
+    progress: bool,
+    fields: EvaluateFields,
+) -> Result:
+    """Evaluate at one radius, and keep what the records are read from."""
+    own = TerminalReporter(hint_samples="samples" not in fields) if reporter is None and progress else None
+    if own is not None and not own.is_seen:
+        own = None
+    with contextlib.closing(own) if own is not None else contextlib.nullcontext():
+        run = make_run(RunRequest.of(model, suite, eps=eps, **fields), reporter or own)
+        file = run_here(run)
+    index, store = run.index, run.store
+    if store is None:
+        rows = order_rows(run.shards.collect_rows(), index, [stage.name for stage in run.stages])
+        return Result.of(file, rows.copy, None)
+
+    def read_records() -> pd.DataFrame:
+        rows = read_own_rows(store.outcomes_path, file.run_id)
+        return rows[rows["sample"].isin(index)].reset_index(drop=True)
+
+    return Result.of(file, read_records, store.adversarials_path)
 
 
 def list_radii(eps: object, norm: str | None) -> list[str | float]:

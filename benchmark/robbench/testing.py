@@ -21,7 +21,7 @@ from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.user_code import refuse_exits
 from robbench.evaluation.options import Options
 from robbench.gate.baseline import BaselineEntry, read_baseline
-from robbench.gate.decision import Policy, run_gate_check
+from robbench.gate.decision import Decision, Policy, run_gate_check
 from robbench.gate.measure import measure_entry, measure_entry_again, open_results_tree
 from robbench.models.spec import ModelSpec
 from robbench.report.gate import format_text
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["assert_robust"]
+__all__ = ["assert_robust", "check"]
 
 
 @explain_arguments
@@ -89,20 +89,16 @@ def assert_robust(
     policy = _check_arguments(baseline, (suite, samples, eps, norm), at_least, max_drop, alpha)
     options = Options.take({"samples": samples, "eps": eps, "norm": norm, "device": device, "data_dir": data_dir})
     before = None if baseline is None else _find_entry(Path(baseline), name)
-    if before is not None and x is None:
-        dataset = dataset or before.given.dataset
-    called = None if isinstance(model, str) else before.model if before else name and name.rpartition("/")[2]
-    spec = ModelSpec(model, x, y, dataset, called)
+    if before is None:
+        spec = ModelSpec(model, x, y, dataset, None if isinstance(model, str) else name and name.rpartition("/")[2])
+    else:
+        spec = _describe(model, before, x, y, dataset)
     with refuse_exits(), open_results_tree(None) as tree:
         options = replace(options, results=tree)
         if before is None:
             entry = measure_entry(spec, "whitebox" if suite is None else suite, options)
         else:
-
-            def measure_first(stored: BaselineEntry, n: int) -> BaselineEntry:
-                return measure_entry_again(stored, options, spec=spec, n=n)
-
-            decision = run_gate_check([before], measure_first, policy)
+            decision = _compare(before, spec, options, policy)
             if decision.failed:
                 raise AssertionError(format_text(decision))
             (comparison,) = decision.comparisons
@@ -118,6 +114,72 @@ def assert_robust(
         )
 
 
+@explain_arguments
+def check(
+    model: str | nn.Module,
+    baseline: str | Path,
+    *,
+    name: str | None = None,
+    dataset: str | None = None,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    max_drop: float = 1.0,
+    alpha: float = 0.01,
+    device: str | torch.device = "auto",
+    data_dir: str | Path | None = None,
+) -> Decision:
+    """Measure a model again and compare it with a baseline, image by image, as `robbench check` does.
+
+    Args:
+        model: as for `assert_robust`.
+        baseline: a file that `robbench baseline` wrote. Suite, threat, images and seeds are those of the file.
+        name: full name of the model in the baseline, such as `digits/at`. Required if the baseline holds several.
+        dataset: as for `assert_robust`.
+        x: as for `assert_robust`.
+        y: labels [N] of `x`.
+        max_drop: largest allowed drop of an accuracy below the baseline, in points.
+        alpha: largest allowed probability that an unchanged model fails.
+        device: auto, cpu, cuda or cuda:i.
+        data_dir: folder of the data sets; None means ROBBENCH_DATA.
+
+    Returns:
+        The decision: `failed`, and `findings` with a test each.
+
+    Raises:
+        RobbenchError: wrong input, or measurements that cannot be compared.
+        StrayExitError: the model tried to end the process.
+    """
+    if not isinstance(baseline, str | Path):
+        raise RobbenchError(_explain_baseline(baseline))
+    policy = _check_arguments(baseline, (), None, max_drop, alpha)
+    options = Options.take({"device": device, "data_dir": data_dir})
+    before = _find_entry(Path(baseline), name)
+    with refuse_exits(), open_results_tree(None) as tree:
+        return _compare(before, _describe(model, before, x, y, dataset), replace(options, results=tree), policy)
+
+
+def _describe(
+    model: str | nn.Module, before: BaselineEntry, x: Tensor | None, y: Tensor | None, dataset: str | None
+) -> ModelSpec:
+    """Say which model is measured in the place of an entry of a baseline."""
+    if x is None:
+        dataset = dataset or before.given.dataset
+    return ModelSpec(model, x, y, dataset, None if isinstance(model, str) else before.model)
+
+
+def _compare(before: BaselineEntry, spec: ModelSpec, options: Options, policy: Policy) -> Decision:
+    """Measure a model again, and compare it with its entry of a baseline."""
+
+    def measure_first(stored: BaselineEntry, n: int) -> BaselineEntry:
+        return measure_entry_again(stored, options, spec=spec, n=n)
+
+    return run_gate_check([before], measure_first, policy)
+
+
+def _explain_baseline(given: object) -> str:
+    return f"baseline: {given!r} given; allowed: the path of a file that `robbench baseline` wrote."
+
+
 def _check_arguments(
     baseline: object, run: tuple[object, ...], at_least: object, max_drop: object, alpha: object
 ) -> Policy:
@@ -129,9 +191,7 @@ def _check_arguments(
     if baseline is None and at_least is None:
         raise RobbenchError("assert_robust has nothing to compare with. Give baseline=, at_least=, or both.")
     if not isinstance(baseline, str | Path | None):
-        raise RobbenchError(
-            f"baseline: {baseline!r} given; allowed: the path of a file that `robbench baseline` wrote."
-        )
+        raise RobbenchError(_explain_baseline(baseline))
     if baseline is not None and any(v is not None for v in run):
         raise RobbenchError("suite, samples, eps and norm are those of the baseline; give them without one only.")
     if at_least is not None and not (_is_number(at_least) and 0 <= float(at_least) <= 1):

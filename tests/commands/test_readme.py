@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -140,3 +141,15 @@ def test_links_lead_somewhere(repo, name):
 def test_the_readme_is_short(repo):
     """The README is a front page. What does not fit goes to docs/."""
     assert len((repo / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_demo_installs_no_extras_and_the_tests_install_all(repo, tmp_path):
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_bytes((repo / name).read_bytes())
+    done = {}
+    for goal in ("demo", "lint"):
+        command = ["make", "--dry-run", f"PYTHON={sys.executable}", goal]
+        done[goal] = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "pip install" in done["demo"] and "[" not in done["demo"].split("pip install")[1].splitlines()[0]
+    assert done["demo"].count("pip install") == 1 and "'.[all,dev]'" in done["lint"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import robbench
+from robbench.core.files import read_bounded
 
 __all__ = ["AttackSource", "read_attacks"]
 
@@ -31,7 +32,9 @@ class AttackSource:
 
 def read_attacks() -> list[AttackSource]:
     """Read all attacks of `robbench.attacks.ATTACKS`, in its order, without importing them."""
-    nodes = [node for path in sorted(_FOLDER.glob("*.py")) for node in ast.parse(path.read_text("utf-8")).body]
+    nodes = [
+        node for path in sorted(_FOLDER.glob("*.py")) for node in ast.parse(read_bounded(path, 2**20).decode()).body
+    ]
     classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     constants = {
         target.id: node.value.value

@@ -119,9 +119,7 @@ def plan_runs(
     _print_plans(plans)
     print_text(f"Timed on {place}, {threads} threads, as busy as it is now. Start-up and loading are not counted.")
     if elsewhere:
-        print_text(
-            f"The times are this CPU's, not a GPU's: run `robbench plan` on a machine with one to plan for {gpus}."
-        )
+        print_text(f"The times are this CPU's. To plan for {gpus} GPUs, run `robbench plan` on a machine with a GPU.")
     else:
         print_text(f"{count} workers: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
 

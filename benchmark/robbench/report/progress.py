@@ -52,6 +52,7 @@ class TerminalReporter:
     def __init__(self, hint_samples: bool) -> None:
         self.console = TerminalConsole(stderr=True)
         self.live = self.console.is_terminal
+        self.is_seen = self.live or self.console.is_jupyter  # whether a person looks on
         self.hint_samples = hint_samples  # whether to suggest --samples for long runs
         self.progress_bar: Progress | None = None
         self.running: _Stage | None = None
