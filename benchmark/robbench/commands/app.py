@@ -101,6 +101,7 @@ for name, command in (
     ("figure", pages.figure),
     ("export", pages.export),
     ("report", site.report),
+    ("serve", site.serve),
 ):
     app.command(name)(_count_as_done_if_it_returns(command))
 

@@ -1,7 +1,8 @@
-"""`robbench report`: a web site of stored results."""
+"""`robbench report` and `robbench serve`: stored results and running evaluations in a browser."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from robbench.commands.options import Models, Results
 from robbench.commands.printing import announce, tree
 
-__all__ = ["report"]
+__all__ = ["report", "serve"]
 
 
 def report(
@@ -33,3 +34,18 @@ def report(
     console = TerminalConsole(stderr=True)
     pages = write_site(root, out, registry, papers, lambda text: console.print(text, soft_wrap=True))
     print(f"{pages} pages. Open {out / 'index.html'}")
+
+
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    results: Results = Path("results"),
+) -> None:
+    """Show the runs of the results tree in a browser of this machine, read from disk again and again, until Ctrl-C."""
+    root = tree(results)
+    announce(f"Reading {root}")
+    from robbench.report.site.live import make_server
+
+    with make_server(root, port) as server:
+        print(f"Open http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()

@@ -80,31 +80,20 @@ def _allow(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def make_document(title: str, *body: str, depth: int, data: object = None) -> str:
+def make_document(title: str, *body: str, depth: int | None, data: object = None) -> str:
     """Make a page.
 
     Args:
         title: the title of the page.
         *body: the content of its `main`.
-        depth: number of folders between the page and the site's folder.
+        depth: number of folders between the page and the site's folder; None for a page outside of a site.
         data: what the script of the page reads; JSON.
     """
-    style, script, root = _read_asset("style.css"), _read_asset("site.js"), "../" * depth
+    style, script = _read_asset("style.css"), _read_asset("site.js")
     policy = (
         f"default-src 'none'; script-src {_allow(script)}; style-src {_allow(style)}; img-src 'self' file:; "
         "form-action 'self' file:; base-uri 'none'"
     )
-    search = tag(
-        "form",
-        tag("label", "Find a model", for_="find"),
-        tag("input", id="find", type="search", name="q", autocomplete="off"),
-        tag("button", "Find", type="submit"),
-        role="search",
-        action=f"{root}index.html",
-        method="get",
-    )
-    pages = [("Overview", "index.html"), ("Compare", "compare.html"), ("Paper tables", "tables.html")]
-    navigation = tag("nav", *[link(text, root + page) for text, page in pages], aria_label="Pages")
     switch = tag("button", "Dark or light", type="button", id="theme", hidden=True)
     head = [
         tag("meta", charset="utf-8"),
@@ -116,7 +105,7 @@ def make_document(title: str, *body: str, depth: int, data: object = None) -> st
     ]
     inside = [
         link("Skip to the content", "#content", class_="skip"),
-        tag("header", navigation, search, switch),
+        tag("header", Html("") if depth is None else _navigate("../" * depth), switch),
         tag("main", tag("h1", title), *body, id="content"),
         tag("footer", tag("p", "Made by robbench from stored results. A robust accuracy is an upper bound.")),
         _embed(data),
@@ -124,6 +113,20 @@ def make_document(title: str, *body: str, depth: int, data: object = None) -> st
     ]
     head_html, body_html = tag("head", *head), tag("body", *inside)
     return f"<!doctype html>\n{tag('html', head_html, body_html, lang='en')}\n"
+
+
+def _navigate(root: str) -> Html:
+    search = tag(
+        "form",
+        tag("label", "Find a model", for_="find"),
+        tag("input", id="find", type="search", name="q", autocomplete="off"),
+        tag("button", "Find", type="submit"),
+        role="search",
+        action=f"{root}index.html",
+        method="get",
+    )
+    pages = [("Overview", "index.html"), ("Compare", "compare.html"), ("Paper tables", "tables.html")]
+    return join(tag("nav", *[link(text, root + page) for text, page in pages], aria_label="Pages"), search)
 
 
 def _embed(data: object) -> Html:

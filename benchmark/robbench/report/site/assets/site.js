@@ -125,7 +125,18 @@
     make("p", samples.length ? `Indices in the test set: ${samples.join(", ")}.` : "None.", { class: "ids" }),
   ];
 
+  const startReloading = (box) => {
+    const key = "robbench-reload";
+    try { box.checked = sessionStorage.getItem(key) !== "no"; } catch { /* it stays as it is */ }
+    box.parentElement.hidden = false;
+    setInterval(() => { if (box.checked) location.reload(); }, 1000 * box.dataset.seconds);
+    box.addEventListener("change", () => {
+      try { sessionStorage.setItem(key, box.checked ? "yes" : "no"); } catch { /* it holds until the next reload */ }
+    });
+  };
+
   startTheme();
+  if (find("reload")) startReloading(find("reload"));
   document.querySelectorAll("table.sortable").forEach(startSorting);
   if (find("filters")) startFilters(find("filters"));
   const data = find("data");
