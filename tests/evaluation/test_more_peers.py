@@ -49,7 +49,6 @@ def equally_far(norm, classes):
         ("advlib:fab", "L2", {}),
         ("advlib:fab", "L1", {}),
         ("advlib:fmn", "Linf", {"steps": 50}),
-        ("advlib:fmn", "L2", {"steps": 300}),
         ("advlib:fmn", "L1", {"steps": 50}),
         ("advlib:sdf", "L2", {}),
         ("advlib:tr", "L2", {}),

@@ -8,6 +8,9 @@ gradient, and the trial is over. Restarts and target classes are trials.
 A trial can end early: where the state holds a tensor `done` [L] (bool) that is true, the engine goes to the last query
 at once. From then on the state must not change, because `perturb` takes all steps.
 
+With a target, the attack sees two classes: all others together, and the target (`engine.targeted`). An attack that this
+does not suit has an attribute `can_target = False`.
+
 Some attacks depend on small differences of logits or on small gradients. They have an attribute `precise = True`. Then
 the engine computes their gradients in the precision of the images, even if bfloat16 was asked for.
 """

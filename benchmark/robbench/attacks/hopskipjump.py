@@ -51,6 +51,7 @@ class HopSkipJump:
     needs_grad: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
     memoryless: ClassVar[bool] = False
+    can_target: ClassVar[bool] = False  # noise is of some other class, hardly ever of a given one
 
     steps: int = 5000
     starts: int = 100

@@ -43,6 +43,7 @@ class RayS:
     needs_grad: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
     memoryless: ClassVar[bool] = False
+    can_target: ClassVar[bool] = False  # a ray meets some other class, hardly ever a given one
 
     steps: int = 5000
     searches: int = 10

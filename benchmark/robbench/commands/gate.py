@@ -26,6 +26,7 @@ from robbench.commands.options import (
     Seed,
     Std,
     SuiteName,
+    Target,
     explain_interrupt,
     make_specs,
     per_channel,
@@ -67,6 +68,7 @@ def make_baseline(
     mean: Mean = None,
     std: Std = None,
     seed: Seed = 0,
+    target: Target = None,
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,
@@ -98,6 +100,7 @@ def make_baseline(
         specs = make_specs(model, Registry.default(models or []), about)
         with _measure_into(results, device, lanes, data_dir, models, samples is None) as (options, reporter):
             options = replace(options, samples=samples, sample_seed=sample_seed, seed=seed, norm=norm, eps=eps)
+            options = replace(options, target=target)
             for spec in specs:
                 check_request(RunRequest(spec, suite, options))
             announce(f"{specs[0].model} · {suite}: loading")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SOURCES", "Architecture", "DataDir", "Dataset", "Device", "Gradients", "Imports", "Json", "Lanes", "Mean",
     "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Samples", "Seed", "Std", "SuiteName",
-    "check_about", "check_positive", "explain_interrupt", "make_specs", "parse_radii_option", "per_channel",
+    "Target", "check_about", "check_positive", "explain_interrupt", "make_specs", "parse_radii_option", "per_channel",
 ]  # fmt: skip
 
 SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
@@ -68,6 +68,10 @@ Radius = Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, 
 Samples = Annotated[int | None, typer.Option(callback=check_positive, help="The first N test images instead of all.")]
 Seed = Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")]
 Std = Annotated[str | None, typer.Option(help="Goes with --mean.")]
+Target = Annotated[
+    str | None,
+    typer.Option(help="Only this class is a break: least-likely, random, next (the label + 1), or a class."),
+]
 SuiteName = Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Models = Annotated[

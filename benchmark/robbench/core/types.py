@@ -95,6 +95,8 @@ class Problem:
         trial: number of the lane's restart (or target), [L] int64.
         key: two 32-bit words for the random numbers of this attack, made of the seed and the attack's name.
         logits: the model's logits of x, [L, K], if the attack needs them (`needs_logits`).
+        target: the class that breaks each sample, [L] int64; None if every class but y does. Attacks never see it
+            (`engine.targeted`).
     """
 
     x: Tensor
@@ -103,6 +105,7 @@ class Problem:
     trial: Tensor
     key: tuple[int, int]
     logits: Tensor | None = None
+    target: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

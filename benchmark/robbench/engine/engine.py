@@ -30,6 +30,7 @@ from robbench.engine.job import AttackJob
 from robbench.engine.lanes import Finished, Lanes
 from robbench.engine.lookahead import MAX_QUERIES
 from robbench.engine.query import Classifier, query
+from robbench.engine.targeted import as_attacked, two_classes
 from robbench.engine.trials import TrialQueue
 
 __all__ = ["Rows", "attack_samples", "perturb", "query"]
@@ -89,11 +90,13 @@ def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor
     """
     if attack.needs_logits and p.logits is None:
         with torch.no_grad():
-            p = replace(p, logits=model(p.x))
-    s = attack.init(p, ball)
+            p = replace(p, logits=two_classes(model(p.x), p.target))
+    seen = as_attacked(p)
+    s = attack.init(seen, ball)
     for step in range(attack.steps):
         t = torch.full_like(p.sample, step)
-        s = attack.step(p, ball, s, t, *query(model, attack, p, s, attack.needs_grad))
+        logits, loss, grad = query(model, attack, p, s, attack.needs_grad)
+        s = attack.step(seen, ball, s, t, two_classes(logits, p.target), loss, grad)
     return s["x"].detach()
 
 
@@ -114,6 +117,7 @@ def attack_samples(
     on_narrow: Callable[[int, str], None] | None = None,
     keep_adversarials: bool = False,
     claims: Mapping[int, bool] = MappingProxyType({}),
+    target: Tensor | None = None,
 ) -> Rows:
     """Run one attack on samples that the model classifies correctly.
 
@@ -136,6 +140,7 @@ def attack_samples(
         on_narrow: called with (new width, reason) when memory ran out and the lanes were halved.
         keep_adversarials: fill `Rows.x_adv`.
         claims: official index -> whether the attack says that it broke the sample, where points are another program's.
+        target: the class that breaks each sample, [N] int64 on the CPU; None if every class but y does.
 
     Returns:
         All rows, in the order in which samples finished.
@@ -157,6 +162,7 @@ def attack_samples(
         keep_adversarials=keep_adversarials,
         device=device_of(model),
         ends_cycles=detect_cycles and attack.memoryless and judge == "any",
+        target=target,
     )
     run = AttackRun(job, on_rows, claims)
     waiting = list(range(len(y)))
@@ -214,7 +220,8 @@ class AttackRun:
                 padded = torch.zeros((lanes, *x.shape[1:]), dtype=x.dtype)
                 padded[: len(x)] = x
                 answers.append(self.job.model(padded.to(self.job.device))[: len(x)])
-        return torch.cat(answers)
+        logits, target = torch.cat(answers), self.job.target
+        return two_classes(logits, None if target is None else target.to(logits.device))
 
     def finish(self, samples: Sequence[Finished]) -> None:
         """Keep the rows of finished samples, and hand them on."""

@@ -24,7 +24,8 @@ class AttackJob:
     Attributes:
         device: the model's device.
         ends_cycles: whether a trial ends when it comes back to one of its last two points.
-        logits: the model's logits at the clean images [N, K], where the attack asks for them.
+        logits: the model's logits at the clean images [N, K], where the attack asks for them; [N, 2] with targets.
+        target: the class that breaks each sample, [N] int64 on the CPU; None if every class but y does.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class AttackJob:
     device: torch.device
     ends_cycles: bool
     logits: Tensor | None = None
+    target: Tensor | None = None
 
     @property
     def bfloat16(self) -> bool:

@@ -3,7 +3,7 @@
 A point breaks its sample if all of this holds:
 
 1. The suite's rule lets the point count: `any` queried point, or only the `final` point of a trial (`judge_points`).
-2. The logits are finite, and the predicted class is not y (`read_logits`).
+2. The logits are finite, and the predicted class is not y, or with a target, it is the target (`read_logits`).
 3. The point is finite, lies in the box [0, 1], and lies in the ball (`check_inside`).
 4. If the logits come from a query with a gradient, 2. also holds without one and in the precision of the images, as the
    model is used (`ask_without_gradient`).
@@ -65,7 +65,7 @@ class Answers:
 
     Attributes:
         prediction: predicted class, [L] int64.
-        is_wrong: whether the logits are finite and the prediction is not y, [L] bool.
+        is_wrong: whether the logits are finite and the prediction is not y, or is the target, [L] bool.
         is_finite: whether all logits are finite, [L] bool.
     """
 
@@ -140,16 +140,20 @@ def judge_points(
     return Verdict(is_break, distance, forwards, corrected)
 
 
-def read_logits(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def read_logits(logits: Tensor, y: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Read logits [L, K]: predicted class, whether it is wrong, whether all logits are finite, [L] each.
 
-    A lane with a NaN or an infinity is never wrong, so it never breaks its sample.
+    With a target [L], only the target is wrong. A lane with a NaN or an infinity is never wrong, so it never breaks its
+    sample.
     """
     is_finite, prediction = logits.isfinite().all(1), logits.argmax(1)
-    return prediction, is_finite & (prediction != y), is_finite
+    is_wrong = prediction != y if target is None else prediction == target
+    return prediction, is_finite & is_wrong, is_finite
 
 
-def read_answers(logits: Tensor, y: Tensor, more: Sequence[Tensor] = ()) -> tuple[Answers, NDArray[np.bool_]]:
+def read_answers(
+    logits: Tensor, y: Tensor, more: Sequence[Tensor] = (), target: Tensor | None = None
+) -> tuple[Answers, NDArray[np.bool_]]:
     """Read logits [L, K], and copy the answers and m boolean rows [L] to the CPU in one transfer.
 
     Each transfer synchronizes a GPU.
@@ -157,7 +161,7 @@ def read_answers(logits: Tensor, y: Tensor, more: Sequence[Tensor] = ()) -> tupl
     Returns:
         The answers, and the further rows, [m, L].
     """
-    prediction, is_wrong, is_finite = read_logits(logits, y)
+    prediction, is_wrong, is_finite = read_logits(logits, y, target)
     values = torch.stack([prediction, *(row.long() for row in (is_wrong, is_finite, *more))]).cpu().numpy()
     rows: NDArray[np.bool_] = values[1:] == 1
     return Answers(values[0], rows[0], rows[1]), rows[2:]
@@ -195,7 +199,7 @@ def ask_without_gradient(
     at = torch.from_numpy(np.resize(lanes, job.widths.fit(n))).to(job.device)
     asked, state = take_lanes(p, s, at)
     logits, loss = (answer[:n] for answer in ask(asked, state, n))
-    found, _ = read_answers(logits, asked.y[:n])
+    found, _ = read_answers(logits, asked.y[:n], target=None if asked.target is None else asked.target[:n])
     answers.prediction[lanes] = found.prediction
     answers.is_wrong[lanes], answers.is_finite[lanes] = found.is_wrong, found.is_finite
     return at[:n], logits, loss
@@ -247,6 +251,6 @@ def confirm_by_majority(
     votes = torch.from_numpy(is_wrong).to(x.device).long()
     for _ in range(draws - 1):
         with torch.no_grad():
-            votes = votes + read_logits(job.model(x), p.y)[1]
+            votes = votes + read_logits(job.model(x), p.y, p.target)[1]
     held: NDArray[np.bool_] = claims & (2 * votes > draws).cpu().numpy()
     return held

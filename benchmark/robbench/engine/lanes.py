@@ -21,6 +21,7 @@ from robbench.engine.job import AttackJob
 from robbench.engine.judge import Verdict, judge_points, read_answers
 from robbench.engine.lookahead import MAX_QUERIES, look_ahead
 from robbench.engine.query import name_failing_samples, query, take_lanes
+from robbench.engine.targeted import as_attacked, two_classes
 from robbench.engine.trials import Trial, TrialQueue
 
 __all__ = ["Finished", "Lanes"]
@@ -70,6 +71,7 @@ class Lanes:
             trial=torch.zeros(width, dtype=torch.int64, device=device),
             key=job.key,
             logits=None if job.logits is None else job.logits.new_zeros((width, job.logits.shape[1])),
+            target=None if job.target is None else torch.zeros(width, dtype=torch.int64, device=device),
         )
         self.state: State = {}
         self.before = torch.full_like(self.p.x, torch.nan)  # the point before the last, to find cycles
@@ -119,14 +121,16 @@ class Lanes:
             trial=torch.from_numpy(self.trial[lanes]).to(device),
             key=job.key,
             logits=None if job.logits is None else job.logits[position.to(device)],
+            target=None if job.target is None else job.target[position].to(device),
         )
-        started = job.attack.init(new, job.ball)
+        started = job.attack.init(as_attacked(new), job.ball)
         if not self.state:
             self.state = {k: v.new_zeros((self.width, *v.shape[1:])) for k, v in started.items()}
         for name in ("x", "y", "sample", "trial"):
             getattr(self.p, name).index_copy_(0, at, getattr(new, name))
-        if self.p.logits is not None and new.logits is not None:
-            self.p.logits.index_copy_(0, at, new.logits)
+        for held, begun in ((self.p.logits, new.logits), (self.p.target, new.target)):
+            if held is not None and begun is not None:
+                held.index_copy_(0, at, begun)
         self.state = {k: v.index_copy(0, at, started[k]) if k in started else v for k, v in self.state.items()}
         if job.ends_cycles:
             self.before = self.before.index_fill(0, at, torch.nan)
@@ -142,7 +146,8 @@ class Lanes:
         logits, loss, grad = found or self.ask(self.p, self.state, np.flatnonzero(self.live), with_grad)
         x = self.state["x"]
         slope = _max_slope(grad) if with_grad else None
-        answers, flags = read_answers(logits, self.p.y, [] if slope is None else [slope == 0, slope.isfinite()])
+        more_flags = [] if slope is None else [slope == 0, slope.isfinite()]
+        answers, flags = read_answers(logits, self.p.y, more_flags, self.p.target)
         if with_grad and not flags[1].all():  # a NaN in the gradient must not reach the next point
             grad = grad.nan_to_num(0.0, 0.0, 0.0)
             flags[0] = (_max_slope(grad) == 0).cpu().numpy()
@@ -160,7 +165,8 @@ class Lanes:
         ended = self.live & (verdict.is_break | last)
         if (self.live & ~ended).any():
             t = torch.tensor(self.t, device=job.device)  # a copy, because the attack may keep it
-            self.state = attack.step(self.p, job.ball, self.state, t, logits, loss, grad)
+            seen = two_classes(logits, self.p.target)
+            self.state = attack.step(as_attacked(self.p), job.ball, self.state, t, seen, loss, grad)
             if "done" in self.state:
                 self.closing = self.state["done"].cpu().numpy()
             if job.ends_cycles:

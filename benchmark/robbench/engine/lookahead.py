@@ -19,6 +19,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Judge, Problem, State
 from robbench.engine.judge import read_logits
 from robbench.engine.query import take_lanes
+from robbench.engine.targeted import as_attacked
 
 __all__ = ["MAX_QUERIES", "Lookahead", "look_ahead"]
 
@@ -69,7 +70,7 @@ def look_ahead(
         judge: whether any point may break a sample, or the final one only.
     """
     each = min(width // len(t), MAX_QUERIES)
-    points, known = attack.further(p, ball, s, t, each)
+    points, known = attack.further(as_attacked(p), ball, s, t, each)
     ahead = torch.arange(points.shape[1], device=t.device)
     step = t[:, None] + ahead
     # A last point is always queried, because the judge needs its logits. A search queries at least one point.
@@ -85,7 +86,8 @@ def look_ahead(
     answer = torch.zeros_like(step)  # the row of the batch that holds the answer to each point
     answer[lane, number] = torch.arange(n, device=t.device)
     stop = attack.keeps(s, loss[answer]) | (step == attack.steps)
-    _, is_wrong, is_finite = (row[answer] for row in read_logits(logits, p.y[at]))
+    target = None if p.target is None else p.target[at]
+    _, is_wrong, is_finite = (row[answer] for row in read_logits(logits, p.y[at], target))
     if judge == "any":
         stop |= is_wrong
     stop &= asked

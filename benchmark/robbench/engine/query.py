@@ -15,6 +15,7 @@ from robbench.classifier.guard import in_bfloat16, out_of_memory
 from robbench.core.errors import ModelError
 from robbench.core.types import Problem, State, format_ids
 from robbench.core.user_code import contain_exits
+from robbench.engine.targeted import as_attacked, two_classes
 
 __all__ = ["Classifier", "name_failing_samples", "query", "take_lanes"]
 
@@ -25,7 +26,7 @@ Classifier = Callable[[Tensor], Tensor]
 def query(
     model: Classifier, attack: Attack, p: Problem, s: State, with_grad: bool, bfloat16: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query the model at `s["x"]`.
+    """Query the model at `s["x"]`. With a target, the loss is that of two classes (`engine.targeted`).
 
     Args:
         model: what to query.
@@ -46,12 +47,12 @@ def query(
     if not with_grad:
         with torch.no_grad():
             logits = model(x)
-            return logits, attack.loss(logits, p, s), torch.zeros_like(x)
+            return logits, attack.loss(two_classes(logits, p.target), as_attacked(p), s), torch.zeros_like(x)
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         with in_bfloat16(x.device, bfloat16):
             logits = model(x)
-        loss = attack.loss(logits, p, s)
+        loss = attack.loss(two_classes(logits, p.target), as_attacked(p), s)
         if not loss.requires_grad:
             raise ModelError(
                 "The model's output does not depend on its input through autograd (was it computed under no_grad, "
@@ -71,7 +72,8 @@ def query(
 def take_lanes(p: Problem, s: State, at: Tensor) -> tuple[Problem, State]:
     """Take the lanes `at` [n] of a problem and of its state."""
     taken = {name: getattr(p, name)[at] for name in ("x", "y", "sample", "trial")}
-    p = replace(p, **taken, logits=None if p.logits is None else p.logits[at])
+    logits, target = (None if value is None else value[at] for value in (p.logits, p.target))
+    p = replace(p, **taken, logits=logits, target=target)
     return p, {name: value[at] for name, value in s.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
 
@@ -50,6 +51,7 @@ class AttackFields(TypedDict, total=False):
     gradients: str | None
     fast_layers: bool
     one_by_one: bool
+    target: str | int | Sequence[int] | None
     device: str | torch.device
 
 
@@ -148,7 +150,8 @@ def attack_images(
         y: labels [N], integers.
         eps: radius in [0, 1] pixel units, "8/255" or 0.3.
         judge: "any" point that is queried may break an image, or only the "final" one of each restart.
-        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers, one_by_one and device, as for `evaluate`.
+        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers, one_by_one, target and device, as for
+            `evaluate`.
 
     Raises:
         RobbenchError: the model, the images or an option do not allow an honest number; the sentence says why.
@@ -198,6 +201,7 @@ def attack_images(
             on_rows=take,
             on_narrow=lambda width, reason: None,
             keep_adversarials=True,
+            targets=setup.targets,
         )
         outcome.flags.update(list_flags(target.module) | outcome.flags)
         if "randomized" not in outcome.flags:  # the judge sees what the clean images do not show

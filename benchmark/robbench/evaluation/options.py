@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from robbench.core.errors import RobbenchError, SuiteError, unknown_name
+from robbench.core.files import digest
 from robbench.core.numbers import parse_eps, parse_threat
 from robbench.core.types import NORMS
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OptionFields", "Options", "OtherFields", "check_count", "check_names"]
+__all__ = ["TARGETS", "OptionFields", "Options", "OtherFields", "check_count", "check_names", "is_list", "name_target"]
+
+
+TARGETS = ("least-likely", "random", "next")
+"""The rules by which images get a target class."""
+_LIST = "list-"
 
 
 class OtherFields(TypedDict, total=False):
@@ -30,6 +36,7 @@ class OtherFields(TypedDict, total=False):
     gradients: str | None
     fast_layers: bool
     one_by_one: bool
+    target: str | int | Sequence[int] | None
     device: str | torch.device
     data_dir: str | Path | None
     models: Sequence[str | Path]
@@ -62,6 +69,9 @@ class Options:
             environment of the result lists the replaced layers. They are not part of the run's identity.
         one_by_one: give the model each image in a batch of its own. Without it, a model whose answer to an image
             depends on the rest of the batch is an error.
+        target: None, or the class that attacks drive images to: `least-likely` on the clean image, `random`, `next`
+            (y + 1), a class, or a list with a class for each image of the test set. Only a prediction of the target is
+            a break.
         device: auto, cpu, cuda or cuda:i. A torch.device is replaced by its name.
         data_dir: folder of the data sets; None means the environment variable ROBBENCH_DATA.
         models: folders of further model registries.
@@ -85,6 +95,7 @@ class Options:
     gradients: str | None = None
     fast_layers: bool = True
     one_by_one: bool = False
+    target: str | tuple[int, ...] | None = None
     device: str = "auto"
     data_dir: str | Path | None = None
     models: Sequence[str | Path] = ()
@@ -113,6 +124,16 @@ class Options:
     def take(cls, given: Mapping[str, Any]) -> Options:
         """Make options from keyword arguments. Arguments that are no option are ignored."""
         return cls(**{key: given[key] for key in OptionFields.__annotations__ if key in given})
+
+
+def name_target(rule: str | tuple[int, ...]) -> str:
+    """Name the rule of targets in identities and overrides: the rule itself, or the digest of a list."""
+    return rule if isinstance(rule, str) else f"{_LIST}{digest(list(rule))[:16]}"
+
+
+def is_list(name: object) -> bool:
+    """Tell whether a name of `name_target` is that of a list, which the name does not hold."""
+    return isinstance(name, str) and name.startswith(_LIST)
 
 
 def check_count(name: str, value: Any, least: int) -> int | None:
@@ -175,6 +196,22 @@ def _read_eps(name: str, value: Any) -> str | float | None:
     return value
 
 
+def _read_target(name: str, value: Any) -> str | tuple[int, ...] | None:
+    allowed = f"allowed: {', '.join(TARGETS)}, a class, or in Python a list with one class for each image, or None."
+    if value is None or (isinstance(value, str) and value in TARGETS):
+        return value
+    if hasattr(value, "tolist"):  # arrays and tensors
+        value = value.tolist()
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return str(int(value))
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
+        return str(int(value))
+    if isinstance(value, list | tuple) and all(isinstance(v, Integral) and not isinstance(v, bool) for v in value):
+        return tuple(int(v) for v in value)
+    shown = repr(value)
+    raise RobbenchError(f"{name}: {shown[:80]} given; {allowed}")
+
+
 def _read_device(name: str, value: Any) -> str:
     if (type(value).__module__, type(value).__name__) == ("torch", "device"):
         return str(value)
@@ -218,6 +255,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "gradients": _read_choice(RobbenchError, "bfloat16"),
     "fast_layers": _read_flag,
     "one_by_one": _read_flag,
+    "target": _read_target,
     "device": _read_device,
     "data_dir": _read_path,
     "models": _read_paths,

@@ -106,7 +106,7 @@ class RunRequest:
             "models": [str(Path(m).resolve()) for m in options.models],
             "data_dir": None if options.data_dir is None else str(Path(options.data_dir).resolve()),
             "save_adversarials": options.save_adversarials,
-        }
+        } | ({"target": options.target} if options.target is not None else {})
 
     def _describe_suite(self) -> str:
         if isinstance(self.suite, str | Path):

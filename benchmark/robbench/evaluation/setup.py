@@ -16,8 +16,9 @@ from robbench.core import version
 from robbench.core.errors import DataError
 from robbench.evaluation.arguments import check_radius, choose_norm, choose_threat
 from robbench.evaluation.inputs import Images, select
-from robbench.evaluation.options import Options
-from robbench.evaluation.stages import ready_stages
+from robbench.evaluation.options import Options, name_target
+from robbench.evaluation.stages import count_classes, ready_stages
+from robbench.evaluation.targets import Targets
 from robbench.evaluation.worker import Place
 from robbench.results.schema import SCHEMA_VERSION, ResultFile
 from robbench.results.selection import describe_selection
@@ -46,6 +47,7 @@ class Setup:
         index: official indices of the same images, [n].
         lanes: batch width.
         coarse: whether gradients are computed in bfloat16.
+        targets: what gives each image its target; None if every other class is a break.
         answers: what the model answers to a few fixed images, as results hold it; empty until it is asked.
 
     Raises:
@@ -62,6 +64,7 @@ class Setup:
         self.threat = choose_threat(suite, images.dataset, options)
         check_radius(self.threat, math.prod(images.x(np.arange(1)).shape[1:]))
         self.stages = ready_stages(suite, self.threat, target, images, options)
+        self.targets = None if options.target is None else self._make_targets(options.target)
         self.positions = select(len(images.y), options)
         self.index = images.index[self.positions]
         shape, device = images.x(np.arange(1)).shape[1:], device or target.device
@@ -69,9 +72,17 @@ class Setup:
         self.answers: list[str] = []
         self._described = {s.name: s.describe() for s in self.stages}
 
+    def _make_targets(self, rule: str | tuple[int, ...]) -> Targets:
+        """Make the targets, and check them."""
+        classes = self.images.num_classes or count_classes(self.target, self.images)
+        targets = Targets(rule, classes, self.options.seed)
+        targets.check(self.images)
+        return targets
+
     def title(self) -> str:
         """Return the title of the run for messages, such as `digits/at · quick · Linf 1/5`."""
-        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}"
+        goal = "" if self.options.target is None else f" · target {name_target(self.options.target)}"
+        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}{goal}"
 
     def overrides(self) -> dict[str, str]:
         """Return what differs from the standard run of the suite: name -> value, in one spelling.
@@ -84,6 +95,7 @@ class Setup:
         changed |= {"sample_seed": str(options.sample_seed)} if options.sample_seed is not None else {}
         changed |= {"gradients": options.gradients} if options.gradients is not None else {}
         changed |= {"one_by_one": "True"} if options.one_by_one else {}
+        changed |= {"target": name_target(options.target)} if options.target is not None else {}
         return changed | ({"seed": str(options.seed)} if options.seed else {})
 
     def identity(self) -> dict[str, Any]:
@@ -104,7 +116,9 @@ class Setup:
 
     def _asking(self) -> dict[str, Any]:
         """List how the model is asked, as far as it may change a verdict. Identities hold only what is not the rule."""
-        return {"gradients": self.options.gradients, "one_by_one": self.options.one_by_one}
+        options = self.options
+        target = None if options.target is None else name_target(options.target)
+        return {"gradients": options.gradients, "one_by_one": options.one_by_one, "target": target}
 
     def order_samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Put official indices into the order in which the run selects them, up to the first that is not among them."""

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.attacks import Attack, describe
+from robbench.attacks import EOT, Attack, describe
 from robbench.classifier.batch_width import BatchWidths
-from robbench.classifier.checks import RANDOMIZED_DRAWS, classify
+from robbench.classifier.checks import RANDOMIZED_DRAWS, choose_width, classify, compute_logits
 from robbench.classifier.prepare import Target
 from robbench.core import rng
 from robbench.core.errors import CardError, ModelError, SuiteError
@@ -24,11 +24,12 @@ from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import Options
 from robbench.evaluation.peers import Peer, build_peer
+from robbench.evaluation.targets import Targets
 from robbench.evaluation.transfer import FixedPoints, Transfer, build_transfer
 from robbench.models.card import Registry
 from robbench.suite import PEERS, Stage, Suite, build_attack
 
-__all__ = ["ReadyStage", "ready_stages", "run_stage"]
+__all__ = ["ReadyStage", "count_classes", "ready_stages", "run_stage"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
         attack: Attack | Transfer | Peer
         if s.kind.partition(":")[0] in PEERS:
             attack = build_peer(s)
-            attack.check_classes(images.num_classes or _count_classes(target, images))
+            attack.check_classes(images.num_classes or count_classes(target, images))
         elif s.kind == Transfer.kind:
             found = _transfer(s, target, images, options)
             if found is None:
@@ -77,13 +78,30 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
                 f"Attack {s.name!r} ({s.kind}) given a threat of norm {threat.norm}; it is made for: "
                 f"{', '.join(attack.norms) or 'other distances'}. Choose another suite, or --norm and --eps."
             )
+        if options.target is not None and not _can_target(attack):
+            if s.optional:
+                continue
+            raise SuiteError(f"Attack {s.name!r} ({s.kind}) given with a target; it cannot be targeted. {_TARGETABLE}")
         stages.append(ReadyStage(s.name, attack, rng.make_key(options.seed, s.name)))
     if not stages:
-        raise SuiteError(f"No attack of the suite {suite.name!r} is made for {threat.norm}. Choose another suite.")
+        goal = "" if options.target is None else " with a target"
+        raise SuiteError(
+            f"No attack of the suite {suite.name!r} is made for {threat.norm}{goal}. Choose another suite."
+        )
     return stages
 
 
-def _count_classes(target: Target, images: Images) -> int:
+_TARGETABLE = "Attacks of other libraries, and those that see predicted classes alone, cannot. Choose another suite."
+
+
+def _can_target(attack: Attack | Transfer | Peer) -> bool:
+    """Tell whether an attack looks for a given class."""
+    if isinstance(attack, Transfer | EOT):
+        return _can_target(attack.inner)
+    return not isinstance(attack, Peer) and getattr(attack, "can_target", True)
+
+
+def count_classes(target: Target, images: Images) -> int:
     """Ask the model about one image, and count the logits."""
     with torch.no_grad():
         logits: Tensor = target.module(images.x(np.arange(1)).to(target.device))
@@ -116,6 +134,7 @@ def run_stage(
     on_rows: Callable[[engine.Rows], None],
     on_narrow: Callable[[int, str], None],
     keep_adversarials: bool = False,
+    targets: Targets | None = None,
 ) -> NDArray[np.int64]:
     """Run a stage on images that the model classifies correctly.
 
@@ -133,12 +152,16 @@ def run_stage(
         on_rows: called with rows as they finish.
         on_narrow: called when memory ran out.
         keep_adversarials: whether the rows are to hold the points.
+        targets: what gives each image its target; None if every other class is a break.
 
     Returns:
         Official indices of the samples that were broken.
     """
-    broken = []
-    for attack, at, claims in _points(stage, target, images, x, y, index, ball, widths):
+    broken, goals = [], None
+    if targets is not None:
+        logits = compute_logits(target, x, choose_width(widths, len(x))) if targets.needs_logits else None
+        goals = targets.choose(images, index, logits)
+    for attack, at, claims in _points(stage, target, images, x, y, index, ball, widths, goals):
         rows = engine.attack_samples(
             target.module,
             attack,
@@ -155,6 +178,7 @@ def run_stage(
             on_narrow=on_narrow,
             keep_adversarials=keep_adversarials,
             claims=claims,
+            target=None if goals is None else goals[at],
         )
         broken.append(rows.sample[rows.broken])
     return np.concatenate(broken)
@@ -169,11 +193,12 @@ def _points(
     index: NDArray[np.int64],
     ball: Ball,
     widths: BatchWidths,
+    goals: Tensor | None,
 ) -> Iterator[tuple[Attack, NDArray[np.int64], dict[int, bool]]]:
     """Yield what the engine runs, on which of the images, and what is claimed beforehand."""
     attack = stage.attack
     if isinstance(attack, Transfer):
-        for at, given in attack.propose(x, y, index, ball, stage.key, widths.lanes):
+        for at, given in attack.propose(x, y, index, ball, stage.key, widths.lanes, goals):
             yield given, at, {}
     elif isinstance(attack, Peer):
         for chunk in np.unique(index // attack.batch):

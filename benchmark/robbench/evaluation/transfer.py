@@ -109,7 +109,14 @@ class Transfer:
         return {"kind": self.kind, "version": self.version, **identity}
 
     def propose(
-        self, x: Tensor, y: Tensor, sample: NDArray[np.int64], ball: Ball, key: tuple[int, int], lanes: int
+        self,
+        x: Tensor,
+        y: Tensor,
+        sample: NDArray[np.int64],
+        ball: Ball,
+        key: tuple[int, int],
+        lanes: int,
+        target: Tensor | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], FixedPoints]]:
         """Perturb images in batches of one width. Yield positions in `sample` and the attack that tries the points."""
         device = next(self.surrogate.parameters()).device
@@ -121,6 +128,7 @@ class Transfer:
                 sample=torch.from_numpy(sample[at]).to(device),
                 trial=torch.zeros(len(at), dtype=torch.int64, device=device),
                 key=key,
+                target=None if target is None else target[at].to(device),
             )
             points = engine.perturb(self.surrogate, self.inner, _pad(p, lanes), ball)[: len(at)].cpu()
             order = np.argsort(sample[at])
@@ -134,7 +142,8 @@ def _pad(p: Problem, lanes: int) -> Problem:
     def fill(v: Tensor) -> Tensor:
         return torch.cat([v, v[:1].expand(more, *v.shape[1:])])
 
-    return replace(p, x=fill(p.x), y=fill(p.y), sample=fill(p.sample), trial=fill(p.trial))
+    target = None if p.target is None else fill(p.target)
+    return replace(p, x=fill(p.x), y=fill(p.y), sample=fill(p.sample), trial=fill(p.trial), target=target)
 
 
 def build_transfer(

@@ -31,6 +31,7 @@ from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.keep_adversarials import Keeper
 from robbench.evaluation.stages import ReadyStage, run_stage
+from robbench.evaluation.targets import Targets
 from robbench.evaluation.transfer import Transfer
 from robbench.results.adversarials import Points
 
@@ -75,6 +76,7 @@ class Job:
         lanes: batch width.
         coarse: whether gradients are computed in bfloat16.
         keep: the run_id if adversarial examples are kept; they carry it.
+        targets: what gives each image its target; None if every other class is a break.
     """
 
     target: Target
@@ -85,6 +87,7 @@ class Job:
     lanes: int
     coarse: bool
     keep: str | None
+    targets: Targets | None = None
 
     def on(self, device: torch.device) -> Job:
         """Move the model, and the surrogates of transfers, to a device."""
@@ -229,6 +232,7 @@ class Worker:
             on_rows=finish,
             on_narrow=functools.partial(sink.narrow, k),
             keep_adversarials=bool(self.keeper),
+            targets=job.targets,
         )
 
     def points(self, exact: bool = False) -> list[Points]:

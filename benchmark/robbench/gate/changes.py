@@ -35,10 +35,10 @@ class Change:
 
 
 def check_comparable(before: BaselineEntry, now: BaselineEntry) -> None:
-    """Refuse two entries with different images, labels or threats.
+    """Refuse two entries with different images, labels, threats or targets.
 
     Raises:
-        ResultError: data set, images, labels or threat differ.
+        ResultError: data set, images, labels, threat or target differ.
     """
     wrong = [
         f"{what}: {old} in the baseline, {new} now"
@@ -46,6 +46,7 @@ def check_comparable(before: BaselineEntry, now: BaselineEntry) -> None:
             ("data set", before.dataset, now.dataset),
             ("images and labels", _short(before.identity.get("data")), _short(now.identity.get("data"))),
             ("threat", _threat(before), _threat(now)),
+            ("target", _target(before), _target(now)),
         )
         if old != new
     ]
@@ -117,6 +118,10 @@ def _short(value: object) -> str:
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
         return text[:12]
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _target(entry: BaselineEntry) -> str:
+    return str(entry.identity.get("target") or "every other class")
 
 
 def _threat(entry: BaselineEntry) -> str:

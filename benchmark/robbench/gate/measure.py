@@ -97,6 +97,7 @@ def measure_entry_again(
         seed=before.seed if seed is None else seed,
         norm=before.threat["norm"],
         eps=before.threat["eps"],
+        target=before.identity.get("target"),
     )
     return measure_entry(spec or before.given.make_spec(), before.suite, asked, reporter)
 

@@ -107,6 +107,8 @@ def run_sanity(request: RunRequest, reporter: Reporter | None = None, *, act: bo
     """
     check_reporter(reporter)
     keep_freed_memory()
+    if request.options.target is not None:
+        raise RobbenchError("--target given with the sanity checks, which ask whether any other class can be reached.")
     if request.options.gradients is not None:
         raise RobbenchError(
             f"--gradients {request.options.gradients} given with the sanity checks, which look at the gradients "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from robbench.core.errors import ResultError
 from robbench.data.sets import NAMES
+from robbench.evaluation.options import is_list, name_target
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import ResultFile
 from robbench.results.trust import require_registered_name
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["ReproduceFields", "VerifyFields", "find_result", "recall_spec"]
+__all__ = ["ReproduceFields", "VerifyFields", "find_result", "recall_spec", "recall_target"]
 
 
 class ReproduceFields(TypedDict, total=False):
@@ -28,6 +29,7 @@ class ReproduceFields(TypedDict, total=False):
     architecture: str | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    target: Sequence[int] | None
     device: str | torch.device
     data_dir: str | Path | None
     models: Sequence[str | Path]
@@ -87,3 +89,21 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
             "its images. Give them in Python: x= and y=."
         )
     return spec
+
+
+def recall_target(stored: ResultFile, given: str | tuple[int, ...] | None) -> str | tuple[int, ...] | None:
+    """Return the targets of a result; None where every other class is a break.
+
+    Args:
+        stored: the result.
+        given: a class for each image, which a result does not hold; None where the result has no such list.
+
+    Raises:
+        ResultError: the list is missing, or another one, or given without need.
+    """
+    rule = stored.identity.get("target")
+    if rule == (None if given is None else name_target(given)) or (given is None and not is_list(rule)):
+        return given if given is not None else rule
+    if is_list(rule):
+        raise ResultError(f"The result has a target for each image ({rule}). Give the same list in Python: target=.")
+    raise ResultError(f"target given; the result has {'no target' if rule is None else f'the target {rule}'}.")

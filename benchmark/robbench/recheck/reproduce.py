@@ -22,7 +22,7 @@ from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.progress import Reporter
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run, run_here
-from robbench.recheck.recall import ReproduceFields, find_result, recall_spec
+from robbench.recheck.recall import ReproduceFields, find_result, recall_spec, recall_target
 from robbench.recheck.verify import verify
 from robbench.results.adversarials import FILE
 from robbench.results.differences import list_differences
@@ -186,6 +186,7 @@ def reproduce(
             eps=stored.overrides.get("eps"),
             gradients=stored.overrides.get("gradients"),
             one_by_one="one_by_one" in stored.overrides,
+            target=recall_target(stored, options.target),
             samples=min(options.samples or stored.n, stored.n),
             seed=stored.seed,
             sample_seed=stored.identity.get("sample_seed"),

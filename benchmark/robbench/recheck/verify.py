@@ -23,9 +23,12 @@ from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
 from robbench.core.types import Status
+from robbench.engine.judge import read_logits
 from robbench.evaluation.inputs import Images, make_probe, resolve
 from robbench.evaluation.options import Options, check_names
-from robbench.recheck.recall import VerifyFields, find_result, recall_spec
+from robbench.evaluation.stages import count_classes
+from robbench.evaluation.targets import Targets
+from robbench.recheck.recall import VerifyFields, find_result, recall_spec, recall_target
 from robbench.results.adversarials import FILE, Adversarials, Points, read, row_digest
 from robbench.results.consistency import Mismatch, Verification, find_mismatches
 from robbench.results.records import read_own_rows
@@ -59,7 +62,8 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     options = Options.take(fields)
     path = find_result(result)
     stored = read_result(path, changed=True)
-    options = replace(options, one_by_one="one_by_one" in stored.overrides)
+    goal = recall_target(stored, options.target)
+    options = replace(options, one_by_one="one_by_one" in stored.overrides, target=goal)
     target, images = resolve(recall_spec(stored, model, fields), options)
     rows = read_own_rows(path.with_name("outcomes.parquet"), stored.run_id)
     breaks = int((rows["status"] == Status.BROKEN).sum())
@@ -84,7 +88,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     if foreign:  # with another model or data set, breaks need not hold
         return Verification(stored, breaks, 0, [*foreign, *refuted], [])
     adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
-    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), lanes)
+    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), lanes, goal)
     refuted += [*verifier.check_labels(), *verifier.check_selection()]
     clean = list(verifier.check_clean_images())
     points = list(verifier.check_points(adversarials))
@@ -111,13 +115,34 @@ class _Verifier:
     """Checks the records of a result with the model and the data set."""
 
     def __init__(
-        self, stored: ResultFile, rows: pd.DataFrame, target: Target, images: Images, ball: Ball, lanes: int
+        self,
+        stored: ResultFile,
+        rows: pd.DataFrame,
+        target: Target,
+        images: Images,
+        ball: Ball,
+        lanes: int,
+        goal: str | tuple[int, ...] | None,
     ) -> None:
         self.stored, self.rows, self.target, self.images = stored, rows, target, images
         self.ball, self.lanes = ball, lanes
         self.exists = np.isin(rows["sample"], images.index)
         self.label = images.y.numpy()[self.find_positions(rows["sample"].where(self.exists, images.index[0]))]
         self.randomized = False
+        self.targets = None
+        if goal is not None:
+            self.targets = Targets(goal, images.num_classes or count_classes(target, images), stored.seed)
+            self.targets.check(images)
+
+    def choose_goals(self, sample: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return the target of each sample; None where every other class is a break."""
+        if self.targets is None:
+            return None
+        logits = None
+        if self.targets.needs_logits:
+            logits = compute_logits(self.target, self.images.x(self.find_positions(sample)), self.lanes)
+        goals: NDArray[np.int64] = self.targets.choose(self.images, sample, logits).numpy()
+        return goals
 
     def find_positions(self, sample: Any) -> NDArray[np.int64]:
         """Return the positions of official indices in the test set."""
@@ -218,21 +243,27 @@ class _Verifier:
             slack = self.ball.distance(x, x + (x * 2**-10 + 2**-24))
         logits = compute_logits(self.target, x, self.lanes)
         votes: list[int | None] = [None] * len(x)
+        goals = self.choose_goals(found["sample"].to_numpy(np.int64))
         if self.randomized:
-            votes = self.count_wrong_answers(x, logits, torch.tensor(found["true"].to_numpy(np.int64)))
+            y = torch.tensor(found["true"].to_numpy(np.int64))
+            votes = self.count_wrong_answers(x, logits, y, None if goals is None else torch.from_numpy(goals))
         for i, row in enumerate(found.to_dict("records")):
             place = _check_place(x[i], inside[i], distance[i], row["distance"], float(slack[i]))
-            answer = _check_prediction(row, logits[i], votes[i])
+            answer = list(_check_prediction(row, logits[i], votes[i]))
+            if goals is not None and row["prediction"] != goals[i]:
+                answer = [(f"prediction {row['prediction']} is recorded; the target is {goals[i]}", False)]
             for what, close in (*place, *answer):
                 yield Mismatch(what, int(row["sample"]), row["attack"]), close
 
-    def count_wrong_answers(self, x: Tensor, logits: Tensor, y: Tensor) -> list[int | None]:
+    def count_wrong_answers(
+        self, x: Tensor, logits: Tensor, y: Tensor, goals: Tensor | None = None
+    ) -> list[int | None]:
         """Count the wrong answers among `RANDOMIZED_DRAWS` answers per point, for models that answer at random."""
         count = torch.zeros(len(x), dtype=torch.int64)
         for draw in range(RANDOMIZED_DRAWS):
             if draw:
                 logits = compute_logits(self.target, x, self.lanes)
-            count += logits.isfinite().all(1) & (logits.argmax(1) != y)
+            count += read_logits(logits, y, goals)[1]
         counted: list[int | None] = count.tolist()
         return counted
 

@@ -55,6 +55,7 @@ class Description(StrictModel):
     gradients: Literal["bfloat16"] | None = None  # not in descriptions written before there was a choice
     fast_layers: bool = True  # the same
     one_by_one: bool = False  # the same
+    target: str | list[int] | None = None  # the same
     models: list[str]
     data_dir: str | None
     save_adversarials: bool
