@@ -24,7 +24,7 @@ from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import Options
 from robbench.evaluation.peers import PEERS, Peer, build_peer
-from robbench.evaluation.transfer import FixedPoints, Transfer, build_transfer
+from robbench.evaluation.transfer import FixedPoints, Transfer, build_inner_attack, build_transfer, load_surrogate
 from robbench.models.card import Registry
 from robbench.suite import Stage, Suite, build_attack
 
@@ -54,7 +54,8 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
     """Make the attacks of a suite.
 
     Raises:
-        SuiteError: an attack is unknown, has wrong parameters, or is not made for the threat's norm.
+        SuiteError: an attack is unknown, has wrong parameters, or is not made for the threat's norm; or nothing is left
+            of the suite.
         RobbenchError: a surrogate cannot be loaded.
     """
     stages = []
@@ -76,6 +77,11 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
                 f"{', '.join(attack.norms)}. Choose another suite, or --norm and --eps."
             )
         stages.append(ReadyStage(s.name, attack, rng.make_key(options.seed, s.name)))
+    if not stages:
+        raise SuiteError(
+            f"Suite {suite.name!r} has transfer attacks only, and no model of data set {images.dataset!r} is "
+            "registered. Give a model to perturb images with: --surrogate."
+        )
     return stages
 
 
@@ -87,10 +93,19 @@ def _count_classes(target: Target, images: Images) -> int:
 
 
 def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Transfer | None:
-    """Make a transfer; None where its surrogate is not there and the suite calls the stage optional."""
+    """Make a transfer.
+
+    Returns:
+        None where its surrogate is not there and the suite calls the stage optional, or where no model of the data set
+        is registered: images of the user's own have no surrogate but the one that the user names.
+    """
     first, registry = images.x(np.arange(min(2, len(images.y)))), Registry.default([Path(m) for m in options.models])
     params = dict(s.params)
     optional = params.pop("optional", False)
+    if options.surrogate is not None:
+        surrogate = load_surrogate(options.surrogate, images.num_classes, target.device, first, options)
+        return Transfer(*surrogate, build_inner_attack(replace(s, params=params)))
+    optional = optional or all(entry.dataset != images.dataset for entry in registry.entries())
     try:
         return build_transfer(
             replace(s, params=params), images.dataset, target.device, first, registry, options.fast_layers
