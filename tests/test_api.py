@@ -78,7 +78,7 @@ def test_a_source_without_its_data_set_is_refused():
         (lambda m, x, y: rb.load_model("digits/at", models="models"), "models: 'models' given; allowed: a list"),
         (lambda m, x, y: rb.clean_accuracy("digits/at", x, y), r"robbench\.load_model\('digits/at'\)"),
         (lambda m, x, y: rb.clean_accuracy(None, x, y), "model: .*NoneType given"),
-        (lambda m, x, y: rb.clean_accuracy(m, x.numpy(), y), "x: numpy.ndarray given"),
+        (lambda m, x, y: rb.clean_accuracy(m, x.tolist(), y), "x: builtins.list given"),
         (lambda m, x, y: rb.clean_accuracy(m, x, y, lanes=0), "lanes: 0 given"),
         (lambda m, x, y: rb.clean_accuracy(m, x, y + 10), "the labels go up to"),
         (lambda m, x, y: rb.clean_accuracy(copy.deepcopy(m).train(), x, y), "training mode"),

@@ -114,19 +114,24 @@ def test_the_options_of_public_functions_are_those_of_the_dataclass():
 
 
 WRONG_SPECS = [
-    ({"model": 3}, "model: builtins.int given; allowed: a torch.nn.Module, a registered name"),
-    ({"model": small}, "model: builtins.function given"),
+    ({"model": 3}, "model: builtins.int given; allowed: a torch.nn.Module, a function of arrays of images"),
+    ({"model": dict}, "model: builtins.type given.*This is a class"),
     ({"name": "a/b"}, "name: 'a/b' given; allowed: up to 200 bytes of printable text without /"),
     ({"name": ""}, "name: '' given"),
     ({"name": 3}, "name: 3 given; allowed: text, or None"),
     ({"dataset": "../x"}, "dataset: '../x' given"),
     ({"architecture": 3}, "architecture: 3 given; allowed: text"),
-    ({"x": np.zeros((1, 1, 8, 8))}, "x: numpy.ndarray given; allowed: a torch.Tensor"),
+    ({"x": [np.zeros((1, 8, 8))]}, "x: builtins.list given; allowed: a torch.Tensor or a NumPy array"),
+    ({"data": "d", "x": np.zeros((1, 1, 8, 8))}, "data given with x or y"),
+    ({"resize": 8}, "resize given without data"),
+    ({"data": "d", "crop": 0}, "crop: 0 given; allowed: a whole number from 1 on"),
+    ({"data": "d", "channels": 2}, "channels: 2 given; allowed: 1 or 3"),
+    ({"data": "d", "on_broken": "go"}, "on_broken: 'go' given; allowed: stop, skip"),
     ({"y": [1]}, "y: builtins.list given; allowed: a torch.Tensor"),
     ({"model": "file:a.pt", "mean": "0.5"}, "mean: '0.5' given; allowed: a list with one number per channel"),
     ({"model": "file:a.pt", "std": [True]}, r"std: \[True\] given"),
     ({"model": "file:a.pt", "mean": 0.5}, r"mean: 0\.5 given"),
-    ({"mean": [0.5]}, "a module of your own is complete"),
+    ({"mean": [0.5]}, "a model of your own is complete"),
     ({"model": "digits/at", "dataset": "digits"}, "not with a registered name"),
     ({"model": "odd:thing:else"}, "Unknown source"),
 ]

@@ -27,6 +27,7 @@ from robbench.masking.run import _Examination, examine
 from robbench.masking.verdict import decide_verdict
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from robbench.models.spec import ModelSpec
 from support.masks import Cut, NoisyGradient, NoisyWhere, Reversed
 
 pytestmark = pytest.mark.whole
@@ -113,7 +114,7 @@ def third(x):
 
 def probe(model, seed=0, count=24):
     images = Images.of(load("digits"))
-    target = own_target(model.eval(), "mine", torch.device("cpu"), images, Options())
+    target = own_target(ModelSpec(model.eval(), name="mine"), torch.device("cpu"), images, Options())
     x, y = images.x(np.arange(2 * count)), images.y[: 2 * count]
     with torch.no_grad():
         right = np.flatnonzero((target.module(x).argmax(1) == y).numpy())[:count]

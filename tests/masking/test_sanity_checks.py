@@ -27,6 +27,7 @@ from robbench.masking.gradient_probe import GradientProbe, ZeroGradientModel
 from robbench.masking.run import examine
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from robbench.models.spec import ModelSpec
 from robbench.results.places import locate_result
 from robbench.results.store import read_rows
 from robbench.suite import load_suite
@@ -125,12 +126,13 @@ MODELS = {
 def extract_subject(name):
     """A prepared model, its test images, and the radius."""
     module, x, y = MODELS[name]()
-    images = own_images(x, y, "digits" if x is None else None, Options())
-    target = own_target(module.eval(), name, CPU, images, Options())
+    spec = ModelSpec(module.eval(), x, y)
+    images = own_images(spec, "digits" if x is None else None, Options())
+    target = own_target(spec, CPU, images, Options())
     inputs = images.x(np.arange(2)).requires_grad_(True)
     connected = target.module(inputs).requires_grad
     if not connected:
-        target = own_target(ZeroGradientModel(module).eval(), name, CPU, images, Options())
+        target = own_target(ModelSpec(ZeroGradientModel(module).eval()), CPU, images, Options())
     return SimpleNamespace(target=target, images=images, eps="0.2", connected=connected)
 
 

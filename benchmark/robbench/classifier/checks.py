@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from robbench.core.user_code import contain_exits
 __all__ = [
     "CLEAN_FLAGS",
     "RANDOMIZED_DRAWS",
+    "ImageRows",
     "choose_width",
     "classify",
     "compute_logits",
@@ -63,9 +65,19 @@ def _word_out_of_memory(images: int) -> ModelError:
     return ModelError(f"Out of memory for {images} images at once; use fewer: --lanes N.")
 
 
+class ImageRows(Protocol):
+    """Images [N, C, H, W]: a tensor, or images that are read as they are sliced."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Return some of the images, on the CPU."""
+
+
 def classify(
     target: Target,
-    x: Tensor,
+    x: ImageRows,
     y: Tensor,
     num_classes: int | None,
     lanes: int,
@@ -263,17 +275,17 @@ def find_bfloat16_flag(target: Target, x: Tensor, lanes: int) -> dict[str, str]:
     }
 
 
-def compute_logits(target: Target, x: Tensor, lanes: int) -> Tensor:
+def compute_logits(target: Target, x: ImageRows, lanes: int) -> Tensor:
     """Compute the logits of images [N, C, H, W] in batches of one width: [N, K] on the CPU."""
     return torch.cat([_logits(target, batch)[:real].cpu() for batch, real in _batches(x, lanes)])
 
 
-def _batches(x: Tensor, lanes: int) -> Iterator[tuple[Tensor, int]]:
+def _batches(x: ImageRows, lanes: int) -> Iterator[tuple[Tensor, int]]:
     for start in range(0, len(x), lanes):
         batch = x[start : start + lanes]
         real = len(batch)
         if real < lanes:
-            batch = torch.cat([batch, batch.new_zeros((lanes - real, *x.shape[1:]))])
+            batch = torch.cat([batch, batch.new_zeros((lanes - real, *batch.shape[1:]))])
         yield batch, real
 
 
@@ -291,11 +303,14 @@ def _logits(target: Target, batch: Tensor, ask: Callable[[Tensor], Tensor] | Non
 def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
     found, top = logits.shape[1], int(y.max())
     if num_classes is not None and found != num_classes:
-        raise ModelError(f"The model has {found} classes; the data set has {num_classes}.")
+        raise ModelError(
+            f"The model has {found} classes; the data set has {num_classes}. Of a folder with some of the model's "
+            "classes, --classes FILE says which output each class is."
+        )
     if found == 1:
         raise ModelError(
-            "The model answers with one logit per image; expected one per class. Of two classes, return both: "
-            "torch.cat([0 * z, z], 1) makes [0, z] of a logit z [N, 1] for class 1."
+            "The model answers with one logit per image; expected one per class. If it is that of class 1 against "
+            "class 0: --binary (in Python binary=True)."
         )
     if top >= found:
         raise ModelError(f"The model has {found} classes; the labels go up to {top}.")

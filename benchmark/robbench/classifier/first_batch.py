@@ -136,7 +136,7 @@ def refuse_memory_of_first_batch(fresh: nn.Module, used: Guarded, x: Tensor, cha
         ModelError: the copies answer x differently.
     """
     try:
-        other = Guarded(fresh.to(x.device)).eval()
+        other = Guarded(fresh.to(x.device), output=used.output, binary=used.binary).eval()
         with torch.no_grad():
             other(0.9 - 0.3 * x)  # another mean, least and largest pixel
             answers = used.ask_together(x), other(x)

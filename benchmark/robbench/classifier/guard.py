@@ -12,6 +12,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from robbench.classifier.answer_part import make_two_logits, take_part
 from robbench.core.errors import ModelError
 from robbench.core.user_code import contain_exits
 
@@ -70,12 +71,16 @@ class Guarded(nn.Module):
     Attributes:
         inner: the model.
         one_by_one: whether the model is given each image in a batch of its own.
+        output: which part of its answers holds the logits (`answer_part`).
+        binary: whether it answers with one logit, of class 1.
         flags: problems noticed so far: name of the problem -> sentence.
     """
 
-    def __init__(self, inner: nn.Module, one_by_one: bool = False) -> None:
+    def __init__(
+        self, inner: nn.Module, one_by_one: bool = False, output: str | int | None = None, binary: bool = False
+    ) -> None:
         super().__init__()
-        self.inner, self.one_by_one = inner, one_by_one
+        self.inner, self.one_by_one, self.output, self.binary = inner, one_by_one, output, binary
         self.flags: dict[str, str] = {}
 
     def try_out(self, x: Tensor) -> None:
@@ -120,7 +125,10 @@ class Guarded(nn.Module):
                 "The model changes its input in place, and did not when it was tried out, so no point of this batch "
                 "can be trusted. Let it work on a copy: x = x.clone()."
             )
-        return self._check_logits(x, logits)
+        logits, taken = take_part(logits, self.output, len(x))
+        if taken:
+            self.flags["output_part"] = taken
+        return self._check_logits(x, make_two_logits(logits) if self.binary else logits)
 
     def _check_logits(self, x: Tensor, logits: object) -> Tensor:
         """Check an output, and bring it to the device and the dtype of the input."""
@@ -131,7 +139,7 @@ class Guarded(nn.Module):
             given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ModelError(
                 f"The model answers with {given} to a batch of {len(x)} images (few images are padded to the width of "
-                f"a batch); expected logits of shape ({len(x)}, classes)."
+                f"a batch); expected logits of shape ({len(x)}, classes). One logit an image: --binary."
             )
         if not logits.is_floating_point():
             raise ModelError(f"The model answers in {logits.dtype}; expected floating-point logits [N, classes].")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
     """Check images and labels, and bring them to the CPU.
 
     Args:
-        x: images [N, C, H, W] in [0, 1], float16, float32 or float64.
+        x: images [N, C, H, W] in [0, 1], float16, float32 or float64; or pixel values 0 to 255 in uint8.
         y: labels [N], integers from 0.
 
     Returns:
@@ -33,15 +35,17 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
             raise DataError(f"{name} is {kind}")
     if x.dim() == 4:
         _check_labels(x, y)
-    if x.dim() != 4 or x.dtype not in _FLOATS:
+    if x.dim() != 4 or x.dtype not in (*_FLOATS, torch.uint8):
         raise DataError(
-            f"x is {x.dtype} of shape {tuple(x.shape)}; expected floating-point images [N, C, H, W] in float16, "
-            "float32 or float64. x.float() / 255 makes them of pixel values 0 to 255."
+            f"x is {x.dtype} of shape {tuple(x.shape)}; expected images [N, C, H, W] in [0, 1] in float16, float32 or "
+            "float64, or pixel values 0 to 255 in uint8. x.float() / 255 makes them of other pixel values 0 to 255."
         )
     if not x.numel():
         raise DataError(f"x holds no images: its shape is {tuple(x.shape)}.")
     x, y = x.detach().cpu(), y.detach().cpu().long()
-    x, flags = _clip_rounding(x)
+    flags: dict[str, str] = {}
+    if x.dtype != torch.uint8:
+        x, flags = _clip_rounding(x)
     flags |= _find_dark_flag(x)
     if (least := int(y.min())) < 0:
         raise DataError(f"y holds the label {least}; labels are 0 or more.")
@@ -82,7 +86,7 @@ def _check_labels(x: Tensor, y: Tensor) -> None:
 def _clip_rounding(x: Tensor) -> tuple[Tensor, dict[str, str]]:
     low, high = float(x.min()), float(x.max())
     slack = torch.finfo(torch.float32).eps
-    if not bool(x.isfinite().all()):
+    if not math.isfinite(low + high):  # the least value of a tensor with a NaN is NaN
         bad = ~x.isfinite().flatten(1).all(1)
         raise DataError(
             f"x holds NaN or infinity in {int(bad.sum())} of {len(x)} images, the first at position "
@@ -107,7 +111,7 @@ def _clip_rounding(x: Tensor) -> tuple[Tensor, dict[str, str]]:
 
 def _find_dark_flag(x: Tensor) -> dict[str, str]:
     """Look for images that were divided by 255 twice: no pixel is brighter than one step of 8 bits."""
-    high = float(x.max())
+    high = float(x.max()) / (255 if x.dtype == torch.uint8 else 1)
     if high > 1.01 / 255:  # one percent is for rounding, in float16 too
         return {}
     return {

@@ -62,6 +62,8 @@ def prepare(
     fast_layers: bool = True,
     bfloat16: bool = False,
     one_by_one: bool = False,
+    output: str | int | None = None,
+    binary: bool = False,
 ) -> Guarded:
     """Return a frozen, guarded copy of a model on the device. The caller's module stays as it is.
 
@@ -74,6 +76,8 @@ def prepare(
         fast_layers: whether layers may be replaced by faster ones on a CPU (`fast_layers`).
         bfloat16: whether gradients will run in bfloat16, in which faster layers are then compared, too.
         one_by_one: whether the model is given each image in a batch of its own.
+        output: see `Guarded`, like binary.
+        binary: see output.
 
     Raises:
         ModelError: the model is in training mode, has layers without weights, hides its weights in TorchScript code, or
@@ -103,7 +107,7 @@ def prepare(
                 ours.to(memory_format=torch.contiguous_format)
         if fast_layers and device.type == "cpu":
             install_fast_layers(ours, x, bfloat16)
-    guarded = Guarded(ours, one_by_one).eval()
+    guarded = Guarded(ours, one_by_one, output, binary).eval()
     guarded.try_out(x.to(device))
     if fresh is not None:
         refuse_memory_of_first_batch(fresh, guarded, x.to(device), find_changed(state, ours))

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from robbench.commands.about import takes_model_options
 from robbench.commands.options import (
-    Architecture,
     DataDir,
-    Dataset,
     Device,
     Gradients,
     Imports,
     Json,
     Lanes,
-    Mean,
     ModelNames,
     Models,
     Norm,
@@ -28,13 +26,12 @@ from robbench.commands.options import (
     Results,
     Samples,
     Seed,
-    Std,
     SuiteName,
+    Surrogate,
     Target,
     check_positive,
     make_specs,
     parse_radii_option,
-    per_channel,
 )
 from robbench.commands.printing import print_objects
 from robbench.commands.runs import resume_runs, run_all
@@ -83,6 +80,7 @@ Threads = Annotated[
 ]
 
 
+@takes_model_options()
 def eval_(
     model: ModelNames = None,
     all_models: AllModels = False,
@@ -91,10 +89,7 @@ def eval_(
     sample_seed: Annotated[int | None, typer.Option(help="Draw the N images at random with this seed.")] = None,
     eps: Radii = None,
     norm: Norm = None,
-    dataset: Dataset = None,
-    architecture: Architecture = None,
-    mean: Mean = None,
-    std: Std = None,
+    surrogate: Surrogate = None,
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option(help="Run N seeds, from --seed on: mean, range, and worst over seeds.")] = 1,
     lanes: Lanes = None,
@@ -116,6 +111,8 @@ def eval_(
     workers: Workers = None,
     threads: Threads = 1,
     as_json: Json = False,
+    *,
+    about: SpecFields,
 ) -> None:
     """Measure the robust accuracy of models.
 
@@ -127,8 +124,6 @@ def eval_(
 
     ray = _parse_executor(executor, address, workers, threads)
     import_user_modules(imports or [])
-    about: SpecFields = {"dataset": dataset, "architecture": architecture}
-    about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
     place = Options(device=device, results=results, wait=wait)
     options = replace(
         place,
@@ -144,9 +139,10 @@ def eval_(
         data_dir=data_dir,
         overwrite=overwrite,
         save_adversarials=save_adversarials,
+        surrogate=surrogate,
     )
     if resume:
-        if options != place or model or all_models or any(v is not None for v in (eps, norm, *about.values())):
+        if options != place or model or all_models or about or any(v is not None for v in (eps, norm)):
             raise RobbenchError(
                 "--resume goes on with what was begun, as it was begun; it takes only --results, --device, "
                 "--wait, --json and what says where the work runs."
@@ -302,7 +298,7 @@ def _choose_models(model: list[str], all_models: bool, models: list[Path], about
 
     registry = Registry.default(models)
     if all_models:
-        model, about = _list_trained(registry, about.get("dataset")), {**about, "dataset": None}
+        model = _list_trained(registry, about.pop("dataset", None))
     return make_specs(model, registry, about)
 
 

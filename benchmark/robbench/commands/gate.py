@@ -10,26 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robbench.commands.about import takes_model_options
 from robbench.commands.options import (
-    Architecture,
     DataDir,
-    Dataset,
     Device,
     Imports,
     Json,
     Lanes,
-    Mean,
     ModelNames,
     Models,
     Norm,
     Radius,
     Seed,
-    Std,
     SuiteName,
     Target,
     explain_interrupt,
     make_specs,
-    per_channel,
 )
 from robbench.commands.printing import announce, print_json
 from robbench.core.errors import RobbenchError
@@ -52,6 +48,7 @@ Kept = Annotated[
 ]
 
 
+@takes_model_options()
 def make_baseline(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     model: ModelNames = None,
@@ -63,10 +60,6 @@ def make_baseline(
     ] = 0,
     eps: Radius = None,
     norm: Norm = None,
-    dataset: Dataset = None,
-    architecture: Architecture = None,
-    mean: Mean = None,
-    std: Std = None,
     seed: Seed = 0,
     target: Target = None,
     lanes: Lanes = None,
@@ -75,6 +68,8 @@ def make_baseline(
     imports: Imports = None,
     data_dir: DataDir = None,
     results: Kept = None,
+    *,
+    about: SpecFields,
 ) -> None:
     """Attack models and write their verdicts, image by image, as a baseline for `robbench check`.
 
@@ -91,12 +86,6 @@ def make_baseline(
         from robbench.evaluation.request import RunRequest
         from robbench.models.card import Registry
 
-        about: SpecFields = {
-            "dataset": dataset,
-            "architecture": architecture,
-            "mean": per_channel("--mean", mean),
-            "std": per_channel("--std", std),
-        }
         specs = make_specs(model, Registry.default(models or []), about)
         with _measure_into(results, device, lanes, data_dir, models, samples is None) as (options, reporter):
             options = replace(options, samples=samples, sample_seed=sample_seed, seed=seed, norm=norm, eps=eps)
@@ -108,6 +97,7 @@ def make_baseline(
 
             entries = [measure_entry(spec, suite, options, reporter) for spec in specs]
     from robbench.gate.baseline import write_baseline
+    from robbench.models.sources import parse_source
 
     write_baseline(out, entries)
     for entry in entries:
@@ -117,7 +107,10 @@ def make_baseline(
             f"clean {100 * clean.value:.1f} %, worst case {100 * robust.value:.1f} % "
             f"[{100 * robust.low:.1f}, {100 * robust.high:.1f}]"
         )
-    print(f"{out} written. Check against it: robbench check --baseline {out}")
+    sources = [parse_source(entry.given.model) for entry in entries]
+    modules = dict.fromkeys(s.parts[0] for s in sources if s is not None and s.kind == "function")
+    imported = "".join(f" --import {name}" for name in modules)
+    print(f"{out} written. Check against it: robbench check --baseline {out}{imported}")
 
 
 def check_baseline(
@@ -127,6 +120,9 @@ def check_baseline(
         typer.Option("--model", "-m", help="Models of the baseline. If it holds only one, any other model."),
     ] = None,
     result: Stored = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the images are now, if the baseline is of images of your own.")
+    ] = None,
     max_drop: Annotated[float, typer.Option(help="Largest allowed drop of an accuracy, in points.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Largest allowed probability that unchanged models fail.")] = 0.01,
     sequential: Annotated[bool, typer.Option("--sequential", help="Stop as soon as the answer is certain.")] = False,
@@ -165,7 +161,7 @@ def check_baseline(
         entries = _read_stored(result)
         decision = decide_gate([compare_entries(_find_entry(stored.runs, e), e) for e in entries], policy)
     else:
-        wanted = choose_entries(stored, model or [])
+        wanted = choose_entries(stored, model or [], data)
         givens = {entry.name: given for entry, given in wanted}
         with _measure_into(results, device, lanes, data_dir, models, False) as (options, reporter):
 

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 __all__ = [
     "SOURCES", "Architecture", "DataDir", "Dataset", "Device", "Gradients", "Imports", "Json", "Lanes", "Mean",
     "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Samples", "Seed", "Std", "SuiteName",
-    "Target", "check_about", "check_positive", "explain_interrupt", "make_specs", "parse_radii_option", "per_channel",
+    "Surrogate", "Target", "check_about", "check_positive", "explain_interrupt", "make_specs", "parse_radii_option",
+    "per_channel",
 ]  # fmt: skip
 
-SOURCES = "file:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
+SOURCES = "file:PATH, onnx:PATH, torchscript:PATH, hf:REPO, timm:NAME, robustbench:NAME or module:function"
 
 Architecture = Annotated[
     str | None, typer.Option(help='For file: and hf:, such as "wide_resnet:depth=28,widen_factor=10".')
@@ -73,6 +74,9 @@ Target = Annotated[
     typer.Option(help="Only this class is a break: least-likely, random, next (the label + 1), or a class."),
 ]
 SuiteName = Annotated[str, typer.Option("--suite", "-s", help="A suite's name, or a .toml file.")]
+Surrogate = Annotated[
+    str | None, typer.Option(help="The model that transfer attacks use, a registered one or a source.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Models = Annotated[
     list[Path] | None,
@@ -138,8 +142,8 @@ def check_about(sources: set[str], about: Mapping[str, object]) -> None:
     """
     if not sources and any(v is not None for v in about.values()):
         raise RobbenchError(
-            f"--dataset, --architecture, --mean and --std go with a source ({SOURCES}). The card of a registered model "
-            "sets them."
+            "--dataset, --architecture, --mean, --std, --data, --output and --binary go with a source "
+            f"({SOURCES}). The card of a registered model sets them."
         )
 
 

@@ -8,28 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robbench.commands.about import takes_model_options
 from robbench.commands.options import (
     SOURCES,
-    Architecture,
     DataDir,
-    Dataset,
     Device,
     Gradients,
     Imports,
     Json,
     Lanes,
-    Mean,
     Models,
     Norm,
     Radius,
     Results,
     Samples,
     Seed,
-    Std,
     SuiteName,
+    Surrogate,
     check_positive,
     make_specs,
-    per_channel,
 )
 from robbench.commands.printing import announce, print_json, print_table, print_text
 from robbench.core.errors import RobbenchError
@@ -42,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_runs"]
 
 
+@takes_model_options()
 def plan_runs(
     model: Annotated[list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES}.")],
     suite: SuiteName = "whitebox",
@@ -63,10 +61,7 @@ def plan_runs(
     ] = None,
     eps: Radius = None,
     norm: Norm = None,
-    dataset: Dataset = None,
-    architecture: Architecture = None,
-    mean: Mean = None,
-    std: Std = None,
+    surrogate: Surrogate = None,
     seed: Seed = 0,
     lanes: Lanes = None,
     gradients: Gradients = None,
@@ -76,6 +71,8 @@ def plan_runs(
     imports: Imports = None,
     results: Results = Path("results"),
     as_json: Json = False,
+    *,
+    about: SpecFields,
 ) -> None:
     """Predict what runs will cost: passes, time and memory.
 
@@ -93,12 +90,10 @@ def plan_runs(
     from robbench.evaluation.request import RunRequest
     from robbench.models.card import Registry
 
-    about: SpecFields = {"dataset": dataset, "architecture": architecture}
-    about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
     specs = make_specs(model, Registry.default(models or []), about)
     options: dict[str, Any] = {"samples": samples, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
     options |= {"gradients": gradients, "device": device, "models": models or [], "data_dir": data_dir}
-    options |= {"results": results}
+    options |= {"results": results, "surrogate": surrogate}
     for spec in specs:
         check_request(RunRequest(spec, suite, Options(**options)))
     announce(f"{model[0]} · {suite}: loading, then attacking a few of the images")

@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robbench.commands.about import takes_model_options
 from robbench.commands.options import (
-    Architecture,
     DataDir,
     Device,
     Imports,
     Json,
-    Mean,
     Models,
     Results,
-    Std,
+    Surrogate,
     check_positive,
     explain_interrupt,
-    per_channel,
 )
 from robbench.commands.printing import announce, print_json, print_objects, print_table, print_text, tree
 from robbench.core.errors import RobbenchError
@@ -30,6 +28,7 @@ from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.evaluation.request import RunRequest
+    from robbench.recheck.recall import RecalledFields
     from robbench.results.schema import ResultFile
 
 __all__ = ["reproduce_result", "resume_runs", "run_all", "runs"]
@@ -126,23 +125,24 @@ def resume_runs(results: Path, device: str, wait: bool, as_json: bool, ray: dict
         raise typer.Exit(2)
 
 
+@takes_model_options("dataset")
 def reproduce_result(
     result: Annotated[Path, typer.Argument(help="The folder of a result, or its result.json.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="What was measured, if it has no card.")] = None,
     suite: Annotated[
         str | None, typer.Option("--suite", "-s", help="The .toml file, if the suite was one's own.")
     ] = None,
-    architecture: Architecture = None,
-    mean: Mean = None,
-    std: Std = None,
     samples: Annotated[
         int | None, typer.Option(callback=check_positive, help="Only the first N of the images.")
     ] = None,
+    surrogate: Surrogate = None,
     device: Device = "auto",
     models: Models = None,
     imports: Imports = None,
     data_dir: DataDir = None,
     as_json: Json = False,
+    *,
+    about: RecalledFields,
 ) -> None:
     """Run a stored result again from its own description, and compare image by image.
 
@@ -162,9 +162,8 @@ def reproduce_result(
             result,
             model,
             suite=suite,
-            architecture=architecture,
-            mean=per_channel("--mean", mean),
-            std=per_channel("--std", std),
+            surrogate=surrogate,
+            **about,
             samples=samples,
             device=device,
             models=models or [],

@@ -9,44 +9,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robbench.commands.about import takes_model_options
 from robbench.commands.options import (
     SOURCES,
-    Architecture,
     DataDir,
-    Dataset,
     Device,
     Json,
     Lanes,
-    Mean,
     Models,
     Norm,
     Overwrite,
     Radius,
     Results,
-    Std,
+    Surrogate,
     explain_interrupt,
-    per_channel,
 )
 from robbench.commands.printing import announce, print_objects
 
 if TYPE_CHECKING:
     from robbench.evaluation.request import RunRequest
     from robbench.masking.run import Examined
+    from robbench.models.spec import SpecFields
 
 __all__ = ["examine_model", "sanity"]
 
 
+@takes_model_options()
 def sanity(
     model: Annotated[str, typer.Argument(help=f"A registered model, or a source: {SOURCES}.")],
     samples: Annotated[int | None, typer.Option(help="The first N test images.")] = 200,
     act: Annotated[bool, typer.Option("--act", help="Run the suite that is advised, too.")] = False,
     eps: Radius = None,
     norm: Norm = None,
-    dataset: Dataset = None,
-    architecture: Architecture = None,
-    mean: Mean = None,
-    std: Std = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    surrogate: Surrogate = None,
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,
@@ -54,6 +50,8 @@ def sanity(
     results: Results = Path("results"),
     overwrite: Overwrite = False,
     as_json: Json = False,
+    *,
+    about: SpecFields,
 ) -> None:
     """Check whether a model's robust accuracy can be trusted.
 
@@ -65,10 +63,7 @@ def sanity(
     request = RunRequest.of(
         model,
         "sanity",
-        dataset=dataset,
-        architecture=architecture,
-        mean=per_channel("--mean", mean),
-        std=per_channel("--std", std),
+        **about,
         samples=samples,
         eps=eps,
         norm=norm,
@@ -79,6 +74,7 @@ def sanity(
         data_dir=data_dir,
         results=results,
         overwrite=overwrite,
+        surrogate=surrogate,
     )
     check_request(request)
     found = examine_model(request, act=act).sanity

@@ -8,24 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robbench.commands.about import takes_model_options
 from robbench.commands.options import (
     SOURCES,
-    Architecture,
     DataDir,
     Device,
     Json,
-    Mean,
     Models,
     Results,
-    Std,
     check_positive,
-    per_channel,
 )
 from robbench.commands.printing import announce, print_json, print_text
 
 if TYPE_CHECKING:
     from robbench.certify.verify import CertifiedCheck
-    from robbench.recheck.recall import VerifyFields
+    from robbench.recheck.recall import RecalledFields, VerifyFields
     from robbench.recheck.verify import Verification
     from robbench.results.schema import ResultFile
 
@@ -80,14 +77,12 @@ def show(
         print_text(f"No results yet: robbench eval --model {entry.full_name}")
 
 
+@takes_model_options("dataset")
 def verify_result(
     result: Annotated[Path, typer.Argument(help="The folder of a result or of certificates, or its result.json.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help=f"What was measured, if it has no card: {SOURCES}.")
     ] = None,
-    architecture: Architecture = None,
-    mean: Mean = None,
-    std: Std = None,
     lanes: Annotated[
         int | None, typer.Option(callback=check_positive, help="Batch width; that of the run if left out.")
     ] = None,
@@ -96,6 +91,8 @@ def verify_result(
     models: Models = None,
     data_dir: DataDir = None,
     as_json: Json = False,
+    *,
+    about: RecalledFields,
 ) -> None:
     """Derive every break of a stored result again, without attacking; of certificates, some proofs too.
 
@@ -110,15 +107,8 @@ def verify_result(
     from robbench.certify.verify import verify_certified
     from robbench.recheck.verify import verify
 
-    fields: VerifyFields = {
-        "architecture": architecture,
-        "mean": per_channel("--mean", mean),
-        "std": per_channel("--std", std),
-        "lanes": lanes,
-        "device": device,
-        "models": models or [],
-        "data_dir": data_dir,
-    }
+    fields: VerifyFields = {"lanes": lanes, "device": device, "models": models or [], "data_dir": data_dir}
+    fields.update(about)
     v: Verification | CertifiedCheck
     if folder is not None:
         v = verify_certified(folder, model, samples=samples, **fields)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
+IMAGENET = "imagenet"
+"""The data set that is known, and whose images are read as they are used."""
+
 Judge = Literal["any", "final"]
 """Which points may count as a break: `any` queried point (worst case), or the `final` point of a trial only."""
 

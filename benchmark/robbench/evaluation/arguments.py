@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 from robbench.core.errors import DataError, SuiteError, unknown_name
 from robbench.core.numbers import parse_threat, whole_box
-from robbench.core.types import Norm, Threat
+from robbench.core.types import IMAGENET, Norm, Threat
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
 from robbench.models.card import DATASETS, Registry
@@ -25,10 +26,12 @@ def check_request(request: RunRequest) -> None:
     suite, spec, options = load_suite(request.suite), request.spec, request.options
     if isinstance(spec.model, str) and spec.source is None:
         dataset: str = Registry.default([Path(m) for m in options.models]).find(spec.model).card.dataset
-    elif spec.x is None:
-        dataset = require_dataset(spec.dataset if spec.source is None else spec.source.test_set(spec.dataset))
     else:
-        return
+        named = spec.dataset if spec.source is None else spec.source.test_set(spec.dataset)
+        if spec.has_own_images or named == IMAGENET:
+            choose_threat(suite, named or "custom", options)  # refuses a run without a radius
+            return
+        dataset = require_dataset(named)
     check_radius(choose_threat(suite, dataset, options), math.prod(DATASETS[dataset].in_shape))
 
 
@@ -40,10 +43,11 @@ def require_dataset(dataset: str | None) -> str:
     """
     if dataset is None:
         raise DataError(
-            f"Give images and labels (x=, y=), or the name of a data set (dataset=, --dataset): {', '.join(DATASETS)}."
+            "Give images (--data PATH; in Python data=, or x= and y=), or the name of a data set (--dataset, "
+            f"dataset=): {', '.join(DATASETS)}."
         )
     if dataset not in DATASETS:
-        raise DataError(unknown_name("data set", dataset, DATASETS))
+        raise DataError(unknown_name("data set", dataset, [*DATASETS, IMAGENET]))
     return dataset
 
 
@@ -54,7 +58,9 @@ def choose_threat(suite: Suite, dataset: str, options: Options) -> Threat:
         SuiteError: neither has a radius, or the radius is not one.
     """
     if options.eps is None:
-        return suite.threat(dataset)
+        # The first of the two radii that are usual for ImageNet; the other is L2 3.0 (--norm L2 --eps 3).
+        usual = Threat("Linf", Fraction(4, 255)) if dataset == IMAGENET else None
+        return suite.threats.get(dataset) or usual or suite.threat(dataset)
     norm = options.norm or choose_norm(suite.threats.get(dataset))
     try:
         return parse_threat(norm, options.eps)

@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from robbench.classifier.answers import FIRST_IMAGES, AnswerProbe
-from robbench.classifier.guard import Guarded, out_of_memory
+from robbench.classifier.guard import out_of_memory
 from robbench.classifier.own_images import check_own_images
 from robbench.classifier.prepare import Target, pick_device, prepare
 from robbench.core.errors import DataError, ModelError, RobbenchError
 from robbench.core.files import digest
-from robbench.core.types import Dataset
+from robbench.core.types import IMAGENET, Dataset
 from robbench.core.user_code import contain_exits
+from robbench.data.own import digest_tensor, open_imagenet, open_images
 from robbench.data.sets import load
 from robbench.evaluation.arguments import require_dataset
 from robbench.evaluation.options import Options
+from robbench.evaluation.own_answers import COMPARED, compare_with_own
+from robbench.models.adapters import adapt, find_adapter
 from robbench.models.card import Registry, extract_identity
 from robbench.models.load import describe_module, digest_module, load_model
 from robbench.models.load_source import load_source
-from robbench.models.spec import ModelSpec
+from robbench.models.spec import IMAGE_FIELDS, ModelSpec
 from robbench.results.selection import order_positions
 
-__all__ = ["Images", "make_probe", "own_images", "own_target", "registered", "resolve", "select", "sourced"]
+__all__ = ["Images", "make_probe", "own_images", "own_target", "registered", "resolve", "select"]
+
+
+_MOST_BYTES = 2**29  # of images in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class LazyImages:
+    """Images [N, C, H, W] that are read as they are sliced."""
+
+    read: Callable[[NDArray[np.int64]], Tensor]
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.read(self.positions[rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """Test images as the run uses them: x(positions) -> float images in [0, 1].
 
-    `flags` says what was changed about images that a user brought: name of a problem -> sentence.
+    `flags` says what was changed about images that a user brought: name of a problem -> sentence. `about` identifies
+    how they were read.
     """
 
     dataset: str
@@ -49,6 +71,22 @@ class Images:
     digest: str
     dtype: torch.dtype = torch.float32
     flags: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an image, (C, H, W)."""
+        return tuple(self.x(np.arange(1)).shape[1:])
+
+    def take(self, positions: NDArray[np.int64]) -> LazyImages:
+        """Return images that are read as they are sliced: few of them are in memory."""
+        return LazyImages(self.x, positions)
+
+    def split(self, positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Split positions into parts whose images take little memory at once."""
+        most = max(1, _MOST_BYTES // (math.prod(self.shape) * self.dtype.itemsize))
+        for begin in range(0, len(positions), most):
+            yield positions[begin : begin + most]
 
     @classmethod
     def of(cls, data: Dataset) -> Self:
@@ -68,14 +106,11 @@ def resolve(spec: ModelSpec, options: Options) -> tuple[Target, Images]:
     """
     _check_modes()
     device, source = pick_device(options.device), spec.source
-    if source is not None:
-        images = own_images(spec.x, spec.y, source.test_set(spec.dataset), options)
-        return sourced(spec, device, images, options), images
-    if isinstance(spec.model, str):
+    if isinstance(spec.model, str) and source is None:
         target, data = registered(spec.model, device, options)
         return target, Images.of(data)
-    images = own_images(spec.x, spec.y, spec.dataset, options)
-    return own_target(spec.model, spec.name, device, images, options), images
+    images = own_images(spec, spec.dataset if source is None else source.test_set(spec.dataset), options)
+    return own_target(spec, device, images, options), images
 
 
 def _check_modes() -> None:
@@ -110,17 +145,6 @@ def _reading(device: torch.device) -> Iterator[None]:
         ) from error
 
 
-def _prepare(module: nn.Module, device: torch.device, x: Tensor, options: Options) -> Guarded:
-    return prepare(
-        module,
-        device,
-        x,
-        fast_layers=options.fast_layers,
-        bfloat16=options.gradients is not None,
-        one_by_one=options.one_by_one,
-    )
-
-
 def registered(name: str, device: torch.device, options: Options) -> tuple[Target, Dataset]:
     """Load a registered model and the test set that its card names."""
     entry = Registry.default([Path(m) for m in options.models]).find(name)
@@ -128,7 +152,14 @@ def registered(name: str, device: torch.device, options: Options) -> tuple[Targe
     data = load(entry.dataset, "test", options.data_dir)
     first = torch.from_numpy(data.x[:2]).float() / data.scale
     target = Target(
-        module=_prepare(loaded.module, device, first, options),
+        module=prepare(
+            loaded.module,
+            device,
+            first,
+            fast_layers=options.fast_layers,
+            bfloat16=options.gradients is not None,
+            one_by_one=options.one_by_one,
+        ),
         name=entry.name,
         device=device,
         weights=loaded.weights_sha256,
@@ -138,53 +169,83 @@ def registered(name: str, device: torch.device, options: Options) -> tuple[Targe
     return target, data
 
 
-def own_images(x: Tensor | None, y: Tensor | None, dataset: str | None, options: Options) -> Images:
+def own_images(spec: ModelSpec, dataset: str | None, options: Options) -> Images:
     """Take a user's images, or a named data set for a user's model.
+
+    Args:
+        spec: the model and its images.
+        dataset: the data set that the spec or its source names.
+        options: where data sets are.
 
     Raises:
         DataError: neither or half of it was given, or the images are not fit for use.
     """
-    if (x is None) != (y is None):
+    if (spec.x is None) != (spec.y is None):
         raise DataError("x and y go together.")
-    if x is None or y is None:
+    if not spec.has_own_images and dataset != IMAGENET:
         return Images.of(load(require_dataset(dataset), "test", options.data_dir))
-    x, y, flags = check_own_images(x, y)
-    content = digest([list(x.shape), str(x.dtype), _bytes_digest(x), _bytes_digest(y)])
-    return Images(dataset or "custom", lambda at: x[at], y, np.arange(len(y)), None, content, x.dtype, flags)
+    how = {name: getattr(spec, name) for name in IMAGE_FIELDS}
+    if spec.has_own_images:
+        own = open_images((spec.x, spec.y) if spec.data is None else spec.data, **how)
+    else:
+        own = open_imagenet(options.data_dir, resize=spec.resize, crop=spec.crop, on_broken=spec.on_broken)
+    name, flags, about = dataset or "custom", dict(own.flags), dict(own.about)
+    if own.read is not None:
+        index, dtype = np.arange(len(own.y)), own.read(np.arange(1)).dtype
+        return Images(name, own.read, own.y, index, own.num_classes, own.digest, dtype, flags, about)
+    assert own.x is not None, "images are in memory, or are read"
+    x, y, more = check_own_images(own.x, own.y)
+    content = digest([list(x.shape), str(x.dtype), digest_tensor(x), digest_tensor(y)])
+    read, dtype = _read_memory(x)
+    return Images(name, read, y, np.arange(len(y)), own.num_classes, content, dtype, flags | more, about)
 
 
-def _bytes_digest(t: Tensor) -> str:
-    return hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest()
+def _read_memory(x: Tensor) -> tuple[Callable[[NDArray[np.int64]], Tensor], torch.dtype]:
+    """Return what takes images [n, C, H, W] in [0, 1] of a tensor, and their dtype."""
+    if x.dtype == torch.uint8:
+        return lambda at: x[at].to(torch.float32) / 255, torch.float32
+    return lambda at: x[at], x.dtype
 
 
-def own_target(model: nn.Module, name: str | None, device: torch.device, images: Images, options: Options) -> Target:
-    """Take a user's module; its identity is its class, its structure and its tensors."""
+def own_target(spec: ModelSpec, device: torch.device, images: Images, options: Options) -> Target:
+    """Load a source, or take a user's model. The model answers as the user's own, or it is refused.
+
+    The identity of a source names the source. That of a module is its class, its structure and its tensors; that of
+    another model is what it consists of (`adapters.digest_object`).
+    """
+    x = images.x(np.arange(min(COMPARED, len(images.y))))
+    model = spec.model
+    if spec.source is not None:
+        _, channels, rows, columns = x.shape
+        found = load_source(spec, (channels, rows, columns), images.num_classes, x)
+        module, name, weights, identity = found.module, spec.source.name, found.weights, found.identity
+    else:
+        module = adapt(model, x)
+        name = getattr(model, "__name__", type(model).__name__)
     with _reading(device):
-        return Target(
-            module=_prepare(model, device, images.x(np.arange(min(2, len(images.y)))), options),
-            name=name or type(model).__name__,
-            device=device,
-            weights=digest_module(model),
-            identity=describe_module(model),
+        prepared = prepare(
+            module,
+            device,
+            x[:2],
+            fast_layers=options.fast_layers,
+            bfloat16=options.gradients is not None,
+            one_by_one=options.one_by_one,
+            output=spec.output,
+            binary=bool(spec.binary),
         )
+        if spec.source is None:
+            adapter = find_adapter(module)
+            weights = digest_module(module) if adapter is None else adapter.digest()
+            identity = describe_module(module)
+    compare_with_own(prepared, x.to(device))
+    answer = {"output": spec.output, "binary": spec.binary}
+    identity = identity | {key: value for key, value in answer.items() if value is not None}
+    return Target(prepared, spec.name or _make_folder_name(name), device, weights, identity)
 
 
-def sourced(spec: ModelSpec, device: torch.device, images: Images, options: Options) -> Target:
-    """Load a model that has no card; its identity names the source."""
-    source = spec.source
-    assert source is not None
-    first = images.x(np.arange(min(2, len(images.y))))
-    _, channels, rows, columns = first.shape
-    found = load_source(spec, (channels, rows, columns), images.num_classes)
-    with _reading(device):
-        module = _prepare(found.module, device, first, options)
-    return Target(
-        module=module,
-        name=spec.name or source.name,
-        device=device,
-        weights=found.weights,
-        identity=found.identity,
-    )
+def _make_folder_name(name: str) -> str:
+    """Make the name of a folder of the name of a function or a class, such as `<lambda>`."""
+    return re.sub(r"[^\w.-]+", "", name) or "model"
 
 
 def make_probe(target: Target, images: Images, lanes: int) -> AnswerProbe:

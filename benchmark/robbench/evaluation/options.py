@@ -44,6 +44,7 @@ class OtherFields(TypedDict, total=False):
     overwrite: bool
     save_adversarials: bool
     wait: bool
+    surrogate: str | None
 
 
 class OptionFields(OtherFields, total=False):
@@ -80,6 +81,8 @@ class Options:
             is an error. A stored result of other judging code is measured anew.
         save_adversarials: also store the adversarial example of every break. This option is not part of the run's
             identity: a later call may change it. A run that has stored adversarial examples always stores them.
+        surrogate: the model that transfer attacks perturb images with, a registered name or a source, instead of the
+            suite's own. Without it, transfers are left out where no model of the data set is registered.
         wait: wait while another process works on the same result. Otherwise it is an error.
 
     Raises:
@@ -103,6 +106,7 @@ class Options:
     overwrite: bool = False
     save_adversarials: bool = False
     wait: bool = False
+    surrogate: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and convert it to its type."""
@@ -245,6 +249,12 @@ def _read_flag(name: str, value: Any) -> bool:
     return value
 
 
+def _read_text(name: str, value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise RobbenchError(f"{name}: {value!r} given; allowed: a registered model, or a source, or None.")
+    return value
+
+
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "norm": _read_choice(SuiteError, *NORMS),
     "eps": _read_eps,
@@ -263,4 +273,5 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "overwrite": _read_flag,
     "save_adversarials": _read_flag,
     "wait": _read_flag,
+    "surrogate": _read_text,
 }

@@ -184,7 +184,7 @@ def _scaled(run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> Mode
         stages.append(StagePlan(stage.name, round(images), round(forwards), round(backwards), seconds, rate))
         cost = cost.add(mine["forwards"] / rate if rate else 0.0, fill_value=0.0)
     begin, at = clock(), trial.positions
-    classify(run.target, run.images.x(at), run.images.y[at], run.images.num_classes, run.lanes)
+    classify(run.target, run.images.take(at), run.images.y[at], run.images.num_classes, run.lanes)
     opening = watch.opening + (clock() - begin) * (n / count - 1)
     # Records of all images leave nothing open.
     error = 2 * cost.std() / cost.mean() * math.sqrt(max(0.0, 1 / known - 1 / n)) if cost.mean() else 0.0

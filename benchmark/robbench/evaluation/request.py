@@ -81,32 +81,34 @@ class RunRequest:
         The run itself adds `n`, `stages`, `date`, `answers`, `code` and `identity` when it begins.
         """
         spec, options = self.spec, self.options
-        asked = spec.model if isinstance(spec.model, str) else None
-        if asked is not None and asked.startswith("file:"):
-            asked = f"file:{Path(asked.removeprefix('file:')).expanduser().resolve()}"
-        return {
-            "version": DESCRIPTION_VERSION,
-            "model": asked,
-            "own_images": spec.x is not None,
-            "suite": self._describe_suite(),
-            "dataset": spec.dataset,
-            "name": spec.name,
-            "architecture": spec.architecture,
-            "mean": None if spec.mean is None else list(spec.mean),
-            "std": None if spec.std is None else list(spec.std),
-            "norm": options.norm,
-            "eps": None if options.eps is None else str(options.eps),
-            "samples": options.samples,
-            "sample_seed": options.sample_seed,
-            "seed": options.seed,
-            "lanes": options.lanes,
-            "gradients": options.gradients,
-            "fast_layers": options.fast_layers,
-            "one_by_one": options.one_by_one,
-            "models": [str(Path(m).resolve()) for m in options.models],
-            "data_dir": None if options.data_dir is None else str(Path(options.data_dir).resolve()),
-            "save_adversarials": options.save_adversarials,
-        } | ({"target": options.target} if options.target is not None else {})
+        about = spec.describe()
+        if about["model"] is not None and about["model"].startswith("file:"):
+            about["model"] = f"file:{Path(about['model'].removeprefix('file:')).expanduser().resolve()}"
+        for name in ("data", "classes"):
+            if isinstance(about[name], str):
+                about[name] = str(Path(about[name]).expanduser().resolve())
+        return (
+            about
+            | {
+                "version": DESCRIPTION_VERSION,
+                "own_images": spec.x is not None or (spec.data is not None and about["data"] is None),
+                "suite": self._describe_suite(),
+                "norm": options.norm,
+                "eps": None if options.eps is None else str(options.eps),
+                "samples": options.samples,
+                "sample_seed": options.sample_seed,
+                "seed": options.seed,
+                "lanes": options.lanes,
+                "gradients": options.gradients,
+                "fast_layers": options.fast_layers,
+                "one_by_one": options.one_by_one,
+                "models": [str(Path(m).resolve()) for m in options.models],
+                "data_dir": None if options.data_dir is None else str(Path(options.data_dir).resolve()),
+                "save_adversarials": options.save_adversarials,
+                "surrogate": options.surrogate,
+            }
+            | ({"target": options.target} if options.target is not None else {})
+        )
 
     def _describe_suite(self) -> str:
         if isinstance(self.suite, str | Path):

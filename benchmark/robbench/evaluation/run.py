@@ -50,7 +50,8 @@ __all__ = ["EvaluationRun", "Reporter", "Silent", "evaluate", "make_run", "run_h
 
 _FOUND_BY_EVERY_RUN = {
     "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "dark",
-    "log_probabilities", "nonfinite_clean", "probabilities", "rounded_outputs", *MEASURED_FLAGS,
+    "log_probabilities", "nonfinite_clean", "output_part", "probabilities", "rounded_outputs", "skipped_images",
+    "transfer_left_out", "uint8", *MEASURED_FLAGS,
 }  # fmt: skip
 """Flags that every run looks for again, so that those of an earlier run do not count. The judge finds more than a run
 does that attacks nothing again: `randomized` and `gradient_mode` stay."""
@@ -238,7 +239,7 @@ class EvaluationRun(Setup):
         correct = report.prediction == label
         self.place, self._prediction = report.place, report.prediction
         self.lanes = min(self.lanes, report.lanes)
-        self._flags = self._keep_old_flags(self.stored) | dict(self.images.flags) | report.flags
+        self._flags = self._keep_old_flags(self.stored) | dict(self.images.flags) | report.flags | self.find_gaps()
         seconds = 0.0
         if not math.isnan(report.seconds):
             batches = -(-(self.lacking & correct).sum(1) // self.lanes)

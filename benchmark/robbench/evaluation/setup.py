@@ -11,15 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from robbench.classifier.batch_width import choose_lanes
+from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target
 from robbench.core import version
-from robbench.core.errors import DataError
+from robbench.core.errors import DataError, SuiteError
 from robbench.evaluation.arguments import check_radius, choose_norm, choose_threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options, name_target
 from robbench.evaluation.stages import count_classes, ready_stages
 from robbench.evaluation.targets import Targets
+from robbench.evaluation.transfer import Transfer
 from robbench.evaluation.worker import Place
+from robbench.models.adapters import find_adapter
 from robbench.results.schema import SCHEMA_VERSION, ResultFile
 from robbench.results.selection import describe_selection
 from robbench.results.summary import summarize
@@ -43,6 +46,7 @@ class Setup:
     Attributes:
         threat: the norm and the radius.
         stages: the attacks for this threat, in the order of the suite.
+        left_out: names of the transfer attacks that are left out, because no surrogate is there.
         positions: positions of the selected images in the test set, [n].
         index: official indices of the same images, [n].
         lanes: batch width.
@@ -62,12 +66,17 @@ class Setup:
         if self.coarse and images.dtype != torch.float32:
             raise DataError(f"gradients in {options.gradients} given with images in {images.dtype}; allowed: float32.")
         self.threat = choose_threat(suite, images.dataset, options)
-        check_radius(self.threat, math.prod(images.x(np.arange(1)).shape[1:]))
+        check_radius(self.threat, math.prod(images.shape))
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.targets = None if options.target is None else self._make_targets(options.target)
+        ready = {stage.name for stage in self.stages}
+        transfers = [s.name for s in suite.stages(images.dataset) if s.kind == Transfer.kind]
+        # With a target, a transfer may also be left out because its attack has none.
+        self.left_out = [name for name in transfers if name not in ready] if options.target is None else []
+        self._refuse_gradients()
         self.positions = select(len(images.y), options)
         self.index = images.index[self.positions]
-        shape, device = images.x(np.arange(1)).shape[1:], device or target.device
+        shape, device = images.shape, device or target.device
         self.lanes = choose_lanes(options.lanes, len(self.positions), shape, device)
         self.answers: list[str] = []
         self._described = {s.name: s.describe() for s in self.stages}
@@ -79,10 +88,33 @@ class Setup:
         targets.check(self.images)
         return targets
 
+    def _refuse_gradients(self) -> None:
+        """Refuse attacks that need a gradient on a model that is no torch network, before any of them starts."""
+        if not isinstance(self.target.module, Guarded) or find_adapter(self.target.module) is None:
+            return
+        needing = [s.name for s in self.stages if getattr(s.attack, "needs_grad", False)]
+        if needing:
+            kind = type(find_adapter(self.target.module)).__name__.removesuffix("Model").lower()
+            raise SuiteError(
+                f"The model ({kind}) has no gradient, and {', '.join(needing[:3])}{' …' * bool(needing[3:])} need one. "
+                "Attack it by queries alone: --suite queries."
+            )
+
     def title(self) -> str:
         """Return the title of the run for messages, such as `digits/at · quick · Linf 1/5`."""
         goal = "" if self.options.target is None else f" · target {name_target(self.options.target)}"
         return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}{goal}"
+
+    def find_gaps(self) -> dict[str, str]:
+        """Return a flag if attacks of the suite are left out: name -> sentence."""
+        if not self.left_out:
+            return {}
+        return {
+            "transfer_left_out": (
+                f"{', '.join(self.left_out)} of the suite were left out: no surrogate of {self.images.dataset!r} is "
+                "registered. --surrogate MODEL (in Python surrogate=) names one."
+            )
+        }
 
     def overrides(self) -> dict[str, str]:
         """Return what differs from the standard run of the suite: name -> value, in one spelling.
@@ -96,6 +128,7 @@ class Setup:
         changed |= {"gradients": options.gradients} if options.gradients is not None else {}
         changed |= {"one_by_one": "True"} if options.one_by_one else {}
         changed |= {"target": name_target(options.target)} if options.target is not None else {}
+        changed |= {"surrogate": options.surrogate} if options.surrogate is not None else {}
         return changed | ({"seed": str(options.seed)} if options.seed else {})
 
     def identity(self) -> dict[str, Any]:
@@ -115,10 +148,15 @@ class Setup:
         } | {key: value for key, value in self._asking().items() if value}
 
     def _asking(self) -> dict[str, Any]:
-        """List how the model is asked, as far as it may change a verdict. Identities hold only what is not the rule."""
+        """List how the model is asked, and how images were read. Identities hold only what is not the rule."""
         options = self.options
         target = None if options.target is None else name_target(options.target)
-        return {"gradients": options.gradients, "one_by_one": options.one_by_one, "target": target}
+        return {
+            "gradients": options.gradients,
+            "one_by_one": options.one_by_one,
+            "target": target,
+            "images": dict(self.images.about),
+        }
 
     def order_samples(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Put official indices into the order in which the run selects them, up to the first that is not among them."""

@@ -25,7 +25,7 @@ from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import Options
 from robbench.evaluation.peers import Peer, build_peer
 from robbench.evaluation.targets import Targets
-from robbench.evaluation.transfer import FixedPoints, Transfer, build_transfer
+from robbench.evaluation.transfer import FixedPoints, Transfer, build_inner_attack, build_transfer, load_surrogate
 from robbench.models.card import Registry
 from robbench.suite import PEERS, Stage, Suite, build_attack
 
@@ -55,7 +55,8 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
     """Make the attacks of a suite.
 
     Raises:
-        SuiteError: an attack is unknown, has wrong parameters, or is not made for the threat's norm.
+        SuiteError: an attack is unknown, has wrong parameters, or is not made for the threat's norm; or nothing is left
+            of the suite.
         RobbenchError: a surrogate cannot be loaded.
     """
     stages = []
@@ -84,6 +85,11 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
             raise SuiteError(f"Attack {s.name!r} ({s.kind}) given with a target; it cannot be targeted. {_TARGETABLE}")
         stages.append(ReadyStage(s.name, attack, rng.make_key(options.seed, s.name)))
     if not stages:
+        if all(s.kind == Transfer.kind for s in suite.stages(images.dataset)):
+            raise SuiteError(
+                f"Suite {suite.name!r} has transfer attacks only, and no model of data set {images.dataset!r} is "
+                "registered. Give a model to perturb images with: --surrogate."
+            )
         goal = "" if options.target is None else " with a target"
         raise SuiteError(
             f"No attack of the suite {suite.name!r} is made for {threat.norm}{goal}. Choose another suite."
@@ -109,12 +115,21 @@ def count_classes(target: Target, images: Images) -> int:
 
 
 def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Transfer | None:
-    """Make a transfer; None where its surrogate is not there and the suite calls the stage optional."""
+    """Make a transfer.
+
+    Returns:
+        None where its surrogate is not there and the suite calls the stage optional, or where no model of the data set
+        is registered: images of the user's own have no surrogate but the one that the user names.
+    """
     first, registry = images.x(np.arange(min(2, len(images.y)))), Registry.default([Path(m) for m in options.models])
+    if options.surrogate is not None:
+        surrogate = load_surrogate(options.surrogate, images.num_classes, target.device, first, options)
+        return Transfer(*surrogate, build_inner_attack(s))
+    optional = s.optional or all(entry.dataset != images.dataset for entry in registry.entries())
     try:
         return build_transfer(s, images.dataset, target.device, first, registry, options.fast_layers)
     except (CardError, ModelError):
-        if s.optional:
+        if optional:
             return None
         raise
 

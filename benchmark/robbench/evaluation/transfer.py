@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,16 +26,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.attacks import Attack, describe
+from robbench.classifier.batch_width import device_of
 from robbench.classifier.prepare import prepare
 from robbench.core.errors import ModelError, SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Norm, Problem, State
 from robbench.engine import engine
+from robbench.evaluation.options import Options
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from robbench.models.load_source import load_source
+from robbench.models.spec import ModelSpec
 from robbench.suite import Stage, build_attack
 
-__all__ = ["FixedPoints", "Transfer", "build_transfer"]
+__all__ = ["FixedPoints", "Transfer", "build_inner_attack", "build_transfer", "load_surrogate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +124,7 @@ class Transfer:
         target: Tensor | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], FixedPoints]]:
         """Perturb images in batches of one width. Yield positions in `sample` and the attack that tries the points."""
-        device = next(self.surrogate.parameters()).device
+        device = device_of(self.surrogate)
         for begin in range(0, len(y), lanes):
             at = np.arange(begin, min(begin + lanes, len(y)))
             p = Problem(
@@ -146,6 +151,57 @@ def _pad(p: Problem, lanes: int) -> Problem:
     return replace(p, x=fill(p.x), y=fill(p.y), sample=fill(p.sample), trial=fill(p.trial), target=target)
 
 
+def build_inner_attack(stage: Stage) -> Attack:
+    """Make the attack on the surrogate.
+
+    Raises:
+        SuiteError: a parameter is missing or unknown.
+    """
+    given = dict(stage.params)
+    try:
+        given.pop("surrogate")
+        kind = str(given.pop("attack"))
+    except KeyError as missing:
+        raise SuiteError(
+            f"Attack {stage.name!r} (transfer): no {missing.args[0]!r} given; needed: surrogate and attack. The "
+            "parameters of the attack may follow."
+        ) from None
+    return build_attack(Stage(stage.name, kind, given))
+
+
+def load_surrogate(
+    name: str, num_classes: int | None, device: torch.device, first: Tensor, options: Options
+) -> tuple[nn.Module, str, str]:
+    """Load the surrogate that the user names.
+
+    Args:
+        name: a registered model, or a source.
+        num_classes: of the images; None where it is not known.
+        device: where the surrogate runs.
+        first: a few images [n, C, H, W] to try it on.
+        options: folders of registries, and whether layers may be replaced.
+
+    Returns:
+        The surrogate, its name for results, and the SHA-256 of its weights.
+
+    Raises:
+        RobbenchError: it cannot be loaded, or it has no gradient.
+    """
+    spec = ModelSpec(name)
+    if spec.source is None:
+        loaded = load_model(Registry.default([Path(m) for m in options.models]).find(name))
+        module, origin, weights = loaded.module, name, loaded.weights_sha256
+    else:
+        _, channels, rows, columns = first.shape
+        found = load_source(spec, (channels, rows, columns), num_classes, first)
+        module, origin, weights = found.module, str(found.identity["source"]), found.weights
+    surrogate = prepare(module, device, first, fast_layers=options.fast_layers)
+    with torch.enable_grad():
+        if not surrogate(first.to(device, copy=True).requires_grad_(True)).requires_grad:
+            raise ModelError(f"--surrogate {name}: the model has no gradient, so no image can be perturbed with it.")
+    return surrogate, origin, weights
+
+
 def build_transfer(
     stage: Stage, dataset: str, device: torch.device, first: Tensor, registry: Registry, fast_layers: bool = True
 ) -> Transfer:
@@ -157,20 +213,12 @@ def build_transfer(
         SuiteError: a parameter is missing or unknown.
         CardError, ModelError: the surrogate is unknown, is for another data set, or is not trained yet.
     """
-    given = dict(stage.params)
-    try:
-        name, kind = str(given.pop("surrogate")), str(given.pop("attack"))
-    except KeyError as missing:
-        raise SuiteError(
-            f"Attack {stage.name!r} (transfer): no {missing.args[0]!r} given; needed: surrogate and attack. The "
-            "parameters of the attack may follow."
-        ) from None
+    inner, name = build_inner_attack(stage), str(stage.params["surrogate"])
     entry = registry.find(name if "/" in name else f"{dataset}/{name}")
     if entry.dataset != dataset:
         raise ModelError(
             f"Attack {stage.name!r}: surrogate {entry.full_name} given; expected: a model of data set {dataset!r}"
         )
     loaded = load_model(entry)
-    inner = build_attack(Stage(stage.name, kind, given))
     surrogate = prepare(loaded.module, device, first, fast_layers=fast_layers)
     return Transfer(surrogate, entry.full_name, loaded.weights_sha256, inner)

@@ -139,7 +139,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         job, images = self.job, self.job.images
-        self.shape = tuple(images.x(np.arange(1)).shape[1:])
+        self.shape = images.shape
         self.widths = BatchWidths(job.target.module, self.shape, job.lanes, images.dtype, job.coarse)
         self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths)
         self.known: set[str] = set()  # flags that `look` reported
@@ -176,7 +176,7 @@ class Worker:
     def _look(self, positions: NDArray[np.int64], notes: tuple[str, ...]) -> CleanReport:
         target, images = self.job.target, self.job.images
         lanes = choose_width(self.widths, len(positions))
-        x, y, sample = images.x(positions), images.y[positions], images.index[positions]
+        x, y, sample = images.take(positions), images.y[positions], images.index[positions]
         prediction, flags = classify(target, x, y, images.num_classes, lanes, sample)
         seconds = full = measure_pass_seconds(target, self.shape, lanes, images.dtype)
         if self.job.coarse:
@@ -204,6 +204,10 @@ class Worker:
         Raises:
             ModelError: the model fails; the sentence says at which samples.
         """
+        for part in self.job.images.split(positions):
+            self._attack(k, part, sink)
+
+    def _attack(self, k: int, positions: NDArray[np.int64], sink: Sink) -> None:
         job, stage = self.job, self.job.stages[k]
         x, y, index = job.images.x(positions), job.images.y[positions], job.images.index[positions]
         if self.before is None:

@@ -64,14 +64,22 @@ class Given(StrictModel):
     architecture: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    data: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    channels: int | None = None
+    classes: str | dict[str, int] | None = None
+    on_broken: str | None = None
+    output: str | int | None = None
+    binary: bool | None = None
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Self:
-        """Make the part of a spec that a file can hold. A module is stored by its name. Images are not stored."""
-        if isinstance(spec.model, str):
-            mean, std = (None if v is None else list(v) for v in (spec.mean, spec.std))
-            return cls(model=spec.model, dataset=spec.dataset, architecture=spec.architecture, mean=mean, std=std)
-        return cls(model=spec.name or type(spec.model).__name__, dataset=spec.dataset)
+        """Make the part of a spec that a file can hold. A module is stored by its name, images by their path."""
+        held = spec.describe()
+        if not isinstance(spec.model, str):
+            held["model"] = spec.name or type(spec.model).__name__
+        return cls(**{key: value for key, value in held.items() if key != "name"})
 
     def make_spec(self) -> ModelSpec:
         """Return the spec that loads the model.

@@ -125,13 +125,16 @@ def _build_entry(result: ResultFile, folder: Path, given: Given, suite: str, cod
     return build_entry(result, rows, given, suite=suite, sample_seed=sample_seed, code=code)
 
 
-def choose_entries(baseline: Baseline, models: list[str]) -> list[tuple[BaselineEntry, Given]]:
+def choose_entries(
+    baseline: Baseline, models: list[str], data: Path | None = None
+) -> list[tuple[BaselineEntry, Given]]:
     """Choose the entries that a check measures, and the model that it loads for each.
 
     Args:
         baseline: the baseline.
         models: names of models of the baseline; empty means all. If the baseline holds one model, the name of another
             model is allowed too. This model then takes the place of the baseline's model.
+        data: where the images are now, for a baseline of images of the user's own; None means where they were.
 
     Raises:
         ResultError: the baseline holds several models, and a name is none of them; or an entry names a download that
@@ -142,8 +145,8 @@ def choose_entries(baseline: Baseline, models: list[str]) -> list[tuple[Baseline
         chosen = [known[m] for m in models] or baseline.runs
         for entry in chosen:
             if entry.given.model not in models:
-                _require_consent(entry.given.model)
-        return [(entry, entry.given) for entry in chosen]
+                _require_consent(entry.given)
+        return [(entry, _move_data(entry.given, data)) for entry in chosen]
     if len(models) > 1 or len(baseline.runs) > 1:
         unknown = next(m for m in models if m not in known)
         names = [entry.name for entry in baseline.runs]
@@ -152,17 +155,24 @@ def choose_entries(baseline: Baseline, models: list[str]) -> list[tuple[Baseline
             + " Only a baseline with one model can be compared with a model that it does not hold."
         )
     (entry,) = baseline.runs
-    return [(entry, _replace_model(entry.given, models[0]))]
+    return [(entry, _move_data(_replace_model(entry.given, models[0]), data))]
 
 
-def _require_consent(model: str) -> None:
+def _move_data(given: Given, data: Path | None) -> Given:
+    if data is not None and given.data is None:
+        raise ResultError(f"--data {data} given; the baseline of {given.model} is not of images of your own.")
+    return given if data is None else given.model_copy(update={"data": str(data)})
+
+
+def _require_consent(given: Given) -> None:
     """Refuse a model of a baseline that is a download, or code that is not imported, unless the user names it.
 
     Raises:
         ResultError: the model is one of these. The message says what to do.
     """
+    model = given.model
     source = parse_source(model)
-    if source is None or source.kind == "file":
+    if source is None or (not source.has_code and given.architecture is not None):
         return
     if source.kind == "function":
         require_imported(source.parts[0], f"Model {model!r} of the baseline", ResultError)
@@ -180,4 +190,4 @@ def _replace_model(given: Given, model: str) -> Given:
         return Given(model=model)
     if source.kind in ("file", "hf"):
         return given.model_copy(update={"model": model})
-    return Given(model=model, dataset=given.dataset)
+    return given.model_copy(update={"model": model, "architecture": None, "mean": None, "std": None})

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from robbench.attacks import PGD
+from robbench.classifier.batch_width import device_of
 from robbench.core.numbers import whole_box
 from robbench.core.threat import Ball
 from robbench.evaluation.stages import ReadyStage
@@ -204,7 +205,7 @@ def _measure_transfer(probe: GradientProbe, stage: ReadyStage) -> Transferred:
     """Count the points of a transfer attack that the surrogate and the model classify wrongly."""
     assert isinstance(stage.attack, Transfer)
     fooled = broken = 0
-    device = next(stage.attack.surrogate.parameters()).device
+    device = device_of(stage.attack.surrogate)
     for at, batch in stage.attack.propose(probe.x, probe.y, probe.sample, probe.ball, stage.key, probe.widths.lanes):
         order = np.argsort(probe.sample[at])
         y = probe.y[torch.from_numpy(at[order])]

@@ -239,9 +239,6 @@ class _Examination:
     def _act(self, suite: str) -> FollowUpResult:
         """Run the advised suite on the same images."""
         loaded, options = load_suite(suite), self.options
-        # Images of one's own have no surrogate; the other attacks are still worth their time.
-        spared = ({**a, "optional": True} if a.get("kind") == Transfer.kind else a for a in loaded.attacks)
-        loaded = replace(loaded, attacks=tuple(spared))
         if self.images.dataset not in loaded.threats and options.eps is None:
             threat = self.suite.threat(self.images.dataset)
             options = replace(options, norm=threat.norm, eps=threat.eps_text)

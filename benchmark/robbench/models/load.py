@@ -163,7 +163,7 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
 
     Args:
         data: the whole file.
-        suffix: the type of the file, `.safetensors`, `.pt` or `.pth`.
+        suffix: the type of the file, `.safetensors`, `.pt`, `.pth` or `.ckpt` (a checkpoint of Lightning).
 
     Raises:
         ModelError: another type, a file that cannot be read without running code, or not a state dict of tensors.
@@ -172,10 +172,10 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
     try:
         if suffix == ".safetensors":
             content = safetensors.torch.load(data)
-        elif suffix in (".pt", ".pth"):
+        elif suffix in (".pt", ".pth", ".ckpt"):
             content = load_pickle(data, torch.device("cpu"))
         else:
-            raise ModelError(f"file type {suffix!r} given; allowed: '.safetensors', '.pt', '.pth'")
+            raise ModelError(f"file type {suffix!r} given; allowed: '.safetensors', '.pt', '.pth', '.ckpt'")
     except ModelError:
         raise
     except Exception as error:  # a hostile or damaged file can make the parser raise anything
@@ -190,7 +190,9 @@ def parse_state(data: bytes, suffix: str) -> dict[str, Tensor]:
     if others:
         raise ModelError(f"not tensors: {_some(map(str, others))}; expected: a state dict of tensors only")
     state = {str(key): value for key, value in content.items()}
-    for prefix in PREFIXES:
+    # The attribute of the LightningModule that holds the network comes first in all keys of a checkpoint.
+    own = [f"{next(iter(state)).partition('.')[0]}."] if suffix == ".ckpt" else []
+    for prefix in (*PREFIXES, *own):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

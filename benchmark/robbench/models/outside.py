@@ -12,25 +12,39 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import os
 import sys
 import traceback
 import warnings
 from base64 import urlsafe_b64encode
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robbench.core.errors import ModelError, RobbenchError, unknown_name
 from robbench.core.user_code import contain_exits, make_cwd_importable
+from robbench.models.adapters import OnnxModel, adapt
 from robbench.models.sources import ALLOWED
 
-__all__ = ["call_model_function", "download_hub_file", "load_robustbench_model", "load_timm_model"]
+__all__ = [
+    "call_model_function",
+    "download_hub_file",
+    "import_package",
+    "load_onnx",
+    "load_robustbench_model",
+    "load_timm_model",
+    "load_torchscript",
+    "run_foreign_code",
+]
 
-_EXPECTED = "a function without arguments that returns a torch.nn.Module"
+_EXPECTED = (
+    "a function without arguments that returns a torch.nn.Module, an estimator of scikit-learn or a function of arrays "
+    "of images; or such a function of arrays itself"
+)
 # Names of classes, because the four libraries that have them may not be installed. TransportError is the base of
 # httpx's errors.
 _NO_NETWORK = {
@@ -61,15 +75,26 @@ def download_hub_file(what: str, repo: str, revision: str, file: str) -> Path:
     Raises:
         ModelError: the package, the network, the repository, the revision or the file is missing.
     """
-    with _run_foreign_code(what):
-        hub = _import_package("huggingface_hub", "hub", what)
+    with run_foreign_code(what):
+        hub = import_package("huggingface_hub", "hub", what)
         return Path(hub.hf_hub_download(repo, file, revision=revision or None))
 
 
 def load_timm_model(
-    what: str, name: str, in_shape: tuple[int, int, int]
+    what: str,
+    name: str,
+    in_shape: tuple[int, int, int],
+    state: Mapping[str, Tensor] | None = None,
+    num_classes: int | None = None,
 ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    """Load a pretrained model of timm.
+    """Load a model of timm: a pretrained one, or one with initial weights for the state dict of a user.
+
+    Args:
+        what: the source, for error messages.
+        name: as timm calls the model.
+        in_shape: (C, H, W) of the images.
+        state: the user's state dict, which tells the number of classes; None loads timm's weights.
+        num_classes: of the images, where the state dict does not tell.
 
     Returns:
         The module, which takes normalized images, and the mean and std of that normalization.
@@ -78,8 +103,16 @@ def load_timm_model(
         ModelError: the package, the network or a model of that name is missing, or the model needs images of another
             size than `in_shape` (C, H, W).
     """
-    with _run_foreign_code(what):
-        timm = _import_package("timm", "hub", what)
+    with run_foreign_code(what):
+        timm = import_package("timm", "hub", what)
+        if state is not None:
+            if not timm.is_model(name):
+                raise ModelError(_word_unknown("timm model", name, timm.list_models(), "timm.list_models()"))
+            head = timm.get_pretrained_cfg(name).classifier
+            bias = state.get(f"{head}.bias") if isinstance(head, str) else None
+            count = num_classes if bias is None else len(bias)
+            module = timm.create_model(name, pretrained=False, in_chans=in_shape[0], num_classes=count or 1000).eval()
+            return module, module.pretrained_cfg["mean"], module.pretrained_cfg["std"]
         # create_model accepts more than timm's own names, for example any repository of a hub. Only timm's are allowed.
         if not timm.is_model_pretrained(name):
             known = [*timm.list_models(pretrained=True), *timm.list_pretrained()]
@@ -99,11 +132,11 @@ def load_robustbench_model(what: str, dataset: str, threat: str, name: str) -> n
             the network is missing, or there is no model of that name.
     """
     _refuse_old_robustbench()
-    with _run_foreign_code(what):
+    with run_foreign_code(what):
         if importlib.util.find_spec("autoattack") is None:
             # robustbench imports the package pyautoattack under the name autoattack.
-            sys.modules["autoattack"] = _import_package("pyautoattack", "zoo", what)
-        _import_package("robustbench", "zoo", what)
+            sys.modules["autoattack"] = import_package("pyautoattack", "zoo", what)
+        import_package("robustbench", "zoo", what)
         utils, zoo = importlib.import_module("robustbench.utils"), importlib.import_module("robustbench.model_zoo")
         table = {d.value: {t.value: models for t, models in threats.items()} for d, threats in zoo.model_dicts.items()}
         if name not in (known := table[dataset].get(threat, {})):
@@ -133,17 +166,49 @@ def _refuse_old_robustbench() -> None:
                 )
 
 
-def call_model_function(what: str, where: str, name: str) -> nn.Module:
-    """Call a user's function and return the module that the function returns.
-
-    Modules in the current directory can be imported, as under `python -m`.
+def load_torchscript(what: str, content: bytes) -> nn.Module:
+    """Load a TorchScript archive: its network and its weights.
 
     Raises:
-        ModelError: there is no such module or function, or the function raises, needs arguments, or does not return a
-            torch.nn.Module.
+        ModelError: it cannot be loaded.
+    """
+    with run_foreign_code(what):
+        module: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+        return module.eval()
+
+
+def load_onnx(what: str, content: bytes) -> nn.Module:
+    """Load an ONNX graph.
+
+    Raises:
+        ModelError: onnxruntime is not installed, or cannot load the graph, or the graph takes no images.
+    """
+    with run_foreign_code(what):
+        import_package("onnxruntime", "onnx", what)
+        try:
+            return OnnxModel(content).eval()
+        except ModelError as error:
+            raise ModelError(f"{what}: {error}") from error
+
+
+def call_model_function(what: str, where: str, name: str, x: Tensor) -> nn.Module:
+    """Call a user's function and return the model that the function returns, as a module.
+
+    Modules in the current directory can be imported, as under `python -m`. A function with one argument is the model
+    itself: it is called with images.
+
+    Args:
+        what: the source, for error messages.
+        where: the module.
+        name: the function.
+        x: images to try a model on that is no torch.nn.Module, [n, C, H, W].
+
+    Raises:
+        ModelError: there is no such module or function, or the function raises, needs several arguments, or does not
+            return a model.
     """
     make_cwd_importable()
-    with _run_foreign_code(what, quiet=False):
+    with run_foreign_code(what, quiet=False):
         try:
             owner = importlib.import_module(where)
         except ModuleNotFoundError as error:
@@ -155,20 +220,25 @@ def call_model_function(what: str, where: str, name: str) -> nn.Module:
             known = [key for key, value in vars(owner).items() if inspect.isfunction(value)]
             raise ModelError(f"{what}: {unknown_name(f'function of {where}', name, known)}")
         function = getattr(owner, name)
+        signature = inspect.signature(function)
         try:
-            inspect.signature(function).bind()
+            signature.bind()
         except TypeError as error:
+            if len(signature.parameters) == 1 and not isinstance(function, type):
+                return adapt(function, x)
             raise ModelError(
                 f"{what}: {name} cannot be called without arguments ({error}); expected: {_EXPECTED}."
             ) from None
-        module = function()
-        if not isinstance(module, nn.Module):
-            raise ModelError(f"{what} returned a {type(module).__name__}; expected: {_EXPECTED}.")
-        return module
+        model = function()
+        if not isinstance(model, nn.Module) and (
+            isinstance(model, type) or not (callable(model) or hasattr(model, "predict"))
+        ):
+            raise ModelError(f"{what} returned a {type(model).__name__}; expected: {_EXPECTED}.")
+        return adapt(model, x)
 
 
 @contextlib.contextmanager
-def _run_foreign_code(what: str, quiet: bool = True) -> Iterator[None]:
+def run_foreign_code(what: str, quiet: bool = True) -> Iterator[None]:
     """Run the code of a package or of the user.
 
     Its output goes to stderr, because stdout may be JSON. The state of the global generator is restored. Any exception
@@ -205,7 +275,7 @@ def _explain(error: BaseException) -> str:
     return f"loading failed: {said}"
 
 
-def _import_package(name: str, extra: str, what: str) -> ModuleType:
+def import_package(name: str, extra: str, what: str) -> ModuleType:
     """Import an optional package."""
     try:
         return importlib.import_module(name)

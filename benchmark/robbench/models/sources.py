@@ -12,16 +12,22 @@ from pathlib import Path, PurePosixPath
 
 from robbench.core.errors import ModelError
 
-__all__ = ["ALLOWED", "FORMS", "ModelSource", "parse_source"]
+__all__ = ["ALLOWED", "DEFAULT_HUB_FILE", "FORMS", "ModelSource", "parse_source"]
 
 FORMS = {
     "robustbench": "robustbench:NAME or robustbench:DATASET/THREAT/NAME",
     "hf": "hf:OWNER/REPO or hf:OWNER/REPO@REVISION:FILE.safetensors",
-    "timm": "timm:NAME",
-    "file": "file:PATH.safetensors (or .pt, .pth)",
+    "timm": "timm:NAME or timm:NAME:PATH.safetensors",
+    "file": "file:PATH.safetensors (or .pt, .pth, .ckpt)",
+    "torchscript": "torchscript:PATH.ts (or .pt)",
+    "onnx": "onnx:PATH.onnx",
 }
 ALLOWED = "; ".join([*FORMS.values(), "package.module:function"])
-_ZOO = {"dataset": ("cifar10", "cifar100"), "threat": ("Linf", "L2", "corruptions")}
+DEFAULT_HUB_FILE = "model.safetensors"
+_SUFFIXES = {
+    ".safetensors": "file", ".pt": "file", ".pth": "file", ".ckpt": "file", ".ts": "torchscript", ".onnx": "onnx"
+}  # fmt: skip
+_ZOO = {"dataset": ("cifar10", "cifar100", "imagenet"), "threat": ("Linf", "L2", "corruptions")}
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class ModelSource:
         text: the source as the user wrote it.
         kind: a key of `FORMS`, or "function".
         parts: for "robustbench": data set, threat, name. For "hf": repository, revision (may be empty), file. For
-            "function": module, function. For other kinds: the text after the colon.
+            "function": module, function. For "timm": name, path of a checkpoint (may be empty). For other kinds: the
+            path of the file.
         name: the name of the model in results, a safe path component.
     """
 
@@ -40,6 +47,11 @@ class ModelSource:
     kind: str
     parts: tuple[str, ...]
     name: str
+
+    @property
+    def has_code(self) -> bool:
+        """Whether loading it may run code or start a download: anything but weights that a parser reads."""
+        return self.kind != "file"
 
     def test_set(self, given: str | None) -> str | None:
         """Return the data set to test on: `given`, or the data set that the source implies.
@@ -63,8 +75,12 @@ def parse_source(text: str) -> ModelSource | None:
         ModelError: the text has a colon and is not a known source.
     """
     kind, colon, rest = text.partition(":")
-    if not colon:
+    if not colon and (suffix := Path(text).suffix) in _SUFFIXES:
+        kind, rest = _SUFFIXES[suffix], text
+    elif not colon:
         return None
+    if kind == "file" and _SUFFIXES.get(Path(rest).suffix, kind) != kind:
+        kind = _SUFFIXES[Path(rest).suffix]
     if kind == "robustbench":
         *where, name = rest.split("/")
         dataset, threat = where or ("cifar10", "Linf") if len(where) in (0, 2) else ("", "")
@@ -79,7 +95,7 @@ def parse_source(text: str) -> ModelSource | None:
         match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^:\s]+))?(?::([^:]+))?", rest)
         if match is None:
             raise ModelError(f"{text!r}: expected {FORMS[kind]}.")
-        repo, revision, file = match[1], match[2] or "", match[3] or "model.safetensors"
+        repo, revision, file = match[1], match[2] or "", match[3] or DEFAULT_HUB_FILE
         if not file.endswith(".safetensors") or file.startswith("/") or ".." in PurePosixPath(file).parts:
             raise ModelError(
                 f"{text!r}: file {file!r} given; allowed from a hub: the path of a .safetensors file in the "
@@ -90,7 +106,10 @@ def parse_source(text: str) -> ModelSource | None:
     if kind in FORMS:
         if not rest:
             raise ModelError(f"{text!r}: expected {FORMS[kind]}.")
-        return ModelSource(text, kind, (rest,), _join_name(kind, Path(rest).stem if kind == "file" else rest))
+        if kind == "timm":
+            name, _, path = rest.partition(":")
+            return ModelSource(text, kind, (name, path), _join_name(kind, name, Path(path).stem))
+        return ModelSource(text, kind, (rest,), _join_name(kind, Path(rest).stem))
     if all(part.isidentifier() for part in [*kind.split("."), rest]):
         return ModelSource(text, "function", (kind, rest), _join_name(kind, rest))
     raise ModelError(f"Unknown source {text!r}. Allowed: {ALLOWED}; or the name of a card (`robbench list models`).")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from robbench.core.errors import ResultError
+from robbench.core.types import IMAGENET
 from robbench.data.sets import NAMES
 from robbench.evaluation.options import is_list, name_target
 from robbench.models.spec import ModelSpec
@@ -18,17 +19,37 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["ReproduceFields", "VerifyFields", "find_result", "recall_spec", "recall_target"]
+__all__ = [
+    "RecalledFields",
+    "ReproduceFields",
+    "VerifyFields",
+    "find_result",
+    "recall_spec",
+    "recall_target",
+]
 
 
-class ReproduceFields(TypedDict, total=False):
-    """The keyword arguments of `reproduce` that `evaluate` has too."""
+class RecalledFields(TypedDict, total=False):
+    """The fields of `ModelSpec` that a result does not name."""
 
     x: Tensor | None
     y: Tensor | None
     architecture: str | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    data: object
+    resize: int | None
+    crop: int | None
+    channels: int | None
+    classes: str | Path | Mapping[str, int] | None
+    on_broken: str | None
+    output: str | int | None
+    binary: bool | None
+
+
+class ReproduceFields(RecalledFields, total=False):
+    """The keyword arguments of `reproduce` that `evaluate` has too."""
+
     target: Sequence[int] | None
     device: str | torch.device
     data_dir: str | Path | None
@@ -70,7 +91,8 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
     Args:
         stored: the result.
         model: the model, given as for `evaluate`; None means the registered model that the result names.
-        fields: x, y, architecture, mean and std of `ModelSpec`.
+        fields: those of `ModelSpec`. How images are read, and which part of an answer holds the logits, is taken from
+            the result where it is not given.
 
     Raises:
         ResultError: the model is not given, and the result does not name a registered one. A source is loaded only if
@@ -79,14 +101,15 @@ def recall_spec(stored: ResultFile, model: str | nn.Module | None, fields: Mappi
     """
     if model is None:
         return ModelSpec.take(require_registered_name(stored), fields)
+    fields = _recall(stored, fields)
     is_registered = isinstance(model, str) and ":" not in model
     spec = ModelSpec.take(
         model, fields if is_registered else {**fields, "dataset": stored.dataset, "name": stored.model}
     )
-    if stored.dataset not in NAMES and spec.x is None:
+    if stored.dataset not in (*NAMES, IMAGENET) and not spec.has_own_images:
         raise ResultError(
-            f"The result is on images that were given in Python (data set {stored.dataset!r}). A result does not hold "
-            "its images. Give them in Python: x= and y=."
+            f"The result is on images of your own (data set {stored.dataset!r}). A result does not hold its images. "
+            "Give them: --data PATH; in Python data=, or x= and y=."
         )
     return spec
 
@@ -107,3 +130,17 @@ def recall_target(stored: ResultFile, given: str | tuple[int, ...] | None) -> st
     if is_list(rule):
         raise ResultError(f"The result has a target for each image ({rule}). Give the same list in Python: target=.")
     raise ResultError(f"target given; the result has {'no target' if rule is None else f'the target {rule}'}.")
+
+
+def _recall(stored: ResultFile, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the fields by what the identity of the result says about its images and its model's outputs."""
+    images, model = (stored.identity.get(part) for part in ("images", "model"))
+    known: dict[str, Any] = {}
+    if stored.dataset == IMAGENET and isinstance(images, dict):
+        known |= {name: images.get(name) for name in ("resize", "crop")}
+    if fields.get("data") is not None and isinstance(images, dict):
+        known |= {name: images.get(name) for name in ("resize", "crop", "channels", "classes")}
+        known |= {"on_broken": "skip"} if "skipped" in images else {}
+    if isinstance(model, dict):
+        known |= {name: model[name] for name in ("output", "binary") if name in model}
+    return known | {name: value for name, value in fields.items() if value is not None}

@@ -150,6 +150,7 @@ def reproduce(
     *,
     suite: SuiteSource | None = None,
     samples: int | None = None,
+    surrogate: str | None = None,
     reporter: Reporter | None = None,
     **fields: Unpack[ReproduceFields],
 ) -> Reproduction:
@@ -161,6 +162,7 @@ def reproduce(
             loaded only if the user gives it.
         suite: the suite's file or the list of attacks, if the suite is not a built-in one.
         samples: number of images to compare, the first ones of the result; None means all.
+        surrogate: the model that transfer attacks used, if the user named it then. A file alone loads no model.
         reporter: gets messages about the progress.
         **fields: x and y are the images and labels of the result, if the user gave them in Python. architecture,
             mean, std, device, data_dir and models are those of `evaluate`.
@@ -171,7 +173,7 @@ def reproduce(
         RobbenchError: the model, the data or the suite cannot be loaded.
     """
     check_names(fields, ReproduceFields)
-    options = replace(Options.take(fields), samples=samples)
+    options = replace(Options.take({**fields, "surrogate": surrogate}), samples=samples)
     path = find_result(result)
     stored, rows = read_vouched(path), read_vouched_rows(path)
     if stored.suite == CUSTOM and suite is None:
@@ -179,6 +181,8 @@ def reproduce(
             f"{path}: the result has a suite {CUSTOM!r}, and a result does not hold such a suite. Give the list of "
             "attacks (in Python: suite=) or the suite file (--suite)."
         )
+    if stored.overrides.get("surrogate") and surrogate is None:
+        raise ResultError(f"{path}: give the surrogate of the result: --surrogate {stored.overrides['surrogate']}.")
     with tempfile.TemporaryDirectory(prefix="robbench-") as folder:
         options = replace(
             options,

@@ -83,7 +83,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
         threat = parse_threat(stored.identity["threat"]["norm"], stored.identity["threat"]["eps"])
     except (KeyError, TypeError, ValueError):  # `find_summary_mismatches` has reported it
         return Verification(stored, breaks, 0, refuted, [])
-    lanes = choose_lanes(options.lanes or stored.lanes, len(images.y), images.x(np.arange(1)).shape[1:], target.device)
+    lanes = choose_lanes(options.lanes or stored.lanes, len(images.y), images.shape, target.device)
     foreign = list(_compare_model(stored, target, images, lanes))
     if foreign:  # with another model or data set, breaks need not hold
         return Verification(stored, breaks, 0, [*foreign, *refuted], [])
@@ -177,8 +177,8 @@ class _Verifier:
         position = np.unique(self.find_positions(rows["sample"]))
         if not len(position):
             return
-        x, y = self.images.x(position), self.images.y[position]
-        widths = BatchWidths(self.target.module, x.shape[1:], self.lanes, self.images.dtype)
+        x, y = self.images.take(position), self.images.y[position]
+        widths = BatchWidths(self.target.module, self.images.shape, self.lanes, self.images.dtype)
         prediction, flags = classify(self.target, x, y, self.images.num_classes, choose_width(widths, len(x)))
         self.randomized = "randomized" in flags or "randomized" in self.stored.flags
         if self.randomized:
@@ -221,7 +221,7 @@ class _Verifier:
                 entry = status if isinstance(status, str) else "nothing"
                 yield Mismatch(f"an adversarial example is stored; recorded is: {entry}", sample, attack), False
             found = found[~lone & found["exists"].eq(True)]
-            if group.x.shape[1:] != self.images.x(np.arange(1)).shape[1:]:
+            if group.x.shape[1:] != self.images.shape:
                 yield Mismatch(f"{FILE} holds points of shape {group.x.shape[1:]}; the images have another"), False
                 continue
             for begin in range(0, len(found), self.lanes):

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
+from robbench.models.sources import parse_source
 from robbench.results.adversarials import FILE as ADVERSARIALS
 from robbench.results.judging_code import DESCRIPTION, MOST_DESCRIPTION_BYTES
 from robbench.results.locking import is_locked
@@ -56,6 +57,15 @@ class Description(StrictModel):
     fast_layers: bool = True  # the same
     one_by_one: bool = False  # the same
     target: str | list[int] | None = None  # the same
+    data: str | None = None  # the same
+    resize: Positive | None = None
+    crop: Positive | None = None
+    channels: Positive | None = None
+    classes: str | dict[str, int] | None = None
+    on_broken: Literal["stop", "skip"] | None = None
+    output: str | int | None = None
+    binary: bool | None = None
+    surrogate: str | None = None
     models: list[str]
     data_dir: str | None
     save_adversarials: bool
@@ -185,7 +195,10 @@ def _why_not_resumable(about: Description) -> str:
         return "begun in Python with a model or images of one's own: call evaluate again"
     if about.suite == CUSTOM:
         return "begun in Python with a list of attacks: call evaluate again"
-    if ":" in about.model and not about.model.startswith("file:"):
+    if about.surrogate is not None and ":" in about.surrogate:
+        return f"{explain_refusal(about.surrogate)}: give its command again"
+    source = parse_source(about.model)
+    if source is not None and (source.has_code or about.architecture is None):
         return f"{explain_refusal(about.model)}: give its command again"
     return ""
 

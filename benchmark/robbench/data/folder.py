@@ -1,0 +1,273 @@
+"""Images with labels on disk: a folder of class folders, a table of paths, or Parquet files that hold the images."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robbench.core.errors import DataError
+from robbench.core.files import read_bounded
+from robbench.core.parquet import open_parquet
+from robbench.data.encoded import Items
+from robbench.data.formats import convert_errors
+
+__all__ = ["Files", "Listed", "list_images", "read_mapping"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_MOST_IMAGE_BYTES = 2**28
+_MOST_TABLE_BYTES = 2**28
+_MOST_PARQUET_BYTES = 2**36
+_PATHS, _LABELS = ("path", "file", "file_name", "filename", "image"), ("label", "class", "target", "y")
+_MAPPINGS = ("classes.txt", "classes.json")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, by position.
+
+    Attributes:
+        root: the folder that the names are relative to.
+        names: paths of the files.
+    """
+
+    root: Path
+    names: Sequence[str]
+
+    def fetch(self, position: int) -> bytes:
+        """Read a file."""
+        return read_bounded(self.root / self.names[position], _MOST_IMAGE_BYTES)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images in a binary column of Parquet files, by position. The row group that was read last is kept in memory.
+
+    Attributes:
+        paths: the files.
+        column: `image.bytes`, or the name of a binary column.
+        names: what messages call each image.
+        places: file, row group and row in the group of each image, [N, 3].
+    """
+
+    paths: tuple[Path, ...]
+    column: str
+    names: Sequence[str]
+    places: NDArray[np.int64]
+
+    def fetch(self, position: int) -> bytes:
+        """Read an image."""
+        file, group, row = self.places[position].tolist()
+        content = _read_group(self.paths[file], group, self.column)[row]
+        if not isinstance(content, bytes):
+            raise ValueError("the row holds no bytes")
+        return content
+
+
+@functools.lru_cache(maxsize=1)
+def _read_group(path: Path, group: int, column: str) -> list[bytes | None]:
+    with open_parquet(path, _MOST_PARQUET_BYTES) as file:
+        values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+    for part in column.split(".")[1:]:
+        values = values.field(part)
+    found: list[bytes | None] = values.to_pylist()
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Encoded images with labels.
+
+    Attributes:
+        items: the images.
+        y: labels, [N].
+        classes: name of a class -> label; None where the labels are numbers without names.
+        num_classes: the number of logits that the model must have; None where it is not known.
+    """
+
+    items: Items
+    y: NDArray[np.int64]
+    classes: dict[str, int] | None
+    num_classes: int | None
+
+
+def list_images(path: Path, classes: str | Path | Mapping[str, int] | None) -> Listed:
+    """List the images of a folder, a table or Parquet files. No image is opened.
+
+    Args:
+        path: a folder of class folders; a .csv or .parquet file with a column of paths and a column of labels; a
+            .parquet file, or a folder of them, with a column `image` of bytes and a column `label`.
+        classes: names of classes and their labels (`read_mapping`). Without it, the labels are the places of the names
+            in alphabetical order. A folder may hold a classes.txt or a classes.json of its own.
+
+    Raises:
+        DataError: there are no images, or a name or a label does not fit. The message says what was expected.
+    """
+    if not path.exists():
+        raise DataError(f"--data: no {path}; expected: a folder of class folders, .csv, .parquet or .npz.")
+    if not path.is_dir():
+        return _read_table([path], path.parent, read_mapping(classes))
+    own = [path / name for name in _MAPPINGS if (path / name).is_file()]
+    mapping = read_mapping(own[0] if classes is None and own else classes)
+    if shards := sorted(path.glob("*.parquet")):
+        return _read_table(shards, path, mapping)
+    return _list_folder(path, mapping)
+
+
+def read_mapping(classes: str | Path | Mapping[str, int] | None) -> dict[str, int] | None:
+    """Read which output of the model each class is.
+
+    Args:
+        classes: a text file with one name a line, whose first line is output 0; a JSON file with a list of names or an
+            object of names and outputs; or such a mapping.
+
+    Raises:
+        DataError: it cannot be read, a name stands twice, or an output is no whole number from 0 on.
+    """
+    if classes is None or isinstance(classes, Mapping):
+        found: Any = classes
+        where = "classes"
+    else:
+        where = str(classes)
+        with convert_errors(f"{where}: not a mapping of classes"):
+            text = read_bounded(Path(classes), _MOST_TABLE_BYTES).decode()
+            found = json.loads(text) if where.endswith(".json") else [line.strip() for line in text.splitlines()]
+            found = [name for name in found if name != ""] if isinstance(found, list) else found
+    if found is None:
+        return None
+    if isinstance(found, list):
+        if len(set(map(str, found))) < len(found):
+            twice = next(name for name in found if found.count(name) > 1)
+            raise DataError(f"{where}: the class {twice!r} stands there twice; expected: each name once.")
+        found = {str(name): number for number, name in enumerate(found)}
+    if not isinstance(found, Mapping) or not found:
+        raise DataError(f"{where}: expected: a list of names of classes, or an object of names and outputs.")
+    for name, number in found.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise DataError(f"{where}: output {number!r} of class {name!r} given; allowed: whole numbers from 0 on.")
+    return {str(name): number for name, number in found.items()}
+
+
+def _list_folder(root: Path, mapping: dict[str, int] | None) -> Listed:
+    """List a folder of class folders, with labels as torchvision's ImageFolder gives them.
+
+    The images are in the order of the SHA-256 of their paths, so that the first N of them are of all classes.
+    """
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DataError(
+            f"--data: {root} holds no folders of classes and no .parquet files; expected: one folder for each class "
+            "with its images in it."
+        )
+    labels: dict[str, int] = {}
+    known = _number_classes([folder.name for folder in folders], mapping, str(root))
+    for folder in folders:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"--data: {folder} holds no images; allowed: {', '.join(SUFFIXES)}.")
+        labels |= {p.relative_to(root).as_posix(): known[folder.name] for p in files}
+    names = sorted(labels, key=lambda name: hashlib.sha256(name.encode()).digest())
+    y = np.array([labels[name] for name in names], np.int64)
+    return Listed(Files(root, names), y, known, _count_outputs(mapping, known))
+
+
+def _number_classes(names: Sequence[str], mapping: dict[str, int] | None, where: str) -> dict[str, int]:
+    """Return the label of each class.
+
+    Raises:
+        DataError: the mapping lacks a name.
+    """
+    if mapping is None:
+        return {name: number for number, name in enumerate(sorted(set(names)))}
+    if lacking := sorted(set(names) - set(mapping)):
+        shown = ", ".join(lacking[:3]) + (" …" if len(lacking) > 3 else "")
+        raise DataError(
+            f"{where}: class {shown} is not in the mapping of {len(mapping)} classes ({', '.join([*mapping][:3])} …). "
+            "Add it to the mapping, or remove its images."
+        )
+    return mapping
+
+
+def _count_outputs(mapping: dict[str, int] | None, known: dict[str, int]) -> int | None:
+    """Return how many outputs the model must have: as many as classes, unless a mapping leaves some of them out."""
+    return len(known) if mapping is None or sorted(mapping.values()) == [*range(len(mapping))] else None
+
+
+def _read_table(paths: list[Path], root: Path, mapping: dict[str, int] | None) -> Listed:
+    """Read a table of images and labels: .csv of paths, or .parquet of paths or of images."""
+    where = str(paths[0] if len(paths) == 1 else root)
+    items: Items
+    if paths[0].suffix == ".csv":
+        with convert_errors(f"{where}: not a table"):
+            text = read_bounded(paths[0], _MOST_TABLE_BYTES).decode("utf-8-sig")
+            rows = [row for row in csv.reader(io.StringIO(text)) if row]
+        header, body = (rows[0], rows[1:]) if rows else ([], [])
+        image, label = _find_columns(header, where)
+        if bad := [n for n, row in enumerate(body, 2) if len(row) != len(header)]:
+            raise DataError(f"{where}: line {bad[0]} has {len(body[bad[0] - 2])} fields; expected: {len(header)}.")
+        items = Files(root, [row[header.index(image)] for row in body])
+        labels: list[Any] = [row[header.index(label)] for row in body]
+        labels = [int(v) for v in labels] if all(v.strip().lstrip("-").isdecimal() for v in labels) else labels
+    elif paths[0].suffix == ".parquet":
+        items, labels = _read_parquet(paths, root, where)
+    else:
+        raise DataError(f"--data: {where} given; expected: a folder of class folders, .csv, .parquet or .npz.")
+    if not labels:
+        raise DataError(f"--data: {where} holds no images.")
+    if all(isinstance(v, str) for v in labels):
+        known = _number_classes(labels, mapping, where)
+        return Listed(items, np.array([known[v] for v in labels], np.int64), known, _count_outputs(mapping, known))
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in labels):
+        strange = next(v for v in labels if not isinstance(v, int) or isinstance(v, bool))
+        raise DataError(f"{where}: label {strange!r} given; allowed: whole numbers from 0 on, or names of classes.")
+    return Listed(items, np.array(labels, np.int64), mapping, None)
+
+
+def _find_columns(names: Sequence[str], where: str) -> tuple[str, str]:
+    """Find the column of images or paths, and that of labels."""
+    found = [next((n for n in known if n in names), None) for known in (_PATHS, _LABELS)]
+    if found[0] is None or found[1] is None:
+        raise DataError(
+            f"{where}: columns {', '.join(names) or '(none)'} given; expected: one of {', '.join(_PATHS)}, and one of "
+            f"{', '.join(_LABELS)}."
+        )
+    return found[0], found[1]
+
+
+def _read_parquet(paths: list[Path], root: Path, where: str) -> tuple[Items, list[Any]]:
+    """Read the labels of Parquet files, and either the paths of the images or the places of the images in the files."""
+    import pyarrow as pa
+
+    labels: list[Any] = []
+    names: list[str] = []
+    places: list[tuple[int, int, int]] = []
+    column = ""
+    for number, path in enumerate(paths):
+        with (
+            convert_errors(f"{path}: not a Parquet file of images and labels"),
+            open_parquet(path, _MOST_PARQUET_BYTES) as file,
+        ):
+            schema = file.schema_arrow
+            image, label = _find_columns(schema.names, str(path))
+            kind = schema.field(image).type
+            labels += file.read([label]).column(0).to_pylist()
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                names += file.read([image]).column(0).to_pylist()
+                continue
+            column = f"{image}.bytes" if pa.types.is_struct(kind) else image
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                names += [f"{path.name}, row {len(names) + row}" for row in range(count)]
+                places += [(number, group, row) for row in range(count)]
+    if not column:
+        return Files(root, names), labels
+    return Rows(tuple(paths), column, names, np.array(places, np.int64).reshape(-1, 3)), labels
