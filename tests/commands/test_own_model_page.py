@@ -60,8 +60,8 @@ def follow(page, folder):
 
 
 def shape(text):
-    """Text without what another processor, or a busier one, changes: numbers, and the width of columns."""
-    return [re.sub(r"[\d.,+-]+|[─━┏┓┳┡┩╇└┘┴ ]+", " ", line).split() for line in text.splitlines()]
+    """Text without what another processor, or a busier one, changes: numbers, units of time, and widths of columns."""
+    return [re.sub(r"[\d.,+-]+|\b(s|min)\b|[─━┏┓┳┡┩╇└┘┴ ]+", " ", line).split() for line in text.splitlines()]
 
 
 def test_the_page_holds_word_for_word(tmp_path, monkeypatch):

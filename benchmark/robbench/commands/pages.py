@@ -160,10 +160,19 @@ def export(
     result: Annotated[Path, typer.Argument(help="A result.json, or the folder that holds it.")],
     kind: Annotated[str, typer.Option("--format", help="robustbench: an entry of its leaderboard.")] = "robustbench",
     output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Instead: a folder for the adversarial examples as PNG files.")
+    ] = None,
     models: Models = None,
 ) -> None:
-    """Print a result as an entry of another leaderboard."""
+    """Print a result as an entry of another leaderboard, or write its adversarial examples as pictures."""
     announce(f"Reading {result}")
+    if pictures is not None:
+        from robbench.report.pictures import SHEET, write_pictures
+
+        count, rounded = write_pictures(result, pictures)
+        print(f"{count} adversarial examples and {SHEET} written to {pictures}; 8 bits round {rounded} of them.")
+        return
     from robbench.models.card import Registry
     from robbench.report.export import export_result
 

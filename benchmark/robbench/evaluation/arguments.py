@@ -43,8 +43,8 @@ def require_dataset(dataset: str | None) -> str:
     """
     if dataset is None:
         raise DataError(
-            "Give images (--data PATH; in Python data=, or x= and y=), or the name of a data set (--dataset, "
-            f"dataset=): {', '.join(DATASETS)}."
+            "Give images (--data PATH; in Python data=, or x= and y=), or the name of a data set (dataset=, "
+            f"--dataset): {', '.join(DATASETS)}."
         )
     if dataset not in DATASETS:
         raise DataError(unknown_name("data set", dataset, [*DATASETS, IMAGENET]))

@@ -213,11 +213,13 @@ def adapt(model: Any, x: Tensor) -> nn.Module:
         pass
     try:
         with contain_exits():
-            model(_as_array(x).copy())
+            scores = np.asarray(model(_as_array(x).copy()))
+        if scores.dtype.kind not in "fiub":
+            raise TypeError(f"it returns values of {scores.dtype}; expected scores [N, K]")
     except Exception as error:  # a user's function may raise anything
         raise ModelError(
             f"The function {_name_object(model)} cannot be called with images, an array of shape {tuple(x.shape)}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}. A function that makes the model takes no arguments."
         ) from error
     return FunctionModel(model).eval()
 

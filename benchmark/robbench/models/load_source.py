@@ -69,8 +69,7 @@ def load_source(
         return _load_weights(source, spec, in_shape, num_classes)
     if spec.has_build:
         raise ModelError(
-            f"{source.text}: architecture, mean or std given; they go with weights of file: and hf:. This model brings "
-            "its own."
+            f"{source.text}: architecture, mean or std given; they go with file: and hf:. This model brings its own."
         )
     origin = source.text
     module: nn.Module

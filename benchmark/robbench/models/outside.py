@@ -220,11 +220,10 @@ def call_model_function(what: str, where: str, name: str, x: Tensor) -> nn.Modul
             known = [key for key, value in vars(owner).items() if inspect.isfunction(value)]
             raise ModelError(f"{what}: {unknown_name(f'function of {where}', name, known)}")
         function = getattr(owner, name)
-        signature = inspect.signature(function)
         try:
-            signature.bind()
+            inspect.signature(function).bind()
         except TypeError as error:
-            if len(signature.parameters) == 1 and not isinstance(function, type):
+            if inspect.isfunction(function) and len(inspect.signature(function).parameters) == 1:
                 return adapt(function, x)
             raise ModelError(
                 f"{what}: {name} cannot be called without arguments ({error}); expected: {_EXPECTED}."
