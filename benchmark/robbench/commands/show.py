@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -107,8 +107,8 @@ def verify_result(
     from robbench.certify.verify import verify_certified
     from robbench.recheck.verify import verify
 
-    fields: VerifyFields = {"lanes": lanes, "device": device, "models": models or [], "data_dir": data_dir}
-    fields.update(about)
+    options = {"lanes": lanes, "device": device, "models": models or [], "data_dir": data_dir}
+    fields = cast("VerifyFields", {**about, **options})
     v: Verification | CertifiedCheck
     if folder is not None:
         v = verify_certified(folder, model, samples=samples, **fields)
