@@ -158,6 +158,7 @@ def test_unknown_suites_and_data_sets_are_named():
     "given",
     [
         f"steps = {10**18}",
+        f"steps = {2 * 10**7}",
         f"steps = 1\neot = {10**15}",
         f"restarts = {10**15}",
         "steps = 1000000\nrestarts = 1000000",
