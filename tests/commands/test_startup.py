@@ -93,7 +93,7 @@ def test_arguments_about_stored_results_are_refused_without_torch(args, message)
         (["list", "attacks"], (), 420),
         (["list", "data"], (), 550),
         (["list", "figures"], ("pandas", "pyarrow"), 1000),
-        (["show", "digits/at"], ("pandas", "pyarrow", "scipy"), 1000),  # for the radii of the smoothed model
+        (["show", "digits/at"], ("pandas", "pyarrow", "scipy"), 1020),  # for the radii of the smoothed model
         (["show", "mnist/at"], ("pandas", "pyarrow"), 1000),
         (["runs"], ("pandas", "pyarrow"), 1000),
     ],
