@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from robbench.core.stats import wilson
 from robbench.linear.theory import Values
@@ -95,6 +94,8 @@ def rank_within_class(values: Values, label: Integers) -> Values:
 
     Equal values share their mean rank. The only image of a class has rank 0.
     """
+    from scipy.stats import rankdata  # takes a second, which commands that draw nothing do not wait for
+
     ranks = np.zeros(len(values))
     for c in np.unique(label):
         mine = label == c

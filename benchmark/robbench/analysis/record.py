@@ -67,6 +67,10 @@ class StoredLogits:
         """Return the number of images."""
         return len(self.sample)
 
+    def take_first(self, n: int) -> StoredLogits:
+        """Return the logits of the first n images."""
+        return StoredLogits(self.sample[:n], self.label[:n], self.broken[:n], self.clean[:n], self.adversarial[:n])
+
     @property
     def correct(self) -> Booleans:
         """Whether each image is classified correctly without an attack, [n]."""
