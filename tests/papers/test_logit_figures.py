@@ -76,6 +76,20 @@ def test_captions_say_when_the_finding_does_not_show(tree):
     assert _compute_order_rows(swapped, "digits")[1].count("does not show") == 2
 
 
+def test_the_figure_of_the_analytic_model_holds_the_formulas(tree):
+    numbers = plan(tree, "C").numbers
+    assert numbers["value"].notna().all()
+    lines = numbers[numbers["panel"] == "C.1"].pivot_table(index="beta_wrong", columns="quantity", values="value")
+    least = numbers[numbers["quantity"] == "least beta"]["value"].item()
+    assert ((lines["g"] < lines["beta"]) == (lines["beta"] > least)).all()
+    loss = numbers[numbers["panel"] == "C.2"].pivot_table(index="beta_wrong", columns="beta_right", values="value")
+    assert (np.diff(loss, axis=1) < 0).all(), "surer right images have a lower loss"
+    assert (np.diff(loss, axis=0) > 0).all(), "surer wrong images have a higher loss"
+    for name in NAMES:
+        shutil.rmtree(tree / "digits" / name)
+    assert plan(tree, "C").numbers is None
+
+
 @pytest.mark.parametrize("name", ["2", "3", "4"])
 def test_figures_are_drawn_twice_the_same_and_name_what_is_missing(tree, name, tmp_path):
     data, figure = FigureData(Registry.default(), tree), FIGURES[f"seguin2021-{name}"]

@@ -10,6 +10,7 @@ from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.figures.activations import plan_activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
+from robbench.papers.figures.surrogate import plan_surrogate
 from robbench.report.figures.gallery import plan_gallery
 from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
 from robbench.report.figures.source import FigureData, FigurePlan
@@ -145,6 +146,13 @@ _ALL = (
     _seguin_figure("2", "Logit gaps and who withstands the attack", plan_logit_gaps),
     _seguin_figure("3", "Order of the images and of the classes", plan_logit_orders),
     _seguin_figure("4", "The largest logits kept, the others changed", plan_fixed_logits),
+    FigureDefinition(
+        "seguin2021-C",
+        "The analytic model of logits",
+        ("digits",),
+        plan_surrogate,
+        "after Figures C.1-C.3 of Seguin et al. 2021",
+    ),
     FigureDefinition("accuracy-eps", "Accuracy over the radius", _EVERY, plan_eps_figure),
     FigureDefinition("accuracy-steps", "Accuracy over the steps of an attack", _EVERY, plan_steps_figure),
     FigureDefinition("per-class", "Robust accuracy by class", _EVERY, plan_classes_figure),

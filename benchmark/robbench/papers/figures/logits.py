@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plan_fixed_logits", "plan_logit_gaps", "plan_logit_orders"]
+__all__ = ["describe_finding", "plan_fixed_logits", "plan_logit_gaps", "plan_logit_orders"]
 
 _COLUMNS = ["panel", "model", "other", "x", "value", "low", "high", "n"]
 _STANDARD, _ADVERSARIAL, _SECOND = "natural", "at", "trades"  # TRADES stands in for a second seed of `at`
@@ -59,7 +59,8 @@ def _number(found: Estimate) -> str:
     return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
 
-def _verdict(shows: bool) -> str:
+def describe_finding(shows: bool) -> str:
+    """Return the sentence of a caption that says whether a finding of the paper shows."""
     return "The paper's finding shows here." if shows else "The paper's finding does not show here."
 
 
@@ -117,9 +118,9 @@ def _compute_gap_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple
     ]
     caption = (
         f"A: the gap of {_ADVERSARIAL} minus that of {_STANDARD} is {_number(smaller)} in the mean. "
-        f"{_verdict(smaller.high < 0)}\n"
+        f"{describe_finding(smaller.high < 0)}\n"
         f"B: {_percent(above)} of the images of {_ADVERSARIAL} with a gap above its median withstand PGD, and "
-        f"{_percent(below)} of the others. {_verdict(above.low > below.high)}"
+        f"{_percent(below)} of the others. {describe_finding(above.low > below.high)}"
     )
     return rows, caption
 
@@ -191,9 +192,9 @@ def _compute_order_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tup
     caption = (
         f"B: {_STANDARD} and {_ADVERSARIAL} rank {_percent(apart)} of the images more than half the range apart, "
         f"{_SECOND} and {_ADVERSARIAL} {_percent(alike)}.\n"
-        f"The difference is {_percent(more)}. {_verdict(more.low > 0)}\n"
+        f"The difference is {_percent(more)}. {describe_finding(more.low > 0)}\n"
         f"D: AO@3 of {_SECOND} and {_ADVERSARIAL} on one image is {_number(closer)} above that of {_STANDARD} and "
-        f"{_ADVERSARIAL}. {_verdict(closer.low > 0)}\n"
+        f"{_ADVERSARIAL}. {describe_finding(closer.low > 0)}\n"
         f"{_SECOND} stands in for a second seed of {_ADVERSARIAL}."
     )
     return rows, caption
