@@ -16,7 +16,7 @@ LAYERS = [
     {"data", "models", "attacks", "suite", "classifier"},
     {"engine", "results"},
     {"evaluation", "training"},
-    {"recheck", "gate", "masking", "linear", "certify"},
+    {"recheck", "gate", "masking", "linear", "certify", "analysis"},
     {"report"},
     {"papers"},
     {"api", "testing", "commands", "__init__", "__main__"},
@@ -24,6 +24,7 @@ LAYERS = [
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms and modules that work where torch is not installed.
 NO_TORCH = {
+    "analysis.logits", "analysis.manifolds", "analysis.record", "analysis.surrogate",
     "certify.interval", "certify.radius", "certify.record",
     "commands", "gate", "papers", "report", "results", "suite",
     "core.errors", "core.files", "core.numbers", "core.philox", "core.stats", "core.types",

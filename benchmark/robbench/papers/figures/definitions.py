@@ -9,6 +9,8 @@ from functools import partial
 from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.figures.activations import plan_activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
+from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
+from robbench.papers.figures.surrogate import plan_surrogate
 from robbench.report.figures.gallery import plan_gallery
 from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
 from robbench.report.figures.source import FigureData, FigurePlan
@@ -121,6 +123,12 @@ def _gap_figure(number: str, title: str, datasets: tuple[str, ...], choices: Mod
     return _paper_figure(number, title, datasets, partial(_plan_histograms, choices, GAPS))
 
 
+def _seguin_figure(number: str, title: str, make: Callable[[FigureData, str, str], FigurePlan]) -> FigureDefinition:
+    return FigureDefinition(
+        f"seguin2021-{number}", title, ("digits", "mnist"), make, f"after Figure {number} of Seguin et al. 2021"
+    )
+
+
 _BOTH_SETS = ("mnist", "digits")
 _EVERY = ("mnist", "digits", "cifar10", "fashion_mnist", "cifar100")
 _ALL = (
@@ -135,6 +143,16 @@ _ALL = (
     _gap_figure("7", "Logit squeezing and noise", _BOTH_SETS, _SQUEEZING),
     _paper_figure("8", "Activations of the penultimate layer", _BOTH_SETS, partial(_plan_activations, "penultimate")),
     _paper_figure("9", "Activations of the logit layer", _BOTH_SETS, partial(_plan_activations, "logits")),
+    _seguin_figure("2", "Logit gaps and who withstands the attack", plan_logit_gaps),
+    _seguin_figure("3", "Order of the images and of the classes", plan_logit_orders),
+    _seguin_figure("4", "The largest logits kept, the others changed", plan_fixed_logits),
+    FigureDefinition(
+        "seguin2021-C",
+        "The analytic model of logits",
+        ("digits",),
+        plan_surrogate,
+        "after Figures C.1-C.3 of Seguin et al. 2021",
+    ),
     FigureDefinition("accuracy-eps", "Accuracy over the radius", _EVERY, plan_eps_figure),
     FigureDefinition("accuracy-steps", "Accuracy over the steps of an attack", _EVERY, plan_steps_figure),
     FigureDefinition("per-class", "Robust accuracy by class", _EVERY, plan_classes_figure),

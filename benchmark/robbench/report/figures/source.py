@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import pandas as pd
 
+from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
@@ -78,10 +79,14 @@ class FigureData:
     def _linear_files(self) -> tuple[dict[str, LinearFile], list[Damage]]:
         return read_linear_files(self.root)
 
+    @cached_property
+    def _logits_files(self) -> tuple[dict[str, tuple[LogitsFile, StoredLogits]], list[Damage]]:
+        return read_logits_files(self.root)
+
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        return [*self._stored.damaged, *self._linear_files[1]]
+        return [*self._stored.damaged, *self._linear_files[1], *self._logits_files[1]]
 
     @cached_property
     def results(self) -> list[ResultFile]:
@@ -110,6 +115,16 @@ class FigureData:
         """Read the linear measurement of a model; None if its present weights were not measured."""
         file = self._linear.get(full_name)
         return None if file is None else read_linearization(self.linear_folder(full_name))
+
+    def read_logits(self, dataset: str) -> dict[str, StoredLogits]:
+        """Read the logits of all models of a data set whose present weights were measured, in the order of figures."""
+        files, _ = self._logits_files
+        current = {
+            name: stored
+            for name, (f, stored) in files.items()
+            if f.dataset == dataset and self._is_current(dataset, f.model, f.identity.get("weights"))
+        }
+        return {name: current[name] for name in self._sort_models(set(current))}
 
     def linear_folder(self, full_name: str) -> Path:
         """Return the folder of a model's linear measurement."""
@@ -145,8 +160,9 @@ class FigureData:
         """
         entry = self.find_entry(full_name)
         train = f"robbench train {full_name} && " if entry is not None and entry.needs_training else ""
-        is_stale = not train and (self.linear_folder(full_name) / "linear.json").exists()
-        overwrite = " --overwrite" if is_stale and arguments.startswith("measure") else ""
+        command, what, *_ = arguments.split()
+        is_stale = command == "measure" and any((self.root / full_name / what).glob("*.json"))
+        overwrite = " --overwrite" if is_stale and not train else ""
         return f"{train}robbench {arguments.format(full_name)}{overwrite}"
 
     def choose_styles(self, names: Sequence[str]) -> dict[str, ModelStyle]:

@@ -1,0 +1,254 @@
+"""The files of stored logits on clean and adversarial images. Imports no torch.
+
+```
+results/<dataset>/<model>/logits/logits.json     the summary (`LogitsFile`)
+results/<dataset>/<model>/logits/logits.parquet  one row per image: sample, label, broken, clean_k, adversarial_k
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from robbench.analysis.logits import Booleans, Integers
+from robbench.core.errors import ResultError
+from robbench.core.files import digest, digest_file, write_atomically
+from robbench.core.parquet import read_flat_table
+from robbench.linear.theory import Values
+from robbench.results.differences import list_differences
+from robbench.results.reader import Damage
+from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
+from robbench.results.selection import describe_selection, find_selection_error
+from robbench.results.summary import make_accuracy
+
+__all__ = [
+    "FOLDER",
+    "LOGITS_VERSION",
+    "LogitsFile",
+    "StoredLogits",
+    "logits_folder",
+    "read_logits",
+    "read_logits_files",
+    "summarize_logits",
+    "write_logits",
+]
+
+FOLDER = "logits"
+LOGITS_VERSION = 1  # increased whenever a measurement or the meaning of a number changes
+_SUMMARY, _TABLE = "logits.json", "logits.parquet"
+_MOST_BYTES = 2**31
+_DERIVED = {"schema_version", "run_id", "identity", "n", "classes", "clean_accuracy", "robust_accuracy"}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLogits:
+    """Logits of n images without and with a perturbation.
+
+    Attributes:
+        sample: official index of each image, [n].
+        label: true class, [n].
+        broken: whether the attack broke the image; False for an image that is misclassified without an attack, [n].
+        clean: logits of the image, [n, K].
+        adversarial: logits at the break. Of an image that was not broken: those of the image itself, [n, K].
+    """
+
+    sample: Integers
+    label: Integers
+    broken: Booleans
+    clean: Values
+    adversarial: Values
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.sample)
+
+    def take_first(self, n: int) -> StoredLogits:
+        """Return the logits of the first n images."""
+        return StoredLogits(self.sample[:n], self.label[:n], self.broken[:n], self.clean[:n], self.adversarial[:n])
+
+    @property
+    def correct(self) -> Booleans:
+        """Whether each image is classified correctly without an attack, [n]."""
+        return np.asarray(self.clean.argmax(1) == self.label)
+
+    @property
+    def robust(self) -> Booleans:
+        """Whether each image is classified correctly and was not broken, [n]."""
+        return self.correct & ~self.broken
+
+
+class LogitsFile(StrictModel):
+    """The content of logits.json. Its numbers are computed from logits.parquet."""
+
+    schema_version: Literal[1]
+    run_id: str
+    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
+    model: Component
+    dataset: Component
+    n: Count
+    """Number of images: the first n of the test set."""
+    total: Count
+    """Number of images of the whole test set."""
+    classes: Count
+    """Number of logits, K."""
+    clean_accuracy: Accuracy
+    robust_accuracy: Accuracy
+    flags: dict[str, str]
+    """Problems that make the numbers doubtful: name of the problem -> sentence."""
+    identity: dict[str, Any]
+    """What the numbers depend on, with the attack and its settings."""
+    seconds: float
+    lanes: int
+    hardware: str
+    versions: dict[str, str]
+    date: str
+    """UTC, ISO 8601."""
+    answers: Answers
+    """As in result.json."""
+    files: dict[str, str]
+    """SHA-256 of logits.parquet."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Every version seals."""
+        return True
+
+
+def logits_folder(root: Path, dataset: str, model: str) -> Path:
+    """Return the folder of a results tree that holds a model's logits."""
+    return root / dataset / model / FOLDER
+
+
+def summarize_logits(measured: StoredLogits, identity: dict[str, Any], described: dict[str, Any]) -> LogitsFile:
+    """Compute the summary of a measurement.
+
+    Args:
+        measured: the logits.
+        identity: what the numbers depend on.
+        described: the remaining fields of `LogitsFile`.
+    """
+    n = len(measured)
+    return LogitsFile(
+        schema_version=1,
+        run_id=digest(identity),
+        identity=identity,
+        n=n,
+        classes=measured.clean.shape[1],
+        clean_accuracy=make_accuracy(int(measured.correct.sum()), n),
+        robust_accuracy=make_accuracy(int(measured.robust.sum()), n),
+        **described,
+    )
+
+
+def _columns(classes: int) -> list[str]:
+    return ["sample", "label", "broken", *(f"{kind}_{k}" for kind in ("clean", "adversarial") for k in range(classes))]
+
+
+def write_logits(folder: Path, file: LogitsFile, measured: StoredLogits) -> LogitsFile:
+    """Write a measurement and return its summary with the digest of the table.
+
+    The summary is written last, so that a summary on disk means a complete measurement.
+    """
+    logits = np.hstack([measured.clean, measured.adversarial]).astype(np.float32)
+    head = [measured.sample, measured.label, measured.broken]
+    table = pd.DataFrame(dict(zip(_columns(file.classes), [*head, *logits.T], strict=True)))
+    (folder / _SUMMARY).unlink(missing_ok=True)
+    write_atomically(folder / _TABLE, table.to_parquet(index=False))
+    file = file.model_copy(update={"files": {_TABLE: digest_file(folder / _TABLE, _MOST_BYTES)}})
+    write_atomically(folder / _SUMMARY, dump_sealed(file))
+    return file
+
+
+def read_logits(folder: Path) -> tuple[LogitsFile, StoredLogits]:
+    """Read a measurement. The summary must follow from the table, and the table must be the one that was written.
+
+    Raises:
+        ResultError: a file is missing, damaged or changed, or the summary does not follow.
+    """
+    path = folder / _SUMMARY
+    try:
+        file = read_validated(path, LogitsFile, 2**26)
+        if file.files != {_TABLE: _digest(folder / _TABLE)}:
+            raise ResultError(f"{folder / _TABLE}: not as it was written (SHA-256).")
+        measured = _read_table(folder / _TABLE, file.classes)
+        described = {name: getattr(file, name) for name in LogitsFile.model_fields if name not in _DERIVED}
+        again = summarize_logits(measured, file.identity, described)
+        for field, given, derived in list_differences("", file.model_dump(), again.model_dump()):
+            raise ResultError(f"{path}: {field} is {given!r}; {derived!r} follows from {_TABLE}.")
+        error = find_selection_error(
+            measured.sample,
+            selection=describe_selection(file.n, file.total, None),
+            sample_seed=None,
+            dataset=file.dataset,
+            data=file.identity.get("data"),
+        )
+        if error:
+            raise ResultError(f"{folder / _TABLE}: {error}.")
+    except (ResultError, ValueError) as error:
+        raise ResultError(f"{error} Measure it again: robbench measure logits --overwrite.") from None
+    return file, measured
+
+
+def read_logits_files(root: Path) -> tuple[dict[str, tuple[LogitsFile, StoredLogits]], list[Damage]]:
+    """Read the logits of all models of a results tree.
+
+    Returns:
+        `dataset/model` -> summary and logits, sorted by name, and the measurements that are damaged.
+    """
+    found, damaged = {}, []
+    for path in sorted(root.glob(f"*/*/{FOLDER}/{_SUMMARY}")):
+        try:
+            file, measured = read_logits(path.parent)
+            if logits_folder(root, file.dataset, file.model) != path.parent:
+                raise ResultError(f"{path} is the measurement of {file.dataset}/{file.model}.")
+            found[f"{file.dataset}/{file.model}"] = file, measured
+        except ResultError as error:
+            damaged.append(Damage.of(root, path.parent, error))
+    return found, damaged
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digest_file(path, _MOST_BYTES)
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _read_table(path: Path, classes: int) -> StoredLogits:
+    """Read the table.
+
+    Raises:
+        ResultError: it cannot be read, has other columns, or holds values that no measurement writes.
+    """
+    try:
+        # The metadata of pandas could turn columns into an index or change their types.
+        rows: pd.DataFrame = read_flat_table(path, _MOST_BYTES).to_pandas(ignore_metadata=True)
+    except Exception as error:  # a damaged or hostile file can make the reader raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResultError(f"{path} cannot be read ({reason}).") from None
+    kinds = ["int64", "int64", "bool", *["float32"] * (2 * classes)]
+    found = [(str(name), str(kind)) for name, kind in rows.dtypes.items()]
+    if found != (expected := list(zip(_columns(classes), kinds, strict=True))):
+        raise ResultError(
+            f"{path} has other columns or types than logits of {classes} classes: {sorted({*found} ^ {*expected})[:4]}."
+        )
+    logits = rows.iloc[:, 3:].to_numpy(np.float64)
+    measured = StoredLogits(
+        rows["sample"].to_numpy(),
+        rows["label"].to_numpy(),
+        rows["broken"].to_numpy(),
+        logits[:, :classes],
+        logits[:, classes:],
+    )
+    if not rows["label"].between(0, classes - 1).all() or not np.isfinite(logits).all():
+        raise ResultError(f"{path} holds a label that is no class, or a logit that is not finite.")
+    moved = (measured.clean != measured.adversarial).any(1)
+    fooled = measured.adversarial.argmax(1) != measured.label
+    if (measured.broken & ~(measured.correct & fooled)).any() or (moved & ~measured.broken).any():
+        raise ResultError(f"{path} calls an image broken whose logits are not, or moves one that is not broken.")
+    return measured
