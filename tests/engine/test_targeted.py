@@ -146,7 +146,7 @@ def test_the_two_classes_agree_with_the_judge():
 )
 def test_records_do_not_depend_on_width_and_order(attack):
     net, x, y = trained(20)
-    target, ball = (y + 1 + torch.arange(20) % 9) % 10, Ball("Linf", 0.12)
+    target, ball = (y + 1 + torch.arange(20) % 9) % 10, Ball("Linf", 0.3)
     base = run_attack(net.double(), attack, x.double(), y, ball, lanes=64, target=target)
     assert 0 < base.broken.sum() < 20 and (base.prediction[base.broken] == target.numpy()[base.broken]).all()
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))

@@ -1,5 +1,6 @@
 """Options and model specs are checked when they are given: before a model is loaded, and with a sentence."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_type_hints
 
@@ -105,6 +106,8 @@ def test_the_options_of_public_functions_are_those_of_the_dataclass():
     given = get_type_hints(OptionFields, localns={"torch": torch})
     own = get_type_hints(Options)
     assert given.pop("device") == str | torch.device and own.pop("device") is str  # a torch.device becomes its name
+    assert given.pop("target") == str | int | Sequence[int] | None  # a class becomes text, and a list a tuple
+    assert own.pop("target") == str | tuple[int, ...] | None
     assert given == own
     given = get_type_hints(SpecFields, localns={"Tensor": torch.Tensor})
     own = get_type_hints(ModelSpec, localns={"Tensor": torch.Tensor, "nn": torch.nn})
