@@ -107,7 +107,7 @@ def parse_source(text: str) -> ModelSource | None:
         if not rest:
             raise ModelError(f"{text!r}: expected {FORMS[kind]}.")
         if kind == "timm":
-            name, _, path = rest.partition(":")
+            name, _, path = rest.rpartition(":") if Path(rest).suffix in _SUFFIXES and ":" in rest else (rest, "", "")
             return ModelSource(text, kind, (name, path), _join_name(kind, name, Path(path).stem))
         return ModelSource(text, kind, (rest,), _join_name(kind, Path(rest).stem))
     if all(part.isidentifier() for part in [*kind.split("."), rest]):
