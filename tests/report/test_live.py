@@ -197,7 +197,9 @@ def test_nothing_is_written(problem, tmp_path, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_the_command_serves_without_torch_until_ctrl_c(tmp_path):
     (tmp_path / "results").mkdir()
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['robbench', 'serve', '--port', '0']\n"
+    code = "import signal, sys; sys.modules['torch'] = None; sys.argv = ['robbench', 'serve', '--port', '0']\n"
+    # A job in the background of a shell, such as these tests, ignores SIGINT, and so would what it starts.
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from robbench.__main__ import run_in_process; sys.exit(run_in_process())"
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         try:

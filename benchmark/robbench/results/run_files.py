@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from robbench.core.errors import ResultError
+from robbench.core.errors import ModelError, ResultError
 from robbench.core.files import digest
 from robbench.models.sources import parse_source
 from robbench.results.adversarials import FILE as ADVERSARIALS
@@ -195,11 +195,13 @@ def _why_not_resumable(about: Description) -> str:
         return "begun in Python with a model or images of one's own: call evaluate again"
     if about.suite == CUSTOM:
         return "begun in Python with a list of attacks: call evaluate again"
-    if about.surrogate is not None and ":" in about.surrogate:
-        return f"{explain_refusal(about.surrogate)}: give its command again"
-    source = parse_source(about.model)
-    if source is not None and (source.has_code or about.architecture is None):
-        return f"{explain_refusal(about.model)}: give its command again"
+    for named, is_safe in ((about.surrogate, False), (about.model, about.architecture is not None)):
+        try:
+            source = None if named is None else parse_source(named)
+        except ModelError:
+            return "its model has an unknown source: give its command again"
+        if source is not None and (source.has_code or not is_safe):
+            return f"{explain_refusal(source.text)}: give its command again"
     return ""
 
 
