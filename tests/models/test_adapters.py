@@ -123,7 +123,7 @@ def test_onnx_is_attacked_by_queries(batch, images, net, tmp_path):
 
     assert result.robust_accuracy.value == loop_corners(predict, *images, EPS)
     assert result.identity["model"]["source"] == "onnx:net.onnx"
-    with pytest.raises(SuiteError, match=r"no gradient, and PGD need one.*--suite blackbox"):
+    with pytest.raises(SuiteError, match=r"no gradient, and PGD need one.*--suite queries"):
         ask(str(path), images, [PGD(steps=2)])
 
 
@@ -148,7 +148,7 @@ def test_a_model_without_gradients_is_led_to_a_suite_that_works(images, rows, mo
     estimator = LogisticRegression(max_iter=300).fit(*rows)
     with monkeypatch.context() as patched:
         patched.setattr("robbench.engine.engine.attack_samples", None)
-        with pytest.raises(SuiteError, match="--suite blackbox"):
+        with pytest.raises(SuiteError, match="--suite queries"):
             ask(estimator, images, [Corners(), FGSM()])
     x, y = images
     result = evaluate(estimator, "blackbox", x=x[:8], y=y[:8], eps=EPS, samples=8)
