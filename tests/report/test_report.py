@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from robbench.commands.pages import leaderboard
+from robbench.core.errors import StorageError
 from robbench.core.stats import wilson
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run
@@ -278,3 +280,17 @@ def test_details_of_damaged_results_alone_keep_no_old_number(tmp_path):
     (root / "digits/a/whitebox/result.json").write_text("{")
     details = render(root)["results/digits/leaderboard.md"]
     assert "All results are damaged." in details and "## " not in details
+
+
+def test_details_are_not_written_through_a_link(tmp_path, monkeypatch):
+    """A tree may come from somebody else."""
+    root, other = tmp_path / "results", tmp_path / "other.md"
+    put(root, result("a", 20))
+    other.write_text("precious")
+    (root / "digits" / PAGE).symlink_to(other)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="is a link"):
+        leaderboard(results=Path("results"))
+    assert other.read_text() == "precious" and not Path(PAGE).exists()
+    leaderboard(results=Path("results"), output=Path("mine.md"))
+    assert Path("mine-digits.md").exists()
