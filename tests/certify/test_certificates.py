@@ -21,12 +21,12 @@ from robbench.core.types import Threat
 from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
 from robbench.models.spec import ModelSpec
-from robbench.report.leaderboard import render_leaderboard
 from robbench.report.terminal import print_results
 from robbench.results.adversarials import FILE as POINTS
 from robbench.results.adversarials import Points, merge, pack, read
 from robbench.results.reader import read_results
 from support.commands import run
+from support.leaderboard import read_leaderboard
 from support.models import images, small
 
 THREAT = Threat("Linf", Fraction(3, 100))
@@ -261,7 +261,7 @@ def test_the_interval_stands_beside_the_attack(copy, capsys):
     assert interval.low.value <= interval.high.value <= result.robust_accuracy.value
     assert interval.low.value == interval.high.value, "the method is exact"
     text = interval.format(24)
-    assert text in render_leaderboard(root)
+    assert text in read_leaderboard(root)
     assert f"{text} of 24" == interval.format(99)
     print_results([result, other], root)
     assert "attacked" in capsys.readouterr().out
@@ -289,7 +289,7 @@ def test_an_image_that_is_certified_and_broken_is_an_error_of_robbench(copy, cap
     attacked(root)
     assert len(find_contradictions(root)) > len(found)
     assert all(text.startswith("ERROR OF ROBBENCH: sample ") for text in find_contradictions(root))
-    assert "## Errors of robbench" in render_leaderboard(root)
+    assert "## Errors of robbench" in read_leaderboard(root)
     print_results([attacked(root)], root)
     assert "ERROR OF ROBBENCH" in capsys.readouterr().out
 

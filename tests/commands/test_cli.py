@@ -75,6 +75,12 @@ def test_leaderboard_writes_checks_and_notices_staleness(quick, tmp_path):
     run("leaderboard", "--output", board, cwd=folder)
     assert board.read_bytes() == first
     assert "up to date" in run("leaderboard", "--check", "--output", board, cwd=folder).stdout
+    details = tmp_path / "board-digits.md"
+    whole = details.read_text()
+    assert "suite quick" in whole and "suite quick" not in board.read_text()
+    details.write_text(whole.replace("natural", "unnatural"))
+    assert "board-digits.md is stale" in run("leaderboard", "--check", "--output", board, cwd=folder, code=1).stderr
+    details.write_text(whole)
     board.write_text(board.read_text().replace("natural", "unnatural"))
     assert "stale" in run("leaderboard", "--check", "--output", board, cwd=folder, code=1).stderr
     assert "No results tree" in run("leaderboard", "--results", tmp_path / "none", cwd=folder, code=2).stderr

@@ -236,9 +236,9 @@ def test_no_command_obeys_text_from_files(tree: Path) -> None:
     assert "m$^$" in COLOUR.sub("", done["list models --models broken"].stdout)
     shown = COLOUR.sub("", done["show digits/evil"].stdout)
     assert "m$^$" in shown and "\\u001b[2J" in shown and "damaged" not in shown
-    leaderboard = (tree / "page.md").read_text()
+    leaderboard = (tree / "page.md").read_text() + (tree / "page-digits.md").read_text()
     assert "[/red]m" in leaderboard and " [2J" in leaderboard and "damaged" not in leaderboard.lower()
-    for page in (tree / "page.md", tree / "m.md", tree / "audit.md", *(tree / "results/tables").glob("*.md")):
+    for page in (*tree.glob("page*.md"), tree / "m.md", tree / "audit.md", *(tree / "results/tables").glob("*.md")):
         text = page.read_text()
         assert_harmless(text)
         assert "<b>" not in text and "![i](" not in text and not re.search(r"(?<!\\)\[i\]\(", text), page

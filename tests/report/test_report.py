@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from robbench.commands.pages import leaderboard
+from robbench.core.errors import StorageError
 from robbench.core.stats import wilson
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run
-from robbench.report.leaderboard import build_group_table, compute_overestimation, rank_results, render_leaderboard
+from robbench.report.leaderboard import build_group_table, compute_overestimation, rank_results
+from robbench.report.leaderboard_pages import PAGE, render_leaderboard
 from robbench.results.places import locate_result
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult, read_result
 from support.evidence import write_evidence
+from support.leaderboard import read_leaderboard
 
 
 def accuracy(k, n=1000):
@@ -134,16 +138,18 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
     put(root, result("at", 500, flags={"randomized": "It rolls dice."}))
     larger = put(root, result("at", 300, eps="0.3", overrides={"eps": "0.3"}))
     put(root, result("at", 500, overrides={"seed": "1"}))
-    text = render_leaderboard(root)
-    assert text == render_leaderboard(root)
+    text = read_leaderboard(root)
+    assert text == read_leaderboard(root)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
+        "## digits, Linf 0.2",
+        "## digits, Linf 0.3",
         "## digits, Linf 0.2, suite whitebox",
         "## digits, Linf 0.2, suite whitebox (seed 1)",
         "## digits, Linf 0.3, suite whitebox",
     ]
-    assert "[at](results/digits/at/whitebox/result.json)" in text
-    assert f"[at](results/digits/at/whitebox@{larger.run_id[:8]}/result.json)" in text
+    assert "[at](at/whitebox/result.json)" in text
+    assert f"[at](at/whitebox@{larger.run_id[:8]}/result.json)" in text
     assert "- at, randomized: It rolls dice." in text
     assert text.index("[at]") < text.index("[natural]")
     rows = build_group_table([result("natural", 20)])
@@ -161,13 +167,13 @@ def test_a_model_without_some_attack_shows_a_dash():
 def test_names_and_flags_are_no_markup(tmp_path):
     root = tmp_path / "results"
     put(root, result("a|b<i>(c)", 20, flags={"x<script>": "`y` | [z](w)\n# n"}))
-    text = render_leaderboard(root)
-    assert r"[a\|b&lt;i&gt;(c)](results/digits/a%7Cb%3Ci%3E%28c%29/whitebox/result.json)" in text
+    text = read_leaderboard(root)
+    assert r"[a\|b&lt;i&gt;(c)](a%7Cb%3Ci%3E%28c%29/whitebox/result.json)" in text
     assert r"x&lt;script&gt;: \`y\` \| [z\](w) # n" in text and "<script" not in text
 
 
 def test_an_empty_tree_says_what_to_do(tmp_path):
-    assert "robbench eval" in render_leaderboard(tmp_path)
+    assert "robbench eval" in read_leaderboard(tmp_path)
 
 
 @pytest.mark.parametrize("change", [('"n": 1000', '"n": 999'), ('"low"', '"x"'), ("{", "[")])
@@ -176,7 +182,7 @@ def test_a_damaged_result_is_named_and_in_no_table(tmp_path, change):
     put(tmp_path, result("sound", 10))
     path = tmp_path / "digits/a/whitebox/result.json"
     path.write_text(path.read_text().replace(*change, 1))
-    text = render_leaderboard(tmp_path)
+    text = read_leaderboard(tmp_path)
     assert "- digits/a/whitebox: damaged: digits/a/whitebox/result.json" in text
     assert "| [sound]" in text and "| [a]" not in text and str(tmp_path) not in text
 
@@ -196,4 +202,95 @@ def test_the_committed_results_are_those_of_todays_suites(repo):
 
 @pytest.mark.whole
 def test_the_committed_leaderboard_is_current(repo):
-    assert (repo / "leaderboard.md").read_text(encoding="utf-8") == render_leaderboard(repo / "results")
+    pages = render_leaderboard(repo / "results", repo / PAGE)
+    assert len(pages) == 4
+    for page, text in pages.items():
+        assert page.read_text(encoding="utf-8") == text, page
+    first = pages[repo / PAGE].splitlines()
+    assert max(map(len, first)) <= 100, "nobody scrolls sideways"
+
+
+def render(root: Path, beside: bool = False) -> dict[str, str]:
+    """Make the pages of a tree, with places relative to the folder of the first page."""
+    pages = render_leaderboard(root, root.parent / PAGE, beside)
+    return {str(place.relative_to(root.parent)): text for place, text in pages.items()}
+
+
+def list_rows(text: str) -> list[list[str]]:
+    """List the cells of the tables of a page, without headings."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if not line.startswith(("| #", "| :"))
+    ]
+
+
+def test_the_first_page_has_the_worst_case_over_all_suites(tmp_path):
+    """Two suites break different images; the row counts both.
+
+    Seven images that only `whole` withstands, of 100: within the intervals, p = 1/64.
+    """
+    root = tmp_path / "results"
+    of(root, "split", [False] * 21 + [True] * 79, n=100)
+    of(root, "split", [True] * 80 + [False] * 20, n=100, suite="fast", date="2026-03-02T03:04:05+00:00")
+    of(root, "whole", [False] * 21 + [True] * 59 + [False] * 13 + [True] * 7, n=100)
+    pages = render(root)
+    assert list(pages) == ["leaderboard.md", "results/digits/leaderboard.md"]
+    low, high = (f"{100 * value:.1f}" for value in wilson(59, 100))
+    assert list_rows(pages["leaderboard.md"]) == [
+        ["1", "[whole][1]", "100.0", "66.0 [56.3, 74.5]", "whitebox", "unchecked", "100", "2026-01"],
+        ["2", "[split][2]", "100.0", f"59.0 [{low}, {high}]", "whitebox +20", "unchecked", "100", "2026-03"],
+    ]
+    assert "- split: whitebox, and 20 more images by fast." in pages["leaderboard.md"]
+    assert "[1]: results/digits/whole/whitebox/result.json\n" in pages["leaderboard.md"]
+    assert "](results/digits/leaderboard.md)" in pages["leaderboard.md"]
+    assert "](../../leaderboard.md)" in pages["results/digits/leaderboard.md"]
+
+
+def test_curves_over_radii_do_not_fill_the_first_page(tmp_path):
+    """What `quick` and `sanity` alone measured under another threat than theirs is in the details."""
+    root = tmp_path / "results"
+    for suite, eps, changed in (
+        ("quick", "0.2", {}),
+        ("quick", "0.1", {"eps": "0.1"}),
+        ("sanity", "0.15", {"eps": "0.15"}),
+    ):
+        of(root, "a", [True] * 9 + [False], n=10, suite=suite, eps=eps, overrides=changed)
+    of(root, "b", [True] * 9 + [False], n=10, eps="0.3", overrides={"eps": "0.3"})
+    first, details = render(root).values()
+    titles = [line for line in first.splitlines() if line.startswith("## ")]
+    assert titles == ["## digits, Linf 0.2", "## digits, Linf 0.3", "## Other threats"]
+    assert "- digits, Linf 0.1\n- digits, Linf 0.15\n" in first
+    assert "## digits, Linf 0.1, suite quick" in details and "## digits, Linf 0.15, suite sanity" in details
+
+
+def test_details_lie_beside_a_page_elsewhere(tmp_path):
+    root = tmp_path / "results"
+    put(root, result("a", 20))
+    put(root, result("b", 20, dataset="mnist"))
+    pages = render(root, beside=True)
+    assert list(pages) == ["leaderboard.md", "leaderboard-digits.md", "leaderboard-mnist.md"]
+    assert "](leaderboard-mnist.md)" in pages["leaderboard.md"]
+    assert "[b](results/mnist/b/whitebox/result.json)" in pages["leaderboard-mnist.md"]
+    assert "[a]" not in pages["leaderboard-mnist.md"]
+
+
+def test_details_of_damaged_results_alone_keep_no_old_number(tmp_path):
+    root = tmp_path / "results"
+    put(root, result("a", 20))
+    (root / "digits/a/whitebox/result.json").write_text("{")
+    details = render(root)["results/digits/leaderboard.md"]
+    assert "All results are damaged." in details and "## " not in details
+
+
+def test_details_are_not_written_through_a_link(tmp_path, monkeypatch):
+    """A tree may come from somebody else."""
+    root, other = tmp_path / "results", tmp_path / "other.md"
+    put(root, result("a", 20))
+    other.write_text("precious")
+    (root / "digits" / PAGE).symlink_to(other)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="is a link"):
+        leaderboard(results=Path("results"))
+    assert other.read_text() == "precious" and not Path(PAGE).exists()
+    leaderboard(results=Path("results"), output=Path("mine.md"))
+    assert Path("mine-digits.md").exists()

@@ -14,9 +14,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from robbench.certify.interval import CertificateIndex
 from robbench.core.errors import RobbenchError, StorageError
 from robbench.core.stats import mcnemar, paired_difference
 from robbench.core.version import PACKAGE
+from robbench.masking.stored import VerdictIndex
 from robbench.report.site.build import MANIFEST
 from robbench.report.site.card import describe_card
 from robbench.report.site.compare import collect_pairs
@@ -50,7 +52,7 @@ def store(root, model, suite, **outcomes):
 
 
 def standings(root):
-    return list_standings(root, read_results(root).results)
+    return list_standings(root, read_results(root).results, VerdictIndex(root), CertificateIndex(root))
 
 
 @pytest.fixture(scope="module")

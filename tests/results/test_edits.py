@@ -39,7 +39,6 @@ from robbench.recheck.verify import verify
 from robbench.report.export import export_result
 from robbench.report.figures.source import FigureData
 from robbench.report.gate import format_markdown
-from robbench.report.leaderboard import render_leaderboard
 from robbench.report.linear import make_linear_rows
 from robbench.report.spread import build_spread
 from robbench.report.sweep import build_sweep, extend_sweep, write_sweep
@@ -52,6 +51,7 @@ from robbench.results.store import RunStore
 from robbench.results.summary import make_accuracy
 from support.evidence import write_evidence
 from support.fuzzing import mutated_bytes, mutated_json
+from support.leaderboard import read_leaderboard
 from support.models import small
 from support.papers import result
 from support.stored import folder, write_suite
@@ -153,7 +153,7 @@ def tell_figure_data(root):
 
 READERS = {
     "show": show,
-    "leaderboard": render_leaderboard,
+    "leaderboard": read_leaderboard,
     "runs": list_runs,
     "export": lambda root: export_result(root / NAME, "robustbench", Registry([]))[0],
     "baseline": lambda root: repr(read_stored_entry(root / NAME)),
@@ -235,7 +235,7 @@ def test_edited_landscapes_are_named(tree):
 @pytest.mark.parametrize(("name", "times"), [(SUMMARY, 150), (ROWS, 60), (POINTS, 40)])
 def test_edited_certificates_are_named(tree, name, times):
     (path,) = tree.glob(f"digits/at/certified/bounds@*/{name}")
-    readers = {"certified": tell_certificates, "leaderboard": render_leaderboard}
+    readers = {"certified": tell_certificates, "leaderboard": read_leaderboard}
     assert bend(path, tree, times, readers, 7) > times * TIMES / 2
 
 

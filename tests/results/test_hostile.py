@@ -33,12 +33,12 @@ from robbench.models.load import load_model, parse_state
 from robbench.papers.trained import render_trained_page
 from robbench.report.curve import draw_curve
 from robbench.report.escape import escape_markdown
-from robbench.report.leaderboard import render_leaderboard
 from robbench.results.places import locate_result
 from robbench.results.schema import dump_result, read_result
 from robbench.suite import load_suite
 from support.commands import run
 from support.datasets import idx, pixels
+from support.leaderboard import read_leaderboard
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript)`c`"
 
@@ -373,7 +373,7 @@ def test_pages_hold_names_as_text(repo, tmp_path):
     place = tmp_path / "digits" / "m" / "s" / "result.json"
     place.parent.mkdir(parents=True)
     place.write_text(dump_result(hostile))
-    page = render_leaderboard(tmp_path)
+    page = read_leaderboard(tmp_path)
     assert "<img" not in page and "](javascript" not in page.replace("\\](", "")
 
 

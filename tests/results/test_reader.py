@@ -16,7 +16,6 @@ from robbench.evaluation.run import evaluate
 from robbench.gate.measure import read_stored_entry
 from robbench.masking.stored import VerdictIndex
 from robbench.recheck.verify import verify
-from robbench.report.leaderboard import render_leaderboard
 from robbench.results.consistency import derive_summary
 from robbench.results.reader import read_results, read_vouched
 from robbench.results.records import COLUMNS, TIMING_COLUMNS, pack_rows, read_rows
@@ -25,6 +24,7 @@ from robbench.results.selection import describe_selection, find_selection_error
 from robbench.results.store import RunStore
 from support.commands import run
 from support.evidence import write_evidence
+from support.leaderboard import read_leaderboard
 from support.models import small
 from support.papers import result
 from support.stored import folder
@@ -76,7 +76,7 @@ def test_the_samples_are_exactly_those_that_the_selection_names(tmp_path, forge,
     rewrite(place, rows, selection=selection.format(n=n) if selection else "all 40")
     stored, damaged = read_results(tmp_path)
     assert not stored and "selection is" in damaged[0].reason and "outcomes.parquet" in damaged[0].reason
-    assert "| [m]" not in render_leaderboard(tmp_path)
+    assert "| [m]" not in read_leaderboard(tmp_path)
     with pytest.raises(ResultError, match="selection"):
         read_stored_entry(place)
 
@@ -152,7 +152,7 @@ def test_an_edited_summary_is_repeated_by_no_reader(tmp_path):
     ):
         assert "0.225 follows from outcomes.parquet" in run(*command, code=2).stderr
     assert not (tmp_path / "b").exists()
-    page = render_leaderboard(tmp_path)
+    page = read_leaderboard(tmp_path)
     assert "| [m]" not in page and "93.0" not in page and "- custom/m/whitebox: damaged: " in page
     assert "damaged" in run("runs", "--results", tmp_path).stdout
 
@@ -196,7 +196,7 @@ def test_an_edited_verdict_is_shown_as_damaged(tmp_path, repo, change):
     fields |= change if fields["verdict"] != "trustworthy" or "verdict" not in change else {"verdict": "masked"}
     path.write_bytes(seal_again(fields))
     assert VerdictIndex(tmp_path).find(examined) == "damaged"
-    assert "mnist/natural/sanity/sanity.json: damaged: " in render_leaderboard(tmp_path)
+    assert "mnist/natural/sanity/sanity.json: damaged: " in read_leaderboard(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["challenges", "pgd", "best", "correct", "zero_gradients"])

@@ -23,15 +23,22 @@ __all__ = ["export", "figure", "leaderboard", "table_", "trained"]
 
 def leaderboard(
     results: Results = Path("results"),
-    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("leaderboard.md"),
-    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="The first page; the details then lie beside it. By default leaderboard.md.")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a file is stale.")] = False,
 ) -> None:
-    """Write leaderboard.md from the results tree."""
+    """Write leaderboard.md, and RESULTS/DATASET/leaderboard.md with the details by suite, from the results tree."""
     root = tree(results)
     announce(f"Reading {root}")
-    from robbench.report.leaderboard import render_leaderboard
+    from robbench.report.leaderboard_pages import PAGE, render_leaderboard
 
-    _write_page(render_leaderboard(root), output, check, "leaderboard")
+    pages = render_leaderboard(root, output or Path(PAGE), beside=output is not None)
+    if output is None:
+        for page in list(pages)[1:]:
+            refuse_links(root, page)
+    for page, text in pages.items():
+        _write_page(text, page, check, "leaderboard")
 
 
 def trained(

@@ -27,6 +27,7 @@ __all__ = [
     "flatten_text",
     "format_csv",
     "make_markdown_table",
+    "make_narrow_table",
     "wrap_markdown_code",
 ]
 
@@ -89,6 +90,19 @@ def make_markdown_table(rows: Sequence[dict[str, str]], align: Sequence[str] | N
     headings = [escape_markdown(heading) for heading in rows[0]]
     cells = [[escape_markdown(cell) for cell in row.values()] for row in rows]
     return str(tabulate(cells, headings, tablefmt="pipe", disable_numparse=True, colalign=align))
+
+
+def make_narrow_table(rows: Sequence[dict[str, str]]) -> str:
+    """Format rows as a markdown table that is as narrow as its cells. Headings and cells are escaped.
+
+    Args:
+        rows: heading -> cell; every row has the same headings.
+    """
+    table = [[escape_markdown(text) for text in line] for line in [[*rows[0]], *[[*row.values()] for row in rows]]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [" | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in table]
+    lines.insert(1, " | ".join(":" + "-" * max(1, width - 1) for width in widths))
+    return "".join(f"| {line}|\n" for line in lines)
 
 
 def wrap_markdown_code(text: str) -> str:

@@ -1,47 +1,40 @@
-"""Writes leaderboard.md from a results tree. The same results give the same bytes."""
+"""Ranks results and puts them into tables. Imports no torch."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import pandas as pd
 
-from robbench.certify.interval import CertificateIndex, find_contradictions
+from robbench.certify.interval import CertificateIndex
 from robbench.core.stats import mcnemar
 from robbench.masking.stored import VerdictIndex
-from robbench.report.escape import Markdown, escape_markdown, make_markdown_table
+from robbench.report.escape import Markdown, escape_markdown
 from robbench.results.places import drop_repeats, locate_result
-from robbench.results.reader import Damage, read_results, read_vouched_robust
+from robbench.results.reader import Damage, read_vouched_robust
 from robbench.results.schema import Accuracy, ResultFile
 
 __all__ = [
+    "Score",
     "build_group_table",
     "compute_overestimation",
     "format_damage",
     "format_group_title",
     "format_points",
+    "group_by_images",
     "group_results",
+    "link_result",
     "rank_results",
-    "render_leaderboard",
+    "rank_scores",
 ]
 
+_T = TypeVar("_T")
 _LEVEL = 0.05  # significance level of the paired test
-_INTRO = """\
-# Leaderboard
-
-Generated from `results/` by `robbench leaderboard`; do not edit. Accuracies are percentages of the n test images
-with 95 % Wilson intervals. **Worst case** counts an image as robust only if no attack of the suite broke it. The tables
-are ranked by it. A model is tied (marked =) with the best model of its rank if the difference is not significant on the
-same images: McNemar's exact paired test on the per-image records gives p of 5 % or more, not corrected for the number
-of models. Results on different images are tied if their intervals overlap. **Overestimation** is the accuracy under PGD
-on cross-entropy with a single start, the usual evaluation, minus the worst case, in points. **Verdict** is that of
-`robbench sanity` on the same weights, data and threat: trustworthy, suspicious, masked or randomized. It is unchecked
-if `robbench sanity` has not run. A robust accuracy is an upper bound, because stronger attacks can lower it.
-**[certified, attacked]** is the interval that holds the true robust accuracy, where `robbench certify` has proven
-images against the same threat: the share that is proven, and the share that neither attack nor certifier broke.
-"""
 
 
 def format_percent(accuracy: Accuracy) -> str:
@@ -54,42 +47,79 @@ def format_with_interval(accuracy: Accuracy) -> str:
     return f"{format_percent(accuracy)} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a rank follows from.
+
+    Attributes:
+        model: name of the model.
+        clean: accuracy without an attack.
+        worst: worst-case robust accuracy.
+        at_chance: whether the clean accuracy is that of guessing.
+        data: digest of the images.
+        robust: per image, whether no attack breaks it; indexed by sample. None if the records are missing.
+    """
+
+    model: str
+    clean: Accuracy
+    worst: Accuracy
+    at_chance: bool
+    data: object
+    robust: pd.Series[bool] | None
+
+
 def rank_results(results: Sequence[ResultFile], root: Path | None = None) -> Iterator[tuple[str, ResultFile]]:
-    """Sort results by worst-case robust accuracy and yield each with its rank. Ties share a rank.
-
-    A result with the flag `chance` comes last and has no rank: a dash.
-
-    A result is tied if it does not differ significantly from the best result of the rank. It is not compared with the
-    result before it, because then many small differences could add up within one rank.
+    """Rank results as `rank_scores` does.
 
     Args:
         results: results of one group.
         root: the results tree, for the paired test on per-image records; None compares intervals.
     """
-    order = sorted(results, key=lambda r: (-r.robust_accuracy.value, -r.clean_accuracy.value, r.model))
-    at_chance = [r for r in order if "chance" in r.flags]
-    order = [r for r in order if "chance" not in r.flags]
+    return rank_scores([(r, _score(r, root)) for r in results])
+
+
+def rank_scores(scored: Iterable[tuple[_T, Score]]) -> Iterator[tuple[str, _T]]:
+    """Sort items by worst-case robust accuracy and yield each with its rank. Ties share a rank.
+
+    An item at chance comes last and has no rank: a dash.
+
+    An item is tied if it does not differ significantly from the best item of the rank. It is not compared with the
+    item before it, because then many small differences could add up within one rank.
+    """
+    order = sorted(scored, key=lambda pair: (-pair[1].worst.value, -pair[1].clean.value, pair[1].model))
+    at_chance = [item for item, score in order if score.at_chance]
+    order = [pair for pair in order if not pair[1].at_chance]
     ranks: list[int] = []
-    for i, result in enumerate(order):
-        tied = bool(ranks) and _is_tied(order[ranks[-1] - 1], result, root)
+    for i, (_, score) in enumerate(order):
+        tied = bool(ranks) and _is_tied(order[ranks[-1] - 1][1], score)
         ranks.append(ranks[-1] if tied else i + 1)
-    for rank, result in zip(ranks, order, strict=True):
-        yield f"{rank}{'=' if ranks.count(rank) > 1 else ''}", result
-    yield from (("–", result) for result in at_chance)
+    for rank, (item, _) in zip(ranks, order, strict=True):
+        yield f"{rank}{'=' if ranks.count(rank) > 1 else ''}", item
+    yield from (("–", item) for item in at_chance)
 
 
-def _is_tied(better: ResultFile, worse: ResultFile, root: Path | None) -> bool:
-    """Return whether two results do not differ significantly.
+def _is_tied(better: Score, worse: Score) -> bool:
+    """Return whether two scores do not differ significantly.
 
     On the same images, the test is McNemar's exact test. On different images, overlapping intervals are a tie.
     """
-    same_data = better.identity.get("data") == worse.identity.get("data")  # equal indices then mean equal images
-    if root is not None and same_data:
-        first, second = _read_robust(better, root), _read_robust(worse, root)
-        if first is not None and second is not None and set(first.index) == set(second.index):
-            second = second.reindex(first.index)
-            return mcnemar(int((first & ~second).sum()), int((second & ~first).sum())) >= _LEVEL
-    return worse.robust_accuracy.high >= better.robust_accuracy.low
+    first, second = better.robust, worse.robust
+    same_data = better.data == worse.data  # equal indices then mean equal images
+    if same_data and first is not None and second is not None and set(first.index) == set(second.index):
+        second = second.reindex(first.index)
+        return mcnemar(int((first & ~second).sum()), int((second & ~first).sum())) >= _LEVEL
+    return worse.worst.high >= better.worst.low
+
+
+def _score(result: ResultFile, root: Path | None) -> Score:
+    return Score(
+        model=result.model,
+        clean=result.clean_accuracy,
+        worst=result.robust_accuracy,
+        at_chance="chance" in result.flags,
+        data=result.identity.get("data"),
+        robust=None if root is None else _read_robust(result, root),
+    )
 
 
 def _read_robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
@@ -127,8 +157,17 @@ def build_group_table(
     root: Path | None = None,
     verdicts: VerdictIndex | None = None,
     certificates: CertificateIndex | None = None,
+    folder: Path | None = None,
 ) -> list[dict[str, str]]:
-    """Make the rows of the table of one group, one per model. With `root`, the model's name links to its result."""
+    """Make the rows of the table of one group, one per model.
+
+    Args:
+        results: results of one group.
+        root: the results tree; None compares intervals and knows no verdicts.
+        verdicts: the verdicts of the tree.
+        certificates: the certificates of the tree.
+        folder: folder of the page with the table, where the model's name links to its result; None links nothing.
+    """
     verdicts, certificates = verdicts or VerdictIndex(root), certificates or CertificateIndex(root)
     intervals = {r.run_id: found.format(r.n) for r in results if (found := certificates.find(r)) is not None}
     attacks = list(dict.fromkeys(a.name for r in results for a in r.attacks))
@@ -136,9 +175,8 @@ def build_group_table(
     for rank, r in rank_results(results, root):
         accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
         name = r.model
-        if root is not None:
-            place = root.name / locate_result(root, r).relative_to(root) / "result.json"
-            name = Markdown(f"[{escape_markdown(name)}]({quote(str(place), safe='/@')})")
+        if root is not None and folder is not None:
+            name = Markdown(f"[{escape_markdown(name)}]({link_result(root, r, folder)})")
         rows.append(
             {
                 "Rank": rank,
@@ -158,6 +196,11 @@ def build_group_table(
     return rows
 
 
+def link_result(root: Path, result: ResultFile, folder: Path) -> str:
+    """Return the address of a result.json, relative to the folder of a page."""
+    return quote(Path(os.path.relpath(locate_result(root, result) / "result.json", folder)).as_posix(), safe="/@")
+
+
 def format_group_title(result: ResultFile) -> str:
     """Format the title of a group: data set, threat, suite and overrides. Results are ranked within a group."""
     changed = ", ".join(f"{k} {v}" for k, v in sorted(result.overrides.items()) if k not in ("eps", "norm"))
@@ -166,15 +209,23 @@ def format_group_title(result: ResultFile) -> str:
 
 
 def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultFile]]]:
-    """Group results that may be ranked against each other: one title, and the same images.
+    """Group results that may be ranked against each other: one title, and the same images (`group_by_images`)."""
+    return group_by_images((format_group_title(r), r.identity.get("data"), r) for r in drop_repeats(results))
+
+
+def group_by_images(items: Iterable[tuple[str, object, _T]]) -> list[tuple[str, list[_T]]]:
+    """Group items with one title and the same images.
+
+    Args:
+        items: title, digest of the images, and item.
 
     Returns:
-        Titles and members, in the order of the results. Where one title has several sets of images ("custom"), the
+        Titles and members, in the order of the items. Where one title has several sets of images ("custom"), the
         title ends with the first digits of the digest of the images.
     """
-    groups: dict[str, dict[str, list[ResultFile]]] = {}
-    for r in drop_repeats(results):
-        groups.setdefault(format_group_title(r), {}).setdefault(str(r.identity.get("data")), []).append(r)
+    groups: dict[str, dict[str, list[_T]]] = {}
+    for title, data, item in items:
+        groups.setdefault(title, {}).setdefault(str(data), []).append(item)
     return [
         (title if len(by_data) == 1 else f"{title}, images {data[:8]}", members)
         for title, by_data in groups.items()
@@ -182,32 +233,7 @@ def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultF
     ]
 
 
-def render_leaderboard(root: Path) -> str:
-    """Return the leaderboard of a results tree as markdown.
-
-    Damaged results and verdicts are listed at the end. They are in no table.
-    """
-    parts = [_INTRO]
-    verdicts, certificates, stored = VerdictIndex(root), CertificateIndex(root), read_results(root)
-    results = sorted(stored.results, key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
-    damaged = [*stored.damaged, *verdicts.list_damaged(), *certificates.list_damaged()]
-    if wrong := find_contradictions(root):
-        parts.append("## Errors of robbench\n\n" + "".join(f"- {escape_markdown(text)}\n" for text in wrong))
-    if not results and not damaged:
-        parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
-    for title, group in group_results(results):
-        text = make_markdown_table(build_group_table(group, root, verdicts, certificates))
-        parts.append(f"## {escape_markdown(title)}\n\n{text}\n" + _footnotes(group))
-    return "\n".join([*parts, *format_damage(damaged)])
-
-
 def format_damage(damaged: Sequence[Damage]) -> list[str]:
     """Return the section of a markdown page that lists damaged files; nothing if there are none."""
     lines = "".join(f"- {escape_markdown(str(d))}\n" for d in damaged)
     return [f"## Damaged\n\nNo number is taken from these files.\n\n{lines}"] if lines else []
-
-
-def _footnotes(group: list[ResultFile]) -> str:
-    flags = [f"{r.model}, {name}: {text}" for r in group for name, text in sorted(r.flags.items())]
-    lines = [f"- {escape_markdown(flag)}" for flag in flags]
-    return "\n" + "\n".join(lines) + "\n" if lines else ""

@@ -66,9 +66,10 @@ def _make_files(
 ) -> dict[str, bytes]:
     """Make all files: path in the site's folder -> content."""
     stored = read_results(root)
-    damaged = [*stored.damaged, *VerdictIndex(root).list_damaged(), *CertificateIndex(root).list_damaged()]
+    verdicts, certificates = VerdictIndex(root), CertificateIndex(root)
+    damaged = [*stored.damaged, *verdicts.list_damaged(), *certificates.list_damaged()]
     damage = {f"{d.name}: {d.reason}": "/".join(PurePosixPath(d.name).parts[:2]) for d in damaged}
-    standings = list_standings(root, stored.results)
+    standings = list_standings(root, stored.results, verdicts, certificates)
     names = sorted({s.full_name for s in standings} | set(damage.values()))
     pages = {
         "index.html": make_overview(standings, list(damage), find_contradictions(root)),

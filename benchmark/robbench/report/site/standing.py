@@ -108,12 +108,16 @@ class Standing:
         return ", and ".join([self.base.suite, ", ".join(more)] if more else [self.base.suite])
 
 
-def list_standings(root: Path, results: Iterable[ResultFile]) -> list[Standing]:
+def list_standings(
+    root: Path, results: Iterable[ResultFile], verdicts: VerdictIndex, certificates: CertificateIndex
+) -> list[Standing]:
     """Put the results of each model, weights, images and threat together, ordered by name, norm and radius.
 
     Args:
         root: the results tree.
         results: results that `read_results` vouched for.
+        verdicts: the verdicts of the tree.
+        certificates: the certificates of the tree.
     """
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
@@ -121,7 +125,6 @@ def list_standings(root: Path, results: Iterable[ResultFile]) -> list[Standing]:
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
             groups.setdefault(repr((result.dataset, result.model, function, threat)), []).append(result)
-    verdicts, certificates = VerdictIndex(root), CertificateIndex(root)
     found = [_combine(root, group, verdicts, certificates) for group in groups.values()]
     return sorted(found, key=lambda s: (s.full_name, s.base.threat.norm, _radius(s), s.base.run_id))
 
