@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import struct
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -44,6 +45,8 @@ from robbench.results.summary import make_accuracy
 from robbench.suite import load_suite
 from support.fuzzing import bounded_memory
 
+pytestmark = pytest.mark.usefixtures("limited_time")
+
 MOST_SECONDS = 2
 SIZE = 990_000  # below a megabyte
 SHORT = 130_000  # below the limit of cards and suites
@@ -73,6 +76,18 @@ READERS = {
 }
 
 
+@contextlib.contextmanager
+def ended_at_last(path):
+    """End a pipe after 10 s from outside: native code that opens a pipe without a writer obeys no alarm."""
+    writer = subprocess.Popen(["sh", "-c", 'sleep 10; : > "$0"', path]) if path.is_fifo() else None
+    try:
+        yield
+    finally:
+        if writer is not None:
+            writer.kill()
+            writer.wait()
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket", "zeros", "folder", "link to a pipe"])
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, name, kind):
@@ -94,7 +109,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, name,
         read_bounded(path, 10)
     for reader in READERS[name]:
         begin = time.perf_counter()
-        with contextlib.suppress(RobbenchError):
+        with bounded_memory(2**30), contextlib.suppress(RobbenchError), ended_at_last(path):
             assert reader(path) is None  # a holder and a run_id that cannot be read are none
         assert time.perf_counter() - begin < MOST_SECONDS
 
@@ -391,6 +406,14 @@ def test_a_file_that_is_too_large_is_not_opened(tmp_path):
     with pytest.raises(OSError, match="larger than 10 bytes"), open_regular(path, 10):
         pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+
+
+def test_a_file_that_grows_while_it_is_read_is_too_large():
+    path = Path("/proc/self/maps")  # a regular file of size 0 that has content
+    if not path.is_file():
+        pytest.skip("this system has no file of size 0 with content")
+    with pytest.raises(OSError, match="larger than 10 bytes"):
+        read_bounded(path, 10)
 
 
 def test_a_footer_tells_what_pyarrow_tells(tmp_path):
