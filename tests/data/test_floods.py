@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -395,7 +396,24 @@ PICKLES = {
 @pytest.mark.parametrize("name", PICKLES)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_weights_cost_in_proportion(tmp_path, name, suffix):
-    refused_cheaply(lambda path: parse_state(path.read_bytes(), suffix), tmp_path / "x", PICKLES[name])
+    said = refused_cheaply(lambda path: parse_state(path.read_bytes(), suffix), tmp_path / "x", PICKLES[name])
+    if (name, suffix) in (("nothing", ".pt"), ("lists", ".pt")):
+        assert "more than 200,000 steps" in said
+
+
+def test_archives_of_weights_cost_in_proportion(tmp_path):
+    def pack(content, times=1):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.filelist *= times  # members that share their bytes
+        return out.getvalue()
+
+    def read_state(path):
+        parse_state(path.read_bytes(), ".pt")
+
+    assert "more than 200,000 steps" in refused_cheaply(read_state, tmp_path / "x", pack(PICKLES["nothing"]))
+    assert "unpacks to 2,700,000;" in refused_cheaply(read_state, tmp_path / "x", pack(bytes(900_000), 3))
 
 
 def test_a_file_that_is_too_large_is_not_opened(tmp_path):
