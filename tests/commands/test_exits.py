@@ -122,6 +122,25 @@ def test_a_model_that_ends_the_process_is_an_error(problem, end, in_gradient):
         evaluate(Ends(end, in_gradient).eval(), "quick", x=x, y=y, eps=0.05)
 
 
+@pytest.mark.parametrize("end", [*EXITS, raising(KeyError("alone"))])
+def test_a_model_of_several_answers_that_ends_the_process_is_an_error(problem, end):
+    class Tells(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.asked = small(), []
+
+        def forward(self, x):
+            if x.shape[0] == 1 and len(self.asked) > 1:  # after the whole batch, each image alone
+                end()
+            if x.shape[0] > 2:
+                self.asked += [1, 1]
+            return {"logits": self.net(x)}
+
+    _, x, y = problem
+    with pytest.raises(ModelError, match="cannot be asked for classes"):
+        evaluate(Tells().eval(), "quick", x=x, y=y, eps=0.05)
+
+
 @pytest.mark.parametrize("end", [EXITS[0], lambda: os._exit(0)])
 def test_assert_robust_does_not_end_the_tests(problem, end):
     _, x, y = problem
