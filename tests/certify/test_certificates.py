@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from fractions import Fraction
 
@@ -226,6 +227,16 @@ def test_rows_that_contradict_themselves_are_refused(copy, change):
     _, folder = copy
     forge(folder, change)
     with pytest.raises(ResultError):
+        read_certified(folder)
+
+
+@pytest.mark.usefixtures("limited_time")
+@pytest.mark.parametrize("name", [SUMMARY, ROWS, POINTS])
+def test_certificates_that_are_a_pipe_are_not_read(copy, name):
+    _, folder = copy
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ResultError, match=f"{name} cannot be read: not a regular file"):
         read_certified(folder)
 
 

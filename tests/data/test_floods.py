@@ -184,13 +184,14 @@ def flood_json(name, example):
         "unknown keys": "{" + ",".join(f'"k{i}":1' for i in range(SIZE // 12)) + "}",
         "digits": '{"n":' + "9" * SIZE + "}",
         "deep identity": field("identity", '{"a":' + "[" * SIZE),
+        "wrong answers": field("answers", "[" + "1," * (SIZE // 2) + "1]"),
         "wrong versions": field("versions", "{" + ",".join(f'"{i}":1' for i in range(SIZE // 12)) + "}"),
     }[name]
 
 
 FLOODS = [
     "brackets", "braces", "attacks", "few attacks", "runs", "few runs", "few checks", "unknown keys", "digits",
-    "deep identity", "wrong versions",
+    "deep identity", "wrong answers", "wrong versions",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """One reader vouches for results: what does not follow from its records is named and is in no table."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from robbench.core import rng
 from robbench.core.errors import ResultError
 from robbench.core.philox import draw_order
+from robbench.core.version import digest_verdict_code
 from robbench.data.sets import find_index_bounds, load
 from robbench.evaluation.run import evaluate
+from robbench.gate import measure
 from robbench.gate.measure import read_stored_entry
 from robbench.masking.stored import VerdictIndex
 from robbench.recheck.verify import verify
@@ -177,6 +180,37 @@ def test_records_of_another_model_are_named(tmp_path):
     shutil.copytree(good, bad, dirs_exist_ok=True)  # the summary too
     (damage,) = read_results(tmp_path).damaged
     assert damage.name == "custom/m/whitebox" and "is the result of custom/o/whitebox" in damage.reason
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"seed": "3"}, {"eps": "0.2"}, {"norm": "L2"}, {"sample_seed": "1"}, {"target": "0"}, {"x": "<b>"}, {"eps": []}],
+)
+def test_overrides_follow_from_the_identity(tmp_path, overrides):
+    write_evidence(tmp_path, result("m", "whitebox", 9, {"A": 14, "B": 12}, n=40, dataset="custom"))
+    path = tmp_path / "custom/m/whitebox/result.json"
+    path.write_bytes(seal_again(json.loads(path.read_text()) | {"overrides": overrides}))
+    with pytest.raises(ResultError, match=r"overrides.* follows from the identity"):
+        read_vouched(path)
+
+
+def test_a_baseline_names_the_code_of_a_stored_result_only_if_it_is_the_present_code(repo, monkeypatch):
+    path = next(path for path in sorted(repo.glob("results/digits/*/whitebox")) if read_vouched(path).code)
+    monkeypatch.setattr(measure, "digest_judging_code", lambda: "0" * 16)
+    assert read_stored_entry(path).code == {}
+    monkeypatch.setattr(measure, "digest_judging_code", lambda: read_vouched(path).code)
+    assert read_stored_entry(path).code == digest_verdict_code()
+
+
+@pytest.mark.usefixtures("limited_time")
+@pytest.mark.parametrize("name", ["result.json", "outcomes.parquet", "timings.parquet"])
+def test_a_result_with_a_pipe_is_damaged(tmp_path, name):
+    write_evidence(tmp_path, result("m", "whitebox", 9, {"A": 14, "B": 12}, n=40, dataset="custom"))
+    place = tmp_path / "custom/m/whitebox"
+    (place / name).unlink(missing_ok=True)
+    os.mkfifo(place / name)
+    with pytest.raises(ResultError, match=f"No result|{name} cannot be read: not a regular file"):
+        read_vouched(place)
 
 
 def seal_again(fields):
