@@ -195,7 +195,7 @@ def test_overrides_follow_from_the_identity(tmp_path, overrides):
 
 
 def test_a_baseline_names_the_code_of_a_stored_result_only_if_it_is_the_present_code(repo, monkeypatch):
-    path = next(path for path in sorted(repo.glob("results/digits/*/whitebox")) if read_vouched(path).code)
+    path = next(path for path in sorted(repo.glob("results/digits/*/*/result.json")) if read_vouched(path).code)
     monkeypatch.setattr(measure, "digest_judging_code", lambda: "0" * 16)
     assert read_stored_entry(path).code == {}
     monkeypatch.setattr(measure, "digest_judging_code", lambda: read_vouched(path).code)
