@@ -308,7 +308,11 @@ def test_damage_is_named(tmp_path):
         ({"float32/sample": np.zeros(3, np.int64)}, "the format"),
         ({"float32/attack": np.zeros((2, 1), np.int64)}, "the format"),
         ({"float32/x_adv": np.zeros(2)}, "the format"),
-        ({f"int64/{name}": np.zeros(2, np.int64) for name in ("x_adv", "sample", "attack", "sha256")}, "the format"),
+        (
+            {f"int64/{name}": np.zeros(2, np.int64) for name in ("x_adv", "sample", "attack")}
+            | {"int64/sha256": np.zeros((2, 32), np.uint8)},
+            "the format",
+        ),
         ({"version": 2}, "version 2 given"),
         ({"version": None}, "does not name the run"),
         ({"attacks": "ab"}, "version 1 given"),
