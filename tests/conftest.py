@@ -46,13 +46,13 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def limited_time() -> Iterator[None]:
-    """Fail a test after 30 s. A test of input that never ends would otherwise never end, without its protection."""
+    """Fail a test after 60 s. A test of input that never ends would otherwise never end, without its protection."""
 
     def fail(*_: object) -> None:
-        pytest.fail("took more than 30 s")  # of a kind that `except Exception` does not catch
+        pytest.fail("took more than 60 s")  # of a kind that `except Exception` does not catch
 
     before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(30)
+    signal.alarm(60)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
