@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,6 +42,20 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(sys.modules) - known:
         if "pytest-of-" in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+@pytest.fixture
+def limited_time() -> Iterator[None]:
+    """Fail a test after 60 s. A test of input that never ends would otherwise never end, without its protection."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("took more than 60 s")  # of a kind that `except Exception` does not catch
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Certificates on disk: judged breaks, resumed runs, tampered rows, the interval, contradictions, and the command."""
 
+import hashlib
 import json
+import os
 from dataclasses import replace
 from fractions import Fraction
 
@@ -25,6 +27,7 @@ from robbench.report.terminal import print_results
 from robbench.results.adversarials import FILE as POINTS
 from robbench.results.adversarials import Points, merge, pack, read
 from robbench.results.reader import read_results
+from robbench.results.schema import dump_sealed
 from support.commands import run
 from support.leaderboard import read_leaderboard
 from support.models import images, small
@@ -224,6 +227,28 @@ def test_rows_that_contradict_themselves_are_refused(copy, change):
     _, folder = copy
     forge(folder, change)
     with pytest.raises(ResultError):
+        read_certified(folder)
+
+
+@pytest.mark.usefixtures("limited_time")
+@pytest.mark.parametrize("name", [SUMMARY, ROWS, POINTS])
+def test_certificates_that_are_a_pipe_are_not_read(copy, name):
+    _, folder = copy
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ResultError, match=f"{name} cannot be read: not a regular file"):
+        read_certified(folder)
+
+
+def test_rows_of_another_run_are_refused(copy):
+    root, folder = copy
+    file, rows = read_certified(folder)
+    write_certified(root / "other", file.model_copy(update={"run_id": "0" * 64}), rows, None)
+    data = (root / "other" / ROWS).read_bytes()
+    (folder / ROWS).write_bytes(data)
+    files = file.files | {ROWS: hashlib.sha256(data).hexdigest()}
+    (folder / SUMMARY).write_bytes(dump_sealed(file.model_copy(update={"files": files})))
+    with pytest.raises(ResultError, match="of another run"):
         read_certified(folder)
 
 

@@ -1,6 +1,7 @@
 """Code of the user that ends the process: no command has exit code 0 unless it was done."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,13 +119,35 @@ EXITS = [
 @pytest.mark.parametrize("end", EXITS)
 def test_a_model_that_ends_the_process_is_an_error(problem, end, in_gradient):
     _, x, y = problem
-    with pytest.raises(ModelError, match=r"cannot be run on images|gradient of the model's answer"):
+    with pytest.raises(BaseException, match="cannot be") as caught:  # pytest.exit would otherwise end the tests
         evaluate(Ends(end, in_gradient).eval(), "quick", x=x, y=y, eps=0.05)
+    assert isinstance(caught.value, ModelError)
+    assert re.search(r"cannot be run on images|gradient of the model's answer", str(caught.value))
+
+
+@pytest.mark.parametrize("end", [*EXITS, raising(KeyError("alone"))])
+def test_a_model_of_several_answers_that_ends_the_process_is_an_error(problem, end):
+    class Tells(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.asked = small(), []
+
+        def forward(self, x):
+            if x.shape[0] == 1 and len(self.asked) > 1:  # after the whole batch, each image alone
+                end()
+            if x.shape[0] > 2:
+                self.asked += [1, 1]
+            return {"logits": self.net(x)}
+
+    _, x, y = problem
+    with pytest.raises(ModelError, match="cannot be asked for classes"):
+        evaluate(Tells().eval(), "quick", x=x, y=y, eps=0.05)
 
 
 @pytest.mark.parametrize("end", [EXITS[0], lambda: os._exit(0)])
-def test_assert_robust_does_not_end_the_tests(problem, end):
+def test_assert_robust_does_not_end_the_tests(problem, monkeypatch, end):
     _, x, y = problem
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail(f"the process would have ended with {status}"))
     with pytest.raises(ModelError, match=r"SystemExit\(0\)|os._exit\(0\)"):
         assert_robust(Ends(end).eval(), x=x, y=y, eps=0.05, at_least=0.0)
 
@@ -139,8 +162,9 @@ def test_assert_robust_does_not_end_the_tests(problem, end):
 
 def test_a_command_is_done_only_if_it_returns():
     for end in (*EXITS, lambda: os._exit(0)):
-        with pytest.raises(RobbenchError, match="command"):
+        with pytest.raises(BaseException, match="command") as caught:  # pytest.exit would otherwise end the tests
             _count_as_done_if_it_returns(end)()
+        assert isinstance(caught.value, RobbenchError)
     with pytest.raises(typer.Exit) as ended:
         _count_as_done_if_it_returns(raising(typer.Exit(1)))()
     assert ended.value.exit_code == 1

@@ -251,6 +251,7 @@ def test_two_processes_do_not_measure_into_one_folder(tmp_path):
     assert seen[-1] and not is_locked(tmp_path, linear_folder(tmp_path, "custom", "net"))
 
 
+@pytest.mark.usefixtures("limited_time")
 @pytest.mark.parametrize("name", ["linear.json", "classes.parquet", "activations.parquet"])
 @pytest.mark.parametrize("kind", ["pipe", "sparse"])
 def test_a_pipe_or_a_vast_file_is_refused_at_once(tmp_path, name, kind):

@@ -16,6 +16,8 @@ from robbench.models.card import Registry, load_card, locate_builtin_cards
 from robbench.models.families import FAMILIES, expand_families, list_stale_cards, write_cards
 from support.fuzzing import bounded_memory
 
+pytestmark = pytest.mark.usefixtures("limited_time")
+
 PAPERS = Path(robbench.__file__).parent / "papers"
 DEFINITION = """
 version = 1
@@ -214,6 +216,7 @@ HOSTILE = {
     + "".join(f'{CARD}name = "digits/c{i}"\n' for i in range(1_000)),
     "many families": "[base.a]\n" + f"{FAMILY}\nonly = []\n".replace('"X"', '"shafahi2019_table5_mnist.csv"') * 600,
     "large": "#" * 2**18,
+    "a list too deep to be written": f"[base.a]\nx = {'[' * 400}{']' * 400}\n{CARD}name = 'digits/x'",
     "deep by dots": "[base.a]\nx = " + ("{" + "a." * 98 + "a = ") * 30 + "1" + "}" * 30 + f"\n{CARD}name = 'digits/x'",
 }  # fmt: skip
 

@@ -273,6 +273,16 @@ def test_damaged_files_are_refused_by_their_digest(tmp_path: Path, name: str, mo
             assert fact in str(caught.value)
 
 
+@pytest.mark.usefixtures("limited_time")
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_weights_that_are_a_pipe_are_not_read(tmp_path: Path, name: str) -> None:
+    entry = entry_with(tmp_path, b"", name)
+    locate_weights(entry).unlink()
+    os.mkfifo(locate_weights(entry))
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_model(entry)
+
+
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
 def test_garbage_that_the_card_vouches_for(tmp_path: Path, name: str) -> None:
     whole = safetensors.torch.save(linear_state()) if name == "a.safetensors" else torch_bytes(linear_state())

@@ -229,6 +229,7 @@ def test_what_was_measured_must_be_what_is_here(copy):
     assert [f.what.split(":")[0] for f in checked(copy, other).refuted] == ["model"]
 
 
+@pytest.mark.usefixtures("limited_time")
 @pytest.mark.parametrize("name", [FILE, "outcomes.parquet"])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "sparse", "empty"])
 def test_what_cannot_be_read_is_an_error_and_no_mismatch(copy, name, kind):

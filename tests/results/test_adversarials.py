@@ -1,5 +1,6 @@
 """Adversarial examples on disk: every break has one, it holds in the form that is stored, and no interrupt loses it."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ from robbench.engine import engine
 from robbench.evaluation import run as evaluation
 from robbench.evaluation.keep_adversarials import round_to_float16
 from robbench.evaluation.run import evaluate
-from robbench.results.adversarials import FILE, Points, merge, pack, read
+from robbench.results.adversarials import FILE, Points, list_entries, merge, pack, read
 from support import TESTS
 from support.masks import Noisy
 from support.models import small
@@ -292,8 +294,66 @@ def test_damage_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ResultError, match=message):
             read(path)
-    import safetensors.numpy
-
     path.write_bytes(safetensors.numpy.save({"x": np.zeros(3)}))
     with pytest.raises(ResultError, match="metadata"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"float32/x_adv": None}, "lacks one of"),
+        ({"float32/sha256": None}, "lacks one of"),
+        ({"float32/sample": np.zeros(2)}, "the format"),
+        ({"float32/sample": np.zeros(3, np.int64)}, "the format"),
+        ({"float32/attack": np.zeros((2, 1), np.int64)}, "the format"),
+        ({"float32/x_adv": np.zeros(2)}, "the format"),
+        (
+            {f"int64/{name}": np.zeros(2, np.int64) for name in ("x_adv", "sample", "attack")}
+            | {"int64/sha256": np.zeros((2, 32), np.uint8)},
+            "the format",
+        ),
+        ({"version": 2}, "version 2 given"),
+        ({"version": None}, "does not name the run"),
+        ({"attacks": "ab"}, "version 1 given"),
+        ({"sha256": []}, "version 1 given"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path, change, message):
+    path = tmp_path / FILE
+    path.write_bytes(pack([points([1, 2], ["a", "b"])], "run", ["a", "b"]))
+    with safetensors.safe_open(path, "numpy") as file:
+        about, parts = json.loads(file.metadata()["robbench"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, value in change.items():
+        held = parts if "/" in name else about
+        held.pop(name, None) if value is None else held.update({name: value})
+    path.write_bytes(safetensors.numpy.save(parts, {"robbench": json.dumps(about)}))
+    with pytest.raises(ResultError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("sample", "attack"),
+    [
+        (np.zeros(2, np.int64), np.zeros(2)),
+        (np.zeros(2, np.int64), np.zeros(3, np.int64)),
+        (np.zeros(2, np.int64), np.zeros((2, 2), np.int64)),
+        (np.zeros((2, 2), np.int64), np.zeros(2, np.int64)),
+    ],
+)
+def test_entries_of_another_form_are_refused(tmp_path, sample, attack):
+    path, about = tmp_path / FILE, {"version": 1, "run_id": "run", "attacks": ["a"], "sha256": {}}
+    parts = {"float32/sample": sample, "float32/attack": attack}
+    path.write_bytes(safetensors.numpy.save(parts, {"robbench": json.dumps(about)}))
+    with pytest.raises(ResultError, match="cannot be read"):
+        list_entries(path)
+
+
+@pytest.mark.parametrize("at", [-1, 2, 2**40])
+def test_a_position_without_a_name_is_shown_as_it_is(tmp_path, at):
+    path = tmp_path / FILE
+    path.write_bytes(pack([points([1, 2], ["a", "b"])], "run", ["a", "b"]))
+    with safetensors.safe_open(path, "numpy") as file:
+        about, parts = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path.write_bytes(safetensors.numpy.save(parts | {"float32/attack": np.array([0, at])}, about))
+    assert [points.attack.tolist() for points in read(path).points] == [["a", f"attack number {at}"]]

@@ -1,6 +1,7 @@
 """One reader vouches for results: what does not follow from its records is named and is in no table."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from robbench.core import rng
 from robbench.core.errors import ResultError
 from robbench.core.philox import draw_order
+from robbench.core.version import digest_verdict_code
 from robbench.data.sets import find_index_bounds, load
 from robbench.evaluation.run import evaluate
+from robbench.gate import measure
 from robbench.gate.measure import read_stored_entry
 from robbench.masking.stored import VerdictIndex
 from robbench.recheck.verify import verify
+from robbench.results import selection as choice
 from robbench.results.consistency import derive_summary
 from robbench.results.reader import read_results, read_vouched
 from robbench.results.records import COLUMNS, TIMING_COLUMNS, pack_rows, read_rows
@@ -110,7 +114,6 @@ MNIST = "58307ebf296d64db3d8a15e3d10912cb175f169f6a7001b0af629d10c8420c6d"
         (np.sort(draw_order(50, 7)[:9]), "9 of 50 drawn with sample seed 7", "custom", "?", 7, False),
         (draw_order(50, 8)[:9], "9 of 50 drawn with sample seed 7", "custom", "?", 7, False),
         (draw_order(50, 7)[:9], "9 of 50 drawn with sample seed 7", "custom", "?", None, False),
-        (range(3), f"3 of {10**9} drawn with sample seed 7", "custom", "?", 7, False),  # would take minutes
         ([-(2**63)], "first 1 of 5", "custom", "?", None, False),
         ([], "first 0 of 5", "custom", "?", None, False),
     ],
@@ -120,6 +123,14 @@ def test_indices_are_known_without_the_data(samples, selection, dataset, data, s
         np.array(samples, np.int64), selection=selection, sample_seed=seed, dataset=dataset, data=data
     )
     assert (error == "") == sound, error
+
+
+def test_the_random_order_of_a_vast_test_set_is_not_drawn(monkeypatch):
+    about = {"selection": "9 of 50 drawn with sample seed 7", "sample_seed": 7, "dataset": "custom", "data": "?"}
+    monkeypatch.setattr(choice, "_MOST_DRAWN", 50)
+    assert not find_selection_error(draw_order(50, 7)[:9], **about)
+    monkeypatch.setattr(choice, "_MOST_DRAWN", 49)
+    assert "a test set of up to 49 images" in find_selection_error(draw_order(50, 7)[:9], **about)
 
 
 def test_what_is_known_of_test_sets_is_what_they_are():
@@ -169,6 +180,37 @@ def test_records_of_another_model_are_named(tmp_path):
     shutil.copytree(good, bad, dirs_exist_ok=True)  # the summary too
     (damage,) = read_results(tmp_path).damaged
     assert damage.name == "custom/m/whitebox" and "is the result of custom/o/whitebox" in damage.reason
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"seed": "3"}, {"eps": "0.2"}, {"norm": "L2"}, {"sample_seed": "1"}, {"target": "0"}, {"x": "<b>"}, {"eps": []}],
+)
+def test_overrides_follow_from_the_identity(tmp_path, overrides):
+    write_evidence(tmp_path, result("m", "whitebox", 9, {"A": 14, "B": 12}, n=40, dataset="custom"))
+    path = tmp_path / "custom/m/whitebox/result.json"
+    path.write_bytes(seal_again(json.loads(path.read_text()) | {"overrides": overrides}))
+    with pytest.raises(ResultError, match=r"overrides.* follows from the identity"):
+        read_vouched(path)
+
+
+def test_a_baseline_names_the_code_of_a_stored_result_only_if_it_is_the_present_code(repo, monkeypatch):
+    path = next(path for path in sorted(repo.glob("results/digits/*/*/result.json")) if read_vouched(path).code)
+    monkeypatch.setattr(measure, "digest_judging_code", lambda: "0" * 16)
+    assert read_stored_entry(path).code == {}
+    monkeypatch.setattr(measure, "digest_judging_code", lambda: read_vouched(path).code)
+    assert read_stored_entry(path).code == digest_verdict_code()
+
+
+@pytest.mark.usefixtures("limited_time")
+@pytest.mark.parametrize("name", ["result.json", "outcomes.parquet", "timings.parquet"])
+def test_a_result_with_a_pipe_is_damaged(tmp_path, name):
+    write_evidence(tmp_path, result("m", "whitebox", 9, {"A": 14, "B": 12}, n=40, dataset="custom"))
+    place = tmp_path / "custom/m/whitebox"
+    (place / name).unlink(missing_ok=True)
+    os.mkfifo(place / name)
+    with pytest.raises(ResultError, match=f"No result|{name} cannot be read: not a regular file"):
+        read_vouched(place)
 
 
 def seal_again(fields):

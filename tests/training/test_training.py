@@ -1,12 +1,14 @@
 """Recipes by hand, and a loop that ends with the same weights however often it is killed."""
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -309,8 +311,8 @@ def test_a_changed_recipe_does_not_continue_an_old_run(tmp_path):
     assert train(changed, runs=tmp_path / "runs", restart=True).table["iterations"] == 40
 
 
-@pytest.mark.whole
 def write_checkpoint(path, kind):
+    whole = path.read_bytes()
     path.unlink()
     if kind == "pipe":
         os.mkfifo(path)
@@ -321,14 +323,20 @@ def write_checkpoint(path, kind):
             file.truncate(2**38)
     elif isinstance(kind, bytes):
         path.write_bytes(kind)
+    elif kind == "packed":
+        with zipfile.ZipFile(io.BytesIO(whole)) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+            for member in stored.infolist():
+                packed.writestr(member.filename, stored.read(member))
     else:
         torch.save(kind, path)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["pipe", "folder", "sparse", b"", b"junk", b"\x80\x02" + b"N0" * 400_000 + b"N.", [], {}, {"identity": 1}, "own"],
-)
+JUNK = [b"", b"junk", b"\x80\x02" + b"N0" * 400_000 + b"N.", [], {}, {"identity": 1}]
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("limited_time")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "sparse", "packed", "own", *JUNK])
 def test_a_damaged_checkpoint_is_named_at_once(tmp_path, kind):
     entry, path = put(tmp_path), tmp_path / "runs/digits/m/checkpoint.pt"
     train(entry, runs=tmp_path / "runs", time_limit=1e-9)

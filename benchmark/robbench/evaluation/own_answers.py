@@ -29,7 +29,8 @@ def compare_with_own(model: Guarded, x: Tensor) -> None:
         x: images [n, C, H, W] on its device.
 
     Raises:
-        ModelError: they differ by more than ties, so that a number would be one of another model.
+        ModelError: they differ by more than ties, so that a number would be one of another model; or the model fails
+            on single images.
     """
     with torch.no_grad():
         try:
@@ -41,9 +42,13 @@ def compare_with_own(model: Guarded, x: Tensor) -> None:
         if adapter is None and isinstance(first, Tensor) and model.output is None and not model.binary:
             return
         logits = model(x)
-        own = None if adapter is None else adapter.predict(_normalize(model, x))
-        if own is None:  # each image alone
-            own = torch.stack([_predict(model, x[i : i + 1]) for i in range(len(x))])
+        try:
+            with contain_exits():
+                own = None if adapter is None else adapter.predict(_normalize(model, x))
+                if own is None:  # each image alone
+                    own = torch.stack([_predict(model, x[i : i + 1]) for i in range(len(x))])
+        except Exception as error:  # a user's module may raise anything
+            raise ModelError(f"The model cannot be asked for classes: {type(error).__name__}: {error}.") from error
     own = own.to(logits.device)
     lead = logits.amax(1) - logits.gather(1, own[:, None])[:, 0]
     wrong = lead > _ROUNDING * logits.norm(dim=1)

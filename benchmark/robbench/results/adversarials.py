@@ -139,10 +139,9 @@ def list_entries(path: Path) -> pd.DataFrame:
         attacks = _read_metadata(file, path)["attacks"]
         keys = sorted(name for name in file.keys() if name.endswith("/sample"))  # noqa: SIM118  # not a dictionary
         rows = [(file.get_tensor(k), file.get_tensor(k.replace("/sample", "/attack"))) for k in keys]
-    return pd.concat(
-        [_EMPTY, *(pd.DataFrame({"sample": s, "attack": _attack_names(a, attacks)}) for s, a in rows)],
-        ignore_index=True,
-    )
+        # Within the block, because tensors of other shapes or dtypes make no table.
+        tables = [pd.DataFrame({"sample": s, "attack": _attack_names(a, attacks)}) for s, a in rows]
+    return pd.concat([_EMPTY, *tables], ignore_index=True)
 
 
 def merge(parts: Iterable[Points], wanted: pd.DataFrame) -> list[Points]:
