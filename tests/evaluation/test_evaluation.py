@@ -207,7 +207,7 @@ def linear_logits(x):
     [
         (lambda x: x, r"shape \(.*\) to a batch of .* images.*; expected logits of shape"),
         (lambda x: x.flatten(1).sum(1), "expected logits"),
-        (lambda x: (linear_logits(x), 0), "a tuple"),
+        (lambda x: (linear_logits(x), linear_logits(x)), "a tuple"),
         (lambda x: linear_logits(x) * torch.nan, "NaN or infinity to every clean image; to sample 0"),
         (lambda x: linear_logits(x) + torch.inf, "NaN or infinity"),
         (lambda x: linear_logits(x)[:, :1], "one logit per image"),
@@ -235,7 +235,7 @@ def test_class_counts_must_match():
         (torch.rand(4, 1, 8, 8) - 0.5, torch.zeros(4).long(), r"expected \[0, 1\]"),
         (torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4).long(), "NaN or infinity in 4 of 4 images"),
         (torch.zeros(4, 8, 8), torch.zeros(4).long(), r"\[N, C, H, W\]"),
-        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4).long(), "floating-point"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.int32), torch.zeros(4).long(), "in float16, float32 or float64"),
         (torch.zeros(4, 1, 8, 8), torch.zeros(3).long(), r"4 integer labels"),
         (torch.zeros(4, 1, 8, 8), torch.tensor([0, 0, 0, -1]), "label -1"),
         (torch.zeros(0, 1, 8, 8), torch.zeros(0).long(), "no images"),
