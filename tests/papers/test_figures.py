@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,7 +25,7 @@ from robbench.models.card import Registry
 from robbench.papers.figures.definitions import FIGURES, find_figure
 from robbench.papers.figures.histograms import _count_values
 from robbench.papers.figures.write import write_figure, write_figures
-from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure, render_png
+from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure, render_png, shrink_png
 from robbench.report.figures.source import FigureData
 from robbench.results.schema import read_result
 
@@ -313,3 +314,17 @@ def test_open_bins_survive_the_csv(tree):
     rows = pd.read_csv(io.BytesIO(written.paths[1].read_bytes()))
     assert np.isneginf(rows["low"].iloc[0]) and np.isposinf(rows["high"].max())
     assert rows["count"].sum() == 2 * 8990
+
+
+def test_a_shrunk_png_looks_the_same_and_keeps_its_texts():
+    figure = Figure(figsize=(4, 3), dpi=100)
+    axes = figure.subplots()
+    axes.imshow(np.linspace(0, 1, 400).reshape(20, 20), cmap="viridis")
+    axes.plot(range(20), "o-", color="red")
+    whole = io.BytesIO()
+    figure.savefig(whole, metadata={"Title": "a figure"})
+    small = shrink_png(whole.getvalue())
+    before, after = Image.open(whole), Image.open(io.BytesIO(small))
+    change = np.abs(np.asarray(before.convert("RGB"), int) - np.asarray(after.convert("RGB"), int))
+    assert change.max() <= 24 and after.size == before.size and after.info["Title"] == "a figure"
+    assert len(small) < 0.6 * len(whole.getvalue())

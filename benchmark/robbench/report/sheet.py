@@ -19,7 +19,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.masking.record import MOST_LANDSCAPE_BYTES, SanityFile
-from robbench.report.figures.canvas import plain_text, set_log_axis
+from robbench.report.figures.canvas import plain_text, set_log_axis, shrink_png
 
 __all__ = ["draw_sheet"]
 
@@ -63,7 +63,7 @@ def _draw(file: SanityFile, frame: pd.DataFrame) -> bytes:
     page = io.BytesIO()
     # The file does not hold matplotlib's version, so the same data give the same bytes.
     figure.savefig(page, metadata={"Software": None})
-    return page.getvalue()
+    return shrink_png(page.getvalue())
 
 
 def _draw_head(part: SubFigure, file: SanityFile) -> None:

