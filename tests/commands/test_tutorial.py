@@ -49,8 +49,8 @@ def test_the_tutorial_runs_word_for_word(tmp_path):
                 assert all(alike(a, b) for a, b in pairs), (line, other)
         shown += 1
     assert shown >= 5
-    board = (folder / "private.md").read_text()
-    assert "mine-smooth" in board and "mine-plain" in board and "Averaged-20" in board
+    board, details = (folder / "private.md").read_text(), (folder / "private-digits.md").read_text()
+    assert "mine-smooth" in board and "mine-plain" in board and "Averaged-20" in details
     assert {p.name for p in folder.glob("results/digits/*")} == {"mine-plain", "mine-smooth"}
 
 

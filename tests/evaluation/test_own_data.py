@@ -459,3 +459,30 @@ def test_images_without_a_radius_are_refused_before_they_are_read(mine):
     said = run("eval", "-m", "mine:net", "--data", "nowhere", cwd=mine, code=2).stderr
     assert "eps: no radius given" in said
     assert "go with a source" in run("eval", "-m", "digits/at", *OWN, cwd=mine, code=2).stderr
+
+
+def test_only_image_formats_are_decoded(tmp_path):
+    """A text of PostScript would start Ghostscript. The message is in the identity, so it is the same each time."""
+    folder = tmp_path / "images/cat"
+    folder.mkdir(parents=True)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    for content in (postscript, b"a text"):
+        (folder / "0.png").write_bytes(content)
+        with pytest.raises(DataError, match=r"0\.png: no image; allowed: JPEG, PNG"):
+            open_images(tmp_path / "images")
+
+
+def test_a_thin_image_is_not_resized_to_a_vast_one(tmp_path):
+    folder = tmp_path / "images/cat"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(png(np.zeros((1, 65000), np.uint8)))
+    with pytest.raises(DataError, match="--resize makes"):
+        open_images(tmp_path / "images", resize=2000)
+
+
+@pytest.mark.parametrize("label", ["--5", "9" * 20, "1" * 5000])
+def test_labels_that_are_no_numbers_end_in_a_sentence(tmp_path, label):
+    (tmp_path / "0.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
+    (tmp_path / "table.csv").write_text(f"path,label\n0.png,{label}\n")
+    with pytest.raises(DataError, match=r"table\.csv"):
+        open_images(tmp_path / "table.csv")

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import robbench as rb
 from robbench.certify.interval import CertificateIndex
 from robbench.core.errors import RobbenchError, StorageError
 from robbench.core.stats import mcnemar, paired_difference
@@ -26,6 +27,7 @@ from robbench.report.site.coverage import list_tested, list_untested
 from robbench.report.site.page import Html, join, make_path, tag
 from robbench.report.site.paper_page import PaperPage
 from robbench.report.site.standing import list_standings
+from robbench.report.terminal import summarize_result
 from robbench.results.reader import read_results
 from support.papers import attack, put, result
 from support.site import Page, make_site
@@ -396,3 +398,13 @@ def test_cards_are_told_in_words(repo, tmp_path):
     (tmp_path / "digits/x.toml").write_text("version = 7", encoding="utf-8")
     (told,) = describe_card(Registry([tmp_path]), "digits/x", set())
     assert told.startswith("The card is damaged: ")
+
+
+def test_runs_with_a_target_are_no_part_of_the_worst_case(tmp_path):
+    plain = rb.evaluate("digits/natural", "quick", samples=20, results=tmp_path)
+    other = rb.evaluate("digits/natural", "quick", samples=40, target="next", results=tmp_path)
+    assert other.robust_accuracy.value > plain.robust_accuracy.value
+    (standing,) = standings(tmp_path)
+    assert standing.n == 20 and standing.worst.value == plain.robust_accuracy.value
+    assert "against target next" in summarize_result(other, "unchecked")
+    assert VerdictIndex(tmp_path).find(other) == "unchecked"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.polynomial import Polynomial
-from scipy.optimize import brentq
 
 from robbench.linear.theory import Values
 
@@ -134,6 +133,8 @@ def find_least_beta(classes: int) -> float:
     Below it, down to the pole at ln(K − 1), g₋ is above β.
     """
     pole = np.log(classes - 1)
+    from scipy.optimize import brentq  # takes a second, which commands that draw nothing do not wait for
+
     return float(brentq(lambda beta: printed_wrong(beta, classes)[1][0] - beta, pole + 1e-6, pole + 20))
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from robbench.core.errors import DataError
@@ -26,6 +26,8 @@ from robbench.core.files import digest
 __all__ = ["Items", "Preparation", "StreamedImages", "describe_broken", "survey"]
 
 _MOST_PIXELS = 2**26
+# Pillow would choose by the content, and its reader of PostScript starts a program.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel, or fewer
 _SHOWN = 5  # broken files that a message names
 _AT_ONCE = 64  # encoded images in memory
@@ -71,6 +73,8 @@ class Preparation:
             short, long = min(width, height), max(width, height)
             scaled = int(self.resize * long / short)
             width, height = (self.resize, scaled) if width <= height else (scaled, self.resize)
+            if width * height > _MOST_PIXELS:
+                raise ValueError(f"--resize makes {width} × {height} pixels of it; allowed: {_MOST_PIXELS:,} in all")
         if self.crop is None:
             return width, height
         if min(width, height) < self.crop:
@@ -83,7 +87,7 @@ class Preparation:
         Raises:
             Exception: the image is damaged. A decoder can raise anything.
         """
-        with Image.open(io.BytesIO(content)) as image:
+        with _open(content) as image:
             if image.mode not in _MODES:
                 raise ValueError(f"mode {image.mode} given; allowed: 8 bits a channel ({', '.join(_MODES)})")
             if image.width * image.height > _MOST_PIXELS:
@@ -101,6 +105,14 @@ class Preparation:
             image = image.crop((left, top, left + self.crop, top + self.crop))
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+
+
+def _open(content: bytes) -> Image.Image:
+    """Open an encoded image of an allowed format. Pillow's own message holds an address, which differs each time."""
+    try:
+        return Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"no image; allowed: {', '.join(_FORMATS)}") from None
 
 
 @dataclass(frozen=True, eq=False)

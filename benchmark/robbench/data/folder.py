@@ -112,6 +112,15 @@ def list_images(path: Path, classes: str | Path | Mapping[str, int] | None) -> L
     Raises:
         DataError: there are no images, or a name or a label does not fit. The message says what was expected.
     """
+    try:
+        return _list_any(path, classes)
+    except DataError:
+        raise
+    except Exception as error:  # names, labels and mappings of a stranger can make anything fail
+        raise DataError(f"--data: {path}: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _list_any(path: Path, classes: str | Path | Mapping[str, int] | None) -> Listed:
     if not path.exists():
         raise DataError(f"--data: no {path}; expected: a folder of class folders, .csv, .parquet or .npz.")
     if not path.is_dir():

@@ -121,7 +121,8 @@ def list_standings(
     """
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
-        if result.attacks and result.n:
+        # With a target, an image that keeps another wrong class counts as robust, which is another question.
+        if result.attacks and result.n and result.identity.get("target") is None:
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
             groups.setdefault(repr((result.dataset, result.model, function, threat)), []).append(result)
