@@ -408,3 +408,11 @@ def test_runs_with_a_target_are_no_part_of_the_worst_case(tmp_path):
     assert standing.n == 20 and standing.worst.value == plain.robust_accuracy.value
     assert "against target next" in summarize_result(other, "unchecked")
     assert VerdictIndex(tmp_path).find(other) == "unchecked"
+
+
+def test_attacks_on_predicted_classes_are_named_where_they_ran(tmp_path):
+    rb.evaluate("digits/natural", [rb.attacks.RayS(steps=20)], samples=4, eps=0.2, results=tmp_path)
+    (standing,) = standings(tmp_path)
+    family = "From predicted classes alone (RayS, HopSkipJump)"
+    assert any(line.startswith(family) for line in list_tested(standing))
+    assert not any(line.startswith(family) for line in list_untested(standing, []))

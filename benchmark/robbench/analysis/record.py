@@ -20,10 +20,9 @@ from robbench.core.errors import ResultError
 from robbench.core.files import digest, digest_file, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import Values
-from robbench.results.differences import list_differences
+from robbench.results.measurement import check_summary, digest_table
 from robbench.results.reader import Damage
 from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
-from robbench.results.selection import describe_selection, find_selection_error
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -173,22 +172,12 @@ def read_logits(folder: Path) -> tuple[LogitsFile, StoredLogits]:
     path = folder / _SUMMARY
     try:
         file = read_validated(path, LogitsFile, 2**26)
-        if file.files != {_TABLE: _digest(folder / _TABLE)}:
+        if file.files != {_TABLE: digest_table(folder / _TABLE, _MOST_BYTES)}:
             raise ResultError(f"{folder / _TABLE}: not as it was written (SHA-256).")
         measured = _read_table(folder / _TABLE, file.classes)
         described = {name: getattr(file, name) for name in LogitsFile.model_fields if name not in _DERIVED}
         again = summarize_logits(measured, file.identity, described)
-        for field, given, derived in list_differences("", file.model_dump(), again.model_dump()):
-            raise ResultError(f"{path}: {field} is {given!r}; {derived!r} follows from {_TABLE}.")
-        error = find_selection_error(
-            measured.sample,
-            selection=describe_selection(file.n, file.total, None),
-            sample_seed=None,
-            dataset=file.dataset,
-            data=file.identity.get("data"),
-        )
-        if error:
-            raise ResultError(f"{folder / _TABLE}: {error}.")
+        check_summary(path, folder / _TABLE, file, again, measured.sample)
     except (ResultError, ValueError) as error:
         raise ResultError(f"{error} Measure it again: robbench measure logits --overwrite.") from None
     return file, measured
@@ -210,13 +199,6 @@ def read_logits_files(root: Path) -> tuple[dict[str, tuple[LogitsFile, StoredLog
         except ResultError as error:
             damaged.append(Damage.of(root, path.parent, error))
     return found, damaged
-
-
-def _digest(path: Path) -> str:
-    try:
-        return digest_file(path, _MOST_BYTES)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def _read_table(path: Path, classes: int) -> StoredLogits:

@@ -28,7 +28,7 @@ from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
     from robbench.evaluation.request import RunRequest
-    from robbench.recheck.recall import RecalledFields
+    from robbench.models.spec import RecalledFields
     from robbench.results.schema import ResultFile
 
 __all__ = ["reproduce_result", "resume_runs", "run_all", "runs"]

@@ -22,7 +22,8 @@ from robbench.commands.printing import announce, print_json, print_text
 
 if TYPE_CHECKING:
     from robbench.certify.verify import CertifiedCheck
-    from robbench.recheck.recall import RecalledFields, VerifyFields
+    from robbench.models.spec import RecalledFields
+    from robbench.recheck.recall import VerifyFields
     from robbench.recheck.verify import Verification
     from robbench.results.schema import ResultFile
 

@@ -17,13 +17,12 @@ import pandas as pd
 from pydantic import AfterValidator, Field
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, digest_file, write_atomically
+from robbench.core.files import digest, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.results.differences import list_differences
+from robbench.results.measurement import check_summary, digest_table
 from robbench.results.reader import Damage
 from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
-from robbench.results.selection import describe_selection, find_selection_error
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -183,7 +182,7 @@ def write_linear(folder: Path, file: LinearFile, measured: Linearization, activa
     (folder / "linear.json").unlink(missing_ok=True)
     write_atomically(folder / "classes.parquet", pd.DataFrame(columns).astype(CLASSES).to_parquet(index=False))
     write_atomically(folder / "activations.parquet", activations.astype(ACTIVATIONS).to_parquet(index=False))
-    file = file.model_copy(update={"files": {name: _digest(folder / name) for name in _FILES}})
+    file = file.model_copy(update={"files": {name: digest_table(folder / name, _MOST_BYTES) for name in _FILES}})
     write_atomically(folder / "linear.json", dump_sealed(file))
     return file
 
@@ -216,33 +215,16 @@ def read_linear(folder: Path) -> LinearFile:
     try:
         file = read_validated(path, LinearFile, 2**26)
         for name, expected in file.files.items():
-            if name not in _FILES or _digest(folder / name) != expected:
+            if name not in _FILES or digest_table(folder / name, _MOST_BYTES) != expected:
                 raise ResultError(f"{folder / name}: not as it was written (SHA-256).")
         measured = read_linearization(folder)
         described = {name: getattr(file, name) for name in _KEPT}
         flags = {name: text for name, text in file.flags.items() if name not in _MEASURED_FLAGS}
         again = summarize_linear(measured, file.identity, flags, described)
-        for field, given, derived in list_differences("", file.model_dump(), again.model_dump()):
-            raise ResultError(f"{path}: {field} is {given!r}; {derived!r} follows from {_FILES[0]}.")
-        error = find_selection_error(
-            measured.sample,
-            selection=describe_selection(file.n, file.total, None),
-            sample_seed=None,
-            dataset=file.dataset,
-            data=file.identity.get("data"),
-        )
-        if error:
-            raise ResultError(f"{folder / _FILES[0]}: {error}.")
+        check_summary(path, folder / _FILES[0], file, again, measured.sample)
     except (ResultError, ValueError) as error:
         raise ResultError(f"{error} Measure it again: robbench measure linear --overwrite.") from None
     return file
-
-
-def _digest(path: Path) -> str:
-    try:
-        return digest_file(path, _MOST_BYTES)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def read_linearization(folder: Path) -> Linearization:

@@ -7,6 +7,7 @@ adapter answers is compared with what the model itself says on a few images (`ev
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -21,16 +22,16 @@ from robbench.core.user_code import contain_exits
 __all__ = ["Adapter", "EstimatorModel", "FunctionModel", "OnnxModel", "adapt", "digest_object", "find_adapter"]
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """A model that is no torch network: images [N, C, H, W] in [0, 1] -> scores [N, K]."""
 
     def predict(self, x: Tensor) -> Tensor | None:
         """Return what the model itself predicts, [N] int64, by another way than `forward`; None if there is none."""
         return None
 
+    @abstractmethod
     def digest(self) -> str:
         """Return a SHA-256 of what the model consists of, as far as it can be read."""
-        raise NotImplementedError
 
 
 class FunctionModel(Adapter):

@@ -18,16 +18,14 @@ from robbench.models.sources import ALLOWED, ModelSource, parse_source
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["IMAGE_FIELDS", "ModelSpec", "SpecFields"]
+__all__ = ["IMAGE_FIELDS", "ModelSpec", "RecalledFields", "SpecFields"]
 
 
-class SpecFields(TypedDict, total=False):
-    """The fields of `ModelSpec` besides the model, for the signatures of public functions."""
+class RecalledFields(TypedDict, total=False):
+    """The fields of `ModelSpec` that a result does not name."""
 
     x: Tensor | None
     y: Tensor | None
-    dataset: str | None
-    name: str | None
     architecture: str | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -39,6 +37,13 @@ class SpecFields(TypedDict, total=False):
     on_broken: str | None
     output: str | int | None
     binary: bool | None
+
+
+class SpecFields(RecalledFields, total=False):
+    """The fields of `ModelSpec` besides the model, for the signatures of public functions."""
+
+    dataset: str | None
+    name: str | None
 
 
 IMAGE_FIELDS = ("resize", "crop", "channels", "classes", "on_broken")

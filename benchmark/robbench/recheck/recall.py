@@ -5,46 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from robbench.core.errors import ResultError
 from robbench.core.types import IMAGENET
 from robbench.data.sets import NAMES
 from robbench.evaluation.options import is_list, name_target
-from robbench.models.spec import ModelSpec
+from robbench.models.spec import ModelSpec, RecalledFields
 from robbench.results.schema import ResultFile
 from robbench.results.trust import require_registered_name
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
 __all__ = [
-    "RecalledFields",
     "ReproduceFields",
     "VerifyFields",
     "find_result",
     "recall_spec",
     "recall_target",
 ]
-
-
-class RecalledFields(TypedDict, total=False):
-    """The fields of `ModelSpec` that a result does not name."""
-
-    x: Tensor | None
-    y: Tensor | None
-    architecture: str | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    data: object
-    resize: int | None
-    crop: int | None
-    channels: int | None
-    classes: str | Path | Mapping[str, int] | None
-    on_broken: str | None
-    output: str | int | None
-    binary: bool | None
 
 
 class ReproduceFields(RecalledFields, total=False):

@@ -31,12 +31,12 @@ _FAMILIES: dict[str, Callable[[_Config], bool]] = {
     "Smallest change that breaks (FAB, DeepFool, C&W)": _has_kind("fab", "deepfool", "cw"),
     "Search from many starts (Hunt, ODI)": _has_kind("hunt", "odi"),
     "Without gradients, from logits alone (Square, SPSA)": _has_kind("square", "spsa"),
+    "From predicted classes alone (RayS, HopSkipJump)": _has_kind("rays", "hopskipjump"),
     "Transfer from another model": _has_kind("transfer"),
     "Random noise": _has_kind("noise"),
     "Averages over random answers (EOT)": _has_kind("eot"),
 }
 _NEVER = (
-    "Attacks that see only the predicted class.",
     "Attacks that a person adapts to this one model.",
     "Changes that no norm bounds: rotation, patches, blur, weather.",
 )
