@@ -88,7 +88,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The rows with a result, the most overstated ones first; the coverage of each table; files that do not count."""
+    """The models with a result, the most overstated ones first; the coverage of each table; files that do not count."""
 
     rows: tuple[AuditRow, ...]
     coverage: tuple[Coverage, ...]
@@ -160,7 +160,9 @@ def audit_claims(registry: Registry, root: Path) -> Audit:
         filled = fill_table(table, registry, root).rows
         measured = [row for row in filled if row.worst is not None]
         rows += [
-            _audit_row(table, row, registry.find(row.model).card, stored.results, root, verdicts) for row in measured
+            _audit_row(table, row, registry.find(row.model).card, stored.results, root, verdicts)
+            for row in measured
+            if row.model == row.measured  # a model stands once in the audit
         ]
         distinct = [len({row.labels + tuple(c.paper.text for c in row.cells) for row in f}) for f in (filled, measured)]
         threat = load_suite(table.suite).threat(table.dataset)

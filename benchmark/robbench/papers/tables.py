@@ -6,7 +6,7 @@ A result counts only if it was measured on the present weights of its card and o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robbench.core.errors import CardError, ResultError
@@ -17,7 +17,7 @@ from robbench.linear.record import LinearFile, linear_folder, read_linear_files,
 from robbench.masking.stored import UNCHECKED, VerdictIndex
 from robbench.models.card import Entry, ModelCard, Registry
 from robbench.papers.published import Column, PaperNumber, PaperRow, PaperTable, read_paper_rows
-from robbench.papers.trained import format_iterations
+from robbench.papers.trained import find_same_training, format_iterations
 from robbench.report.leaderboard import compute_overestimation
 from robbench.report.linear import predict_accuracy
 from robbench.results.places import locate_result
@@ -98,7 +98,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class FilledRow:
-    """One row of the paper for one card. `model` is empty if no card quotes the row."""
+    """One row of the paper for one card. `model` is empty if no card quotes the row. `measured` has the results."""
 
     labels: tuple[str, ...]
     model: str
@@ -108,6 +108,7 @@ class FilledRow:
     cells: tuple[Cell, ...]
     worst: WorstCase | None
     missing: Missing
+    measured: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTa
 
 def _list_unshipped(rows: Sequence[FilledRow], registry: Registry) -> list[str]:
     """List the models of a table with results of weights that are not shipped, with the first digits of the SHA-256."""
-    names = dict.fromkeys(row.model for row in rows if row.worst is not None)
+    names = dict.fromkeys(row.measured for row in rows if row.worst is not None)
     cards = {name: registry.find(name).card for name in names}
     return [f"{name} {card.weights.sha256[:12]}" for name, card in cards.items() if card.weights and not card.shipped]
 
@@ -225,6 +226,16 @@ class _StoredResults:
 
 def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredResults) -> tuple[FilledRow, list[str]]:
     """Fill the row of a card. Return it with its notes."""
+    same = None if entry.card.weights else find_same_training(entry.card, stored.registry.entries())
+    if same is not None and stored.find_results(same)[0]:
+        filled, notes = _fill_row(table, row, same, stored)
+        assert entry.card.recipe is not None and same.card.trained is not None, "the same training has a recipe"
+        notes.append(
+            f"{entry.full_name} shows the results of {same.full_name}, trained for {same.card.trained.iterations:,} "
+            "iterations. The recipes differ in the number of iterations alone."
+        )
+        trained = f"{format_iterations(same.card, entry.card.recipe.iterations)}; see {same.name}"
+        return replace(filled, model=entry.full_name, trained=trained), notes
     current = stored.find_results(entry)[0]
     threat = load_suite(table.suite).threat(row.dataset)
     comparable = [r for r in current if r.attacks and _threat(r) == threat]
@@ -255,6 +266,7 @@ def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredRes
         cells=cells,
         worst=None if strongest is None else _find_worst_case(strongest, stored),
         missing=Missing(tuple(_list_missing_runs(table, row, entry, suites, stored, prediction))),
+        measured=entry.full_name,
     )
     notes = list(_list_notes(table, row, entry, [r for r in (columns, strongest) if r], stored))
     if prediction is not None:

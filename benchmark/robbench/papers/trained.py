@@ -13,7 +13,7 @@ from robbench.report.leaderboard import format_damage, format_percent, format_wi
 from robbench.results.reader import read_results
 from robbench.results.schema import ResultFile
 
-__all__ = ["format_iterations", "render_trained_page"]
+__all__ = ["find_same_training", "format_iterations", "render_trained_page"]
 
 _INTRO = """\
 # Trained models and the papers
@@ -87,10 +87,50 @@ def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dic
     return cells
 
 
-def format_iterations(card: ModelCard) -> str:
-    """Format the iterations of a trained model, and the differences from its recipe."""
+def format_iterations(card: ModelCard, planned: int | None = None) -> str:
+    """Format the iterations of a trained model, and the differences from its recipe.
+
+    Args:
+        card: the card of the model.
+        planned: the iterations of the recipe; None means those of the card.
+    """
     assert card.trained is not None and card.recipe is not None
-    done, planned = card.trained.iterations, card.recipe.iterations
+    done, planned = card.trained.iterations, planned or card.recipe.iterations
     text = f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
-    differences = [part for part in card.trained.instead.split(", ") if part and not part.startswith("iterations ")]
+    differences = _list_differences(card)
     return text + (f"; {', '.join(differences)}" if differences else "")
+
+
+def _list_differences(card: ModelCard) -> list[str]:
+    """List how the training differed from the recipe, but for the number of iterations."""
+    assert card.trained is not None
+    return [part for part in card.trained.instead.split(", ") if part and not part.startswith("iterations ")]
+
+
+def find_same_training(card: ModelCard, entries: Sequence[Entry]) -> Entry | None:
+    """Find a trained model that the recipe of a card reaches on its way. None if there is none.
+
+    Recipes with a constant learning rate that differ in the number of iterations alone are one training. The longer
+    recipe has the weights of the shorter one in between. Of several models, the one with the most iterations is found.
+
+    Args:
+        card: a card without weights.
+        entries: the models to choose from.
+
+    Raises:
+        CardError: a card is invalid.
+    """
+    if card.recipe is None or card.recipe.schedule != "constant":
+        return None
+    found = [e for e in entries if e.card.dataset == card.dataset and _is_on_the_way(e.card, card)]
+    return max(found, key=lambda e: e.card.trained.iterations if e.card.trained else 0, default=None)
+
+
+def _is_on_the_way(trained: ModelCard, card: ModelCard) -> bool:
+    """Return whether a model has the weights that the recipe of another card has after as many iterations."""
+    if trained.weights is None or trained.trained is None or trained.recipe is None or card.recipe is None:
+        return False
+    done = trained.trained.iterations
+    same = trained.recipe.model_copy(update={"iterations": card.recipe.iterations}) == card.recipe
+    is_same = same and trained.architecture == card.architecture and not _list_differences(trained)
+    return is_same and done <= min(trained.recipe.iterations, card.recipe.iterations)
