@@ -107,7 +107,10 @@ def _list_limits(audit: Audit, references: Sequence[Reference]) -> Iterator[str]
     covered = "; ".join(
         f"{c.measured} of the {c.rows} rows of Table {c.table.number} ({c.table.title})" for c in audit.coverage
     )
-    yield f"**Rows.** {covered} have a model with a result here. The other rows are not judged."
+    yield (
+        f"**Rows.** {covered} have a model with a result here. Rows that differ in iterations alone can share a model, "
+        "which stands once below. The other rows are not judged."
+    )
     groups = {c.table.dataset: [r for r in audit.rows if r.card.dataset == c.table.dataset] for c in audit.coverage}
     groups = {dataset: rows for dataset, rows in groups.items() if rows}
     if groups:
