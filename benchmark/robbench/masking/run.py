@@ -220,7 +220,7 @@ class _Examination:
             x=x,
             y=self.images.y[torch.from_numpy(at)],
             sample=self.images.index[at],
-            ball=Ball.of(parse_threat(result.threat.norm, result.threat.eps)),
+            ball=Ball.of(parse_threat(result.threat.norm, result.threat.eps), self.options.levels),
             seed=self.options.seed,
             widths=BatchWidths(self.target.module, shape, lanes, self.images.dtype),
             draws=draws,

@@ -23,7 +23,13 @@ from robbench.results.summary import make_accuracy
 __all__ = ["Standing", "list_standings"]
 
 _QUICK = {"quick", "sanity"}  # too weak, or on too few images, to be the base where another suite was run
-_FUNCTION = ("model", "weights", "data", "dtype")  # two results with these in common are of one function and images
+_FUNCTION = (
+    "model",
+    "weights",
+    "data",
+    "dtype",
+    "levels",
+)  # results with these in common are of one function and images
 
 
 @dataclass(frozen=True)
