@@ -134,7 +134,8 @@ class Setup:
         changed |= {"one_by_one": "True"} if options.one_by_one else {}
         changed |= {"target": name_target(options.target)} if options.target is not None else {}
         changed |= {"levels": str(options.levels)} if options.levels is not None else {}
-        changed |= {"surrogate": options.surrogate} if options.surrogate is not None else {}
+        used = any(isinstance(s.attack, Transfer) for s in self.stages)
+        changed |= {"surrogate": options.surrogate} if options.surrogate is not None and used else {}
         return changed | ({"seed": str(options.seed)} if options.seed else {})
 
     def identity(self) -> dict[str, Any]:
