@@ -418,6 +418,14 @@ def test_wrong_images_are_a_sentence_before_any_attack(case, net, digits, tmp_pa
     assert isinstance(caught.value, RobbenchError) and "\n" not in str(caught.value)
 
 
+def test_a_mapping_beyond_the_outputs_of_the_model_is_refused(net, digits, tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "f", digits)
+    outputs = write(tmp_path / "m.json", json.dumps({str(k): k + 5 for k in range(10)}))
+    monkeypatch.setattr("robbench.engine.engine.attack_samples", None)
+    with pytest.raises(ModelError, match="The model has 10 classes; the labels go up to 14"):
+        ask(net, data=root, channels=1, classes=outputs)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

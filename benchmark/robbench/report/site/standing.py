@@ -23,13 +23,7 @@ from robbench.results.summary import make_accuracy
 __all__ = ["Standing", "list_standings"]
 
 _QUICK = {"quick", "sanity"}  # too weak, or on too few images, to be the base where another suite was run
-_FUNCTION = (
-    "model",
-    "weights",
-    "data",
-    "dtype",
-    "levels",
-)  # results with these in common are of one function and images
+_FUNCTION = ("model", "weights", "data", "dtype")  # two results with these in common are of one function and images
 
 
 @dataclass(frozen=True)
@@ -127,8 +121,8 @@ def list_standings(
     """
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
-        # With a target, an image that keeps another wrong class counts as robust, which is another question.
-        if result.attacks and result.n and result.identity.get("target") is None:
+        # With a target or levels, an image that breaks otherwise counts as robust, which is another question.
+        if result.attacks and result.n and result.identity.keys().isdisjoint({"target", "levels"}):
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
             groups.setdefault(repr((result.dataset, result.model, function, threat)), []).append(result)
