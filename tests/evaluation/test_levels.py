@@ -116,7 +116,7 @@ def test_clean_pixels_off_the_levels():
 
 def test_points_outside_the_ball_are_rounded_plainly():
     x0 = pixels(5)
-    far = (x0 + 0.1234).clamp(0, 1)
+    far = (x0 + 31.9 / 255).clamp(0, 1)
     for norm in ("Linf", "L2", "L1"):
         assert torch.equal(Ball(norm, 0.01, 255).round(x0, far), (far * 255).round() / 255)
 

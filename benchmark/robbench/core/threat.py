@@ -74,20 +74,16 @@ class Ball:
         """Round each pixel to the nearest k / levels. Points of the ball stay in it where levels allow this.
 
         Where rounding takes a point of the ball out of it, pixels that moved away from x0 are rounded towards x0
-        instead: in Linf those outside, else as few as possible, those first whose distance falls most. Towards x0, a
-        pixel never passes x0 if x0 is a level itself; else it ends at the level nearest to x0, which may be outside
-        the ball. `contains` then refuses the point. Points outside the ball are rounded to the nearest levels.
-        Without `levels` the result is x.
+        instead: in Linf those outside, else as few as possible, those first whose distance falls most. This always
+        suffices if x0 is on levels. Else the point may stay outside, and `contains` refuses it. Points outside the
+        ball are rounded to the nearest levels. Without `levels` the result is x.
         """
         if self.levels is None:
             return x
         at, clean = x.double() * self.levels, x0.double() * self.levels
         nearest = at.round()
         off = 1e-4  # in steps between levels; float32 is more exact
-        lower, upper = (at + off).floor(), (at - off).ceil()
-        inward = torch.where(at >= clean, lower, upper)
-        passes_x0 = torch.where(at >= clean, lower < clean - off, upper > clean + off)
-        inward = torch.where(passes_x0, clean.round(), inward)
+        inward = torch.where(at >= clean, (at + off).floor(), (at - off).ceil())
         allowed, far = (self.eps + self._slack / 2) * self.levels, (nearest - clean).abs()
         if self.norm == "Linf":
             moves = far > allowed
