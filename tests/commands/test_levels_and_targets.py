@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from robbench.evaluation.options import Options
 from robbench.gate.baseline import read_baseline
+from robbench.gate.measure import measure_entry_again
 from robbench.results.schema import read_result
 from support.commands import run
 from support.stored import write_transfer_suite
@@ -48,7 +50,9 @@ def test_the_gate_measures_levels_target_and_surrogate_again(tmp_path):
     run("baseline", "-m", "digits/at", "--samples", 12, "-s", suite, "--surrogate", "digits/trades", "--out", out)
     (entry,) = read_baseline(out).runs
     assert entry.surrogate == entry.identity["attacks"][0]["surrogate"] == "digits/trades"
-    assert "changed" not in run("check", "--baseline", out).stdout
+    assert run("check", "--baseline", out).code == 0
+    again = measure_entry_again(entry, Options(results=tmp_path / "again"))
+    assert again.identity == entry.identity and again.surrogate == entry.surrogate
 
 
 def test_a_surrogate_of_a_source_is_loaded_only_if_it_is_named(tmp_path):
@@ -58,3 +62,10 @@ def test_a_surrogate_of_a_source_is_loaded_only_if_it_is_named(tmp_path):
     assert f"--surrogate {source}" in said.stdout, "the command that is printed runs"
     assert f"name it, --surrogate {source}" in run("check", "--baseline", out, code=2).stderr
     assert run("check", "--baseline", out, "--surrogate", source).code == 0
+
+
+def test_a_surrogate_that_no_attack_uses_is_no_other_run(tmp_path):
+    run("eval", *QUICK, "--surrogate", "digits/natural", "--results", tmp_path)
+    (file,) = tmp_path.glob("digits/at/*/result.json")
+    assert read_result(file).overrides == {}
+    assert "known since" in run("eval", *QUICK, "--results", tmp_path).stderr
