@@ -205,8 +205,8 @@ def attack(
         y: labels [N], integers.
         eps: radius in [0, 1] pixel units, "8/255" or 0.3; a list of radii gives a list of outcomes.
         judge: "any" point that is queried may break an image, or only the "final" one of each restart.
-        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers, one_by_one, target and device, as for
-            `evaluate`.
+        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers, one_by_one, target, levels and device, as
+            for `evaluate`.
 
     Returns:
         x_adv, broken, distance and more of each image (`AttackOutcome`).
@@ -274,8 +274,8 @@ def evaluate(
         reporter: hears of progress, instead of a progress bar.
         progress: show a progress bar on stderr if it is a terminal or a notebook; False shows nothing.
         **fields: x, y, dataset, name, architecture, mean and std say more about the model (`models.spec.ModelSpec`).
-            norm, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, target, device, data_dir,
-            models, results, overwrite, save_adversarials and wait say more about the run
+            norm, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, target, levels, device,
+            data_dir, models, results, overwrite, save_adversarials and wait say more about the run
             (`evaluation.options.Options`).
 
     Returns:

@@ -7,6 +7,7 @@ from torch import nn
 
 from robbench.attacks import FGSM, PGD
 from robbench.classifier.batch_width import BatchWidths
+from robbench.engine.lanes import Lanes
 from robbench.evaluation.attack_images import attack_images
 from robbench.evaluation.precision import explain_bfloat16_cost
 from robbench.evaluation.progress import Silent
@@ -54,6 +55,21 @@ def test_a_run_on_six_images_meets_the_full_width_once(by):
     assert COUNTED.count(256) == 1, "the one batch that narrower ones are compared with"
     assert max(n for n in COUNTED if n < 256) <= 24
     assert sum(COUNTED) < 2 * 256
+
+
+@pytest.mark.parametrize("n", [1, 3, 6, 17, 40])
+def test_at_most_a_tenth_of_the_images_in_a_pass_is_padding(n, monkeypatch):
+    passes, through = [], Lanes.ask
+
+    def ask(self, p, s, live, with_grad):
+        passes.append((len(live), len(s["x"])))
+        return through(self, p, s, live, with_grad)
+
+    monkeypatch.setattr(Lanes, "ask", ask)
+    x, y = few(n)
+    evaluate(Counting().eval(), "quick", x=x, y=y, eps=0.003, lanes=8, norm="Linf")
+    live, asked = np.sum(passes, axis=0)
+    assert live >= 20 * n and asked <= 1.1 * live
 
 
 def test_the_width_of_the_checks_is_compared_with_the_full_one(monkeypatch):

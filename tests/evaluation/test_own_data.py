@@ -1,5 +1,6 @@
 """Images of a user, from every kind of place: the robust accuracy is that of an independent loop, or a sentence."""
 
+import functools
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import robbench
 from robbench.attacks import FGSM
 from robbench.core.errors import DataError, ModelError, RobbenchError
+from robbench.data import folder
 from robbench.data.encoded import Preparation
 from robbench.data.own import digest_tensor, open_images
 from robbench.evaluation.run import evaluate
@@ -204,6 +206,23 @@ def test_few_images_are_in_memory_at_once(net, digits, tmp_path, monkeypatch):
     assert result.n == N and sum(asked) > 2 * N
     assert max(asked) <= 16, "16 images are compared with the model's own answers, 6 are attacked at once"
     assert result.robust_accuracy.value == ask(net, data=tmp_path / "f", channels=1).robust_accuracy.value
+
+
+def test_a_parquet_file_in_random_order_reads_each_row_group_once(net, digits, expected, tmp_path, monkeypatch):
+    given = make_hub_parquet(tmp_path, digits)
+    read = []
+
+    def read_group(path, group, column, through=folder._read_group.__wrapped__):
+        read.append((path, group))
+        return through(path, group, column)
+
+    images = open_images(given["data"], channels=1).read
+    in_order = images(np.arange(N))
+    monkeypatch.setattr(folder, "_read_group", functools.lru_cache(maxsize=1)(read_group))
+    mixed = np.random.default_rng(0).permutation(N)
+    assert torch.equal(images(mixed), in_order[torch.from_numpy(mixed)])
+    assert len(read) == len(set(read)) > 2
+    assert ask(net, **given, sample_seed=5).robust_accuracy.value == expected
 
 
 def test_a_tensor_is_hashed_without_a_copy():
@@ -397,6 +416,14 @@ def test_wrong_images_are_a_sentence_before_any_attack(case, net, digits, tmp_pa
         warnings.simplefilter("ignore", DeprecationWarning)
         ask(net, data=data, **how)
     assert isinstance(caught.value, RobbenchError) and "\n" not in str(caught.value)
+
+
+def test_a_mapping_beyond_the_outputs_of_the_model_is_refused(net, digits, tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "f", digits)
+    outputs = write(tmp_path / "m.json", json.dumps({str(k): k + 5 for k in range(10)}))
+    monkeypatch.setattr("robbench.engine.engine.attack_samples", None)
+    with pytest.raises(ModelError, match="The model has 10 classes; the labels go up to 14"):
+        ask(net, data=root, channels=1, classes=outputs)
 
 
 @pytest.mark.parametrize(

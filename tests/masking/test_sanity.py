@@ -13,8 +13,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from robbench.commands.app import app
-from robbench.core.errors import CardError, ModelError, ResultError
+from robbench.core.errors import CardError, ModelError, ResultError, RobbenchError
 from robbench.evaluation.run import evaluate
+from robbench.masking import run as sanity_run
 from robbench.masking.checks import load_thresholds, run_checks
 from robbench.masking.compare import compare_attacks
 from robbench.masking.dropout import keep_dropout_on
@@ -380,3 +381,12 @@ def test_a_surrogate_that_is_not_there_is_left_out_only_where_the_suite_says_so(
         evaluate("digits/at", str(path), **call)
     path.write_text(text + "optional = true\n")
     assert [a.name for a in evaluate("digits/at", str(path), **call).attacks] == ["a"]
+
+
+def test_more_images_than_memory_holds_are_refused_before_any_attack(monkeypatch, tmp_path):
+    monkeypatch.setattr(sanity_run, "_MOST_BYTES", 10 * 64 * 4)
+    monkeypatch.setattr(sanity_run, "run_here", None)
+    with pytest.raises(RobbenchError, match=r"11 images of 1 × 8 × 8 .* allowed: --samples 10 or fewer"):
+        examine("digits/at", samples=11, results=tmp_path)
+    with pytest.raises(TypeError):
+        examine("digits/at", samples=10, results=tmp_path)

@@ -79,9 +79,9 @@ def using_threads(threads: int) -> Iterator[None]:
 
 @lru_cache
 def _narrower(lanes: int) -> list[int]:
-    """List the widths to try: sixteenths of the full width, and halves of these. Width 1 has its own kernels."""
+    """List the widths to try: 1, and sixteenths of the full width and halves of these."""
     parts = {(lanes >> k) * n / 16 for k in range(lanes.bit_length()) for n in range(8, 16)}
-    return sorted(int(w) for w in parts if w % (4 if w >= 16 else 1) == 0 and w >= 2)
+    return sorted(int(w) for w in parts if w % (4 if w >= 16 else 1) == 0 and 1 <= w < lanes)
 
 
 class BatchWidths:

@@ -17,12 +17,14 @@ from robbench.commands.options import (
     Imports,
     Json,
     Lanes,
+    Levels,
     ModelNames,
     Models,
     Norm,
     Radius,
     Seed,
     SuiteName,
+    Surrogate,
     Target,
     explain_interrupt,
     make_specs,
@@ -61,7 +63,9 @@ def make_baseline(
     eps: Radius = None,
     norm: Norm = None,
     seed: Seed = 0,
+    surrogate: Surrogate = None,
     target: Target = None,
+    levels: Levels = None,
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,
@@ -89,7 +93,7 @@ def make_baseline(
         specs = make_specs(model, Registry.default(models or []), about)
         with _measure_into(results, device, lanes, data_dir, models, samples is None) as (options, reporter):
             options = replace(options, samples=samples, sample_seed=sample_seed, seed=seed, norm=norm, eps=eps)
-            options = replace(options, target=target)
+            options = replace(options, target=target, levels=levels, surrogate=surrogate)
             for spec in specs:
                 check_request(RunRequest(spec, suite, options))
             announce(f"{specs[0].model} · {suite}: loading")
@@ -109,8 +113,10 @@ def make_baseline(
         )
     sources = [parse_source(entry.given.model) for entry in entries]
     modules = dict.fromkeys(s.parts[0] for s in sources if s is not None and s.kind == "function")
-    imported = "".join(f" --import {name}" for name in modules)
-    print(f"{out} written. Check against it: robbench check --baseline {out}{imported}")
+    more = "".join(f" --import {name}" for name in modules)
+    if surrogate is not None and parse_source(surrogate) is not None:
+        more += f" --surrogate {surrogate}"
+    print(f"{out} written. Check against it: robbench check --baseline {out}{more}")
 
 
 def check_baseline(
@@ -129,6 +135,7 @@ def check_baseline(
     seed: Annotated[int | None, typer.Option(help="Seed of the attacks, instead of the baseline's.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a summary for a job's page to this file.")] = None,
+    surrogate: Surrogate = None,
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,
@@ -154,9 +161,10 @@ def check_baseline(
     policy = Policy(max_drop=max_drop, alpha=alpha)
     stored = read_baseline(baseline)
     if result:
-        if model or sequential or seed is not None:
+        if model or sequential or seed is not None or surrogate is not None:
             raise RobbenchError(
-                "--result reads stored results; --model, --seed and --sequential measure. Give one or the others."
+                "--result reads stored results; --model, --surrogate, --seed and --sequential measure. "
+                "Give one or the others."
             )
         entries = _read_stored(result)
         decision = decide_gate([compare_entries(_find_entry(stored.runs, e), e) for e in entries], policy)
@@ -164,6 +172,7 @@ def check_baseline(
         wanted = choose_entries(stored, model or [], data)
         givens = {entry.name: given for entry, given in wanted}
         with _measure_into(results, device, lanes, data_dir, models, False) as (options, reporter):
+            options = replace(options, surrogate=surrogate)
 
             def measure_first(entry: BaselineEntry, n: int) -> BaselineEntry:
                 spec = givens[entry.name].make_spec()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from robbench.models.spec import ModelSpec, SpecFields
 
 __all__ = [
-    "SOURCES", "Architecture", "DataDir", "Dataset", "Device", "Gradients", "Imports", "Json", "Lanes", "Mean",
-    "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Samples", "Seed", "Std", "SuiteName",
+    "SOURCES", "Architecture", "DataDir", "Dataset", "Device", "Gradients", "Imports", "Json", "Lanes", "Levels",
+    "Mean", "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Samples", "Seed", "Std", "SuiteName",
     "Surrogate", "Target", "check_about", "check_positive", "explain_interrupt", "make_specs", "parse_radii_option",
     "per_channel",
 ]  # fmt: skip
@@ -57,6 +57,12 @@ Gradients = Annotated[
 ]
 Lanes = Annotated[
     int | None, typer.Option(callback=check_positive, help="Batch width; chosen by image size if left out.")
+]
+Levels = Annotated[
+    int | None,
+    typer.Option(
+        help="The model sees attacked pixels rounded to k / N: 255 for images of 8 bits (docs/misbehaving.md)."
+    ),
 ]
 Mean = Annotated[str | None, typer.Option(help="For file: and hf:, per channel, such as 0.49,0.48,0.45.")]
 ModelNames = Annotated[

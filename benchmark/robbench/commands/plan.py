@@ -17,6 +17,7 @@ from robbench.commands.options import (
     Imports,
     Json,
     Lanes,
+    Levels,
     Models,
     Norm,
     Radius,
@@ -25,6 +26,7 @@ from robbench.commands.options import (
     Seed,
     SuiteName,
     Surrogate,
+    Target,
     check_positive,
     make_specs,
 )
@@ -62,6 +64,8 @@ def plan_runs(
     eps: Radius = None,
     norm: Norm = None,
     surrogate: Surrogate = None,
+    target: Target = None,
+    levels: Levels = None,
     seed: Seed = 0,
     lanes: Lanes = None,
     gradients: Gradients = None,
@@ -93,7 +97,7 @@ def plan_runs(
     specs = make_specs(model, Registry.default(models or []), about)
     options: dict[str, Any] = {"samples": samples, "eps": eps, "norm": norm, "seed": seed, "lanes": lanes}
     options |= {"gradients": gradients, "device": device, "models": models or [], "data_dir": data_dir}
-    options |= {"results": results, "surrogate": surrogate}
+    options |= {"results": results, "surrogate": surrogate, "target": target, "levels": levels}
     for spec in specs:
         check_request(RunRequest(spec, suite, Options(**options)))
     announce(f"{model[0]} · {suite}: loading, then attacking a few of the images")

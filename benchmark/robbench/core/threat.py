@@ -34,15 +34,21 @@ def length(norm: Norm, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Ball:
-    """The points within `eps` of x0 (in `norm`) and inside [0, 1]. All tensors are [L, C, H, W]."""
+    """The points within `eps` of x0 (in `norm`) and inside [0, 1]. All tensors are [L, C, H, W].
+
+    With `levels`, only points whose pixels are all k / levels are allowed: 255 means images of 8 bits. `project`,
+    `random` and `steepest` ignore the levels, because attacks move freely. The engine rounds (`round`) what they
+    propose.
+    """
 
     norm: Norm
     eps: float
+    levels: int | None = None
 
     @classmethod
-    def of(cls, threat: Threat) -> Ball:
+    def of(cls, threat: Threat, levels: int | None = None) -> Ball:
         """Make the ball of a threat."""
-        return cls(threat.norm, float(threat.eps))
+        return cls(threat.norm, float(threat.eps), levels)
 
     def distance(self, x0: Tensor, x: Tensor) -> Tensor:
         """Measure ‖x − x0‖ per lane in float64: [L]."""
@@ -52,11 +58,46 @@ class Ball:
         """Check per lane that x is finite, exactly inside [0, 1], and within eps of x0: [L] bool.
 
         The distance may exceed eps by the rounding error of a float32 x: 1e-6, plus 1e-5 of eps for norms that sum
-        over pixels.
+        over pixels. With `levels`, each pixel must be the nearest number to k / levels in the dtype of x.
         """
-        slack = 1e-6 if self.norm == "Linf" else 1e-6 + 1e-5 * self.eps
         inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)  # also false for NaN
-        return inside & (self.distance(x0, x) <= self.eps + slack)
+        if self.levels is not None:
+            inside &= (x == (x.double() * self.levels).round().to(x.dtype) / self.levels).flatten(1).all(1)
+        return inside & (self.distance(x0, x) <= self.eps + self._slack)
+
+    @property
+    def _slack(self) -> float:
+        """The rounding error of a float32 x that the distance may have."""
+        return 1e-6 if self.norm == "Linf" else 1e-6 + 1e-5 * self.eps
+
+    def round(self, x0: Tensor, x: Tensor) -> Tensor:
+        """Round each pixel to the nearest k / levels. Points of the ball stay in it where levels allow this.
+
+        Where rounding takes a point of the ball out of it, pixels that moved away from x0 are rounded towards x0
+        instead: in Linf those outside, else as few as possible, those first whose distance falls most. This always
+        suffices if x0 is on levels. Else the point may stay outside, and `contains` refuses it. Points outside the
+        ball are rounded to the nearest levels. Without `levels` the result is x.
+        """
+        if self.levels is None:
+            return x
+        at, clean = x.double() * self.levels, x0.double() * self.levels
+        nearest = at.round()
+        off = 1e-4  # in steps between levels; float32 is more exact
+        inward = torch.where(at >= clean, (at + off).floor(), (at - off).ceil())
+        allowed, far = (self.eps + self._slack / 2) * self.levels, (nearest - clean).abs()
+        if self.norm == "Linf":
+            moves = far > allowed
+        else:
+            power = 2 if self.norm == "L2" else 1
+            gain = (far.pow(power) - (inward - clean).abs().pow(power)).flatten(1)
+            excess = far.flatten(1).pow(power).sum(1) - allowed**power
+            gained, order = gain.sort(dim=1, descending=True)
+            # A pixel is moved if those before it have not made up for the excess.
+            needed = gained.cumsum(1) - gained < excess[:, None]
+            moves = torch.zeros_like(needed).scatter(1, order, needed & (gained > 0)).view_as(at)
+        inside = length(self.norm, at - clean) <= (self.eps + self._slack) * self.levels
+        rounded = torch.where(moves & per_lane(inside, at), inward, nearest)
+        return (rounded.to(x.dtype) / self.levels).clamp(0, 1)
 
     def project(self, x0: Tensor, x: Tensor) -> Tensor:
         """Project x onto the intersection of ball and box, exactly (Euclidean projection).

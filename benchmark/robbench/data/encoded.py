@@ -135,14 +135,17 @@ class StreamedImages:
         Raises:
             DataError: a file changed since the survey, and cannot be read now.
         """
-        at: list[int] = self.at[positions].tolist()
+        # In the order of the files, because a Parquet file is read by row groups of many images.
+        order = np.argsort(self.at[positions], kind="stable")
+        at: list[int] = self.at[positions][order].tolist()
         x: Tensor | None = None
-        for row, pixels in enumerate(_each(self.items, at, self.preparation.apply)):
+        for i, pixels in enumerate(_each(self.items, at, self.preparation.apply)):
+            row = int(order[i])
             if isinstance(pixels, Exception):
-                raise DataError(f"{self.items.names[at[row]]}: cannot be read any more: {pixels}")
+                raise DataError(f"{self.items.names[at[i]]}: cannot be read any more: {pixels}")
             x = torch.empty((len(at), *pixels.shape), dtype=torch.float32) if x is None else x
             if pixels.shape != x.shape[1:]:
-                raise DataError(f"{self.items.names[at[row]]}: has another size than when it was first read.")
+                raise DataError(f"{self.items.names[at[i]]}: has another size than when it was first read.")
             torch.div(pixels, 255, out=x[row])
         assert x is not None, "a run asks for at least one image"
         return x

@@ -143,7 +143,8 @@ class Lanes:
         last = self.closing | (self.t == attack.steps)
         more = self.live & ~last
         with_grad = attack.needs_grad and bool(more.any())
-        logits, loss, grad = found or self.ask(self.p, self.state, np.flatnonzero(self.live), with_grad)
+        asked = self.round(self.p, self.state)
+        logits, loss, grad = found or self.ask(self.p, asked, np.flatnonzero(self.live), with_grad)
         x = self.state["x"]
         slope = _max_slope(grad) if with_grad else None
         more_flags = [] if slope is None else [slope == 0, slope.isfinite()]
@@ -152,7 +153,7 @@ class Lanes:
             grad = grad.nan_to_num(0.0, 0.0, 0.0)
             flags[0] = (_max_slope(grad) == 0).cpu().numpy()
 
-        verdict = judge_points(job, self.p, self.state, answers, self.live, last, with_grad, self.ask_again, logits)
+        verdict = judge_points(job, self.p, asked, answers, self.live, last, with_grad, self.ask_again, logits)
         if verdict.corrected is not None:  # the attack, too, steps from the corrected answers
             at, *corrected = verdict.corrected
             logits, loss = (a.index_copy(0, at, b) for a, b in zip((logits, loss), corrected, strict=True))
@@ -178,8 +179,15 @@ class Lanes:
         spent = (time.perf_counter() - begin) / self.live.sum()
         np.add.at(self.seconds, self.position[self.live], spent)
         if ended.any():
-            self.record_ends(np.flatnonzero(ended), verdict, answers.prediction, x)
+            self.record_ends(np.flatnonzero(ended), verdict, answers.prediction, asked["x"])
         self.t += 1
+
+    def round(self, p: Problem, s: State) -> State:
+        """Return the state whose `x` the model is asked about: on the levels of the ball, if it has some.
+
+        The attack keeps its own point, so steps of less than half a level add up.
+        """
+        return s if self.job.ball.levels is None else {**s, "x": self.job.ball.round(p.x, s["x"])}
 
     def ask(self, p: Problem, s: State, live: NDArray[np.int64], with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Query the model (`query.query`). An error names the samples of the rows `live` that the model fails on."""
@@ -208,7 +216,8 @@ class Lanes:
         t = torch.from_numpy(self.t[lanes]).to(job.device)
         p, s = take_lanes(self.p, self.state, at)
         found = look_ahead(
-            lambda p, s: self.ask_again(p, s, width), attack, p, s, job.ball, t, width=width, judge=job.judge
+            lambda p, s: self.ask_again(p, self.round(p, s), width),
+            attack, p, s, job.ball, t, width=width, judge=job.judge,
         )  # fmt: skip
         self.state["x"] = self.state["x"].index_copy(0, at, found.x)
         passed, nonfinite = torch.stack([found.steps, found.nonfinite]).cpu().numpy()

@@ -52,6 +52,7 @@ class AttackFields(TypedDict, total=False):
     fast_layers: bool
     one_by_one: bool
     target: str | int | Sequence[int] | None
+    levels: int | None
     device: str | torch.device
 
 
@@ -150,8 +151,8 @@ def attack_images(
         y: labels [N], integers.
         eps: radius in [0, 1] pixel units, "8/255" or 0.3.
         judge: "any" point that is queried may break an image, or only the "final" one of each restart.
-        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers, one_by_one, target and device, as for
-            `evaluate`.
+        **fields: norm (Linf, L2 or L1), seed, lanes, gradients, fast_layers, one_by_one, target, levels and device, as
+            for `evaluate`.
 
     Raises:
         RobbenchError: the model, the images or an option do not allow an honest number; the sentence says why.
@@ -194,7 +195,7 @@ def attack_images(
             stage,
             target,
             images,
-            *(all_x[right], labels[right], images.index[right], Ball.of(setup.threat)),
+            *(all_x[right], labels[right], images.index[right], Ball.of(setup.threat, options.levels)),
             widths=widths,
             judge=judge,
             deterministic="randomized" not in flags,

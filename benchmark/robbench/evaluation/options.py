@@ -37,6 +37,7 @@ class OtherFields(TypedDict, total=False):
     fast_layers: bool
     one_by_one: bool
     target: str | int | Sequence[int] | None
+    levels: int | None
     device: str | torch.device
     data_dir: str | Path | None
     models: Sequence[str | Path]
@@ -73,6 +74,9 @@ class Options:
         target: None, or the class that attacks drive images to: `least-likely` on the clean image, `random`, `next`
             (y + 1), a class, or a list with a class for each image of the test set. Only a prediction of the target is
             a break.
+        levels: number of steps between 0 and 1 that a pixel of a deployed image can take: 255 for 8 bits. The model is
+            asked about rounded points alone, which stay inside the ball (`core.threat.Ball.round`). Clean images are
+            not rounded. None lets pixels take every value.
         device: auto, cpu, cuda or cuda:i. A torch.device is replaced by its name.
         data_dir: folder of the data sets; None means the environment variable ROBBENCH_DATA.
         models: folders of further model registries.
@@ -99,6 +103,7 @@ class Options:
     fast_layers: bool = True
     one_by_one: bool = False
     target: str | tuple[int, ...] | None = None
+    levels: int | None = None
     device: str = "auto"
     data_dir: str | Path | None = None
     models: Sequence[str | Path] = ()
@@ -216,6 +221,16 @@ def _read_target(name: str, value: Any) -> str | tuple[int, ...] | None:
     raise RobbenchError(f"{name}: {shown[:80]} given; {allowed}")
 
 
+_MOST_LEVELS = 1023  # 10 bits; float32 holds finer levels less exactly than rounding needs
+
+
+def _read_levels(name: str, value: Any) -> int | None:
+    levels = _read_integer(1)(name, value)
+    if levels is not None and levels > _MOST_LEVELS:
+        raise RobbenchError(f"{name}: {value!r} given; allowed: 1 to {_MOST_LEVELS}, such as 255 for 8 bits, or None.")
+    return levels
+
+
 def _read_device(name: str, value: Any) -> str:
     if (type(value).__module__, type(value).__name__) == ("torch", "device"):
         return str(value)
@@ -266,6 +281,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "fast_layers": _read_flag,
     "one_by_one": _read_flag,
     "target": _read_target,
+    "levels": _read_levels,
     "device": _read_device,
     "data_dir": _read_path,
     "models": _read_paths,

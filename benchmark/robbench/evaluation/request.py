@@ -108,6 +108,7 @@ class RunRequest:
                 "surrogate": options.surrogate,
             }
             | ({"target": options.target} if options.target is not None else {})
+            | ({"levels": options.levels} if options.levels is not None else {})
         )
 
     def _describe_suite(self) -> str:

@@ -74,8 +74,9 @@ def evaluate(
         suite: a suite's name, the path of a suite file, or a list of attacks: `[PGD(steps=40)]`.
         reporter: gets messages about the progress.
         **fields: x, y, dataset, name, architecture, mean and std describe the model (`models.spec.ModelSpec`). norm,
-            eps, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, target, device, data_dir,
-            models, results, overwrite, save_adversarials and wait describe the run (`evaluation.options.Options`).
+            eps, samples, sample_seed, seed, lanes, gradients, fast_layers, one_by_one, target, levels, device,
+            data_dir, models, results, overwrite, save_adversarials and wait describe the run
+            (`evaluation.options.Options`).
 
     Returns:
         The result. result.json stores the same content.
@@ -218,7 +219,7 @@ class EvaluationRun(Setup):
     def make_job(self) -> Job:
         """Return what a worker needs to compute this run."""
         keep = self.store.run_id if self.store and self.saves_adversarials else None
-        ball = Ball.of(self.threat)
+        ball = Ball.of(self.threat, self.options.levels)
         about = self.suite.judge, self.lanes, self.coarse, keep, self.targets
         return Job(self.target, self.stages, self.images, ball, *about)
 

@@ -65,6 +65,10 @@ class Setup:
         self.coarse = options.gradients is not None
         if self.coarse and images.dtype != torch.float32:
             raise DataError(f"gradients in {options.gradients} given with images in {images.dtype}; allowed: float32.")
+        if options.levels is not None and images.dtype not in (torch.float32, torch.float64):
+            raise DataError(
+                f"levels given with images in {images.dtype}, which holds no levels exactly; allowed: float32, float64."
+            )
         self.threat = choose_threat(suite, images.dataset, options)
         check_radius(self.threat, math.prod(images.shape))
         self.stages = ready_stages(suite, self.threat, target, images, options)
@@ -103,7 +107,8 @@ class Setup:
     def title(self) -> str:
         """Return the title of the run for messages, such as `digits/at · quick · Linf 1/5`."""
         goal = "" if self.options.target is None else f" · target {name_target(self.options.target)}"
-        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}{goal}"
+        levels = "" if self.options.levels is None else f" · {self.options.levels} levels"
+        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}{goal}{levels}"
 
     def find_gaps(self) -> dict[str, str]:
         """Return a flag if attacks of the suite are left out: name -> sentence."""
@@ -128,7 +133,9 @@ class Setup:
         changed |= {"gradients": options.gradients} if options.gradients is not None else {}
         changed |= {"one_by_one": "True"} if options.one_by_one else {}
         changed |= {"target": name_target(options.target)} if options.target is not None else {}
-        changed |= {"surrogate": options.surrogate} if options.surrogate is not None else {}
+        changed |= {"levels": str(options.levels)} if options.levels is not None else {}
+        used = any(isinstance(s.attack, Transfer) for s in self.stages)
+        changed |= {"surrogate": options.surrogate} if options.surrogate is not None and used else {}
         return changed | ({"seed": str(options.seed)} if options.seed else {})
 
     def identity(self) -> dict[str, Any]:
@@ -155,6 +162,7 @@ class Setup:
             "gradients": options.gradients,
             "one_by_one": options.one_by_one,
             "target": target,
+            "levels": options.levels,
             "images": dict(self.images.about),
         }
 

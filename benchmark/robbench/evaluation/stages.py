@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,11 @@ def _peer_batch(
     right = prediction == y.numpy()
     sample = images.index[positions[right]]
     x_adv, claimed = attack.run(
-        target.module, x[right].to(target.device), y[right].to(target.device), ball, attack.seed(key, chunk)
+        target.module,
+        x[right].to(target.device),
+        y[right].to(target.device),
+        replace(ball, levels=None),  # the engine rounds the points
+        attack.seed(key, chunk),
     )
     claims = dict(zip(sample.tolist(), claimed.tolist(), strict=True))
     return FixedPoints(x_adv, torch.from_numpy(sample)), at, claims

@@ -147,6 +147,8 @@ class BaselineEntry(StrictModel):
     seed: int
     sample_seed: Annotated[int, Field(ge=0)] | None
     """The images are the first n of the random order with this seed. None means the official order."""
+    surrogate: str | None = None
+    """The model that transfer attacks use, as the user named it. None means the suite's own."""
     selection: str
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
@@ -274,6 +276,7 @@ def build_entry(
             given=given,
             suite=suite,
             sample_seed=sample_seed,
+            surrogate=result.overrides.get("surrogate"),
             code=code,
             attacks=attacks,
             samples=" ".join(map(str, order)),

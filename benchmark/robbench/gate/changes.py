@@ -35,10 +35,10 @@ class Change:
 
 
 def check_comparable(before: BaselineEntry, now: BaselineEntry) -> None:
-    """Refuse two entries with different images, labels, threats or targets.
+    """Refuse two entries with different images, labels, threats, targets or levels.
 
     Raises:
-        ResultError: data set, images, labels, threat or target differ.
+        ResultError: data set, images, labels, threat, target or levels differ.
     """
     wrong = [
         f"{what}: {old} in the baseline, {new} now"
@@ -47,6 +47,7 @@ def check_comparable(before: BaselineEntry, now: BaselineEntry) -> None:
             ("images and labels", _short(before.identity.get("data")), _short(now.identity.get("data"))),
             ("threat", _threat(before), _threat(now)),
             ("target", _target(before), _target(now)),
+            ("levels", _levels(before), _levels(now)),
         )
         if old != new
     ]
@@ -122,6 +123,10 @@ def _short(value: object) -> str:
 
 def _target(entry: BaselineEntry) -> str:
     return str(entry.identity.get("target") or "every other class")
+
+
+def _levels(entry: BaselineEntry) -> str:
+    return str(entry.identity.get("levels") or "any value of a pixel")
 
 
 def _threat(entry: BaselineEntry) -> str:

@@ -81,15 +81,23 @@ def measure_entry_again(
 
     Args:
         before: the entry of the baseline.
-        options: results, device, lanes, data_dir and models are used. The entry determines the other options.
+        options: results, device, lanes, data_dir, models and surrogate are used. The entry determines the other
+            options, and a registered surrogate where none is given.
         reporter: gets messages about the progress.
         spec: the model to measure; None means the model of the entry.
         n: measure only the first n images of the entry; None means all.
         seed: seed of the attacks; None means the seed of the entry.
 
     Raises:
+        ResultError: the surrogate of the entry is a source. The user must name it.
         RobbenchError: see `measure_entry`.
     """
+    surrogate = options.surrogate or before.surrogate
+    if options.surrogate is None and surrogate is not None and parse_source(surrogate) is not None:
+        raise ResultError(
+            f"The baseline of {before.name} has the surrogate {surrogate}. A file alone never loads one: name it, "
+            f"--surrogate {surrogate}."
+        )
     asked = replace(
         options,
         samples=n or before.n,
@@ -98,6 +106,8 @@ def measure_entry_again(
         norm=before.threat["norm"],
         eps=before.threat["eps"],
         target=before.identity.get("target"),
+        levels=before.identity.get("levels"),
+        surrogate=surrogate,
     )
     return measure_entry(spec or before.given.make_spec(), before.suite, asked, reporter)
 

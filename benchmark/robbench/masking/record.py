@@ -162,5 +162,6 @@ def sanity_folder(root: Path, file: SanityFile) -> Path:
 
 
 def extract_subject(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a result's identity that a verdict depends on: model, weights, data, dtype and threat."""
-    return {key: identity.get(key) for key in ("model", "weights", "data", "dtype", "threat")}
+    """Return the part of a result's identity that a verdict depends on: model, weights, data, dtype, threat, levels."""
+    subject = {key: identity.get(key) for key in ("model", "weights", "data", "dtype", "threat")}
+    return subject | ({"levels": identity["levels"]} if "levels" in identity else {})

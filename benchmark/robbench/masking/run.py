@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import math
 import tempfile
 import time
 from dataclasses import replace
@@ -118,6 +119,7 @@ def run_sanity(request: RunRequest, reporter: Reporter | None = None, *, act: bo
     if isinstance(request.spec.model, nn.Module):
         request = replace(request, spec=replace(request.spec, model=keep_dropout_on(request.spec.model)))
     target, images = resolve(request.spec, request.options)
+    _check_memory(images, len(select(len(images.y), request.options)))
     with contextlib.ExitStack() as stack:
         if request.options.results is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="robbench-"))
@@ -220,7 +222,7 @@ class _Examination:
             x=x,
             y=self.images.y[torch.from_numpy(at)],
             sample=self.images.index[at],
-            ball=Ball.of(parse_threat(result.threat.norm, result.threat.eps)),
+            ball=Ball.of(parse_threat(result.threat.norm, result.threat.eps), self.options.levels),
             seed=self.options.seed,
             widths=BatchWidths(self.target.module, shape, lanes, self.images.dtype),
             draws=draws,
@@ -251,6 +253,23 @@ _DESCRIBED = (
     "identity", "run_id", "folder", "measured", "model", "dataset", "threat", "n", "seed", "seconds", "hardware",
     "versions", "date", "acted", "landscape",
 )  # fmt: skip
+
+
+_MOST_BYTES = 2**31  # of images that the measurements hold in memory at once
+
+
+def _check_memory(images: Images, n: int) -> None:
+    """Refuse more images than the measurements may hold in memory, before anything is attacked.
+
+    Raises:
+        RobbenchError: the message names the number of images that is allowed.
+    """
+    each = math.prod(images.shape) * images.dtype.itemsize
+    if n > max(1, _MOST_BYTES // each):
+        raise RobbenchError(
+            f"{n} images of {' × '.join(map(str, images.shape))} given to the sanity checks, which hold all of them in "
+            f"memory ({n * each / 2**30:.1f} GiB); allowed: --samples {max(1, _MOST_BYTES // each)} or fewer."
+        )
 
 
 def _differentiable(target: Target, images: Images) -> bool:

@@ -191,6 +191,7 @@ def reproduce(
             gradients=stored.overrides.get("gradients"),
             one_by_one="one_by_one" in stored.overrides,
             target=recall_target(stored, options.target),
+            levels=stored.identity.get("levels"),
             samples=min(options.samples or stored.n, stored.n),
             seed=stored.seed,
             sample_seed=stored.identity.get("sample_seed"),

@@ -64,6 +64,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     stored = read_result(path, changed=True)
     goal = recall_target(stored, options.target)
     options = replace(options, one_by_one="one_by_one" in stored.overrides, target=goal)
+    options = replace(options, levels=stored.identity.get("levels"))
     target, images = resolve(recall_spec(stored, model, fields), options)
     rows = read_own_rows(path.with_name("outcomes.parquet"), stored.run_id)
     breaks = int((rows["status"] == Status.BROKEN).sum())
@@ -88,7 +89,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
     if foreign:  # with another model or data set, breaks need not hold
         return Verification(stored, breaks, 0, [*foreign, *refuted], [])
     adversarials = read(kept) if kept.exists() else Adversarials(stored.run_id, [], [])
-    verifier = _Verifier(stored, rows, target, images, Ball.of(threat), lanes, goal)
+    verifier = _Verifier(stored, rows, target, images, Ball.of(threat, options.levels), lanes, goal)
     refuted += [*verifier.check_labels(), *verifier.check_selection()]
     clean = list(verifier.check_clean_images())
     points = list(verifier.check_points(adversarials))

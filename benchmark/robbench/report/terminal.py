@@ -71,9 +71,10 @@ def summarize_result(r: ResultFile, verdict: str) -> str:
     threat = parse_threat(r.threat.norm, r.threat.eps)
     low, high = 100 * r.robust_accuracy.low, 100 * r.robust_accuracy.high
     goal = f" against target {r.overrides['target']}" if "target" in r.overrides else ""
+    levels = f" in {r.overrides['levels']} levels" if "levels" in r.overrides else ""
     text = (
         f"{r.model}: {format_percent(r.clean_accuracy)} % clean, {format_percent(r.robust_accuracy)} % "
-        f"[{low:.1f}, {high:.1f}] robust at {threat}{goal}, {verdict}"
+        f"[{low:.1f}, {high:.1f}] robust at {threat}{goal}{levels}, {verdict}"
     )
     if r.mode == "full" and len(r.attacks) > 1:  # elsewhere, later attacks got fewer images
         text += f", strongest attack {min(r.attacks, key=lambda a: a.robust_accuracy.value).name}"

@@ -147,9 +147,14 @@ _KEPT = (
 def _find_override_mismatches(stored: ResultFile) -> Iterator[Mismatch]:
     """Yield the overrides that differ from the identity. The name of the folder and the titles of tables show them."""
     identity, given = stored.identity, stored.overrides
-    asked = {key: identity.get(key) for key in ("sample_seed", "gradients", "target")}
+    asked = {key: identity.get(key) for key in ("sample_seed", "gradients", "target", "levels")}
     expected = {key: str(value) for key, value in asked.items() if value is not None}
     expected |= {key: str(identity[key]) for key in ("seed", "one_by_one") if identity.get(key)}
+    # The identity names the surrogate by its content, where the user may have named a path.
+    attacks = identity.get("attacks")
+    is_used = isinstance(attacks, list) and any(isinstance(a, dict) and "surrogate" in a for a in attacks)
+    if "surrogate" in given and is_used:
+        expected["surrogate"] = given["surrogate"]
     threat = {"norm": stored.threat.norm, "eps": stored.threat.eps}
     expected |= {key: value for key, value in threat.items() if key in given}
     if "eps" in given:

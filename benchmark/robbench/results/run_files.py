@@ -57,6 +57,7 @@ class Description(StrictModel):
     fast_layers: bool = True  # the same
     one_by_one: bool = False  # the same
     target: str | list[int] | None = None  # the same
+    levels: Positive | None = None  # the same
     data: str | None = None  # the same
     resize: Positive | None = None
     crop: Positive | None = None

@@ -121,8 +121,8 @@ def list_standings(
     """
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
-        # With a target, an image that keeps another wrong class counts as robust, which is another question.
-        if result.attacks and result.n and result.identity.get("target") is None:
+        # With a target or levels, an image that breaks otherwise counts as robust, which is another question.
+        if result.attacks and result.n and result.identity.keys().isdisjoint({"target", "levels"}):
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
             groups.setdefault(repr((result.dataset, result.model, function, threat)), []).append(result)
