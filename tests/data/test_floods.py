@@ -641,3 +641,10 @@ def test_no_message_repeats_a_file_that_names_classes(tmp_path):
             with pytest.raises(RobbenchError) as error:
                 open_images(tmp_path / "d", classes=tmp_path / name)
             assert "canary" not in str(error.value)
+
+
+def test_a_repeated_column_of_records_is_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array([0])] * 2, ["label", "label"])
+    pq.write_table(table, tmp_path / "x.parquet", store_schema=False)
+    with pytest.raises(ValueError, match="two columns have one name"):
+        read_flat_table(tmp_path / "x.parquet", 10_000)
