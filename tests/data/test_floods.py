@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from robbench.core.errors import RobbenchError, StorageError
 from robbench.core.files import append_text, digest, load_toml, open_regular, read_bounded, read_json_lines
@@ -26,6 +27,8 @@ from robbench.core.parquet import read_flat_table
 from robbench.core.parquet_footer import read_chunks
 from robbench.core.philox import draw_order
 from robbench.data import sets as data
+from robbench.data.folder import read_mapping
+from robbench.data.own import open_images
 from robbench.gate.baseline import read_baseline
 from robbench.linear.record import read_linear, read_linearization
 from robbench.masking.record import read_sanity
@@ -461,3 +464,187 @@ def test_no_footer_ends_the_process(tmp_path, value):
         path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
         with contextlib.suppress(OSError, ValueError, pa.ArrowException):
             read_flat_table(path, 10_000)
+
+
+def png(side, mode="L"):
+    out = io.BytesIO()
+    Image.new(mode, (side, side)).save(out, "PNG")
+    return out.getvalue()
+
+
+def packed_images(image, n, label=None):
+    out = io.BytesIO()
+    images = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([image]))
+    labels = np.zeros(n, np.int64) if label is None else repeated(label, n)
+    pq.write_table(pa.table({"image": images, "label": labels}), out, store_schema=False)
+    return out.getvalue()
+
+
+OWN = {
+    "rows of one image": ("x.parquet", lambda: packed_images(png(8), 450_000), "450,000 images in"),
+    "a large image": ("x.parquet", lambda: packed_images(os.urandom(400_000), 10_000), "out of proportion to the file"),
+    "an empty image": ("x.parquet", lambda: packed_images(png(4096, "1"), 5000), "allowed in so small a file"),
+    "a long label": ("x.parquet", lambda: packed_images(png(8), 9000, "x" * 50_000), "bytes of text"),
+    "rows of one path": ("x.csv", lambda: "path,label\n" + "a.png,0\n" * 120_000, "one path stands in 120,000 rows"),
+    "a path in Parquet": ("x.parquet", lambda: packed_images("a.png", 400_000), "one path stands in 400,000 rows"),
+    "missing files": (
+        "x.csv", lambda: "path,label\n" + "".join(f"{i},0\n" for i in range(120_000)), "None of the first 1,000 images",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_images_cost_in_proportion(tmp_path, name):
+    file, make, message = OWN[name]
+    (tmp_path / "a.png").write_bytes(png(8))
+    said = refused_cheaply(lambda path: open_images(path, on_broken="skip"), tmp_path / file, make())
+    assert message in said
+
+
+def test_row_groups_are_read_with_one_look_at_the_footer(tmp_path):
+    table = pa.table({"image": pa.array([png(8)] * 2500), "label": np.zeros(2500, np.int64)})
+    pq.write_table(table, tmp_path / "x", row_group_size=1, store_schema=False, write_statistics=False)
+    content = (tmp_path / "x").read_bytes()
+    assert refused_cheaply(lambda path: open_images(path, on_broken="skip"), tmp_path / "x.parquet", content) == "taken"
+
+
+def archive_of(**members):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in members.items():
+            packed.writestr(f"{name}.npy", content)
+    return out.getvalue()
+
+
+def array_of(values):
+    out = io.BytesIO()
+    np.save(out, values, allow_pickle=True)
+    return out.getvalue()
+
+
+def claiming(shape, kind="|u1"):
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": kind, "fortran_order": False, "shape": shape})
+    return out.getvalue()
+
+
+Y = array_of(np.zeros(2, np.int64))
+NPZ = {
+    "a bomb": (lambda: archive_of(x=bytes(2 * 10**8), y=Y), "unpacks to 200,000"),
+    "another member": (lambda: archive_of(x=Y, y=Y, z=bytes(2 * 10**8)), "unpacks to 200,000"),
+    "a huge shape": (lambda: archive_of(x=claiming((2**40,)), y=Y), "claims 1,099,511,627,776 bytes"),
+    "a negative shape": (lambda: archive_of(x=claiming((-1, 5)) + bytes(5), y=Y), "claims -5 bytes"),
+    "objects": (lambda: archive_of(x=array_of(np.array([{}, []], object)), y=Y), "holds objects"),
+    "no array": (lambda: archive_of(x=b"abc", y=Y), "not an .npz file"),
+    "a long header": (lambda: archive_of(x=b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"(" * 10**6, y=Y), "not an .npz"),
+}
+
+
+@pytest.mark.parametrize("name", NPZ)
+def test_arrays_cost_in_proportion(tmp_path, name):
+    make, message = NPZ[name]
+    assert message in refused_cheaply(open_images, tmp_path / "x.npz", make())
+
+
+def test_arrays_in_a_pipe_are_named_as_such(tmp_path):
+    os.mkfifo(tmp_path / "x.npz")
+    with ended_at_last(tmp_path / "x.npz"), pytest.raises(RobbenchError, match="not a regular file"):
+        open_images(tmp_path / "x.npz")
+
+
+def test_names_of_classes_cost_in_proportion(tmp_path):
+    names = "\n".join(str(i) for i in range(140_000))
+    assert "140,000 classes given" in refused_cheaply(read_mapping, tmp_path / "c.txt", names)
+    names = "\n".join(str(i) for i in range(90_000)) + "\n7"
+    assert "names 8 and 90001 are equal" in refused_cheaply(read_mapping, tmp_path / "c.txt", names)
+    twice = '{"a": 0, "b": 1, "a": 2}'
+    assert "an object holds a key twice" in refused_cheaply(read_mapping, tmp_path / "c.json", twice)
+
+
+@pytest.mark.parametrize("name", ["result.json", "run.json", "log.jsonl"])
+def test_a_repeated_key_is_refused(tmp_path, name, example):
+    twice = json.dumps(example)[:-1] + ', "n": 1, "n": 2}'
+    for reader in READERS[name]:
+        said = refused_cheaply(reader, tmp_path / name, twice)
+        assert "holds a key twice" in said or said == "taken"
+    with pytest.raises(RobbenchError, match="holds a key twice"):
+        read_result(tmp_path / name)
+
+
+def test_the_package_parses_json_with_one_function(repo):
+    """`parse_json` refuses repeated keys. What the package itself has just written may be parsed without it."""
+    allowed = {"core/files.py": 1, "results/store.py": 1}
+    root = repo / "benchmark/robbench"
+    found = {}
+    for path in root.rglob("*.py"):
+        text = path.read_text()
+        if times := text.count("json.loads(") + text.count("json.load(") + text.count("from_json("):
+            found[path.relative_to(root).as_posix()] = times
+    assert found == allowed
+
+
+def test_a_repeated_column_is_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("path,label,label\na,0,1\n")
+    with pytest.raises(RobbenchError, match="have one name"):
+        open_images(tmp_path / "x.csv")
+    for columns in (["image", "label", "label"], ["image", "image", "label"]):
+        table = pa.Table.from_arrays([pa.array([0])] * 3, columns)
+        pq.write_table(table, tmp_path / "x.parquet", store_schema=False)
+        with pytest.raises(RobbenchError, match="columns have one name"):
+            open_images(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("given", [{"resize": -1}, {"resize": 0}, {"crop": -3}, {"crop": 2**40}, {"channels": 7},
+                                   {"channels": True}, {"resize": 2.5}, {"crop": "8"}])  # fmt: skip
+def test_preparations_that_mean_nothing_are_refused(tmp_path, given):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.png").write_bytes(png(8))
+    with pytest.raises(RobbenchError, match=f"^{next(iter(given))}: .* given; allowed"):
+        open_images(tmp_path, **given)
+
+
+def test_names_that_are_not_unicode_are_broken_images(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.png").write_bytes(png(8))
+    (tmp_path / os.fsdecode(b"a/\xff.png")).write_bytes(png(8))
+    with pytest.raises(RobbenchError, match="its name is not UTF-8"):
+        open_images(tmp_path)
+    found = open_images(tmp_path, on_broken="skip")
+    assert len(found.y) == 1 and "its name is not UTF-8" in found.flags["skipped_images"]
+    json.dumps([found.about, dict(found.flags)], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("where", ["folder", "list", "object", "argument"])
+def test_classes_that_are_not_unicode_are_refused(tmp_path, where):
+    (tmp_path / "d/a").mkdir(parents=True)
+    (tmp_path / "d/a/x.png").write_bytes(png(8))
+    classes = None
+    if where == "folder":
+        (tmp_path / os.fsdecode(b"d/\xff")).mkdir()
+        (tmp_path / os.fsdecode(b"d/\xff/x.png")).write_bytes(png(8))
+    elif where == "argument":
+        classes = {"a": 0, "\ud800": 1}
+    else:
+        classes = tmp_path / "c.json"
+        classes.write_text(json.dumps(["a", "\ud800"] if where == "list" else {"a": 0, "\ud800": 1}))
+    with pytest.raises(RobbenchError, match="is not UTF-8"):
+        open_images(tmp_path / "d", classes=classes, on_broken="skip")
+
+
+def test_no_message_repeats_a_file_that_names_classes(tmp_path):
+    (tmp_path / "d/a").mkdir(parents=True)
+    (tmp_path / "d/a/x.png").write_bytes(png(8))
+    for content in ("canary\nb\n", "canary\ncanary\n", "b\ncanary\ncanary", '{"canary": -1}', '{"canary": "canary"}',
+                    '["canary", 1', '"canary"', '["canary", "canary"]'):  # fmt: skip
+        for name in ("c.txt", "c.json"):
+            (tmp_path / name).write_text(content)
+            with pytest.raises(RobbenchError) as error:
+                open_images(tmp_path / "d", classes=tmp_path / name)
+            assert "canary" not in str(error.value)
+
+
+def test_a_repeated_column_of_records_is_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array([0])] * 2, ["label", "label"])
+    pq.write_table(table, tmp_path / "x.parquet", store_schema=False)
+    with pytest.raises(ValueError, match="two columns have one name"):
+        read_flat_table(tmp_path / "x.parquet", 10_000)

@@ -21,6 +21,7 @@ from robbench.masking.stored import VerdictIndex
 from robbench.recheck.verify import verify
 from robbench.results import selection as choice
 from robbench.results.consistency import derive_summary
+from robbench.results.places import locate_result
 from robbench.results.reader import read_results, read_vouched
 from robbench.results.records import COLUMNS, TIMING_COLUMNS, pack_rows, read_rows
 from robbench.results.schema import dump_sealed, read_result, seal
@@ -349,3 +350,53 @@ def test_verify_names_samples_that_were_removed(tmp_path):
 def test_verify_says_what_it_cannot_see():
     said = run("verify", "--help").stdout
     assert "removed together with its point cannot be seen" in " ".join(said.replace("│", " ").split())
+
+
+def targeted(root, target, prediction, images=None, dataset="mnist"):
+    """A stored result with this rule of targets, whose breaks of class 3 have this prediction."""
+    identity = ({"target": target} if target is not None else {}) | ({"images": images} if images else {})
+    wanted = result("m", "whitebox", 9, {"PGD": 9}, n=20).model_copy(
+        update={"identity": identity, "dataset": dataset, "overrides": {} if target is None else {"target": target}}
+    )
+    made = write_evidence(root, wanted)
+    place = locate_result(root, made)
+    rows = read_rows(place / "outcomes.parquet")
+    broken = rows["status"] == "broken"
+    rewrite(place, rows.assign(label=3, prediction=broken.map({True: prediction, False: 3})))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("target", "prediction", "problem"),
+    [
+        ("next", 4, None), ("next", 5, "is not the target"), ("next", 3, "is not the target"), ("5", 5, None),
+        ("5", 4, "is not the target"), ("3", 4, None), ("3", 3, "is not the target"), ("random", 7, None),
+        ("random", 3, "is not the target"), ("nonsense", 5, "no rule of targets"), ("-1", 5, "no rule of targets"),
+        ("list-xyz", 5, "no rule of targets"), ("list-0123456789abcdef", 5, None),
+    ],
+)  # fmt: skip
+def test_breaks_are_predictions_of_the_target(tmp_path, target, prediction, problem):
+    folder = targeted(tmp_path, target, prediction)
+    if problem is None:
+        assert read_vouched(folder).n == 20
+    else:
+        with pytest.raises(ResultError, match=problem):
+            read_vouched(folder)
+
+
+def test_own_images_are_no_known_test_set(tmp_path):
+    images = {"resize": None, "crop": None, "channels": 3, "classes": None}
+    assert read_vouched(targeted(tmp_path / "a", None, 5, images, "mine")).n == 20
+    with pytest.raises(ResultError, match="images of the user's own"):
+        read_vouched(targeted(tmp_path / "b", None, 5, images, "mnist"))
+
+
+def test_no_character_loses_a_run(tmp_path):
+    made = write_evidence(
+        tmp_path, result("m", "whitebox", 9, {"PGD": 9}, n=20, flags={"a": "half \ud800 a character"})
+    )
+    assert read_vouched(locate_result(tmp_path, made)).flags["a"] == "half ? a character"
+    assert json.loads(seal({"\udcff": ["\ud800"]}))["?"] == ["?"]
+    for identity in ({"attacks": [{"name": "\ud800"}]}, {"images": {"classes": {"\udcff": 1}}}):
+        with pytest.raises(ResultError, match="not Unicode text"):
+            RunStore(tmp_path, "digits", "m", "quick", identity, standard=True)

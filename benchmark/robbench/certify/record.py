@@ -26,7 +26,7 @@ from pydantic import Field
 
 from robbench.certify.radius import smoothing_radius
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, digest_file, write_atomically
+from robbench.core.files import digest, digest_file, parse_json, write_atomically
 from robbench.core.numbers import parse_threat
 from robbench.core.parquet import read_flat_table
 from robbench.results.adversarials import FILE as POINTS
@@ -271,7 +271,7 @@ def _digest(path: Path) -> str:
 def _read_rows(path: Path, run_id: str) -> pd.DataFrame:
     try:
         table = read_flat_table(path, _MOST_BYTES)
-        about = json.loads((table.schema.metadata or {}).get(b"robbench", b"{}"))
+        about = parse_json((table.schema.metadata or {}).get(b"robbench", b"{}"))
         frame = table.to_pandas(ignore_metadata=True)
         if list(frame.columns) != list(COLUMNS):
             raise ValueError(f"columns {list(frame.columns)} given; expected {list(COLUMNS)}")

@@ -21,8 +21,10 @@ __all__ = [
     "check_size",
     "digest",
     "digest_file",
+    "is_unicode",
     "load_toml",
     "open_regular",
+    "parse_json",
     "read_bounded",
     "read_json",
     "read_json_lines",
@@ -61,6 +63,11 @@ def check_path_component(name: str, what: str) -> str:
     if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:") or len(name.encode()) > 200:
         raise ValueError(f"{what}: {name[:80]!r} given; allowed: up to 200 bytes of printable text without / \\ or :")
     return name
+
+
+def is_unicode(name: object) -> bool:
+    """Return whether a name can be written: names of files, and JSON, may hold half of a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(name))
 
 
 def check_name(name: str) -> str:
@@ -164,6 +171,25 @@ def read_json(path: Path, most: int) -> bytes:
     return data
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse the JSON text of a stranger. Two readers of an object with a repeated key may take different values.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or an object holds a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_take_pairs)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _take_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object holds a key twice")
+    return found
+
+
 def read_json_lines(path: Path, most: int) -> list[dict[str, Any]]:
     """Read a file of at most `most` bytes with one JSON object on each line.
 
@@ -171,10 +197,7 @@ def read_json_lines(path: Path, most: int) -> list[dict[str, Any]]:
         OSError: see `read_bounded`.
         ValueError: a line is not a JSON object.
     """
-    try:
-        lines = [json.loads(line) for line in read_bounded(path, most).decode().splitlines()]
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    lines = [parse_json(line) for line in read_bounded(path, most).decode().splitlines()]
     if not all(isinstance(line, dict) for line in lines):
         raise ValueError("a line is not an object")
     return lines

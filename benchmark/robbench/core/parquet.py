@@ -40,6 +40,9 @@ def open_parquet(path: Path, most: int) -> Iterator[pq.ParquetFile]:
     with open_regular(path, most) as stream, pq.ParquetFile(stream) as file:
         size = path.stat().st_size
         about = file.metadata
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise ValueError("two columns have one name")
         _check_claims(about.num_columns, about.num_rows, about.num_row_groups, size)
         _check_chunks(read_chunks(stream), size)
         yield file
@@ -63,8 +66,13 @@ def _check_chunks(chunks: Chunks, size: int) -> None:
         raise ValueError(f"its parts claim {chunks.size:,} bytes of {size:,}")
 
 
-def read_flat_table(path: Path, most: int) -> pa.Table:
+def read_flat_table(path: Path, most: int, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file of numbers, booleans and short texts. Texts are of the type large_string.
+
+    Args:
+        path: the file.
+        most: size limit in bytes.
+        columns: the columns to read; by default all.
 
     Raises:
         OSError, ValueError: see `open_parquet`; a column is nested, or texts unpack out of proportion.
@@ -75,12 +83,13 @@ def read_flat_table(path: Path, most: int) -> pa.Table:
 
     with open_parquet(path, most) as file:
         schema = file.schema_arrow
-        texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        for field in schema:
+        fields = [field for field in schema if columns is None or field.name in columns]
+        texts = [field.name for field in fields if _is_text(field.type)]
+        for field in fields:
             if field.name not in texts and not pa.types.is_primitive(field.type):
                 raise ValueError(f"column {field.name} is {field.type}; expected numbers, booleans or text")
     with open_regular(path, most) as stream, pq.ParquetFile(stream, read_dictionary=texts) as file:
-        table = file.read()
+        table = file.read(columns)
         # A text that many rows repeat is stored once. It is counted before it is repeated.
         for name in texts:
             column = table[name]
@@ -92,3 +101,10 @@ def read_flat_table(path: Path, most: int) -> pa.Table:
             at = table.schema.get_field_index(name)
             table = table.set_column(at, pa.field(name, pa.large_string()), column.cast(pa.large_string()))
     return table.replace_schema_metadata(schema.metadata)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -29,6 +29,9 @@ _MOST_PIXELS = 2**26
 # Pillow would choose by the content, and its reader of PostScript starts a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel, or fewer
+_MOST_BROKEN = 10_000  # a result names them all
+_HOPELESS = 1000  # images without a readable one before them
+_LARGEST = 2**16  # resize and crop
 _SHOWN = 5  # broken files that a message names
 _AT_ONCE = 64  # encoded images in memory
 _T = TypeVar("_T")
@@ -40,6 +43,10 @@ class Items(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """What messages call each image."""
+
+    @property
+    def most_pixels(self) -> int | None:
+        """How many pixels all images may have together; None where each has a file of its own."""
 
     def fetch(self, position: int) -> bytes:
         """Return an encoded image. Raises any exception where it cannot be read."""
@@ -58,6 +65,18 @@ class Preparation:
     resize: int | None = None
     crop: int | None = None
     channels: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            DataError: one of them means nothing.
+        """
+        for name, given in (("resize", self.resize), ("crop", self.crop)):
+            if given is not None and not (type(given) is int and 1 <= given <= _LARGEST):
+                raise DataError(f"{name}: {given!r} given; allowed: a whole number from 1 to {_LARGEST}, or None.")
+        if type(self.channels) is not int or self.channels not in (1, 3):
+            raise DataError(f"channels: {self.channels!r} given; allowed: 3 for RGB, 1 for grayscale.")
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the preparation."""
@@ -142,10 +161,10 @@ class StreamedImages:
         for i, pixels in enumerate(_each(self.items, at, self.preparation.apply)):
             row = int(order[i])
             if isinstance(pixels, Exception):
-                raise DataError(f"{self.items.names[at[i]]}: cannot be read any more: {pixels}")
+                raise DataError(f"{_show(self.items.names[at[i]])}: cannot be read any more: {pixels}")
             x = torch.empty((len(at), *pixels.shape), dtype=torch.float32) if x is None else x
             if pixels.shape != x.shape[1:]:
-                raise DataError(f"{self.items.names[at[i]]}: has another size than when it was first read.")
+                raise DataError(f"{_show(self.items.names[at[i]])}: has another size than when it was first read.")
             torch.div(pixels, 255, out=x[row])
         assert x is not None, "a run asks for at least one image"
         return x
@@ -173,21 +192,32 @@ def survey(
     kept: list[int] = []
     broken: list[str] = []
     first: tuple[tuple[int, int], str] | None = None
+    pixels, most = 0, items.most_pixels
 
-    def look(content: bytes) -> tuple[str, tuple[int, int]]:
-        size = preparation.compute_size(*preparation.decode(content).size)
-        return hashlib.sha256(content).hexdigest(), size
+    def look(content: bytes) -> tuple[str, tuple[int, int], int]:
+        image = preparation.decode(content)
+        size = preparation.compute_size(*image.size)
+        return hashlib.sha256(content).hexdigest(), size, image.width * image.height
 
     for position, seen in enumerate(_each(items, range(len(items.names)), look)):
-        name = items.names[position]
+        name = _show(items.names[position])
         if isinstance(seen, Exception):
             broken.append(f"{name}: {_first_line(seen)}")
+            if not kept and len(broken) == _HOPELESS:
+                raise DataError(f"None of the first {_HOPELESS:,} images can be read; the first: {broken[0]}.")
+            if len(broken) > _MOST_BROKEN:
+                raise DataError(f"More than {_MOST_BROKEN:,} images are broken, the first: {broken[0]}.")
             if on_broken == "stop":
                 raise DataError(
                     f"{broken[0]}. It is no image that can be used. Remove it, or leave such files out: --on-broken "
                     "skip (in Python on_broken='skip'); the result then names them."
                 )
             continue
+        pixels += seen[2]
+        if most is not None and pixels > most:
+            raise DataError(
+                f"{name}: up to here the images have {pixels:,} pixels; allowed in so small a file: {most:,}."
+            )
         first = first or (seen[1], name)
         if seen[1] != first[0]:
             sizes = " and ".join(f"{w} × {h} ({where})" for (w, h), where in (first, (seen[1], name)))
@@ -214,7 +244,12 @@ def describe_broken(broken: Sequence[str], total: int) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return _show((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _show(name: object) -> str:
+    """Write a name with what is not Unicode text as an escape. A result holds it, and a terminal prints it."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def _each(items: Items, at: Sequence[int], work: Callable[[bytes], _T]) -> Iterator[_T | Exception]:
@@ -229,8 +264,11 @@ def _each(items: Items, at: Sequence[int], work: Callable[[bytes], _T]) -> Itera
             return error
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for begin in range(0, len(at), _AT_ONCE):
-            yield from pool.map(attempt, [_fetch(items, position) for position in at[begin : begin + _AT_ONCE]])
+        try:
+            for begin in range(0, len(at), _AT_ONCE):
+                yield from pool.map(attempt, [_fetch(items, position) for position in at[begin : begin + _AT_ONCE]])
+        finally:  # after an error, no image is decoded for nothing
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _fetch(items: Items, position: int) -> bytes | Exception:

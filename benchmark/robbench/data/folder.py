@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import io
-import json
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robbench.core.errors import DataError
-from robbench.core.files import read_bounded
-from robbench.core.parquet import open_parquet
+from robbench.core.files import is_unicode, parse_json, read_bounded
+from robbench.core.parquet import open_parquet, read_flat_table
 from robbench.data.encoded import Items
 from robbench.data.formats import convert_errors
+from robbench.data.rows import MOST_PARQUET_BYTES, Rows, forget_files
 
 __all__ = ["Files", "Listed", "list_images", "read_mapping"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MOST_IMAGE_BYTES = 2**28
 _MOST_TABLE_BYTES = 2**28
-_MOST_PARQUET_BYTES = 2**36
+# No encoded image has fewer than 32 bytes. Equal images take no space in a Parquet file, and equal paths little.
+_FREE_IMAGES, _LEAST_IMAGE_BYTES = 10_000, 32
+_MOST_REPEATS = 100
+_MOST_CLASSES = 100_000
 _PATHS, _LABELS = ("path", "file", "file_name", "filename", "image"), ("label", "class", "target", "y")
 _MAPPINGS = ("classes.txt", "classes.json")
 
@@ -43,44 +47,15 @@ class Files:
     root: Path
     names: Sequence[str]
 
+    @property
+    def most_pixels(self) -> None:
+        """No limit: each image is limited by itself, and takes the space of its own file."""
+
     def fetch(self, position: int) -> bytes:
         """Read a file."""
+        if not is_unicode(self.names[position]):
+            raise ValueError("its name is not UTF-8; rename it")
         return read_bounded(self.root / self.names[position], _MOST_IMAGE_BYTES)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Images in a binary column of Parquet files, by position. The row group that was read last is kept in memory.
-
-    Attributes:
-        paths: the files.
-        column: `image.bytes`, or the name of a binary column.
-        names: what messages call each image.
-        places: file, row group and row in the group of each image, [N, 3].
-    """
-
-    paths: tuple[Path, ...]
-    column: str
-    names: Sequence[str]
-    places: NDArray[np.int64]
-
-    def fetch(self, position: int) -> bytes:
-        """Read an image."""
-        file, group, row = self.places[position].tolist()
-        content = _read_group(self.paths[file], group, self.column)[row]
-        if not isinstance(content, bytes):
-            raise ValueError("the row holds no bytes")
-        return content
-
-
-@functools.lru_cache(maxsize=1)
-def _read_group(path: Path, group: int, column: str) -> list[bytes | None]:
-    with open_parquet(path, _MOST_PARQUET_BYTES) as file:
-        values = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
-    for part in column.split(".")[1:]:
-        values = values.field(part)
-    found: list[bytes | None] = values.to_pylist()
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,27 +124,45 @@ def read_mapping(classes: str | Path | Mapping[str, int] | None) -> dict[str, in
         where = str(classes)
         with convert_errors(f"{where}: not a mapping of classes"):
             text = read_bounded(Path(classes), _MOST_TABLE_BYTES).decode()
-            found = json.loads(text) if where.endswith(".json") else [line.strip() for line in text.splitlines()]
+            found = parse_json(text) if where.endswith(".json") else [line.strip() for line in text.splitlines()]
             found = [name for name in found if name != ""] if isinstance(found, list) else found
     if found is None:
         return None
+    # A file of a stranger may name this file, so no message repeats what stands in it.
     if isinstance(found, list):
-        if len(set(map(str, found))) < len(found):
-            twice = next(name for name in found if found.count(name) > 1)
-            raise DataError(f"{where}: the class {twice!r} stands there twice; expected: each name once.")
-        found = {str(name): number for number, name in enumerate(found)}
+        first: dict[str, int] = {}
+        for number, name in enumerate(map(str, found)):
+            if first.setdefault(name, number) != number:
+                raise DataError(
+                    f"{where}: names {first[name] + 1} and {number + 1} are equal; expected: each name once."
+                )
+        found = first
     if not isinstance(found, Mapping) or not found:
         raise DataError(f"{where}: expected: a list of names of classes, or an object of names and outputs.")
-    for name, number in found.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise DataError(f"{where}: output {number!r} of class {name!r} given; allowed: whole numbers from 0 on.")
-    return {str(name): number for name, number in found.items()}
+    if len(found) > _MOST_CLASSES:
+        raise DataError(f"{where}: {len(found):,} classes given; allowed: {_MOST_CLASSES:,}.")
+    for place, number in enumerate(found.values(), 1):
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
+            raise DataError(f"{where}: the output of class {place} is no whole number from 0 on.")
+    return _check_names({str(name): number for name, number in found.items()}, where)
+
+
+def _check_names(known: dict[str, int], where: str) -> dict[str, int]:
+    """Return classes whose names can be stored in a result.
+
+    Raises:
+        DataError: a name is not Unicode text.
+    """
+    for place, name in enumerate(known, 1):
+        if not is_unicode(name):
+            raise DataError(f"{where}: the name of class {place}, {name[:80]!a}, is not UTF-8. Rename it.")
+    return known
 
 
 def _list_folder(root: Path, mapping: dict[str, int] | None) -> Listed:
     """List a folder of class folders, with labels as torchvision's ImageFolder gives them.
 
-    The images are in the order of the SHA-256 of their paths, so that the first N of them are of all classes.
+    Images are in the order of the SHA-256 of their paths, so that the first N are of all classes.
     """
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
@@ -184,7 +177,7 @@ def _list_folder(root: Path, mapping: dict[str, int] | None) -> Listed:
         if not files:
             raise DataError(f"--data: {folder} holds no images; allowed: {', '.join(SUFFIXES)}.")
         labels |= {p.relative_to(root).as_posix(): known[folder.name] for p in files}
-    names = sorted(labels, key=lambda name: hashlib.sha256(name.encode()).digest())
+    names = sorted(labels, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     y = np.array([labels[name] for name in names], np.int64)
     return Listed(Files(root, names), y, known, _count_outputs(mapping, known))
 
@@ -196,12 +189,12 @@ def _number_classes(names: Sequence[str], mapping: dict[str, int] | None, where:
         DataError: the mapping lacks a name.
     """
     if mapping is None:
-        return {name: number for number, name in enumerate(sorted(set(names)))}
+        return _check_names({name: number for number, name in enumerate(sorted(set(names)))}, where)
     if lacking := sorted(set(names) - set(mapping)):
-        shown = ", ".join(lacking[:3]) + (" …" if len(lacking) > 3 else "")
+        shown = ", ".join(name[:80] for name in lacking[:3]) + (" …" if len(lacking) > 3 else "")
         raise DataError(
-            f"{where}: class {shown} is not in the mapping of {len(mapping)} classes ({', '.join([*mapping][:3])} …). "
-            "Add it to the mapping, or remove its images."
+            f"{where}: class {shown} is not in the mapping of {len(mapping)} classes. Add it to the mapping, or remove "
+            "its images."
         )
     return mapping
 
@@ -223,7 +216,7 @@ def _read_table(paths: list[Path], root: Path, mapping: dict[str, int] | None) -
         image, label = _find_columns(header, where)
         if bad := [n for n, row in enumerate(body, 2) if len(row) != len(header)]:
             raise DataError(f"{where}: line {bad[0]} has {len(body[bad[0] - 2])} fields; expected: {len(header)}.")
-        items = Files(root, [row[header.index(image)] for row in body])
+        items = _list_files(root, [row[header.index(image)] for row in body], where)
         labels: list[Any] = [row[header.index(label)] for row in body]
         labels = [int(v) for v in labels] if all(v.strip().lstrip("-").isdecimal() for v in labels) else labels
     elif paths[0].suffix == ".parquet":
@@ -237,17 +230,25 @@ def _read_table(paths: list[Path], root: Path, mapping: dict[str, int] | None) -
         return Listed(items, np.array([known[v] for v in labels], np.int64), known, _count_outputs(mapping, known))
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in labels):
         strange = next(v for v in labels if not isinstance(v, int) or isinstance(v, bool))
-        raise DataError(f"{where}: label {strange!r} given; allowed: whole numbers from 0 on, or names of classes.")
+        raise DataError(
+            f"{where}: label {str(strange)[:80]!r} given; allowed: whole numbers from 0 on, or names of classes."
+        )
     return Listed(items, np.array(labels, np.int64), mapping, None)
 
 
 def _find_columns(names: Sequence[str], where: str) -> tuple[str, str]:
-    """Find the column of images or paths, and that of labels."""
+    """Find the column of images or paths, and that of labels.
+
+    Raises:
+        DataError: one is missing, or two columns could be meant.
+    """
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}: two of its {len(names)} columns have one name; expected: different names.")
     found = [next((n for n in known if n in names), None) for known in (_PATHS, _LABELS)]
     if found[0] is None or found[1] is None:
         raise DataError(
-            f"{where}: columns {', '.join(names) or '(none)'} given; expected: one of {', '.join(_PATHS)}, and one of "
-            f"{', '.join(_LABELS)}."
+            f"{where}: columns {', '.join(names)[:200] or '(none)'} given; expected: one of {', '.join(_PATHS)}, "
+            f"and one of {', '.join(_LABELS)}."
         )
     return found[0], found[1]
 
@@ -256,6 +257,7 @@ def _read_parquet(paths: list[Path], root: Path, where: str) -> tuple[Items, lis
     """Read the labels of Parquet files, and either the paths of the images or the places of the images in the files."""
     import pyarrow as pa
 
+    forget_files()  # they may have changed since they were last read
     labels: list[Any] = []
     names: list[str] = []
     places: list[tuple[int, int, int]] = []
@@ -263,20 +265,36 @@ def _read_parquet(paths: list[Path], root: Path, where: str) -> tuple[Items, lis
     for number, path in enumerate(paths):
         with (
             convert_errors(f"{path}: not a Parquet file of images and labels"),
-            open_parquet(path, _MOST_PARQUET_BYTES) as file,
+            open_parquet(path, MOST_PARQUET_BYTES) as file,
         ):
             schema = file.schema_arrow
             image, label = _find_columns(schema.names, str(path))
             kind = schema.field(image).type
-            labels += file.read([label]).column(0).to_pylist()
-            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-                names += file.read([image]).column(0).to_pylist()
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            labels += read_flat_table(path, MOST_PARQUET_BYTES, [label]).column(0).to_pylist()
+            if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                names += read_flat_table(path, MOST_PARQUET_BYTES, [image]).column(0).to_pylist()
                 continue
+            rows, size = file.metadata.num_rows, path.stat().st_size
+            if rows > (most := _FREE_IMAGES + size // _LEAST_IMAGE_BYTES):
+                raise ValueError(f"{rows:,} images in {size:,} bytes; allowed: {most:,}")
             column = f"{image}.bytes" if pa.types.is_struct(kind) else image
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
                 names += [f"{path.name}, row {len(names) + row}" for row in range(count)]
                 places += [(number, group, row) for row in range(count)]
     if not column:
-        return Files(root, names), labels
+        return _list_files(root, names, where), labels
     return Rows(tuple(paths), column, names, np.array(places, np.int64).reshape(-1, 3)), labels
+
+
+def _list_files(root: Path, names: list[str], where: str) -> Files:
+    """List the files that a table names.
+
+    Raises:
+        DataError: it names one file again and again.
+    """
+    times = max(Counter(names).values(), default=0)
+    if times > _MOST_REPEATS:
+        raise DataError(f"{where}: one path stands in {times:,} rows; allowed: {_MOST_REPEATS}.")
+    return Files(root, names)

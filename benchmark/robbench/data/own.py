@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from robbench.core.errors import DataError
-from robbench.core.files import digest
+from robbench.core.files import digest, open_regular
 from robbench.data.encoded import Preparation, describe_broken, survey
 from robbench.data.folder import Listed, list_images
 from robbench.data.formats import convert_errors
@@ -24,6 +26,8 @@ from robbench.data.imagenet import find_imagenet, list_imagenet
 
 __all__ = ["OwnImages", "digest_tensor", "open_imagenet", "open_images"]
 
+_MOST_NPZ_BYTES = 2**36
+_FREE_NPZ_BYTES, _NPZ_RATIO = 2**26, 64
 _SCALED = "x holds {kind} pixel values 0 to 255; robbench divided them by 255."
 
 
@@ -134,12 +138,41 @@ def _survey(found: Listed, preparation: Preparation, on_broken: str) -> OwnImage
 
 
 def _open_npz(path: Path) -> OwnImages:
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"--data: no {path}; expected: an .npz file with arrays x and y.")
-    with convert_errors(f"{path}: not an .npz file of images"), np.load(path, allow_pickle=False) as arrays:
+    with (
+        convert_errors(f"{path}: not an .npz file of images"),
+        open_regular(path, _MOST_NPZ_BYTES) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        _check_members(archive, path.stat().st_size)
+        file.seek(0)
+        arrays = np.load(file, allow_pickle=False)
         if missing := {"x", "y"} - set(arrays.files):
             raise ValueError(f"arrays {', '.join(arrays.files)} given; lacking: {', '.join(sorted(missing))}")
         return _take_pair(arrays["x"], arrays["y"])
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Check what an archive of arrays claims, before an array is unpacked.
+
+    Raises:
+        ValueError: it unpacks out of proportion, two members have one name, or a shape is not that of its bytes.
+    """
+    members, most = archive.infolist(), _FREE_NPZ_BYTES + _NPZ_RATIO * size
+    if (claimed := sum(member.file_size for member in members)) > most:
+        raise ValueError(f"it unpacks to {claimed:,} bytes; allowed: {most:,}. Write it with np.savez, uncompressed")
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("two arrays have one name")
+    for member in members:
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, kind = read(stream)
+            if kind.hasobject:
+                raise ValueError(f"{member.filename} holds objects; expected numbers")
+            if (needed := math.prod(shape) * kind.itemsize) != (held := member.file_size - stream.tell()):
+                raise ValueError(f"{member.filename} claims {needed:,} bytes, shape {shape!s:.80}, and holds {held:,}")
 
 
 def _take_pair(x: object, y: object) -> OwnImages:

@@ -24,7 +24,7 @@ from robbench.core.files import digest
 from robbench.core.types import IMAGENET, Dataset
 from robbench.core.user_code import contain_exits
 from robbench.data.own import digest_tensor, open_imagenet, open_images
-from robbench.data.sets import load
+from robbench.data.sets import NAMES, load
 from robbench.evaluation.arguments import require_dataset
 from robbench.evaluation.options import Options
 from robbench.evaluation.own_answers import COMPARED, compare_with_own
@@ -190,6 +190,10 @@ def own_images(spec: ModelSpec, dataset: str | None, options: Options) -> Images
     else:
         own = open_imagenet(options.data_dir, resize=spec.resize, crop=spec.crop, on_broken=spec.on_broken)
     name, flags, about = dataset or "custom", dict(own.flags), dict(own.about)
+    if "resize" in about and name in NAMES:  # no reader would take such a result for one of that data set
+        raise DataError(
+            f"--dataset {name} given with images of your own; that is the name of a known test set. Give another name."
+        )
     if own.read is not None:
         index, dtype = np.arange(len(own.y)), own.read(np.arange(1)).dtype
         return Images(name, own.read, own.y, index, own.num_classes, own.digest, dtype, flags, about)

@@ -86,7 +86,7 @@ def _is_autoattack(result: ResultFile) -> bool:
     """Return whether the suite has AutoAttack's name and attacks."""
     kinds = {str(a.config.get("kind", "")) for a in result.attacks}
     is_complete = {"apgd", "fab", "square"} <= kinds or not kinds.isdisjoint({"autoattack:standard", "autoattack:plus"})
-    return result.suite == _AUTOATTACK and is_complete
+    return result.suite == _AUTOATTACK and is_complete and result.identity.get("target") is None
 
 
 def _architecture(result: ResultFile) -> str:
@@ -110,6 +110,8 @@ def _footnote(result: ResultFile) -> str:
         f"{result.n} images, 95 % interval {100 * worst.low:.2f} to {100 * worst.high:.2f}; seed {result.seed}; "
         f"run {result.run_id[:8]}."
     )
+    if (target := result.identity.get("target")) is not None:
+        text += f" Targeted: only predictions of the target count as breaks (target {str(target)[:40]})."
     if not _is_autoattack(result):
         text += " Not an AutoAttack evaluation."
     if result.flags:

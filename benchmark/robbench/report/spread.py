@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, read_json, set_aside, write_atomically
+from robbench.core.files import digest, parse_json, read_json, set_aside, write_atomically
 from robbench.report.console import make_console
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.sweep import read_robust_table
@@ -125,7 +125,7 @@ def _choose_stem(root: Path, stem: str, run_ids: list[str], n: int) -> str:
     """Return the name of the file. A stored file of other runs or of more images is kept under its own name."""
     path = root / f"{stem}.json"
     try:
-        stored = json.loads(read_json(path, _MOST_BYTES))
+        stored = parse_json(read_json(path, _MOST_BYTES))
         is_kept = set(stored["run_ids"]) != set(run_ids) or stored["n"] > n
     except FileNotFoundError:
         return stem

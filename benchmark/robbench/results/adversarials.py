@@ -28,7 +28,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from robbench.core.errors import ResultError
-from robbench.core.files import open_regular
+from robbench.core.files import open_regular, parse_json
 
 __all__ = ["FILE", "Adversarials", "Points", "list_entries", "merge", "pack", "read", "row_digest"]
 
@@ -194,7 +194,7 @@ def _attack_names(at: NDArray[np.int64], attacks: Sequence[str]) -> NDArray[np.s
 
 def _read_metadata(file: Any, path: Path) -> dict[str, Any]:
     try:
-        about = json.loads((file.metadata() or {})["robbench"])
+        about = parse_json((file.metadata() or {})["robbench"])
         version, run_id, attacks, digests = (about[key] for key in ("version", "run_id", "attacks", "sha256"))
     except (KeyError, TypeError, ValueError):
         raise ResultError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
+from robbench.data.sets import NAMES
 from robbench.results.differences import list_differences
 from robbench.results.grid import Grid
 from robbench.results.schema import ResultFile
@@ -90,6 +92,10 @@ def find_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch
     """
     yield from find_summary_mismatches(stored, rows)
     yield from find_record_mismatches(rows, [a.name for a in stored.attacks], stored.mode)
+    yield from _find_target_mismatches(stored.identity.get("target"), rows)
+    how = stored.identity.get("images")  # of encoded images, how they were decoded
+    if isinstance(how, dict) and "resize" in how and stored.dataset in NAMES:
+        yield Mismatch(f"result.json: dataset is {stored.dataset}; its identity is of images of the user's own")
     if error := find_selection_error(
         pd.unique(rows["sample"].to_numpy()),
         selection=stored.selection,
@@ -162,6 +168,36 @@ def _find_override_mismatches(stored: ResultFile) -> Iterator[Mismatch]:
             expected["eps"] = given["eps"] if _is_radius(given["eps"], stored) else expected["eps"]
     for field, a, b in list_differences("overrides", given, expected):
         yield Mismatch(f"result.json: {field} is {a}; {b} follows from the identity")
+
+
+_TARGET = re.compile(r"least-likely|random|next|[0-9]{1,9}|list-[0-9a-f]{16}")
+
+
+def _find_target_mismatches(target: object, rows: pd.DataFrame) -> Iterator[Mismatch]:
+    """Yield a rule of targets that is none, and the first break whose prediction is not the target that the rule gives.
+
+    Images of a class that is the target of all get the next class. The class after the last is 0. The targets of other
+    rules do not follow from the records, but each is another class than the label.
+    """
+    if target is None:
+        return
+    if not isinstance(target, str) or not _TARGET.fullmatch(target):
+        yield Mismatch(f"result.json: the target of its identity is {str(target)[:80]!r}, which is no rule of targets")
+        return
+    broken = rows[rows["status"] == Status.BROKEN]
+    label, prediction = broken["label"].to_numpy(), broken["prediction"].to_numpy()
+    last = max(int(rows["label"].max()), int(rows["prediction"].max()))  # of the classes that the records hold
+    follows = (prediction == label + 1) | ((prediction == 0) & (label == last))
+    fits = prediction != label
+    if target == "next":
+        fits = follows
+    elif target.isdigit():
+        fits = np.where(label == int(target), follows, prediction == int(target))
+    for i in np.flatnonzero(~fits)[:1]:
+        yield Mismatch(
+            f"the prediction {prediction[i]} is not the target {target!r}", int(broken["sample"].iloc[i]),
+            str(broken["attack"].iloc[i]),
+        )  # fmt: skip
 
 
 def _is_radius(eps: object, stored: ResultFile) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from robbench.core.files import read_json, set_aside
+from robbench.core.files import parse_json, read_json, set_aside
 from robbench.results.records import OUTCOMES, read_run_id
 from robbench.results.recovery import Note
 from robbench.results.schema import Answers, is_intact
@@ -34,7 +33,7 @@ def name_code(code: str) -> str:
 def load_description(partial: Path) -> dict[str, Any]:
     """Load the run.json of an unfinished run; empty if it is missing or damaged (`robbench runs` reports it)."""
     try:
-        about = json.loads(read_json(partial / DESCRIPTION, MOST_DESCRIPTION_BYTES))
+        about = parse_json(read_json(partial / DESCRIPTION, MOST_DESCRIPTION_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}

@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 
 from robbench.core.errors import BusyError, StorageError
-from robbench.core.files import digest, read_bounded, refuse_links, remove_temporaries, write_atomically
+from robbench.core.files import digest, parse_json, read_bounded, refuse_links, remove_temporaries, write_atomically
 
 __all__ = ["is_locked", "lock_result"]
 
@@ -101,7 +101,7 @@ def is_locked(root: Path, folder: Path) -> bool:
 def _read_holder(path: Path) -> dict[str, Any] | None:
     """Read which process last locked a result: pid, host, since, folder. None if there is no such file."""
     try:
-        about = json.loads(read_bounded(path, 2**16))
+        about = parse_json(read_bounded(path, 2**16))
     except (OSError, ValueError, RecursionError):
         return None
     return about if isinstance(about, dict) else None

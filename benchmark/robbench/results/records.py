@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robbench.core.errors import ResultError
+from robbench.core.files import parse_json
 from robbench.core.parquet import open_parquet, read_flat_table
 
 __all__ = [
@@ -91,7 +92,7 @@ def read_run_id(path: Path) -> str | None:
     """Read the run_id in a file of records. None if the file is missing, cannot be read or has no run_id."""
     try:
         with open_parquet(path, MOST_BYTES) as file:
-            about = json.loads((file.schema_arrow.metadata or {})[b"robbench"])
+            about = parse_json((file.schema_arrow.metadata or {})[b"robbench"])
         return str(about["run_id"])
     except Exception:  # a damaged or hostile file can raise anything; `read_run_rows` reports it
         return None
@@ -171,7 +172,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any] | None]:
         table = read_flat_table(path, MOST_BYTES)
         # The metadata of pandas could turn columns into an index or change their types.
         frame = table.to_pandas(ignore_metadata=True)
-        about = json.loads((table.schema.metadata or {}).get(b"robbench", b"null"))
+        about = parse_json((table.schema.metadata or {}).get(b"robbench", b"null"))
         _check_types(table.schema)
         # `astype` refuses nulls, which no column of ours may hold.
         frame = frame.astype({c: COLUMNS[c] for c in frame.columns if c in COLUMNS})

@@ -7,11 +7,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import from_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robbench.core.errors import ResultError
-from robbench.core.files import check_name, check_path_component, check_size, digest, read_json
+from robbench.core.files import check_name, check_path_component, check_size, digest, parse_json, read_json
 from robbench.core.numbers import parse_eps
 
 __all__ = [
@@ -32,6 +31,7 @@ __all__ = [
     "is_intact",
     "read_result",
     "read_validated",
+    "replace_characters",
     "seal",
 ]
 
@@ -175,6 +175,12 @@ class ResultFile(_Strict):
         """Versions that measured the wall time seal."""
         return self.wall_seconds is not None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_characters(cls, fields: Any) -> Any:
+        """Replace what is no Unicode text, such as half of a character in a file's name: no run may be lost by it."""
+        return replace_characters(fields) if isinstance(fields, dict) else fields
+
     @field_validator("attacks")
     @classmethod
     def _check_unique(cls, attacks: list[AttackResult]) -> list[AttackResult]:
@@ -203,7 +209,19 @@ def dump_sealed(content: BaseModel) -> bytes:
 
 def seal(fields: dict[str, Any]) -> bytes:
     """Return the bytes of a JSON file with these fields and their digest (`dump_sealed`)."""
+    fields = replace_characters(fields)
     return (json.dumps({**fields, _SEAL: digest(fields)}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def replace_characters(value: Any) -> Any:
+    """Replace what is no Unicode text in JSON values by question marks. No file could hold it."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [replace_characters(inner) for inner in value]
+    if isinstance(value, dict):
+        return {replace_characters(key): replace_characters(inner) for key, inner in value.items()}
+    return value
 
 
 def is_intact(fields: dict[str, Any]) -> bool:
@@ -251,7 +269,7 @@ def read_validated(path: Path, kind: type[_Model], most: int, *, changed: bool =
 
 def _parse_json(data: bytes) -> Any:
     try:
-        return from_json(data)
+        return parse_json(data)
     except ValueError as error:
         raise ValueError(f"the file: Invalid JSON: {error}") from None
 

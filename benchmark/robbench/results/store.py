@@ -51,7 +51,7 @@ from robbench.results.records import (
     read_run_id,
 )
 from robbench.results.recovery import Note, read_sound_records, read_sound_shards, set_aside_unsound_points, shard_name
-from robbench.results.schema import ResultFile, dump_sealed, read_result, seal
+from robbench.results.schema import ResultFile, dump_sealed, read_result, replace_characters, seal
 
 __all__ = [
     "COLUMNS",
@@ -73,6 +73,11 @@ class RunStore:
     def __init__(
         self, root: Path, dataset: str, model: str, suite: str, identity: dict[str, Any], standard: bool
     ) -> None:
+        if replace_characters(identity) != identity:
+            raise ResultError(
+                "A name in the description of this run, such as that of a class or of an attack, is not Unicode text, "
+                "so no file can hold it. Rename it."
+            )
         self.identity = identity
         self.run_id = digest(identity)
         self.code = version.digest_judging_code()
