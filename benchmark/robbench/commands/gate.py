@@ -30,6 +30,7 @@ from robbench.commands.options import (
 from robbench.commands.printing import announce, print_json
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
+from robbench.core.words import format_count
 
 if TYPE_CHECKING:
     from robbench.evaluation.options import Options
@@ -75,8 +76,6 @@ def make_baseline(
 
     Commit the file. It holds no images and no weights.
     """
-    from robbench.core.numbers import parse_threat
-
     import_user_modules(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
@@ -103,7 +102,7 @@ def make_baseline(
     for entry in entries:
         clean, robust = entry.clean_accuracy, entry.robust_accuracy
         print(
-            f"{entry.name} · {entry.identity['suite']['name']} · {parse_threat(**entry.threat)}: {entry.n} images, "
+            f"{entry.title}: {format_count(entry.n, 'image')}, "
             f"clean {100 * clean.value:.1f} %, worst case {100 * robust.value:.1f} % "
             f"[{100 * robust.low:.1f}, {100 * robust.high:.1f}]"
         )

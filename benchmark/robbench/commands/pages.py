@@ -13,6 +13,7 @@ from robbench.commands.options import DataDir, Device, Models, Results, check_po
 from robbench.commands.printing import announce, tree
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.files import read_bounded, refuse_links, write_atomically
+from robbench.core.words import format_count
 
 if TYPE_CHECKING:
     from robbench.models.card import Registry
@@ -178,7 +179,8 @@ def export(
         from robbench.report.pictures import SHEET, write_pictures
 
         count, rounded = write_pictures(result, pictures)
-        print(f"{count} adversarial examples and {SHEET} written to {pictures}; 8 bits round {rounded} of them.")
+        written = format_count(count, "adversarial example")
+        print(f"{written} and {SHEET} written to {pictures}; 8 bits round {rounded} of them.")
         return
     from robbench.models.card import Registry
     from robbench.report.export import export_result
@@ -198,7 +200,11 @@ def _run_missing(table: FilledTable, registry: Registry, results: Path, options:
 
     runs = table.list_possible_runs(registry)
     waiting = sum(not {*row.missing.runs} <= {*runs} for row in table.rows)
-    print(f"{table.paper_table.id}: {len(runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
+    print(
+        f"{table.paper_table.id}: {format_count(len(runs), 'run')} to make; {waiting} of "
+        f"{format_count(len(table.rows), 'row')} wait for training.",
+        file=sys.stderr,
+    )
     if not runs:
         return
     from robbench.evaluation.run import evaluate

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from robbench.certify.interval import CertificateIndex, find_contradictions
 from robbench.core.numbers import parse_threat
+from robbench.core.words import format_target
 from robbench.masking.stored import VerdictIndex
 from robbench.report.console import make_console
 from robbench.report.leaderboard import (
@@ -70,10 +71,9 @@ def summarize_result(r: ResultFile, verdict: str) -> str:
     """Say a result in one sentence, such as `at: 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, …`."""
     threat = parse_threat(r.threat.norm, r.threat.eps)
     low, high = 100 * r.robust_accuracy.low, 100 * r.robust_accuracy.high
-    goal = f" against target {r.overrides['target']}" if "target" in r.overrides else ""
     text = (
         f"{r.model}: {format_percent(r.clean_accuracy)} % clean, {format_percent(r.robust_accuracy)} % "
-        f"[{low:.1f}, {high:.1f}] robust at {threat}{goal}, {verdict}"
+        f"[{low:.1f}, {high:.1f}] robust at {threat}{format_target(r.identity)}, {verdict}"
     )
     if r.mode == "full" and len(r.attacks) > 1:  # elsewhere, later attacks got fewer images
         text += f", strongest attack {min(r.attacks, key=lambda a: a.robust_accuracy.value).name}"
