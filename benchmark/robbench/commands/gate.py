@@ -24,6 +24,8 @@ from robbench.commands.options import (
     Seed,
     SuiteName,
     Target,
+    check_file,
+    check_folder,
     explain_interrupt,
     make_specs,
 )
@@ -45,13 +47,17 @@ Stored = Annotated[
 ]
 Kept = Annotated[
     Path | None,
-    typer.Option("--results", help="Keep the records in this results tree. Stored records are not measured again."),
+    typer.Option(
+        "--results",
+        callback=check_folder,
+        help="Keep the records in this results tree. Stored records are not measured again.",
+    ),
 ]
 
 
 @takes_model_options()
 def make_baseline(
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[Path, typer.Option(callback=check_file, help="The file to write.")],
     model: ModelNames = None,
     result: Stored = None,
     suite: SuiteName = "whitebox",
@@ -126,8 +132,10 @@ def check_baseline(
     alpha: Annotated[float, typer.Option(help="Largest allowed probability that unchanged models fail.")] = 0.01,
     sequential: Annotated[bool, typer.Option("--sequential", help="Stop as soon as the answer is certain.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the attacks, instead of the baseline's.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a job's page to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(callback=check_file, help="Write JUnit XML to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(callback=check_file, help="Write a summary for a job's page to this file.")
+    ] = None,
     lanes: Lanes = None,
     device: Device = "auto",
     models: Models = None,

@@ -17,7 +17,13 @@ from robbench.core.numbers import parse_threat
 from robbench.core.words import format_count
 from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import escape_control, escape_html
-from robbench.report.leaderboard import format_group_title, format_percent, format_with_interval
+from robbench.report.leaderboard import (
+    NO_IMAGE_LEFT,
+    format_attacks,
+    format_group_title,
+    format_percent,
+    format_with_interval,
+)
 from robbench.report.terminal import summarize_result
 from robbench.results.adversarials import Points, merge, read
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
@@ -154,8 +160,11 @@ class Result(ResultFile):
         return summarize_result(self, f"{self.verdict}, {format_count(self.n, 'image')}")
 
     def _list_rows(self) -> Iterable[tuple[str, ...]]:
+        accuracies = format_attacks(self)
         for a in self.attacks:
-            yield a.name, format_with_interval(a.robust_accuracy), f"{a.forwards}", f"{a.backwards}"
+            left = accuracies[a.name] == NO_IMAGE_LEFT
+            accuracy = NO_IMAGE_LEFT if left else format_with_interval(a.robust_accuracy)
+            yield a.name, accuracy, f"{a.forwards}", f"{a.backwards}"
         totals = (f"{self.forwards}", f"{self.backwards}")
         yield "worst case", format_with_interval(self.robust_accuracy), *totals
 
