@@ -129,7 +129,8 @@ def _list_gaps(result: ResultFile, card: ModelCard | None) -> list[str]:
         notes.append(f"RobustBench has no leaderboard for {result.dataset} under {result.threat.norm}.")
     elif result.n < _TEST_IMAGES[result.dataset]:
         size = format_count(result.n, "image")
-        notes.append(f"Measured: {size}; RobustBench's leaderboard takes {_TEST_IMAGES[result.dataset]}.")
+        were = "was" if result.n == 1 else "were"
+        notes.append(f"{size} {were} measured; RobustBench's leaderboard takes {_TEST_IMAGES[result.dataset]}.")
     if card is None:
         notes.append("No card has the weights that were measured: name and additional_data are not known.")
     return notes

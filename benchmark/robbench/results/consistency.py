@@ -152,7 +152,8 @@ def _find_override_mismatches(stored: ResultFile) -> Iterator[Mismatch]:
     asked = {key: identity.get(key) for key in ("sample_seed", "gradients", "target")}
     expected = {key: str(value) for key, value in asked.items() if value is not None}
     expected |= {key: str(identity[key]) for key in ("seed", "one_by_one") if identity.get(key)}
-    used = {a["surrogate"] for a in identity["attacks"] if a["kind"] == "transfer"}
+    attacks = [a for a in identity.get("attacks", []) if isinstance(a, dict)]
+    used = {str(a.get("surrogate")) for a in attacks if a.get("kind") == "transfer"}
     implied = {"norm": stored.threat.norm, "eps": stored.threat.eps, "surrogate": min(used, default=None)}
     expected |= {key: str(value) for key, value in implied.items() if key in given}
     if "eps" in given:
