@@ -54,7 +54,7 @@ _PLACES = {
     "load_model": ("robbench.api", "load_model"),
     "plan": ("robbench.evaluation.planning", "plan"),
     "reproduce": ("robbench.recheck.reproduce", "reproduce"),
-    "sanity": ("robbench.masking.run", "examine"),
+    "sanity": ("robbench.testing", "sanity"),
     "verify": ("robbench.recheck.verify", "verify"),
 }
 
@@ -64,12 +64,11 @@ if TYPE_CHECKING:
     from robbench.attacks import Attack
     from robbench.core.errors import RobbenchError
     from robbench.evaluation.planning import plan
-    from robbench.masking.run import examine as sanity
     from robbench.models.architectures import Normalized
     from robbench.recheck.reproduce import reproduce
     from robbench.recheck.verify import verify
     from robbench.report.result import Result
-    from robbench.testing import assert_robust, check
+    from robbench.testing import assert_robust, check, sanity
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from typing import Any
 
 
 def run_in_process() -> int:
@@ -15,6 +14,7 @@ def run_in_process() -> int:
 
     from robbench.commands.app import app
     from robbench.commands.printing import reserve_stdout
+    from robbench.commands.usage import word_usage
     from robbench.core.errors import RobbenchError
     from robbench.report.console import protect_terminal
 
@@ -30,7 +30,7 @@ def run_in_process() -> int:
         except RobbenchError as error:
             message = f"robbench: {_name_option(str(error))}"
         except wrong_command as error:
-            message = _word_usage(error)
+            message = word_usage(error)
         except MemoryError:
             message = (
                 "robbench: out of memory. What was finished is kept; the command goes on, with fewer --lanes perhaps."
@@ -56,19 +56,10 @@ def main() -> None:
 
 
 def _name_option(text: str) -> str:
-    """Name an option as it was typed: `samples: 0 given` -> `--samples: 0 given`."""
+    """Name an option as it was typed: `max_drop: -1 given` -> `--max-drop: -1 given`."""
     option = f"--{text.partition(':')[0].replace('_', '-')}"
     is_typed = any(argument.partition("=")[0] == option for argument in sys.argv[1:])
-    return f"--{text}" if is_typed else text
-
-
-def _word_usage(error: Any) -> str:
-    """Word an error of the parser as every other error. A command without arguments gets its help."""
-    text = error.format_message()
-    if text.startswith("Usage:"):
-        return str(text)
-    path = error.ctx.command_path if error.ctx else "robbench"
-    return f"robbench: {text.rstrip('.')}. See `{path} --help`."
+    return f"{option}:{text.partition(':')[2]}" if is_typed else text
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from robbench.models.load_source import load_source
 from robbench.models.schema import DATASETS
 from robbench.models.spec import ModelSpec, SpecFields
 from robbench.report.progress import TerminalReporter
-from robbench.report.result import Result
+from robbench.report.result import Result, Results
 from robbench.results.records import read_own_rows
 from robbench.suite import SuiteSource
 
@@ -248,7 +248,7 @@ def evaluate(
     reporter: Reporter | None = None,
     progress: bool = True,
     **fields: Unpack[EvaluateFields],
-) -> list[Result]: ...
+) -> Results: ...
 
 
 @explain_arguments
@@ -260,7 +260,7 @@ def evaluate(
     reporter: Reporter | None = None,
     progress: bool = True,
     **fields: Unpack[EvaluateFields],
-) -> Result | list[Result]:
+) -> Result | Results:
     """Measure the robust accuracy of a model under a suite of attacks.
 
     Args:
@@ -295,7 +295,7 @@ def evaluate(
     # The largest radius runs first: if it is not allowed, nothing has run.
     largest_first = sorted(range(len(radii)), key=lambda i: -parse_eps(radii[i]))
     found = {i: _evaluate_at(model, suite, radii[i], reporter, progress, fields) for i in largest_first}
-    results = [found[i] for i in range(len(radii))]
+    results = Results(found[i] for i in range(len(radii)))
     warn_of_flags({key: text for result in results for key, text in result.flags.items()})
     return results
 
@@ -318,13 +318,13 @@ def _evaluate_at(
     index, store = run.index, run.store
     if store is None:
         rows = order_rows(run.shards.collect_rows(), index, [stage.name for stage in run.stages])
-        return Result.of(file, rows.copy, None)
+        return Result.of(file, rows.copy)
 
     def read_records() -> pd.DataFrame:
         rows = read_own_rows(store.outcomes_path, file.run_id)
         return rows[rows["sample"].isin(index)].reset_index(drop=True)
 
-    return Result.of(file, read_records, store.adversarials_path)
+    return Result.of(file, read_records, store.adversarials_path, Path(run.options.results or "."))
 
 
 def list_radii(eps: object, norm: str | None) -> list[str | float]:

@@ -1,4 +1,6 @@
-"""An assertion for the tests of your own project. It fails if a model is less robust than required.
+"""Judge a model: is it as robust as required, and can its robust accuracy be trusted?
+
+`assert_robust` is an assertion for the tests of your own project:
 
 ```python
 from robbench.testing import assert_robust
@@ -13,18 +15,21 @@ from __future__ import annotations
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, Unpack
 
 from robbench.api import warn_of_flags
 from robbench.core.arguments import explain_arguments
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.user_code import refuse_exits
+from robbench.core.words import format_count
 from robbench.evaluation.options import Options
 from robbench.gate.baseline import BaselineEntry, read_baseline
 from robbench.gate.decision import Decision, Policy, run_gate_check
 from robbench.gate.measure import measure_entry, measure_entry_again, open_results_tree
+from robbench.masking.run import examine
 from robbench.models.spec import ModelSpec
 from robbench.report.gate import format_text
+from robbench.report.sanity import SanityResult
 from robbench.results.reader import read_results
 from robbench.suite import SuiteSource
 
@@ -32,7 +37,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["assert_robust", "check"]
+    from robbench.evaluation.progress import Reporter
+    from robbench.evaluation.request import RunFields
+
+__all__ = ["assert_robust", "check", "sanity"]
 
 
 @explain_arguments
@@ -109,8 +117,9 @@ def assert_robust(
     if at_least is not None and robust.value < at_least:
         low, high = 100 * robust.low, 100 * robust.high
         raise AssertionError(
-            f"{entry.name}: robust accuracy {100 * robust.value:.1f} % [{low:.1f}, {high:.1f}] on {entry.n} images "
-            f"under {entry.identity['suite']['name']}; at least {100 * at_least:.1f} % is required."
+            f"{entry.name}: robust accuracy {100 * robust.value:.1f} % [{low:.1f}, {high:.1f}] on "
+            f"{format_count(entry.n, 'image')} under {entry.identity['suite']['name']}; at least "
+            f"{100 * at_least:.1f} % is required."
         )
 
 
@@ -156,6 +165,31 @@ def check(
     before = _find_entry(Path(baseline), name)
     with refuse_exits(), open_results_tree(None) as tree:
         return _compare(before, _describe(model, before, x, y, dataset), replace(options, results=tree), policy)
+
+
+def sanity(
+    model: str | nn.Module,
+    *,
+    act: bool = False,
+    reporter: Reporter | None = None,
+    **fields: Unpack[RunFields],
+) -> SanityResult:
+    """Check whether a robust accuracy of this model can be trusted (docs/sanity.md).
+
+    Args:
+        model: as for `robbench.evaluate`.
+        act: run the suite that is advised, too.
+        reporter: hears of progress.
+        **fields: as for `robbench.evaluate`, but samples is 200 where it is left out. Where dataset names a known data
+            set, transfer from its registered models is tried too. With results, everything is stored and found again.
+
+    Returns:
+        Verdict, checks and measurements, as they are stored in sanity.json. `print` shows a summary.
+
+    Raises:
+        RobbenchError: the model, the data or the options do not allow it; the sentence says why.
+    """
+    return SanityResult.of(examine(model, act=act, reporter=reporter, **fields))
 
 
 def _describe(

@@ -260,8 +260,8 @@ def test_what_follows_a_run_obeys_no_text(tree: Path, capsys: pytest.CaptureFixt
     sanity = read_sanity(tree / "poisoned/sanity.json")
     with protect_terminal():
         print_results([result], tree / "results")
-        print_sanity(sanity)
-        print_sanity(read_verdict(folder / "sanity/sanity.json"))
+        print_sanity(sanity, "")
+        print_sanity(read_verdict(folder / "sanity/sanity.json"), "")
         print_spreads([build_spread(tree / "results", [result.model_copy(update={"overrides": {}})] * 2)])
         sweep = build_sweep(tree / "results", [result.model_copy(update={"overrides": {}})], clean=True)
         print_sweep(sweep)

@@ -121,7 +121,7 @@ def sweep(text: str, path: Path) -> None:
 
 def sanity(text: str, path: Path) -> None:
     path.write_bytes(seal_again(text))
-    print_sanity(read_sanity(path))
+    print_sanity(read_sanity(path), "")
 
 
 def linear_file(text: str, path: Path) -> None:

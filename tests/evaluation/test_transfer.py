@@ -6,7 +6,7 @@ import torch
 
 from robbench.attacks import PGD
 from robbench.core import rng
-from robbench.core.errors import ModelError, SuiteError
+from robbench.core.errors import ModelError, RobbenchError, SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.data.sets import load
@@ -14,6 +14,7 @@ from robbench.engine import engine
 from robbench.evaluation.run import evaluate
 from robbench.models.card import Registry
 from robbench.models.load import load_model
+from robbench.results.reader import read_results
 from robbench.results.store import RunStore
 from support.stored import TRANSFER, write_transfer_suite
 
@@ -87,3 +88,33 @@ def test_the_papers_suites_have_the_papers_columns(name, columns):
     stages = loaded.stages(dataset)
     assert len(stages) == columns and loaded.judge == "final"
     assert all(Registry.default().find(f"{dataset}/{s.params['surrogate']}") for s in stages if s.kind == "transfer")
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "message"),
+    [
+        ("cifar10/at", "expected: a model of data set 'digits'"),
+        ("two_logits:make", "has 2 classes; the model that is attacked has 10"),
+        ("two_logits:wide", "cannot be run on images of shape"),
+        ("digits/none", "Unknown model"),
+    ],
+)
+def test_an_error_of_the_surrogate_names_the_surrogate(tmp_path, monkeypatch, surrogate, message):
+    (tmp_path / "two_logits.py").write_text(
+        "from torch import nn\n"
+        "def make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()\n"
+        "def wide(): return nn.Sequential(nn.Flatten(), nn.Linear(100, 10)).eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RobbenchError, match=f"^--surrogate {surrogate}: .*{message}"):
+        evaluate("digits/natural", "blackbox", samples=2, surrogate=surrogate)
+
+
+def test_a_result_with_a_surrogate_of_the_users_is_sound(tmp_path):
+    path = tmp_path / "transfer.toml"
+    path.write_text(TRANSFER.replace("SURROGATE", "digits/at"))
+    result = evaluate("digits/natural", path, samples=4, surrogate="digits/at", results=tmp_path / "r")
+    assert result.overrides["surrogate"] == "digits/at"
+    (stored,), damaged = read_results(tmp_path / "r")
+    assert stored.overrides == result.overrides and not damaged
+    assert "surrogate" not in evaluate("digits/natural", "quick", samples=4, surrogate="digits/at").overrides

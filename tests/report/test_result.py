@@ -28,7 +28,8 @@ def case():
 def test_a_result_prints_a_sentence_and_a_row_for_each_attack(case):
     result = rb.evaluate(**case)
     first, head, *rows, worst = str(result).splitlines()
-    assert re.match(r"\w+: 87\.5 % clean, \d+\.\d % \[.*\] robust at Linf 0.03, 40 images", first)
+    assert re.match(r"\w+: 87\.5 % clean, \d+\.\d % \[.*\] robust at Linf 0.03, unchecked, 40 images", first)
+    assert repr(result) == f"<Result {first}>"
     assert head.split()[0] == "Attack" and worst.startswith("worst case")
     assert [row.split()[0] for row in rows] == [a.name for a in result.attacks]
     assert max(map(len, str(result).splitlines()[1:])) <= 80
@@ -120,3 +121,32 @@ def test_check_returns_the_decision(repo):
         rb.check(model, 3)
     with pytest.raises(rb.RobbenchError, match="Give name= one of these"):
         rb.check(model, repo / "baselines" / "digits.json", name="digits/none")
+
+
+def test_a_result_says_the_verdict_of_the_same_model_images_and_threat(case, tmp_path):
+    about = case | {"suite": "quick", "results": tmp_path}
+    assert rb.evaluate(**about).verdict == "unchecked"
+    rest = {key: value for key, value in about.items() if key != "suite"}
+    found = rb.sanity(**rest, samples=16)
+    result = rb.evaluate(**about)
+    assert result.verdict == found.verdict != "unchecked"
+    assert f", {found.verdict}, 40 images" in str(result) and found.verdict in result._repr_html_()
+    assert rb.evaluate(**about | {"eps": 0.02}).verdict == "unchecked"
+    assert rb.evaluate(**about | {"results": None}).verdict == "unchecked"
+
+    said, page = str(found), found._repr_html_()
+    assert len(said) < 5000 and said.splitlines()[0] in repr(found) and len(repr(found).splitlines()) == 1
+    for check in found.checks:
+        assert (f"  {check.name}: " in said) == (check.status in ("warn", "fail")) == (f">{check.name}<" in page)
+    assert ("checks passed" in said and "<table" in page) or not found.decided_by
+    bad = found.model_copy(update={"model": "<b>\x1b"})
+    assert "<b>\x1b" not in bad._repr_html_() and "&lt;b&gt;" in bad._repr_html_() and "\x1b" not in str(bad)
+
+
+def test_a_list_of_results_prints_a_sentence_each(case):
+    results = rb.evaluate(**case | {"eps": [0.01, 0.03]})
+    assert isinstance(results, list) and len(results) == 2
+    first, second = str(results).splitlines()
+    assert "robust at Linf 0.01, unchecked" in first and "robust at Linf 0.03, unchecked" in second
+    assert results._repr_html_().count("<tr>") == 3
+    assert max(map(len, str(results[:]).splitlines())) < 300, "a plain list of results is short, too"

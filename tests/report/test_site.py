@@ -406,7 +406,7 @@ def test_runs_with_a_target_are_no_part_of_the_worst_case(tmp_path):
     assert other.robust_accuracy.value > plain.robust_accuracy.value
     (standing,) = standings(tmp_path)
     assert standing.n == 20 and standing.worst.value == plain.robust_accuracy.value
-    assert "against target next" in summarize_result(other, "unchecked")
+    assert "Linf 0.2, target next" in summarize_result(other, "unchecked")
     assert VerdictIndex(tmp_path).find(other) == "unchecked"
 
 

@@ -62,7 +62,7 @@ def test_a_rise_that_chance_does_not_explain_is_told(tmp_path):
     rises = [note for note in build_sweep(tmp_path, [small, large]).notes if "RISES" in note]
     assert len(rises) == 2, "A and the worst case; two images more are chance"
     assert rises[0].startswith(
-        "A: robust accuracy RISES from 59.0 at Linf 0.1 to 79.0 at 0.2 (20 images are robust only"
+        "A: robust accuracy RISES from 59.0 at Linf 0.1 to 79.0 at 0.2 (robust only at the larger radius: 20 images"
     )
     assert rises[1].startswith("worst case:")
 

@@ -7,16 +7,17 @@ import pytest
 import torch
 from rich.text import Text
 
+import robbench as rb
 from robbench.evaluation.run import evaluate
 from robbench.models.card import Registry
 from robbench.papers.layout import Commands, render_table
 from robbench.papers.published import find_table
 from robbench.papers.tables import fill_table
 from robbench.report.console import TerminalConsole
-from robbench.report.leaderboard import format_percent, format_with_interval
+from robbench.report.leaderboard import build_group_table, format_percent, format_with_interval
 from robbench.report.progress import TerminalReporter
 from robbench.report.tables import fits, name_columns, print_rows, print_turned
-from robbench.report.terminal import summarize_result
+from robbench.report.terminal import print_results, summarize_result
 from robbench.results.reader import read_results
 from support.models import small
 from support.terminal import run_in_terminal
@@ -177,6 +178,39 @@ def test_the_sentence_names_the_strongest_attack_where_attacks_got_the_same_imag
     said = summarize_result(stored["whitebox"], "trustworthy")
     assert said.startswith("at: 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, trustworthy, strongest attack AP")
     assert said.endswith(" s") and "strongest" not in summarize_result(stored["fast"], "unchecked")
+
+
+def test_attacks_that_are_tied_are_all_named(repo):
+    stored = next(r for r in read_results(repo / "results", "digits/at").results if r.suite == "whitebox")
+    first, second = stored.attacks[:2]
+    tied = [first, second.model_copy(update={"robust_accuracy": first.robust_accuracy})]
+    said = summarize_result(stored.model_copy(update={"attacks": tied}), "unchecked")
+    assert f", strongest attacks (tied) {first.name}, {second.name}, " in said
+    idle = [a.model_copy(update={"robust_accuracy": stored.clean_accuracy}) for a in tied]
+    assert ", no attack broke an image, " in summarize_result(stored.model_copy(update={"attacks": idle}), "unchecked")
+
+
+def test_an_attack_that_got_no_image_says_so(tmp_path, capsys):
+    result = rb.evaluate("digits/natural", "fast", samples=4, eps=0.5, results=tmp_path)
+    assert [a.forwards for a in result.attacks][1:] == [0, 0], "the first attack breaks all"
+    print_results([result], tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("no image left") == str(result).count("no image left") == 2
+    assert make_group_cells(result) == ["0.0", "no image left", "no image left"]
+    full = rb.evaluate("digits/natural", "whitebox", samples=2, eps=0.5)
+    assert "no image left" not in str(full), "in a full suite every attack gets every image"
+
+
+def make_group_cells(result):
+    (row,) = build_group_table([result])
+    return [row[a.name] for a in result.attacks]
+
+
+@pytest.mark.parametrize(("suite", "is_explained"), [("whitebox", True), ("quick", False)])
+def test_the_column_over_is_explained_where_it_holds_a_number(repo, capsys, suite, is_explained):
+    stored = [r for r in read_results(repo / "results", "digits/at").results if r.suite == suite and not r.overrides]
+    print_results(stored, repo / "results")
+    assert ("Over: points by which the usual attack" in capsys.readouterr().out) == is_explained
 
 
 @pytest.mark.whole

@@ -34,6 +34,7 @@ from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
 from robbench.core.threat import Ball
 from robbench.core.types import Threat
+from robbench.core.words import format_count
 from robbench.engine.engine import attack_samples
 from robbench.evaluation.inputs import Images, make_probe, resolve, select
 from robbench.evaluation.options import Options
@@ -107,9 +108,11 @@ def measure_logits(
             if change := probe.describe_change(stored.answers):
                 raise ResultError(describe_other_answers(folder, change))
             if stored.n >= len(at):
-                note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
+                note(
+                    f"{title}: known since {stored.date[:10]} on {format_count(stored.n, 'image')}, nothing to compute."
+                )
                 return stored
-        note(f"{title}: logits of {len(at)} images, clean and under {ATTACK.kind}-{ATTACK.steps}")
+        note(f"{title}: logits of {format_count(len(at), 'image')}, clean and under {ATTACK.kind}-{ATTACK.steps}")
         begin = time.perf_counter()
         measured, flags = _measure(target, images, at, width, threat)
         about: dict[str, Any] = {

@@ -41,6 +41,7 @@ from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
 from robbench.core.threat import Ball
 from robbench.core.types import Threat
+from robbench.core.words import format_count
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images, make_probe, resolve, select
 from robbench.evaluation.options import Options
@@ -167,7 +168,7 @@ class Certifier:
         again = {s for s, r in rows.items() if r["verdict"] == "open" and r["limit"] < self.limit}
         todo = np.array([p for p in self.at if (s := int(self.images.index[p])) not in rows or s in again], np.int64)
         title = f"{self.images.dataset}/{self.target.name}"
-        self.note(f"{title}: {self.identity['method']} on {len(self.at)} images, {len(todo)} to decide")
+        self.note(f"{title}: {self.identity['method']} on {format_count(len(self.at), 'image')}, {len(todo)} to decide")
         written = begin
         file = None
         decided = self.decide_all(todo) if len(todo) else iter(())
@@ -188,7 +189,7 @@ class Certifier:
 
     def format_counts(self, file: CertifiedFile) -> str:
         """Say how many images have which verdict."""
-        return f"{file.n} images: " + ", ".join(f"{n} {name}" for name, n in file.counts.items())
+        return f"{format_count(file.n, 'image')}: " + ", ".join(f"{n} {name}" for name, n in file.counts.items())
 
     def is_prefix(self, rows: dict[int, Any]) -> bool:
         """Tell whether the rows are of the first images of the test set, as a stored selection must be."""

@@ -27,6 +27,7 @@ from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import classify, compute_logits
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
+from robbench.core.words import format_count
 from robbench.evaluation.inputs import resolve
 from robbench.evaluation.options import Options
 from robbench.evaluation.transfer import FixedPoints
@@ -73,8 +74,8 @@ class CertifiedCheck:
         """Print the verdict in one line."""
         f, tail = self.file, f", {len(self.borderline)} within rounding or time" if self.borderline else ""
         return (
-            f"{f.dataset}/{f.model} · {f.method}: {self.derived} of {f.n} images derived again, "
-            f"{len(self.refuted)} mismatches{tail}."
+            f"{f.dataset}/{f.model} · {f.method}: {self.derived} of {format_count(f.n, 'image')} derived again, "
+            f"{format_count(len(self.refuted), 'mismatch')}{tail}."
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robbench.classifier.answer_part import make_two_logits, take_part
 from robbench.core.errors import ModelError
 from robbench.core.user_code import contain_exits
+from robbench.core.words import format_count
 
 __all__ = ["Guarded", "in_bfloat16", "list_flags", "out_of_memory"]
 
@@ -60,6 +61,24 @@ def in_bfloat16(device: torch.device, asked: bool = True) -> Iterator[None]:
 def list_flags(module: nn.Module) -> dict[str, str]:
     """Return the problems that a model's guard has noticed so far, to read or to add to. Others have none."""
     return module.flags if isinstance(module, Guarded) else {}
+
+
+def _compare_sizes(inner: nn.Module, x: Tensor, reason: str) -> str:
+    """Say where the first layer of a network takes images of other channels, or of another size; else empty."""
+    layer = next((m for m in inner.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    if isinstance(layer, nn.Conv2d) and layer.in_channels in (1, 3) and layer.in_channels != x.shape[1]:
+        kind = "gray" if layer.in_channels == 1 else "colour"
+        return (
+            f". The model takes {kind} images, and these have {format_count(x.shape[1], 'channel')}. With --data, "
+            f"--channels {layer.in_channels} reads {kind} images (in Python channels={layer.in_channels})."
+        )
+    if isinstance(layer, nn.Linear) and layer.in_features != x[0].numel() and "cannot be multiplied" in reason:
+        return (
+            f". The first layer of the model takes {layer.in_features} numbers, and an image has {x[0].numel()}. With "
+            "--data, --resize and --crop change the size, and --channels 1 makes gray images (in Python resize=, crop= "
+            "and channels=)."
+        )
+    return ""
 
 
 class Guarded(nn.Module):
@@ -117,6 +136,7 @@ class Guarded(nn.Module):
             reason = str(error) or type(error).__name__
             weights = {str(p.dtype) for p in self.inner.parameters()} - {str(x.dtype)}
             remedy = f". Its weights are {', '.join(sorted(weights))}; x.to({min(weights)}) may fit." if weights else ""
+            remedy += _compare_sizes(self.inner, x, reason)
             raise ModelError(
                 f"The model cannot be run on images of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}{remedy}"
             ) from error

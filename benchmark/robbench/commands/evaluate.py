@@ -271,7 +271,8 @@ def _show_results(asked: _Asked, groups: list[list[ResultFile]], verdicts: list[
     elif flat := [r for group in groups for r in group]:
         print_results(flat, asked.results)
         for verdict in verdicts:
-            print_sanity(verdict, every=False)
+            again = f"Give the same command with --suite {verdict.advice.suite}, and it runs this suite."
+            print_sanity(verdict, again, every=False)
     if failed:
         raise typer.Exit(2)
 

@@ -26,12 +26,15 @@ from robbench.commands.options import (
     SuiteName,
     Surrogate,
     Target,
+    check_file,
+    check_folder,
     explain_interrupt,
     make_specs,
 )
 from robbench.commands.printing import announce, print_json
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
+from robbench.core.words import format_count
 
 if TYPE_CHECKING:
     from robbench.evaluation.options import Options
@@ -46,13 +49,17 @@ Stored = Annotated[
 ]
 Kept = Annotated[
     Path | None,
-    typer.Option("--results", help="Keep the records in this results tree. Stored records are not measured again."),
+    typer.Option(
+        "--results",
+        callback=check_folder,
+        help="Keep the records in this results tree. Stored records are not measured again.",
+    ),
 ]
 
 
 @takes_model_options()
 def make_baseline(
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[Path, typer.Option(callback=check_file, help="The file to write.")],
     model: ModelNames = None,
     result: Stored = None,
     suite: SuiteName = "whitebox",
@@ -79,8 +86,6 @@ def make_baseline(
 
     Commit the file. It holds no images and no weights.
     """
-    from robbench.core.numbers import parse_threat
-
     import_user_modules(imports or [])
     if bool(model) == bool(result):
         raise RobbenchError("Give either --model, to measure, or --result, to take what is stored.")
@@ -107,7 +112,7 @@ def make_baseline(
     for entry in entries:
         clean, robust = entry.clean_accuracy, entry.robust_accuracy
         print(
-            f"{entry.name} · {entry.identity['suite']['name']} · {parse_threat(**entry.threat)}: {entry.n} images, "
+            f"{entry.title}: {format_count(entry.n, 'image')}, "
             f"clean {100 * clean.value:.1f} %, worst case {100 * robust.value:.1f} % "
             f"[{100 * robust.low:.1f}, {100 * robust.high:.1f}]"
         )
@@ -133,8 +138,10 @@ def check_baseline(
     alpha: Annotated[float, typer.Option(help="Largest allowed probability that unchanged models fail.")] = 0.01,
     sequential: Annotated[bool, typer.Option("--sequential", help="Stop as soon as the answer is certain.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the attacks, instead of the baseline's.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a job's page to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(callback=check_file, help="Write JUnit XML to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(callback=check_file, help="Write a summary for a job's page to this file.")
+    ] = None,
     surrogate: Surrogate = None,
     lanes: Lanes = None,
     device: Device = "auto",

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "SOURCES", "Architecture", "DataDir", "Dataset", "Device", "Gradients", "Imports", "Json", "Lanes", "Levels",
     "Mean", "ModelNames", "Models", "Norm", "Overwrite", "Radius", "Results", "Samples", "Seed", "Std", "SuiteName",
-    "Surrogate", "Target", "check_about", "check_positive", "explain_interrupt", "make_specs", "parse_radii_option",
+    "Surrogate", "Target", "check_about", "check_file", "check_folder", "check_positive", "explain_interrupt",
+    "make_specs", "parse_radii_option",
     "per_channel",
 ]  # fmt: skip
 
@@ -48,6 +49,30 @@ def check_positive(param: typer.CallbackParam, number: int | None) -> int | None
     from robbench.evaluation.options import check_count
 
     return check_count(str(param.name), number, 1)
+
+
+def check_folder(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Check the path of a folder that may be new: the callback of an option.
+
+    Raises:
+        RobbenchError: a file is there.
+    """
+    from robbench.evaluation.options import read_tree
+
+    read_tree(f"--{str(param.name).replace('_', '-')}", path)
+    return path
+
+
+def check_file(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Check the path of a file that may be new: the callback of an option.
+
+    Raises:
+        RobbenchError: a folder is there, or a file is where its folder must be.
+    """
+    if path is not None and path.is_dir():
+        raise RobbenchError(f"--{param.name}: {path} given, which is a folder; allowed: the path of a file.")
+    check_folder(param, None if path is None else path.parent)
+    return path
 
 
 Device = Annotated[str, typer.Option(callback=_check_device, help="auto, cpu, cuda or cuda:i.")]
@@ -96,7 +121,10 @@ Imports = Annotated[
     typer.Option("--import", help="A module of your own that the suite or the baseline may name (repeatable)."),
 ]
 Results = Annotated[
-    Path, typer.Option("--results", envvar="ROBBENCH_RESULTS", help="The results tree (also ROBBENCH_RESULTS).")
+    Path,
+    typer.Option(
+        "--results", callback=check_folder, envvar="ROBBENCH_RESULTS", help="The results tree (also ROBBENCH_RESULTS)."
+    ),
 ]
 
 
@@ -135,9 +163,7 @@ def parse_radii_option(eps: str | None) -> list[str | None]:
     try:
         return [None] if eps is None else [*parse_radii(eps)]
     except ValueError as error:
-        raise RobbenchError(
-            f"--{error}. Allowed: a radius from 0 on, such as 8/255 or 0.3, or several of them with commas between."
-        ) from None
+        raise RobbenchError(f"--{error}. Several radii have commas between them, such as 2/255,8/255.") from None
 
 
 def check_about(sources: set[str], about: Mapping[str, object]) -> None:

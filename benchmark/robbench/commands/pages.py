@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robbench.commands.options import DataDir, Device, Models, Results, check_positive, explain_interrupt
+from robbench.commands.options import (
+    DataDir,
+    Device,
+    Models,
+    Results,
+    check_file,
+    check_folder,
+    check_positive,
+    explain_interrupt,
+)
 from robbench.commands.printing import announce, tree
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.files import read_bounded, refuse_links, write_atomically
+from robbench.core.words import format_count
 
 if TYPE_CHECKING:
     from robbench.models.card import Registry
@@ -24,7 +34,8 @@ __all__ = ["export", "figure", "leaderboard", "table_", "trained"]
 def leaderboard(
     results: Results = Path("results"),
     output: Annotated[
-        Path | None, typer.Option(help="The first page; the details then lie beside it. By default leaderboard.md.")
+        Path | None,
+        typer.Option(callback=check_file, help="The first page; the details lie beside it. By default leaderboard.md."),
     ] = None,
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a file is stale.")] = False,
 ) -> None:
@@ -43,7 +54,7 @@ def leaderboard(
 
 def trained(
     results: Results = Path("results"),
-    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("docs/trained.md"),
+    output: Annotated[Path, typer.Option(callback=check_file, help="The file to write.")] = Path("docs/trained.md"),
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when the file is stale.")] = False,
 ) -> None:
     """Write docs/trained.md, which compares the models trained here with the papers."""
@@ -61,7 +72,9 @@ def table_(
         bool, typer.Option("--run", help="First make the results that are missing for cards with weights.")
     ] = False,
     kind: Annotated[str, typer.Option("--format", help="terminal, markdown, latex, csv or html.")] = "terminal",
-    output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=check_file, help="The file to write instead of printing.")
+    ] = None,
     check: Annotated[
         bool, typer.Option(help="With all or audit: write nothing; fail (exit 1) when a file is stale.")
     ] = False,
@@ -122,7 +135,9 @@ def table_(
 def figure(
     name: Annotated[str, typer.Argument(metavar="ID", help="A figure (`robbench list figures`), or all.")],
     dataset: Annotated[str | None, typer.Option(help="Draw it for this data set; by default the paper's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The folder to write to; RESULTS/figures if left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=check_folder, help="The folder to write to; RESULTS/figures if left out.")
+    ] = None,
     check: Annotated[bool, typer.Option(help="Write nothing; fail (exit 1) when a figure is stale.")] = False,
     models: Models = None,
     data_dir: DataDir = None,
@@ -166,9 +181,12 @@ def figure(
 def export(
     result: Annotated[Path, typer.Argument(help="A result.json, or the folder that holds it.")],
     kind: Annotated[str, typer.Option("--format", help="robustbench: an entry of its leaderboard.")] = "robustbench",
-    output: Annotated[Path | None, typer.Option(help="The file to write instead of printing.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=check_file, help="The file to write instead of printing.")
+    ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Instead: a folder for the adversarial examples as PNG files.")
+        Path | None,
+        typer.Option(callback=check_folder, help="Instead: a folder for the adversarial examples as PNG files."),
     ] = None,
     models: Models = None,
 ) -> None:
@@ -178,7 +196,8 @@ def export(
         from robbench.report.pictures import SHEET, write_pictures
 
         count, rounded = write_pictures(result, pictures)
-        print(f"{count} adversarial examples and {SHEET} written to {pictures}; 8 bits round {rounded} of them.")
+        written = format_count(count, "adversarial example")
+        print(f"{written} and {SHEET} written to {pictures}; 8 bits round {rounded} of them.")
         return
     from robbench.models.card import Registry
     from robbench.report.export import export_result
@@ -198,7 +217,11 @@ def _run_missing(table: FilledTable, registry: Registry, results: Path, options:
 
     runs = table.list_possible_runs(registry)
     waiting = sum(not {*row.missing.runs} <= {*runs} for row in table.rows)
-    print(f"{table.paper_table.id}: {len(runs)} runs to make; {waiting} rows wait for training.", file=sys.stderr)
+    print(
+        f"{table.paper_table.id}: {format_count(len(runs), 'run')} to make; {waiting} of "
+        f"{format_count(len(table.rows), 'row')} wait for training.",
+        file=sys.stderr,
+    )
     if not runs:
         return
     from robbench.evaluation.run import evaluate

@@ -33,6 +33,7 @@ from robbench.commands.options import (
 from robbench.commands.printing import announce, print_json, print_table, print_text
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
+from robbench.core.words import format_count
 
 if TYPE_CHECKING:
     from robbench.evaluation.planning import ModelPlan
@@ -87,7 +88,7 @@ def plan_runs(
         raise RobbenchError("--gpus and --workers given; a GPU is a worker, so give one of them.")
     count = gpus or workers or 1
     if count < 1:
-        raise RobbenchError(f"{count} workers given; there must be at least 1.")
+        raise RobbenchError(f"{count} workers given; allowed: 1 or more.")
     import_user_modules(imports or [])
     from robbench.evaluation.arguments import check_request
     from robbench.evaluation.options import Options
@@ -116,11 +117,14 @@ def plan_runs(
         print_json({"plans": [dataclasses.asdict(p) for p in plans], "total": None if elsewhere else sums})
         return
     _print_plans(plans)
-    print_text(f"Timed on {place}, {threads} threads, as busy as it is now. Start-up and loading are not counted.")
+    used = f"{place}, {format_count(threads, 'thread')}"
+    print_text(f"Timed on {used}, as busy as it is now. Start-up and loading are not counted.")
     if elsewhere:
-        print_text(f"The times are this CPU's. To plan for {gpus} GPUs, run `robbench plan` on a machine with a GPU.")
+        asked = format_count(count, "GPU")
+        print_text(f"The times are this CPU's. To plan for {asked}, run `robbench plan` on a machine with a GPU.")
     else:
-        print_text(f"{count} workers: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
+        shared = format_count(count, "worker")
+        print_text(f"{shared}: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
 
 
 def _print_plans(plans: list[ModelPlan]) -> None:
@@ -129,6 +133,6 @@ def _print_plans(plans: list[ModelPlan]) -> None:
     print_table([*as_rows(plans)], False)
     for p in plans:
         print_text(
-            f"{p.title}: {p.n} images, {p.seconds:.0f} s ± {100 * p.uncertainty:.0f} % on one worker. "
-            f"Passes: {p.source}. {p.lanes} lanes; at most {p.memory / 2**20:.0f} MiB so far."
+            f"{p.title}: {format_count(p.n, 'image')}, {p.seconds:.0f} s ± {100 * p.uncertainty:.0f} % on one worker. "
+            f"Passes: {p.source}. {format_count(p.lanes, 'lane')}; at most {p.memory / 2**20:.0f} MiB so far."
         )

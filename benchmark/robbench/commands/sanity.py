@@ -86,7 +86,7 @@ def sanity(
         return
     from robbench.report.sanity import print_sanity
 
-    print_sanity(found)
+    print_sanity(found, "Give the same command with --act, and it runs this suite too.")
 
 
 def examine_model(request: RunRequest, *, act: bool = False, hint_samples: bool = False) -> Examined:

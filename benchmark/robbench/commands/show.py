@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -22,6 +23,7 @@ from robbench.commands.printing import announce, print_json, print_text
 
 if TYPE_CHECKING:
     from robbench.certify.verify import CertifiedCheck
+    from robbench.models.card import Registry
     from robbench.models.spec import RecalledFields
     from robbench.recheck.recall import VerifyFields
     from robbench.recheck.verify import Verification
@@ -40,17 +42,21 @@ def as_object(result: ResultFile, results: Path) -> dict[str, Any]:
 
 
 def show(
-    model: Annotated[str, typer.Argument(help="A model's name, such as digits/natural.")],
+    model: Annotated[
+        str, typer.Argument(help="A model's name, such as digits/natural, or that of a model of your own.")
+    ],
     models: Models = None,
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Show a model's card, and its stored results."""
+    """Show a model's card, and its stored results. A model of your own has results only."""
     from robbench.models.card import Registry, read_card_text
 
-    entry = Registry.default(models or []).find(model)
-    card = entry.card  # an invalid card is refused before anything is printed
-    if not as_json:  # at once: reading results takes a second
+    registry = Registry.default(models or [])
+    own = _find_own(model, registry, results)
+    entry = None if own else registry.find(model)
+    card = entry and entry.card  # an invalid card is refused before anything is printed
+    if entry and card and not as_json:  # at once: reading results takes a second
         print_text(f"# {entry.full_name}  ({entry.path})\n")
         print_text(read_card_text(entry.path).expandtabs(4))
         if card.weights is not None and not card.shipped:
@@ -58,15 +64,22 @@ def show(
         sys.stdout.flush()
     from robbench.certify.interval import CertificateIndex
     from robbench.masking.stored import VerdictIndex
-    from robbench.results.reader import read_results
+    from robbench.results.reader import Damage, read_results
 
-    stored, damaged = read_results(results, entry.full_name)
-    damaged += VerdictIndex(results).list_damaged(entry.full_name)
-    damaged += CertificateIndex(results).list_damaged(entry.full_name)
+    names = [entry.full_name] if entry else own
+    stored: list[ResultFile] = []
+    damaged: list[Damage] = []
+    for pattern in map(glob.escape, names):
+        found, unread = read_results(results, pattern)
+        stored += found
+        damaged += (
+            unread + VerdictIndex(results).list_damaged(pattern) + CertificateIndex(results).list_damaged(pattern)
+        )
     if as_json:
         described = [as_object(r, results) for r in stored]
         lost = {"damaged": list(map(str, damaged))} if damaged else {}
-        print_json({"model": entry.full_name, "card": card.model_dump(mode="json"), "results": described} | lost)
+        about = {"model": names[0], "card": card and card.model_dump(mode="json")}
+        print_json(about | {"results": described} | lost)
         return
     if stored:
         from robbench.report.terminal import print_results
@@ -75,7 +88,37 @@ def show(
     for damage in damaged:
         print_text(str(damage))
     if not stored and not damaged:
-        print_text(f"No results yet: robbench eval --model {entry.full_name}")
+        print_text(f"No results yet: robbench eval --model {model}")
+
+
+def _find_own(model: str, registry: Registry, results: Path) -> list[str]:
+    """List the full names of models that have this name and a folder in a results tree; none if a card has the name.
+
+    Args:
+        model: `dataset/name`, a name alone, or the source that was measured, such as mine:make_net.
+        registry: the models with a card.
+        results: the results tree.
+
+    Raises:
+        CardError: there is neither such a folder nor one card of this name. The message lists the folders.
+    """
+    from robbench.core.errors import CardError
+    from robbench.models.sources import parse_source
+
+    try:
+        registry.find(model)
+    except CardError as error:
+        cards = {entry.full_name for entry in registry.entries()}
+        folders = {path.parent.relative_to(results).as_posix() for path in results.glob("*/*/*/")}
+        own = sorted(folders - cards)
+        source = parse_source(model)
+        asked = model if source is None else source.name
+        found = [name for name in own if asked in (name, name.partition("/")[2])]
+        if found and not any(entry.name == model for entry in registry.entries()):
+            return found
+        listed = f" In {results} there are also: {', '.join(own)}." if own else ""
+        raise CardError(f"{error}{listed}") from None
+    return []
 
 
 @takes_model_options("dataset")

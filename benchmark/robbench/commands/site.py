@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from robbench.commands.options import Models, Results
+from robbench.commands.options import Models, Results, check_folder
 from robbench.commands.printing import announce, tree
 
 __all__ = ["report", "serve"]
 
 
 def report(
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("build/report"),
+    out: Annotated[Path, typer.Option(callback=check_folder, help="The folder to write to.")] = Path("build/report"),
     models: Models = None,
     results: Results = Path("results"),
 ) -> None:

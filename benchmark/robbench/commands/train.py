@@ -12,6 +12,7 @@ import typer
 from robbench.commands.options import DataDir, Device, Models, explain_interrupt
 from robbench.commands.printing import announce
 from robbench.core.errors import RobbenchError, unknown_name
+from robbench.core.words import format_count
 
 if TYPE_CHECKING:
     from robbench.models.card import Entry, Registry
@@ -120,7 +121,7 @@ def cards(
         print(f"{path} is stale: run `robbench cards`." if check else f"{path} written.", file=sys.stderr)
     if check and paths:
         raise typer.Exit(1)
-    print("The cards are up to date." if not paths else f"{len(paths)} cards written.")
+    print("The cards are up to date." if not paths else f"{format_count(len(paths), 'card')} written.")
 
 
 def _check(given: dict[str, str | None]) -> None:
@@ -194,7 +195,7 @@ def _find_family(text: str, registry: Registry) -> list[Entry]:
 
 def _explain_skipped(entry: Entry) -> None:
     trained = entry.card.trained
-    done = "" if trained is None else f" ({trained.iterations} iterations)"
+    done = "" if trained is None else f" ({format_count(trained.iterations, 'iteration')})"
     print(f"{entry.full_name} is trained already{done}. --restart trains it again.")
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "StorageError",
     "SuiteError",
     "UnshippedError",
+    "suggest_names",
     "unknown_name",
 ]
 
@@ -53,10 +54,15 @@ class StorageError(RobbenchError):
     """A file cannot be written."""
 
 
+def suggest_names(given: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean A or B?` with the closest known names; empty if none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
     """Return the message for an unknown name. It lists the closest known names, then all known names."""
     names = sorted(known)
-    close = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
     listed = ", ".join(names) if names else "none"
-    return f"Unknown {kind} {given[:100]!r}.{hint} Known: {listed}."
+    return f"Unknown {kind} {given[:100]!r}.{suggest_names(given, names)} Known: {listed}."

@@ -244,6 +244,8 @@ def describe_broken(broken: Sequence[str], total: int) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # its text would name the path again
+        return error.strerror
     return _show((str(error).splitlines() or [type(error).__name__])[0])
 
 

@@ -67,7 +67,8 @@ def convert_errors(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise DataError(f"{where}: {str(error) or type(error).__name__}") from error
+        reason = error.strerror if isinstance(error, OSError) else ""  # the whole text would name the path again
+        raise DataError(f"{where}: {reason or str(error) or type(error).__name__}") from error
 
 
 def read_digits(spec: DatasetSpec, split: str, files: list[Path]) -> Iterator[Part]:

@@ -26,6 +26,7 @@ from robbench.core.errors import RobbenchError
 from robbench.core.machine import keep_freed_memory
 from robbench.core.threat import Ball
 from robbench.core.types import JUDGES, Judge, Status
+from robbench.core.words import format_count
 from robbench.engine.engine import Rows
 from robbench.evaluation.inputs import Images, resolve
 from robbench.evaluation.options import Options, check_names
@@ -100,7 +101,8 @@ class AttackOutcome:
         """Print the accuracies, not the tensors."""
         clean, robust = 100 * self.clean_accuracy, 100 * self.robust_accuracy
         flags = f", flags: {', '.join(self.flags)}" if self.flags else ""
-        return f"AttackOutcome({len(self.broken)} images: {clean:.1f} % clean, {robust:.1f} % robust{flags})"
+        size = format_count(len(self.broken), "image")
+        return f"AttackOutcome({size}: {clean:.1f} % clean, {robust:.1f} % robust{flags})"
 
 
 def compute_clean_accuracy(

@@ -9,7 +9,7 @@ from numbers import Integral, Rational, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from robbench.core.errors import RobbenchError, SuiteError, unknown_name
+from robbench.core.errors import RobbenchError, SuiteError, suggest_names, unknown_name
 from robbench.core.files import digest
 from robbench.core.numbers import parse_eps, parse_threat
 from robbench.core.types import NORMS
@@ -17,7 +17,17 @@ from robbench.core.types import NORMS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TARGETS", "OptionFields", "Options", "OtherFields", "check_count", "check_names", "is_list", "name_target"]
+__all__ = [
+    "TARGETS",
+    "OptionFields",
+    "Options",
+    "OtherFields",
+    "check_count",
+    "check_names",
+    "is_list",
+    "name_target",
+    "read_tree",
+]
 
 
 TARGETS = ("least-likely", "random", "next")
@@ -170,7 +180,9 @@ def _read_choice(error: type[RobbenchError], *allowed: str) -> Callable[[str, An
     def read(name: str, value: Any) -> str | None:
         if value is None or (isinstance(value, str) and value in allowed):
             return value
-        raise error(f"{name}: {value!r} given; allowed: {', '.join(allowed)}, or None.")
+        raise error(
+            f"{name}: {value!r} given; allowed: {', '.join(allowed)}, or None.{suggest_names(str(value), allowed)}"
+        )
 
     return read
 
@@ -218,7 +230,7 @@ def _read_target(name: str, value: Any) -> str | tuple[int, ...] | None:
     if isinstance(value, list | tuple) and all(isinstance(v, Integral) and not isinstance(v, bool) for v in value):
         return tuple(int(v) for v in value)
     shown = repr(value)
-    raise RobbenchError(f"{name}: {shown[:80]} given; {allowed}")
+    raise RobbenchError(f"{name}: {shown[:80]} given; {allowed}{suggest_names(str(value), TARGETS)}")
 
 
 _MOST_LEVELS = 1023  # 10 bits; float32 holds finer levels less exactly than rounding needs
@@ -247,6 +259,20 @@ def _read_path(name: str, value: Any) -> str | Path | None:
     if isinstance(value, os.PathLike) and isinstance(path := os.fspath(value), str):
         return path
     raise RobbenchError(f"{name}: {value!r} given; allowed: a path, or None.")
+
+
+def read_tree(name: str, value: Any) -> str | Path | None:
+    """Check the path of a results tree: a folder, or a path where nothing is yet.
+
+    Raises:
+        RobbenchError: it is no path, or a file is there. The message begins with `name`.
+    """
+    path = _read_path(name, value)
+    there = None if path is None else next((p for p in (Path(path), *Path(path).parents) if p.exists()), None)
+    if there is not None and path is not None and not there.is_dir():
+        given = "which" if there == Path(path) else f"and {there}"
+        raise RobbenchError(f"{name}: {path} given, {given} is a file; allowed: a folder, or a new path.")
+    return path
 
 
 def _read_paths(name: str, value: Any) -> tuple[str | Path, ...]:
@@ -285,7 +311,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "device": _read_device,
     "data_dir": _read_path,
     "models": _read_paths,
-    "results": _read_path,
+    "results": read_tree,
     "overwrite": _read_flag,
     "save_adversarials": _read_flag,
     "wait": _read_flag,

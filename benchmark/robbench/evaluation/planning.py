@@ -23,6 +23,7 @@ from robbench.classifier.checks import classify
 from robbench.classifier.prepare import Target
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.types import Status
+from robbench.core.words import format_count
 from robbench.evaluation.inputs import select
 from robbench.evaluation.options import check_count
 from robbench.evaluation.peers import Peer
@@ -168,7 +169,7 @@ def _scaled(run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> Mode
     n, count, tried = len(run.index), len(trial.index), trial.shards.collect_rows()
     rows, source = _records(run)
     if rows["sample"].nunique() < count:
-        rows, source = tried, f"a pilot on {count} images"
+        rows, source = tried, f"a pilot on {format_count(count, 'image')}"
     known = rows["sample"].nunique()
     attacked = rows[rows["status"].isin([Status.BROKEN, Status.ROBUST])]
     if attacked.empty:
@@ -218,7 +219,7 @@ def _records(run: EvaluationRun) -> tuple[pd.DataFrame, str]:
     except ResultError:  # damaged: the run itself will say so
         return nothing, ""
     rows = rows[rows["sample"].isin(run.index)]
-    return rows, f"records of {rows['sample'].nunique()} images in {run.store.folder}"
+    return rows, f"records of {format_count(rows['sample'].nunique(), 'image')} in {run.store.folder}"
 
 
 def _memory(target: Target) -> int:

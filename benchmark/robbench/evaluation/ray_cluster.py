@@ -19,6 +19,7 @@ import torch
 from robbench.core.errors import ModelError, RobbenchError
 from robbench.core.machine import versions
 from robbench.core.user_code import make_cwd_importable
+from robbench.core.words import format_count
 from robbench.evaluation.progress import Silent
 from robbench.evaluation.ray_actor import Actor, get_first_line, import_ray
 from robbench.evaluation.request import RunRequest
@@ -244,7 +245,7 @@ def open_pool(
                 f"--threads-per-worker {threads} given; the cluster has {cpus} CPUs. Give fewer threads."
             )
         if workers is not None and workers > most:
-            note(f"{workers} workers asked for; the cluster has room for {most}.")
+            note(f"{format_count(workers, 'worker')} asked for; the cluster has room for {most}.")
         pool = RayPool(min(workers or most, most), threads, gpu)
         try:
             yield pool

@@ -188,6 +188,7 @@ class EvaluationRun(Setup):
                 store.require_identity(self.request.expected, self.title())
             lock = lock_result(Path(options.results or "."), store.folder, options.wait, self.reporter.note)
             self._context.enter_context(lock)
+            self._context.push(store.forget_refused)
             probe = make_probe(self.target, self.images, self.lanes)
             self.answers = check_stored_answers(probe, store, options.overwrite, self.reporter.note)
         known = store.open(options.overwrite, self.reporter.note, self._suffices) if store else make_empty_rows()

@@ -15,6 +15,7 @@ from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target
 from robbench.core import version
 from robbench.core.errors import DataError, SuiteError
+from robbench.core.words import format_goal
 from robbench.evaluation.arguments import check_radius, choose_norm, choose_threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options, name_target
@@ -106,9 +107,8 @@ class Setup:
 
     def title(self) -> str:
         """Return the title of the run for messages, such as `digits/at · quick · Linf 1/5`."""
-        goal = "" if self.options.target is None else f" · target {name_target(self.options.target)}"
-        levels = "" if self.options.levels is None else f" · {self.options.levels} levels"
-        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {self.threat}{goal}{levels}"
+        goal = f"{self.threat}{format_goal(self._asking())}"
+        return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {goal}"
 
     def find_gaps(self) -> dict[str, str]:
         """Return a flag if attacks of the suite are left out: name -> sentence."""
@@ -134,8 +134,8 @@ class Setup:
         changed |= {"one_by_one": "True"} if options.one_by_one else {}
         changed |= {"target": name_target(options.target)} if options.target is not None else {}
         changed |= {"levels": str(options.levels)} if options.levels is not None else {}
-        used = any(isinstance(s.attack, Transfer) for s in self.stages)
-        changed |= {"surrogate": options.surrogate} if options.surrogate is not None and used else {}
+        used = next((s.attack.name for s in self.stages if isinstance(s.attack, Transfer)), None)
+        changed |= {"surrogate": used} if used is not None and options.surrogate is not None else {}
         return changed | ({"seed": str(options.seed)} if options.seed else {})
 
     def identity(self) -> dict[str, Any]:

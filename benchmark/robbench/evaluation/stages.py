@@ -123,7 +123,8 @@ def _transfer(s: Stage, target: Target, images: Images, options: Options) -> Tra
     """
     first, registry = images.x(np.arange(min(2, len(images.y)))), Registry.default([Path(m) for m in options.models])
     if options.surrogate is not None:
-        surrogate = load_surrogate(options.surrogate, images.num_classes, target.device, first, options)
+        classes = images.num_classes or count_classes(target, images)
+        surrogate = load_surrogate(options.surrogate, images.dataset, classes, target.device, first, options)
         return Transfer(*surrogate, build_inner_attack(s))
     optional = s.optional or all(entry.dataset != images.dataset for entry in registry.entries())
     try:

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from robbench.attacks import Attack, describe
 from robbench.classifier.batch_width import device_of
 from robbench.classifier.prepare import prepare
-from robbench.core.errors import ModelError, SuiteError
+from robbench.core.errors import ModelError, RobbenchError, SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Norm, Problem, State
 from robbench.engine import engine
 from robbench.evaluation.options import Options
-from robbench.models.card import Registry
+from robbench.models.card import DATASETS, Registry
 from robbench.models.load import load_model
 from robbench.models.load_source import load_source
 from robbench.models.spec import ModelSpec
@@ -170,13 +170,14 @@ def build_inner_attack(stage: Stage) -> Attack:
 
 
 def load_surrogate(
-    name: str, num_classes: int | None, device: torch.device, first: Tensor, options: Options
+    name: str, dataset: str, num_classes: int, device: torch.device, first: Tensor, options: Options
 ) -> tuple[nn.Module, str, str]:
     """Load the surrogate that the user names.
 
     Args:
         name: a registered model, or a source.
-        num_classes: of the images; None where it is not known.
+        dataset: name of the data set of the images.
+        num_classes: the number of logits that the surrogate must have.
         device: where the surrogate runs.
         first: a few images [n, C, H, W] to try it on.
         options: folders of registries, and whether layers may be replaced.
@@ -185,11 +186,23 @@ def load_surrogate(
         The surrogate, its name for results, and the SHA-256 of its weights.
 
     Raises:
-        RobbenchError: it cannot be loaded, or it has no gradient.
+        RobbenchError: it cannot be loaded, does not fit the images, or has no gradient. The message names it.
     """
+    try:
+        return _load_surrogate(name, dataset, num_classes, device, first, options)
+    except RobbenchError as error:
+        raise type(error)(f"--surrogate {name}: {error}") from error
+
+
+def _load_surrogate(
+    name: str, dataset: str, num_classes: int, device: torch.device, first: Tensor, options: Options
+) -> tuple[nn.Module, str, str]:
     spec = ModelSpec(name)
     if spec.source is None:
-        loaded = load_model(Registry.default([Path(m) for m in options.models]).find(name))
+        entry = Registry.default([Path(m) for m in options.models]).find(name)
+        if entry.dataset != dataset and dataset in DATASETS:
+            raise ModelError(f"{entry.full_name} given; expected: a model of data set {dataset!r}.")
+        loaded = load_model(entry)
         module, origin, weights = loaded.module, name, loaded.weights_sha256
     else:
         _, channels, rows, columns = first.shape
@@ -197,8 +210,11 @@ def load_surrogate(
         module, origin, weights = found.module, str(found.identity["source"]), found.weights
     surrogate = prepare(module, device, first, fast_layers=options.fast_layers)
     with torch.enable_grad():
-        if not surrogate(first.to(device, copy=True).requires_grad_(True)).requires_grad:
-            raise ModelError(f"--surrogate {name}: the model has no gradient, so no image can be perturbed with it.")
+        logits = surrogate(first.to(device, copy=True).requires_grad_(True))
+    if logits.shape[1] != num_classes:
+        raise ModelError(f"The model has {logits.shape[1]} classes; the model that is attacked has {num_classes}.")
+    if not logits.requires_grad:
+        raise ModelError("The model has no gradient, so no image can be perturbed with it.")
     return surrogate, origin, weights
 
 

@@ -27,6 +27,7 @@ from robbench.core.errors import ModelError
 from robbench.core.machine import Growth, describe_device, environment, held_bytes, versions
 from robbench.core.threat import Ball
 from robbench.core.types import Judge
+from robbench.core.words import format_count
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.keep_adversarials import Keeper
@@ -171,7 +172,7 @@ class Worker:
             if self.job.target.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.widths.halve()
-            notes = (f"out of memory ({failure}); going on with {self.widths.lanes} lanes.",)
+            notes = (f"out of memory ({failure}); going on with {format_count(self.widths.lanes, 'lane')}.",)
 
     def _look(self, positions: NDArray[np.int64], notes: tuple[str, ...]) -> CleanReport:
         target, images = self.job.target, self.job.images

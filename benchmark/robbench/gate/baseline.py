@@ -33,6 +33,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
+from robbench.core.words import format_goal
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import (
     Accuracy,
@@ -188,6 +189,12 @@ class BaselineEntry(StrictModel):
     def threat(self) -> dict[str, str]:
         """The norm and the exact radius, such as {"norm": "Linf", "eps": "1/5"}."""
         return {key: self.identity["threat"][key] for key in ("norm", "eps")}
+
+    @property
+    def title(self) -> str:
+        """Model, suite, threat and target, such as `digits/at · quick · Linf 0.2`."""
+        goal = f"{parse_threat(**self.threat)}{format_goal(self.identity)}"
+        return f"{self.name} · {self.identity['suite']['name']} · {goal}"
 
     def index(self) -> NDArray[np.int64]:
         """Return the official indices of the images, [n]."""

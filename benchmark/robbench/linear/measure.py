@@ -20,6 +20,7 @@ from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError, ResultError
 from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
+from robbench.core.words import format_count
 from robbench.evaluation.inputs import Images, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.linear.record import (
@@ -95,7 +96,7 @@ def measure_linear(
     identity = _identity(target, images)
     title = f"{images.dataset}/{target.name}"
     width = choose_lanes(lanes, len(at), images.x(np.arange(1)).shape[1:], target.device)
-    told = f"{title}: logits and gradients of {len(at)} images"
+    told = f"{title}: logits and gradients of {format_count(len(at), 'image')}"
     if results is None:
         note(told)
         return _measure(target, images, at, width, identity)[0]
@@ -103,7 +104,7 @@ def measure_linear(
     probe = make_probe(target, images, width)
     with lock_result(Path(results), folder, wait=True, note=note):
         if (stored := _stored(folder, identity, len(at), probe, overwrite)) is not None:
-            note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
+            note(f"{title}: known since {stored.date[:10]} on {format_count(stored.n, 'image')}, nothing to compute.")
             return stored
         note(told)
         file, measured, activations = _measure(target, images, at, width, identity)

@@ -75,21 +75,7 @@ def examine(
     reporter: Reporter | None = None,
     **fields: Unpack[RunFields],
 ) -> SanityFile:
-    """Check whether a robust accuracy of this model can be trusted (docs/sanity.md).
-
-    Args:
-        model: as for `robbench.evaluate`.
-        act: run the suite that is advised, too.
-        reporter: hears of progress.
-        **fields: as for `robbench.evaluate`, but samples is 200 where it is left out. Where dataset names a known data
-            set, transfer from its registered models is tried too. With results, everything is stored and found again.
-
-    Returns:
-        Verdict, checks and measurements, as they are stored in sanity.json.
-
-    Raises:
-        RobbenchError: the model, the data or the options do not allow it; the sentence says why.
-    """
+    """Check whether a robust accuracy of this model can be trusted: `robbench.sanity`, which says what is given."""
     check_names(fields, RunFields)
     request = RunRequest(ModelSpec.take(model, fields), SUITE, Options.take({"samples": SAMPLES, **fields}))
     return run_sanity(request, reporter, act=act).sanity

@@ -205,7 +205,13 @@ def adapt(model: Any, x: Tensor) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if hasattr(model, "predict"):
-        return EstimatorModel(model, x).eval()
+        try:
+            with contain_exits():
+                return EstimatorModel(model, x).eval()
+        except ModelError:
+            raise
+        except Exception as error:  # an estimator may raise anything about its input
+            raise ModelError(_word_refused_rows(model, x, error)) from error
     try:
         with contain_exits():
             if isinstance(model(x.clone()), Tensor):
@@ -233,6 +239,19 @@ def find_adapter(module: nn.Module) -> Adapter | None:
 def _name_object(value: Any) -> str:
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     return f"{getattr(value, '__module__', '')}.{name}"
+
+
+def _word_refused_rows(estimator: object, x: Tensor, error: Exception) -> str:
+    """Say why an estimator of scikit-learn cannot be given these images."""
+    given, fitted = x[0].numel(), getattr(estimator, "n_features_in_", None)
+    if fitted in (None, given):
+        return f"{type(estimator).__name__} cannot be asked about {given} pixels an image: {error}"
+    return (
+        f"{type(estimator).__name__} was fitted to {fitted} numbers an image, and an image of shape "
+        f"{tuple(x.shape[1:])} has {given}. Give images of the size and channels that the model was fitted to. With "
+        "--data, --resize and --crop change the size, and --channels 1 makes gray images (in Python resize=, crop= "
+        "and channels=)."
+    )
 
 
 def _as_array(x: Tensor) -> NDArray[Any]:

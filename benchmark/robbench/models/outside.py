@@ -214,6 +214,10 @@ def call_model_function(what: str, where: str, name: str, x: Tensor) -> nn.Modul
         except ModuleNotFoundError as error:
             if not f"{where}.".startswith(f"{error.name}."):
                 raise  # the user's module imports something that is missing
+            if where.endswith(".py"):
+                raise ModelError(
+                    f"{what}: the name of a module has no .py; give {where.removesuffix('.py')}:{name}."
+                ) from None
             place = f"neither in {os.getcwd()} nor installed"
             raise ModelError(f"{what}: no module {error.name!r}, {place}. All sources: {ALLOWED}.") from None
         if not hasattr(owner, name):

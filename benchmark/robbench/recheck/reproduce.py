@@ -17,6 +17,7 @@ from robbench.classifier.answers import describe_other_answers
 from robbench.core.errors import ResultError
 from robbench.core.stats import mcnemar
 from robbench.core.types import Status
+from robbench.core.words import format_count, format_goal
 from robbench.evaluation.inputs import make_probe
 from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.progress import Reporter
@@ -126,7 +127,8 @@ class Reproduction:
             if len(differences) > most:
                 found.append(f"{kind}: {len(differences) - most} more (--json lists all)")
         r = self.stored
-        about = f"{r.dataset}/{r.model} · {r.suite} · {r.threat.norm} {r.threat.eps}, {self.n} images"
+        goal = f"{r.threat.norm} {r.threat.eps}{format_goal(r.identity)}"
+        about = f"{r.dataset}/{r.model} · {r.suite} · {goal}, {format_count(self.n, 'image')}"
         return [*found, f"{about}: {self.conclude()}"]
 
     def conclude(self) -> str:

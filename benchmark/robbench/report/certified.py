@@ -10,6 +10,7 @@ from robbench.certify.interval import CertificateIndex, find_contradictions
 from robbench.certify.record import CertifiedFile, certified_folder, read_certified
 from robbench.core.errors import RobbenchError
 from robbench.core.numbers import parse_threat
+from robbench.core.words import format_count
 from robbench.report.console import make_console
 from robbench.report.tables import print_rows
 from robbench.results.reader import read_results
@@ -29,7 +30,7 @@ def print_certified(file: CertifiedFile, root: Path) -> None:
     console = make_console()
     name = f"{file.dataset}/{file.model}"
     counts = ", ".join(f"{count} {verdict}" for verdict, count in file.counts.items())
-    console.print(f"{name} · {file.method}: {file.n} images: {counts}", soft_wrap=True)
+    console.print(f"{name} · {file.method}: {format_count(file.n, 'image')}: {counts}", soft_wrap=True)
     if file.method == "smoothing":
         title = f"{name}, sigma {file.settings['sigma']}: certified accuracy of the smoothed classifier, %"
         print_rows(console, make_radius_rows([file], root), title=title)

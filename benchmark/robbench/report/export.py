@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robbench.core.errors import CardError, ResultError, unknown_name
+from robbench.core.words import format_count, format_goal
 from robbench.models.card import ModelCard, Registry
 from robbench.results.reader import read_vouched
 from robbench.results.schema import Accuracy, ResultFile
@@ -105,10 +106,11 @@ def _percent(accuracy: Accuracy) -> str:
 
 def _footnote(result: ResultFile) -> str:
     worst = result.robust_accuracy
+    goal = f"{result.threat.norm} {result.threat.eps}{format_goal(result.identity)}"
     text = (
-        f"robbench, suite {result.suite}, {result.threat.norm} {result.threat.eps}: worst case {_percent(worst)} % of "
-        f"{result.n} images, 95 % interval {100 * worst.low:.2f} to {100 * worst.high:.2f}; seed {result.seed}; "
-        f"run {result.run_id[:8]}."
+        f"robbench, suite {result.suite}, {goal}: worst case {_percent(worst)} % of "
+        f"{format_count(result.n, 'image')}, 95 % interval {100 * worst.low:.2f} to {100 * worst.high:.2f}; "
+        f"seed {result.seed}; run {result.run_id[:8]}."
     )
     if (target := result.identity.get("target")) is not None:
         text += f" Targeted: only predictions of the target count as breaks (target {str(target)[:40]})."
@@ -128,9 +130,9 @@ def _list_gaps(result: ResultFile, card: ModelCard | None) -> list[str]:
     if result.threat.norm not in _LEADERBOARDS.get(result.dataset, ()):
         notes.append(f"RobustBench has no leaderboard for {result.dataset} under {result.threat.norm}.")
     elif result.n < _TEST_IMAGES[result.dataset]:
-        notes.append(
-            f"{result.n} images were measured; RobustBench's leaderboard takes {_TEST_IMAGES[result.dataset]}."
-        )
+        size = format_count(result.n, "image")
+        were = "was" if result.n == 1 else "were"
+        notes.append(f"{size} {were} measured; RobustBench's leaderboard takes {_TEST_IMAGES[result.dataset]}.")
     if card is None:
         notes.append("No card has the weights that were measured: name and additional_data are not known.")
     return notes

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from rich.text import Text
 
-from robbench.core.numbers import parse_threat
+from robbench.core.words import format_count
 from robbench.gate.decision import Decision, GateFinding, GateOutcome
 from robbench.gate.paired import Comparison, Flip, PairedTest
 from robbench.report.console import TerminalConsole, make_console
@@ -38,8 +38,10 @@ def format_headline(d: Decision) -> str:
     failed = sum(f.outcome is GateOutcome.FAILED for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
     tests = sum(f.test.counted for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
     models, n = len(d.comparisons), sum(c.n for c in d.comparisons)
-    verdict = f"FAILED: {failed} of {tests} tests" if d.failed else f"passed: {tests} tests"
-    size = f"{models} model{'s' if models > 1 else ''}, {n} images"
+    verdict = (
+        f"FAILED: {failed} of {format_count(tests, 'test')}" if d.failed else f"passed: {format_count(tests, 'test')}"
+    )
+    size = f"{format_count(models, 'model')}, {format_count(n, 'image')}"
     tail = f"; {d.early}" if d.early else ""
     return f"Gate {verdict} ({size}, α = {d.policy.alpha:g}, allowed drop {d.policy.max_drop:g} points{tail})"
 
@@ -73,15 +75,14 @@ def _findings_of(d: Decision, c: Comparison) -> list[GateFinding]:
 
 
 def _title(c: Comparison) -> str:
-    suite = c.now.identity["suite"]["name"]
-    threat = parse_threat(c.before.threat["norm"], c.before.threat["eps"])
-    return f"{c.before.name} · {suite} · {threat}"
+    return c.before.title
 
 
 def explain_finding(f: GateFinding) -> list[str]:
     """List sentences with the meaning of a finding, possible causes and advice. A passed test has none."""
     t = f.test
-    numbers = f"{len(t.lost)} images lost, {len(t.gained)} gained of {t.n} ({t.points:+.1f} points), p = {f.p:.2g}"
+    lost = format_count(len(t.lost), "image")
+    numbers = f"{lost} lost, {len(t.gained)} gained of {t.n} ({t.points:+.1f} points), p = {f.p:.2g}"
     if f.outcome is GateOutcome.PASSED:
         return []
     if f.outcome is GateOutcome.TOLERATED:
@@ -160,7 +161,7 @@ def _notes(d: Decision) -> Iterator[str]:
     n = min(c.before.n for c in d.comparisons)
     if d.early is None and 100 * d.resolution > d.policy.max_drop * n:
         yield (
-            f"With {n} images and none gained, a worst case fails if at least {d.resolution} are lost "
+            f"With {format_count(n, 'image')} and none gained, a worst case fails if at least {d.resolution} are lost "
             f"({100 * d.resolution / n:.1f} points; the allowed drop is {d.policy.max_drop:g}). Measure more images to "
             "find smaller drops."
         )

@@ -20,9 +20,11 @@ from robbench.results.reader import Damage, read_vouched_robust
 from robbench.results.schema import Accuracy, ResultFile
 
 __all__ = [
+    "NO_IMAGE_LEFT",
     "Score",
     "build_group_table",
     "compute_overestimation",
+    "format_attacks",
     "format_damage",
     "format_group_title",
     "format_points",
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+NO_IMAGE_LEFT = "no image left"
+"""Stands for the robust accuracy under an attack that was given no image, because earlier attacks broke all."""
 _LEVEL = 0.05  # significance level of the paired test
 
 
@@ -152,6 +156,22 @@ def format_points(points: float | None) -> str:
     return "–" if points is None else f"{round(points, 1) + 0.0:.1f}"
 
 
+def format_attacks(result: ResultFile) -> dict[str, str]:
+    """Return the robust accuracy under each attack as a percentage: name -> text, `no image left` where none was given.
+
+    In a cascade, an attack is given only the images that no earlier attack broke.
+    """
+    return {
+        a.name: format_percent(a.robust_accuracy) if i == 0 or _is_given_images(result, i) else NO_IMAGE_LEFT
+        for i, a in enumerate(result.attacks)
+    }
+
+
+def _is_given_images(result: ResultFile, position: int) -> bool:
+    """Return whether an attack was given an image: in a cascade, whether one stood before it."""
+    return result.mode != "cascade" or result.attacks[position - 1].robust_accuracy.value > 0
+
+
 def build_group_table(
     results: list[ResultFile],
     root: Path | None = None,
@@ -173,7 +193,7 @@ def build_group_table(
     attacks = list(dict.fromkeys(a.name for r in results for a in r.attacks))
     rows = []
     for rank, r in rank_results(results, root):
-        accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
+        accuracies = format_attacks(r)
         name = r.model
         if root is not None and folder is not None:
             name = Markdown(f"[{escape_markdown(name)}]({link_result(root, r, folder)})")

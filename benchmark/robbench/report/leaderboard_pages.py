@@ -36,7 +36,7 @@ PAGE = "leaderboard.md"
 _INTRO = """\
 # Leaderboard
 
-Generated from `results/` by `robbench leaderboard`; do not edit. Each row is one model under one
+Generated from `{tree}/` by `robbench leaderboard`; do not edit. Each row is one model under one
 threat. Accuracies are percentages of the n test images, with 95 % Wilson intervals.
 
 - **Clean** is the accuracy without an attack.
@@ -55,7 +55,7 @@ threat. Accuracies are percentages of the n test images, with 95 % Wilson interv
 - **Date** is the month of the latest result.
 """
 _DETAILS = """\
-Generated from `results/` by `robbench leaderboard`; do not edit. Accuracies are percentages of the n test images
+Generated from `{tree}/` by `robbench leaderboard`; do not edit. Accuracies are percentages of the n test images
 with 95 % Wilson intervals. **Worst case** counts an image as robust only if no attack of the suite broke it. The tables
 are ranked by it. A model is tied (marked =) with the best model of its rank if the difference is not significant on the
 same images: McNemar's exact paired test on the per-image records gives p of 5 % or more, not corrected for the number
@@ -85,12 +85,13 @@ def render_leaderboard(root: Path, page: Path, beside: bool = False) -> dict[Pat
     damaged = [*stored.damaged, *verdicts.list_damaged(), *certificates.list_damaged()]
     datasets = sorted({r.dataset for r in stored.results} | {Path(d.name).parts[0] for d in damaged})
     places = {d: page.with_name(f"{page.stem}-{d}.md") if beside else root / d / PAGE for d in datasets}
-    parts = [_INTRO]
+    tree = escape_markdown(root.resolve().name)
+    parts = [_INTRO.replace("{tree}", tree)]
     if places:
         links = [f"- [{escape_markdown(d)}]({_link(place, page)})\n" for d, place in places.items()]
         parts.append(f"Details by suite:\n\n{''.join(links)}")
     else:
-        parts.append(f"No results in `{root.name}/` yet. Make one: `robbench eval --model digits/natural`.\n")
+        parts.append(f"No results in `{tree}/` yet. Make one: `robbench eval --model digits/natural`.\n")
     if wrong := find_contradictions(root):
         parts.append("## Errors of robbench\n\n" + "".join(f"- {escape_markdown(text)}\n" for text in wrong))
     standings = list_standings(root, stored.results, verdicts, certificates)
@@ -99,7 +100,7 @@ def render_leaderboard(root: Path, page: Path, beside: bool = False) -> dict[Pat
     results = sorted(stored.results, key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
     for dataset, place in places.items():
         own = [r for r in results if r.dataset == dataset]
-        parts = [f"# {escape_markdown(dataset)}: details by suite\n", _DETAILS]
+        parts = [f"# {escape_markdown(dataset)}: details by suite\n", _DETAILS.replace("{tree}", tree)]
         parts.append(f"Best known worst cases over all suites: [leaderboard]({_link(page, place)}).\n")
         if not own:
             parts.append("All results are damaged. The first page names them.\n")
@@ -128,7 +129,7 @@ def _make_tables(standings: Sequence[Standing], root: Path, folder: Path) -> lis
         parts.append("\n".join([f"## {escape_markdown(title)}\n", table, *filter(None, lists)]))
     if minor := list(dict.fromkeys(_format_title(s) for s in standings if _is_minor(s))):
         lines = "".join(f"- {escape_markdown(title)}\n" for title in minor)
-        text = "Models with the suites `quick` and `sanity` alone under these threats are only in the details."
+        text = "A model has no row above under one of these threats if only the suites `quick` and `sanity` ran on it."
         parts.append(f"## Other threats\n\n{text}\n\n{lines}")
     return parts
 

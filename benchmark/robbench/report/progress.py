@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from robbench.core.words import format_count
 from robbench.report.console import TerminalConsole
 
 __all__ = ["TerminalReporter", "TerminalView", "format_duration"]
@@ -62,7 +63,8 @@ class TerminalReporter:
         """Print the size of the run, an upper bound on its time, and how to make it shorter."""
         self.close()
         self.n = n
-        text = f"{title}: {n} images, {clean} classified correctly ({100 * clean / n:.1f} %), {len(stages)} attacks"
+        text = f"{title}: {format_count(n, 'image')}, {clean} classified correctly ({100 * clean / n:.1f} %), "
+        text += format_count(len(stages), "attack")
         if seconds:
             text += f", at most {format_duration(seconds)} on {device} (less where images break early)"
         self.console.print(text, style="bold", soft_wrap=True)
@@ -146,12 +148,12 @@ class TerminalView:
             sums = [sum(counts) for counts in zip(*self.counts.values(), strict=True)]
             self.bar.update(self.task, completed=sums[0], total=sums[1])
         elif ended:
-            self.console.print(f"  {title}: {total} records", soft_wrap=True)
+            self.console.print(f"  {title}: {format_count(total, 'record')}", soft_wrap=True)
 
     def update(self, finished: int, asked: int) -> None:
         """Show how many runs are finished."""
         if self.bar is not None:
-            self.bar.update(self.task, description=f"{finished} of {asked} runs")
+            self.bar.update(self.task, description=f"{finished} of {format_count(asked, 'run')}")
 
     def note(self, text: str) -> None:
         """Print a warning."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,22 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from pydantic_core import CoreSchema, core_schema
 
 from robbench.core.errors import ResultError, unknown_name
-from robbench.report.escape import escape_control
-from robbench.report.leaderboard import format_group_title, format_with_interval
+from robbench.core.numbers import parse_threat
+from robbench.core.words import format_count
+from robbench.masking.stored import VerdictIndex
+from robbench.report.escape import escape_control, escape_html
+from robbench.report.leaderboard import (
+    NO_IMAGE_LEFT,
+    format_attacks,
+    format_group_title,
+    format_percent,
+    format_with_interval,
+)
 from robbench.report.terminal import summarize_result
 from robbench.results.adversarials import Points, merge, read
 from robbench.results.schema import Accuracy, AttackResult, ResultFile
 
-__all__ = ["AttackResults", "Result"]
+__all__ = ["AttackResults", "Result", "Results"]
 
 _COLUMNS = ("Attack", "Robust, % [95 %]", "Forward passes", "Backward passes")
 
@@ -62,24 +70,40 @@ class Result(ResultFile):
     attacks: AttackResults
     _read_records: Callable[[], pd.DataFrame] = PrivateAttr()
     _points: Path | None = PrivateAttr()
+    _root: Path | None = PrivateAttr()
 
     @classmethod
-    def of(cls, file: ResultFile, read_records: Callable[[], pd.DataFrame], points: Path | None) -> Result:
+    def of(
+        cls,
+        file: ResultFile,
+        read_records: Callable[[], pd.DataFrame],
+        points: Path | None = None,
+        root: Path | None = None,
+    ) -> Result:
         """Make a result of the content of result.json.
 
         Args:
             file: the content.
             read_records: returns the rows of the images of this result.
             points: the file of the adversarial examples; None if there is no results tree.
+            root: the results tree.
         """
         result = cls(**{name: getattr(file, name) for name in ResultFile.model_fields})
-        result._read_records, result._points = read_records, points
+        result._read_records, result._points, result._root = read_records, points, root
         return result
 
     @property
     def worst_case(self) -> Accuracy:
         """The robust accuracy over all attacks: a share in [0, 1], with its 95 % interval."""
         return self.robust_accuracy
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of `robbench.sanity` on the same weights, data and threat, from the results tree of this result.
+
+        It is trustworthy, suspicious, masked, randomized or undecided. Without such a run it is unchecked.
+        """
+        return VerdictIndex(self._root).find(self)
 
     @property
     def records(self) -> pd.DataFrame:
@@ -111,6 +135,10 @@ class Result(ResultFile):
             replace(g, sample=g.sample.copy(), x=g.x.astype(np.promote_types(g.x.dtype, np.float32))) for g in groups
         ]
 
+    def __repr__(self) -> str:
+        """Return the sentence in one line."""
+        return f"<Result {escape_control(self._summarize())}>"
+
     def __str__(self) -> str:
         """Return a sentence and a table with a row for each attack."""
         rows = [_COLUMNS, *self._list_rows()]
@@ -123,25 +151,20 @@ class Result(ResultFile):
 
     def _repr_html_(self) -> str:
         """Return the same as HTML. Names and flags are escaped."""
-        head = "".join(f'<th style="text-align:{_align(i)}">{c}</th>' for i, c in enumerate(_COLUMNS))
-        rows = "".join(
-            "<tr>"
-            + "".join(f'<td style="text-align:{_align(i)}">{_escape(c)}</td>' for i, c in enumerate(row))
-            + "</tr>"
-            for row in self._list_rows()
-        )
-        flags = "".join(f"<p>⚠ {_escape(flag)}</p>" for flag in self._list_flags())
         return (
-            f"<div><p><b>{_escape(format_group_title(self))}</b></p><p>{_escape(self._summarize())}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{flags}</div>"
+            f"<div><p><b>{escape_html(format_group_title(self))}</b></p><p>{escape_html(self._summarize())}</p>"
+            f"{_make_html_table(_COLUMNS, self._list_rows())}{_make_html_flags(self._list_flags())}</div>"
         )
 
     def _summarize(self) -> str:
-        return summarize_result(self, f"{self.n} images")
+        return summarize_result(self, f"{self.verdict}, {format_count(self.n, 'image')}")
 
     def _list_rows(self) -> Iterable[tuple[str, ...]]:
+        accuracies = format_attacks(self)
         for a in self.attacks:
-            yield a.name, format_with_interval(a.robust_accuracy), f"{a.forwards}", f"{a.backwards}"
+            left = accuracies[a.name] == NO_IMAGE_LEFT
+            accuracy = NO_IMAGE_LEFT if left else format_with_interval(a.robust_accuracy)
+            yield a.name, accuracy, f"{a.forwards}", f"{a.backwards}"
         totals = (f"{self.forwards}", f"{self.backwards}")
         yield "worst case", format_with_interval(self.robust_accuracy), *totals
 
@@ -149,9 +172,45 @@ class Result(ResultFile):
         return [f"{name}: {text}" for name, text in self.flags.items()]
 
 
-def _align(column: int) -> str:
-    return "right" if column else "left"
+class Results(list[Result]):
+    """The results at several radii: a list. `print` shows a sentence for each, and a notebook a table."""
+
+    def __str__(self) -> str:
+        """Return a sentence for each result, and the flags."""
+        return escape_control("\n".join([*(r._summarize() for r in self), *self._list_flags()]))
+
+    def _repr_html_(self) -> str:
+        """Return a table with a row for each result, and the flags. All text is escaped."""
+        rows = [
+            (
+                r.model,
+                str(parse_threat(r.threat.norm, r.threat.eps)),
+                format_percent(r.clean_accuracy),
+                format_with_interval(r.robust_accuracy),
+                r.verdict,
+                f"{r.n}",
+            )
+            for r in self
+        ]
+        head = ("Model", "Threat", "Clean, %", "Worst case, % [95 %]", "Verdict", "n")
+        return f"<div>{_make_html_table(head, rows)}{_make_html_flags(self._list_flags())}</div>"
+
+    def _list_flags(self) -> list[str]:
+        return list(dict.fromkeys(flag for r in self for flag in r._list_flags()))
 
 
-def _escape(text: str) -> str:
-    return html.escape(escape_control(text))
+def _make_html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Make a table whose first column is aligned on the left and all others on the right."""
+
+    def make_row(cells: Iterable[str], tag: str) -> str:
+        return "".join(
+            f'<{tag} style="text-align:{"right" if i else "left"}">{escape_html(cell)}</{tag}>'
+            for i, cell in enumerate(cells)
+        )
+
+    body = "".join(f"<tr>{make_row(row, 'td')}</tr>" for row in rows)
+    return f"<table><thead><tr>{make_row(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _make_html_flags(flags: Iterable[str]) -> str:
+    return "".join(f"<p>⚠ {escape_html(flag)}</p>" for flag in flags)

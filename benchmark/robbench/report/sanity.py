@@ -1,16 +1,21 @@
-"""The output of `robbench sanity` on a terminal. Imports no torch."""
+"""The output of `robbench sanity` on a terminal, and what `robbench.sanity` returns. Imports no torch."""
 
 from __future__ import annotations
 
 from rich.text import Text
 
+from robbench.core.words import format_count
 from robbench.masking.record import CheckResult, SanityFile
 from robbench.report.console import make_console
+from robbench.report.escape import escape_control, escape_html
 from robbench.report.leaderboard import format_with_interval
 from robbench.report.progress import format_duration
 from robbench.report.tables import print_rows
 
-__all__ = ["format_verdict", "print_sanity"]
+__all__ = ["SanityResult", "format_verdict", "print_sanity"]
+
+_COLUMNS = ("Check", "Value", "Passes if", "Status", "What was seen")
+_IN_PYTHON = "Call `robbench.sanity` again with act=True, and it runs this suite too."
 
 _STATUS_STYLE = {"pass": "green", "warn": "yellow", "fail": "red", "not applicable": "dim"}
 _VERDICT_STYLE = {
@@ -25,37 +30,55 @@ def format_verdict(file: SanityFile) -> str:
     return (
         f"{file.dataset}/{file.model}, {file.threat.norm} {file.threat.eps}: {file.verdict}{by}. "
         f"PGD alone leaves {format_with_interval(m.pgd)}, everything together {format_with_interval(m.best)} % of "
-        f"{file.n} images."
+        f"{format_count(file.n, 'image')}."
     )
 
 
-def print_sanity(file: SanityFile, every: bool = True) -> None:
+class SanityResult(SanityFile):
+    """What `robbench.sanity` returns: the content of sanity.json. `print` and notebooks show its summary."""
+
+    @classmethod
+    def of(cls, file: SanityFile) -> SanityResult:
+        """Make a result of the content of sanity.json."""
+        return cls(**{name: getattr(file, name) for name in SanityFile.model_fields})
+
+    def __repr__(self) -> str:
+        """Return the verdict in one line."""
+        return f"<SanityResult {escape_control(format_verdict(self))}>"
+
+    def __str__(self) -> str:
+        """Return the verdict, a line for each check that did not pass, and what to do next."""
+        checks = [f"  {c.name}: {_format_value(c)}, {_format_status(c)}. {c.reason}" for c in _list_found(self)]
+        lines = [format_verdict(self), *checks, _count_checks(self), *_list_advice(self, _IN_PYTHON)]
+        return escape_control("\n".join(lines))
+
+    def _repr_html_(self) -> str:
+        """Return the same as HTML. All text is escaped."""
+        head = "".join(f'<th style="text-align:left">{name}</th>' for name in _COLUMNS)
+        rows = "".join(
+            "<tr>" + "".join(f'<td style="text-align:left">{escape_html(str(cell))}</td>' for cell in row) + "</tr>"
+            for row in (_make_row(c).values() for c in _list_found(self))
+        )
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+        after = "".join(f"<p>{escape_html(t)}</p>" for t in (_count_checks(self), *_list_advice(self, _IN_PYTHON)))
+        return f"<div><p><b>{escape_html(format_verdict(self))}</b></p>{table}{after}</div>"
+
+
+def print_sanity(file: SanityFile, again: str, every: bool = True) -> None:
     """Print the verdict, the checks, and the suite to run next.
 
     Args:
         file: the content of sanity.json.
+        again: says how to run the suite that is advised.
         every: print all checks; False prints only checks that did not pass.
     """
     console = make_console()
     console.print(format_verdict(file), style=f"bold {_VERDICT_STYLE[file.verdict]}", soft_wrap=True)
-    shown = [c for c in file.checks if every or c.status in ("warn", "fail")]
+    shown = file.checks if every else _list_found(file)
     if shown:
         print_rows(console, [_make_row(c) for c in shown], right=("Value",))
-    if file.advice.suite:
-        name = f"{file.dataset}/{file.model}"
-        console.print(
-            f"Next: --suite {file.advice.suite}. {file.advice.reason} The usual PGD overestimates by "
-            f"{file.advice.gain:.1f} points already. `robbench sanity {name} --act` runs it.",
-            soft_wrap=True,
-        )
-    if file.verdict == "undecided":
-        console.print(file.advice.reason, soft_wrap=True)
-    if file.acted is not None:
-        accuracy = format_with_interval(file.acted.robust_accuracy)
-        console.print(
-            f"The lower of this run and suite {file.acted.suite}, on the same images: {accuracy} %.",
-            soft_wrap=True,
-        )
+    for text in _list_advice(file, again):
+        console.print(text, soft_wrap=True)
     passes = sum(c.pairs + c.forwards / 3 for c in file.measurements.cost.values()) / file.n
     console.print(
         f"{passes:.0f} forward-backward pairs an image (three forward passes count as one), "
@@ -63,12 +86,41 @@ def print_sanity(file: SanityFile, every: bool = True) -> None:
     )
 
 
+def _list_found(file: SanityFile) -> list[CheckResult]:
+    """Return the checks that warn or fail."""
+    return [c for c in file.checks if c.status in ("warn", "fail")]
+
+
+def _count_checks(file: SanityFile) -> str:
+    passed = sum(c.status == "pass" for c in file.checks)
+    left_out = sum(c.status == "not applicable" for c in file.checks)
+    return f"{passed} of {format_count(len(file.checks), 'check')} passed, {left_out} did not apply."
+
+
+def _list_advice(file: SanityFile, again: str) -> list[str]:
+    """Say which suite to run next, how (`again`), and what it gave if it has run."""
+    texts = []
+    if file.advice.suite:
+        texts.append(
+            f"Next: --suite {file.advice.suite}. {file.advice.reason} The usual PGD overestimates by "
+            f"{file.advice.gain:.1f} points already." + (f" {again}" if file.acted is None else "")
+        )
+    if file.verdict == "undecided":
+        texts.append(file.advice.reason)
+    if file.acted is not None:
+        accuracy = format_with_interval(file.acted.robust_accuracy)
+        texts.append(f"The lower of this run and suite {file.acted.suite}, on the same images: {accuracy} %.")
+    return texts
+
+
+def _format_value(c: CheckResult) -> str:
+    return "–" if c.value is None else f"{c.value:.3g}"
+
+
+def _format_status(c: CheckResult) -> str:
+    return c.status + (f" → {c.decides}" if c.decides else "")
+
+
 def _make_row(c: CheckResult) -> dict[str, str | Text]:
-    status = c.status + (f" → {c.decides}" if c.decides else "")
-    return {
-        "Check": c.name,
-        "Value": "–" if c.value is None else f"{c.value:.3g}",
-        "Passes": c.threshold,
-        "Status": Text(status, _STATUS_STYLE[c.status]),
-        "What was seen": c.reason,
-    }
+    cells = (c.name, _format_value(c), c.threshold, Text(_format_status(c), _STATUS_STYLE[c.status]), c.reason)
+    return dict(zip(_COLUMNS, cells, strict=True))

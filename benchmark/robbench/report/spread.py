@@ -17,6 +17,7 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, parse_json, read_json, set_aside, write_atomically
+from robbench.core.words import format_goal
 from robbench.report.console import make_console
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.sweep import read_robust_table
@@ -106,7 +107,7 @@ def build_spread(root: Path, results: Sequence[ResultFile]) -> Spread:
         values = [int(v) / n for v in robust.sum()]
         attacks.append(AttackSpread(name, values, make_accuracy(int(robust.all(axis=1).sum()), n)))
     other = "".join(f"-{k}-{v.replace('/', 'of')}" for k, v in sorted(first.overrides.items()) if k != "seed")
-    threat = f"{first.threat.norm} {first.threat.eps}"
+    threat = f"{first.threat.norm} {first.threat.eps}{format_goal(first.identity)}"
     stem = f"{first.dataset}/{first.model}/{first.suite}@seeds-{min(seeds)}-{max(seeds)}{other}"
     run_ids = [r.run_id for r in results]
     return Spread(

@@ -20,6 +20,7 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, read_bounded, set_aside, write_atomically
 from robbench.core.stats import mcnemar
+from robbench.core.words import format_count, format_goal
 from robbench.report.console import make_console
 from robbench.report.escape import format_csv
 from robbench.report.figures.canvas import MARKERS, OKABE_ITO, plain_text
@@ -125,7 +126,7 @@ def build_sweep(root: Path, results: Sequence[ResultFile], clean: bool = False) 
         measured = make_accuracy(int(c["worst case"].sum()), n)
         points.append(Point(r.threat.eps, attacks, make_accuracy(int(robust.sum()), n), measured, missed, r.run_id))
     other = "".join(f"-{k}-{v}" for k, v in sorted(first.overrides.items()) if k not in ("eps", "norm"))
-    title = f"{first.dataset}/{first.model} · {first.suite} · {first.threat.norm}"
+    title = f"{first.dataset}/{first.model} · {first.suite} · {first.threat.norm}{format_goal(first.identity)}"
     stem = f"{first.dataset}/{first.model}/{first.suite}@sweep-{first.threat.norm}{other}"
     norm = first.threat.norm
     return Sweep(title, n, stem, points, [*_note_missed(points, norm), *_note_rises(points, columns, norm)])
@@ -210,8 +211,8 @@ def read_robust_table(root: Path, result: ResultFile) -> pd.DataFrame:
 
 def _note_missed(points: list[Point], norm: str) -> list[str]:
     return [
-        f"{norm} {p.eps}: the attacks missed {p.missed} images that are broken at a smaller radius. They count as "
-        f"broken: worst case {format_percent(p.worst_case)} instead of the measured {format_percent(p.measured)}."
+        f"{norm} {p.eps}: the attacks missed {format_count(p.missed, 'image')} broken at a smaller radius, counted "
+        f"as broken: worst case {format_percent(p.worst_case)} instead of the measured {format_percent(p.measured)}."
         for p in points
         if p.missed
     ]
@@ -229,9 +230,10 @@ def _note_rises(points: list[Point], columns: list[pd.DataFrame], norm: str) -> 
             if gained > lost and p < _LEVEL:
                 notes.append(
                     f"{name}: robust accuracy RISES from {100 * small.mean():.1f} at {norm} {attacked[i - 1].eps} to "
-                    f"{100 * large.mean():.1f} at {attacked[i].eps} ({gained} images are robust only at the larger "
-                    f"radius, {lost} only at the smaller; p = {p:.2g}). True robustness cannot rise, so the attack "
-                    "fails at the larger radius. Suspect masked gradients, too few steps or too large steps."
+                    f"{100 * large.mean():.1f} at {attacked[i].eps} (robust only at the larger radius: "
+                    f"{format_count(gained, 'image')}, {lost} only at the smaller; p = {p:.2g}). True robustness "
+                    "cannot rise, so the attack fails at the larger radius. Suspect masked gradients, too few steps or "
+                    "too large steps."
                 )
     return notes
 

@@ -9,10 +9,12 @@ from rich.text import Text
 
 from robbench.certify.interval import CertificateIndex, find_contradictions
 from robbench.core.numbers import parse_threat
+from robbench.core.words import format_goal
 from robbench.masking.stored import VerdictIndex
 from robbench.report.console import make_console
 from robbench.report.leaderboard import (
     compute_overestimation,
+    format_attacks,
     format_percent,
     format_points,
     format_with_interval,
@@ -29,6 +31,9 @@ __all__ = ["print_results", "summarize_result"]
 _FIRST = ("Model", "Clean", "Worst case [95 %]", "Verdict")
 _WORDS = ("Rank", "Model", "Verdict")
 _COLUMNS = (*_FIRST, "Rank", "Over", "n", "Time")
+
+
+_ABOUT_OVER = "Over: points by which the usual attack (PGD on cross-entropy, one start) overstates the worst case."
 
 
 def print_results(results: Sequence[ResultFile], root: Path) -> None:
@@ -64,27 +69,36 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
                 console.print(Text.assemble((f"{r.model}: {name}:", "yellow"), " ", text), soft_wrap=True)
         for _, r in ranked:
             console.print(summarize_result(r, verdicts.find(r)), soft_wrap=True)
+        if any(compute_overestimation(r) is not None for r in group):
+            console.print(_ABOUT_OVER, style="dim", soft_wrap=True)
 
 
 def summarize_result(r: ResultFile, verdict: str) -> str:
     """Say a result in one sentence, such as `at: 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, …`."""
     threat = parse_threat(r.threat.norm, r.threat.eps)
     low, high = 100 * r.robust_accuracy.low, 100 * r.robust_accuracy.high
-    goal = f" against target {r.overrides['target']}" if "target" in r.overrides else ""
-    levels = f" in {r.overrides['levels']} levels" if "levels" in r.overrides else ""
     text = (
         f"{r.model}: {format_percent(r.clean_accuracy)} % clean, {format_percent(r.robust_accuracy)} % "
-        f"[{low:.1f}, {high:.1f}] robust at {threat}{goal}{levels}, {verdict}"
+        f"[{low:.1f}, {high:.1f}] robust at {threat}{format_goal(r.identity)}, {verdict}"
     )
     if r.mode == "full" and len(r.attacks) > 1:  # elsewhere, later attacks got fewer images
-        text += f", strongest attack {min(r.attacks, key=lambda a: a.robust_accuracy.value).name}"
+        text += f", {_name_strongest(r)}"
     return f"{text}, {_format_time(r)}"
+
+
+def _name_strongest(r: ResultFile) -> str:
+    """Name the attack that left the fewest images robust, or all of them where several left equally few."""
+    least = min(a.robust_accuracy.value for a in r.attacks)
+    names = [a.name for a in r.attacks if a.robust_accuracy.value == least]
+    if len(names) == len(r.attacks) and least == r.clean_accuracy.value:
+        return "no attack broke an image"
+    return f"strongest attack{'s (tied)' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _make_row(
     rank: str, r: ResultFile, attacks: dict[str, str], verdicts: VerdictIndex, intervals: dict[str, str]
 ) -> dict[str, str]:
-    accuracies = {a.name: format_percent(a.robust_accuracy) for a in r.attacks}
+    accuracies = format_attacks(r)
     return {
         "Rank": rank,
         "Model": r.model,

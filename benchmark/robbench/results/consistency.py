@@ -15,6 +15,7 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
+from robbench.core.words import format_count, format_goal
 from robbench.data.sets import NAMES
 from robbench.results.differences import list_differences
 from robbench.results.grid import Grid
@@ -77,9 +78,10 @@ class Verification:
         """Print the verdict in one line."""
         r = self.result
         tail = f", {len(self.borderline)} within rounding of the boundary" if self.borderline else ""
+        goal = f"{r.threat.norm} {r.threat.eps}{format_goal(r.identity)}"
         return (
-            f"{r.dataset}/{r.model} · {r.suite} · {r.threat.norm} {r.threat.eps}: {self.confirmed} of {self.breaks} "
-            f"breaks of {r.n} images confirmed, {len(self.refuted)} mismatches{tail}."
+            f"{r.dataset}/{r.model} · {r.suite} · {goal}: {self.confirmed} of {self.breaks} "
+            f"breaks of {format_count(r.n, 'image')} confirmed, {format_count(len(self.refuted), 'mismatch')}{tail}."
         )
 
 
@@ -156,13 +158,10 @@ def _find_override_mismatches(stored: ResultFile) -> Iterator[Mismatch]:
     asked = {key: identity.get(key) for key in ("sample_seed", "gradients", "target", "levels")}
     expected = {key: str(value) for key, value in asked.items() if value is not None}
     expected |= {key: str(identity[key]) for key in ("seed", "one_by_one") if identity.get(key)}
-    # The identity names the surrogate by its content, where the user may have named a path.
-    attacks = identity.get("attacks")
-    is_used = isinstance(attacks, list) and any(isinstance(a, dict) and "surrogate" in a for a in attacks)
-    if "surrogate" in given and is_used:
-        expected["surrogate"] = given["surrogate"]
-    threat = {"norm": stored.threat.norm, "eps": stored.threat.eps}
-    expected |= {key: value for key, value in threat.items() if key in given}
+    attacks = [a for a in identity.get("attacks", []) if isinstance(a, dict)]
+    used = {str(a.get("surrogate")) for a in attacks if a.get("kind") == "transfer"}
+    implied = {"norm": stored.threat.norm, "eps": stored.threat.eps, "surrogate": min(used, default=None)}
+    expected |= {key: str(value) for key, value in implied.items() if key in given}
     if "eps" in given:
         with contextlib.suppress(ValueError):
             expected["eps"] = given["eps"] if _is_radius(given["eps"], stored) else expected["eps"]

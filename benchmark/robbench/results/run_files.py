@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from robbench.core.errors import ModelError, ResultError
 from robbench.core.files import digest
+from robbench.core.words import format_count
 from robbench.models.sources import parse_source
 from robbench.results.adversarials import FILE as ADVERSARIALS
 from robbench.results.judging_code import DESCRIPTION, MOST_DESCRIPTION_BYTES
@@ -157,7 +158,7 @@ def _finished(root: Path) -> Iterator[StoredRun]:
 def _read_finished(root: Path) -> Iterator[StoredRun]:
     for path in list_result_paths(root):
         aside = len(list(path.parent.glob("*.damaged*")))
-        note = f"{aside} damaged files set aside" if aside else ""
+        note = f"{format_count(aside, 'damaged file')} set aside" if aside else ""
         try:
             result = read_in_tree(root, path.parent)
         except ResultError as error:

@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from robbench.core import version
-from robbench.core.errors import ResultError
+from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.files import (
     check_path_component,
     digest,
@@ -260,6 +260,19 @@ class RunStore:
     def begin(self, description: dict[str, Any]) -> None:
         """Write run.json, before anything is computed."""
         write_atomically(self.partial / DESCRIPTION, seal({**description, "identity": self.identity}))
+
+    def forget_refused(self, kind: object, error: object, trace: object) -> None:
+        """Remove an unfinished run that an error refused before it had a record. The arguments are those of `__exit__`.
+
+        The folder of this run must be locked.
+        """
+        if not isinstance(error, RobbenchError) or not self.partial.is_dir():
+            return
+        if {path.name for path in self.partial.iterdir()} <= {DESCRIPTION}:
+            self._remove_partial()
+            with contextlib.suppress(OSError):  # a folder holds something else
+                for place in (self.folder, *self.folder.parents[:2]):
+                    place.rmdir()
 
     def find_unstored_breaks(self, rows: pd.DataFrame) -> pd.Series[bool]:
         """Return a mask of the rows that are breaks without a stored adversarial example."""

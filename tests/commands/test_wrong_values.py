@@ -1,0 +1,106 @@
+"""Wrong values on the command line: one sentence with what was given, what is allowed, and the closest value."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.commands import run
+
+CODE = """
+import torch
+from torch import nn
+
+def gray():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)).eval()
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)).eval()
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise ValueError("my own error")
+
+def broken():
+    return Broken().eval()
+
+def rows():
+    from sklearn.linear_model import LogisticRegression
+    x = torch.rand(20, 64, generator=torch.Generator().manual_seed(0)).numpy()
+    return LogisticRegression().fit(x, [0, 1] * 10)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "wrong_nets.py").write_text(CODE)
+    (folder / "file").write_text("")
+    (folder / "folder").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        (folder / f"colour/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"colour/{'ab'[i % 2]}/{i}.png")
+    (folder / "list.csv").write_text("path,label\nnowhere.png,0\n")
+    return folder
+
+
+EVAL = ("eval", "-m", "digits/at", "-s", "quick")
+OWN = ("eval", "--eps", "0.1", "--results", "r", "--data", "colour", "-s", "quick", "-m")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ((*EVAL, "--samples", "1e3"), "--samples: '1e3' given; allowed: a whole number"),
+        ((*EVAL, "--lanes", "x"), "--lanes: 'x' given; allowed: a whole number"),
+        ((*EVAL, "--seeds", "2.5"), "--seeds: '2.5' given; allowed: a whole number"),
+        ((*EVAL, "--on-broken", "skp"), "--on-broken: 'skp' given; allowed: stop, skip. Did you mean skip"),
+        ((*EVAL, "--target", "nxt"), "or None. Did you mean next?"),
+        ((*EVAL, "--norm", "linf"), "or None. Did you mean Linf?"),
+        ((*EVAL, "--executor", "rai"), "allowed: process, ray. Did you mean ray?"),
+        ((*EVAL, "--gradients", "float16"), "allowed: bfloat16. Did you mean bfloat16?"),
+        ((*EVAL, "--eps", "0.1,,0.2"), "Several radii have commas between them"),
+        (("check", "--baseline", "file", "--alpha", "low"), "--alpha: 'low' given; allowed: a number"),
+        (("check", "--baseline", "file", "--max-drop", "-1"), "--max-drop: -1.0 given"),
+        (("certify", "digits/at", "--method", "boundz"), "Did you mean bounds?"),
+        (("evl",), "Did you mean 'eval'? See"),
+        ((*EVAL, "--results", "file"), "--results: file given, which is a file; allowed: a folder"),
+        ((*EVAL, "--results", "file/r"), "--results: file/r given, and file is a file; allowed: a folder"),
+        (("show", "digits/at", "--results", "file"), "--results: file given, which is a file"),
+        (("runs", "--results", "file"), "--results: file given, which is a file"),
+        (("report", "--out", "file"), "--out: file given, which is a file"),
+        (("figure", "all", "--output", "file"), "--output: file given, which is a file"),
+        (("baseline", "-m", "digits/at", "--out", "folder"), "--out: folder given, which is a folder"),
+        (("baseline", "-m", "digits/at", "--out", "file/b.json"), "--out: file given, which is a file"),
+        (("leaderboard", "--output", "folder"), "--output: folder given, which is a folder"),
+        (("check", "--baseline", "file", "--junit", "folder"), "--junit: folder given, which is a folder"),
+        ((*OWN, "wrong_nets:rows"), "was fitted to 64 numbers an image, and an image of shape (3, 16, 16) has 768"),
+        (
+            (*OWN, "wrong_nets:gray"),
+            "The model takes gray images, and these have 3 channels. With --data, --channels 1",
+        ),
+        ((*OWN, "wrong_nets:colour", "--channels", "1"), "The model takes colour images, and these have 1 channel."),
+        ((*OWN, "wrong_nets:linear"), "takes 64 numbers, and an image has 768. With --data, --resize"),
+        ((*OWN, "wrong_nets.py:gray"), "the name of a module has no .py; give wrong_nets:gray."),
+        ((*OWN, "wrong_nets:gray", "--data", "list.csv"), "robbench: nowhere.png: No such file or directory. It is"),
+        ((*OWN, "wrong_nets:gray", "--classes", "none"), "none: not a mapping of classes: No such file or directory"),
+    ],
+)
+def test_a_wrong_value_gives_one_sentence_that_helps(place, command, message):
+    said = run(*command, cwd=place, code=2).stderr
+    assert message in said and "Traceback" not in said and "Value error" not in said
+    assert "parse string" not in said and "Errno" not in said
+
+
+def test_another_error_of_a_model_gets_no_hint_about_images(place):
+    said = run(*OWN, "wrong_nets:broken", cwd=place, code=2).stderr
+    assert "my own error" in said and "--channels" not in said and "--resize" not in said
+
+
+def test_a_folder_that_is_new_is_allowed(place):
+    run(*EVAL, "--samples", 2, "--results", "new/tree", cwd=place)
+    run(*EVAL, "--samples", 2, "--results", "new/tree", cwd=place)
