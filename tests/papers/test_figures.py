@@ -207,7 +207,8 @@ def test_written_again_they_are_the_same_and_check_tells_what_is_stale(tree):
     check = ("figure", "per-class", "--dataset", "digits", "--results", tree, "--check")
     assert "up to date" in run(*check)
     with Image.open(picture) as image:
-        assert sorted(image.text) == ["Numbers-SHA256", "Title"], "no date, no version"
+        assert sorted(image.text) == ["Description", "Numbers-SHA256", "Title"], "no date, no version"
+        assert image.text["Description"] == FIGURES["per-class"].caption
 
     table.write_bytes(first[1].replace(b"digits/at", b"digits/AT"))
     assert "per-class.csv is stale: run `robbench figure per-class`" in run(*check, code=1)

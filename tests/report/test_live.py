@@ -146,6 +146,8 @@ def test_only_the_page_is_served(tmp_path):
         inside = f"/{path.relative_to(root)}"
         for wrong in (inside, "/../secret", "/%2e%2e/secret", "//etc/passwd", "/?x", f"http://127.0.0.1:{port}/", "*"):
             assert ask(port, wrong)[0].status == 404
+        answer, body = ask(port, "/favicon.ico")
+        assert answer.status == 204 and not body, "a browser asks for it, and must not print an error"
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
             assert ask(port, method=method)[0].status == 501
         answer, body = ask(port, method="HEAD")

@@ -28,6 +28,7 @@ from robbench.report.site.page import Html, join, make_path, tag
 from robbench.report.site.paper_page import PaperPage
 from robbench.report.site.standing import list_standings
 from robbench.report.terminal import summarize_result
+from robbench.report.verdict import describe_verdict
 from robbench.results.reader import read_results
 from support.papers import attack, put, result
 from support.site import Page, make_site
@@ -423,3 +424,35 @@ def test_attacks_on_predicted_classes_are_named_where_they_ran(tmp_path):
     family = "From predicted classes alone (RayS, HopSkipJump)"
     assert any(line.startswith(family) for line in list_tested(standing))
     assert not any(line.startswith(family) for line in list_untested(standing, []))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"data": "e" * 64}, ("images all 3", "images all 2", "data eeeeeeee", "data dddddddd")),
+        ({"weights": "f" * 64}, ("weights ffffffff", "weights dddddddd")),
+        ({"dtype": "torch.float64"}, ("dtype torch.float64", "dtype None")),
+    ],
+)
+def test_two_blocks_of_one_threat_say_what_they_are_of(tmp_path, changed, words):
+    root, first = tmp_path / "results", {"weights": "d" * 64, "data": "d" * 64}
+    put(root, result("a", "whitebox", 1, {"PGD": 1}, n=2, identity=first))
+    put(root, result("a", "fast", 2, {"PGD": 2}, n=3, identity=first | changed))
+    found = standings(root)
+    assert len(found) == 2 and all(any(word in s.title for s in found) for word in words)
+    pages, _ = make_site(root, tmp_path / "out")
+    for name in ("models/mnist/a.html", "index.html"):
+        assert all(word in pages[name].text for word in words), name
+    headings = [text for text in pages["models/mnist/a.html"].inside("h2") if text.startswith("Linf")]
+    assert len(headings) == len(set(headings)) == 8, "each block has headings of its own"
+    names = [model["name"] for group in collect_pairs(found) for model in group["models"]]
+    assert len(names) == len(set(names))
+
+
+def test_one_block_says_no_more_than_its_threat(tmp_path):
+    store(tmp_path / "results", "a", "whitebox", PGD="rb")
+    (found,) = standings(tmp_path / "results")
+    assert found.apart == "" and found.title == found.threat == "Linf 0.3"
+    pages, _ = make_site(tmp_path / "results", tmp_path / "out")
+    assert "Verdict on the number of the usual PGD" in pages["models/mnist/a.html"].text
+    assert describe_verdict("unchecked") in pages["models/mnist/a.html"].text

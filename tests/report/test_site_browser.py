@@ -11,6 +11,7 @@ import pytest
 
 from robbench.models.card import Registry, locate_builtin_cards
 from robbench.report.site.build import write_site
+from robbench.report.site.paper_page import PaperPage
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra: browser)")
 CHROMIUM = shutil.which("chromium")
@@ -19,7 +20,7 @@ OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-PAGES = ["index.html", "models/digits/at.html", "compare.html"]
+PAGES = ["index.html", "models/digits/at.html", "compare.html", "tables.html", "tables/p.html"]
 pytestmark = [pytest.mark.whole, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 
@@ -34,7 +35,9 @@ def site(tmp_path_factory):
                 copy = shutil.copytree if path.is_dir() else shutil.copy
                 (folder / "results/digits" / model).mkdir(parents=True, exist_ok=True)
                 copy(path, folder / "results/digits" / model / path.name)
-    write_site(folder / "results", folder / "out", Registry([locate_builtin_cards()]), [], pytest.fail)
+    rows = [{"Card": "digits/at", "Paper": "51.2", "Ours": "49.9 [46.7, 53.2]", "n": "899"}] * 2
+    papers = [PaperPage("p", "A table", "How to read it.", rows, ["A note."], ["robbench eval"])]
+    write_site(folder / "results", folder / "out", Registry([locate_builtin_cards()]), papers, pytest.fail)
     return folder / "out"
 
 
@@ -164,10 +167,31 @@ def test_a_narrow_screen_shows_all_text(page, site, path):
             .map(e => e.outerHTML)"""
     )
     assert cut == []
+    frames = page.locator(".frame").all()
+    assert all(f.evaluate("frame => frame.scrollWidth <= frame.clientWidth") for f in frames), "no table is cut"
     if path == "index.html":
         assert page.locator("table.stacked td:visible", has_text="[").first.bounding_box()["x"] < 200, (
             "cells are stacked"
         )
+
+
+def test_marks_of_a_chart_do_not_lie_on_each_other(page):
+    boxes = page.locator(".claims li").evaluate_all(
+        """rows => rows.map(row => [...row.querySelectorAll("path")].map(mark => {
+            const box = mark.getBoundingClientRect(); return [box.left, box.right, box.top, box.bottom]; }))"""
+    )
+    assert [len(marks) for marks in boxes] == [2, 2]
+    for a, b in boxes:
+        assert a[3] <= b[2] or b[3] <= a[2], "one is above the other, however near their numbers are"
+
+
+def test_a_model_page_prints_whole(page, site):
+    page.goto(f"{site.as_uri()}/models/digits/at.html")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 1000})  # about A4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    for frame in page.locator(".frame").all():
+        assert frame.evaluate("frame => frame.scrollWidth <= frame.clientWidth"), "paper cannot scroll"
 
 
 def test_the_overview_is_small(site):

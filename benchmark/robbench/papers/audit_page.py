@@ -40,6 +40,10 @@ Numbers of others, in percent, of the full test set or of the images that the so
 authors of the model, or of the attack, gave for PGD."""
 _PARTS = {"paper": "grey", "same attack": "orange", "best known": "vermillion", "AutoAttack": "blue"}
 _LEGEND = {"paper": "the paper's PGD", "same attack": "same attack here, or usual number"}
+_CAPTION = (
+    "What to see: a long line means that the number of a paper, or of the usual PGD, claims too much. The best known "
+    "number is at the left end of the line."
+)
 
 
 def render_audit_page(audit: Audit, references: Sequence[Reference], picture: str) -> str:
@@ -218,14 +222,15 @@ def plan_audit_figure(audit: Audit, references: Sequence[Reference]) -> FigurePl
 
     def paint() -> Figure:
         names = list(dict.fromkeys(numbers["model"]))
-        figure = make_figure(8.6, 1.6 + 0.24 * len(names))
+        figure = make_figure(8.6, 1.6 + 0.3 * len(names))
         axes = figure.subplots()
         for i, name in enumerate(names):
             values = numbers[numbers["model"] == name]["percent"]
             axes.plot([values.min(), values.max()], [i, i], color="#cccccc", linewidth=2.5, zorder=1)
-        for part, colour in _PARTS.items():
+        for k, (part, colour) in enumerate(_PARTS.items()):
             chosen = numbers[numbers["number"] == part]
-            places = [names.index(name) for name in chosen["model"]]
+            # Equal numbers would lie on each other, so each kind has a height of its own.
+            places = [names.index(name) + 0.2 * (k - (len(_PARTS) - 1) / 2) for name in chosen["model"]]
             marker = "x" if part == "AutoAttack" else "o"
             label, colour = _LEGEND.get(part, part), OKABE_ITO[colour]
             axes.scatter(chosen["percent"], places, color=colour, marker=marker, s=26, label=label, zorder=2)
@@ -239,4 +244,4 @@ def plan_audit_figure(audit: Audit, references: Sequence[Reference]) -> FigurePl
         add_legend_below(figure, [axes], columns=4)
         return figure
 
-    return FigurePlan(numbers, paint)
+    return FigurePlan(numbers, paint, caption=_CAPTION)

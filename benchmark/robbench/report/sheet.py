@@ -6,7 +6,9 @@ Imports no torch.
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,14 +21,16 @@ from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.masking.record import MOST_LANDSCAPE_BYTES, SanityFile
-from robbench.report.figures.canvas import plain_text, set_log_axis, shrink_png
+from robbench.report.figures.canvas import format_level, plain_text, set_log_axis, shrink_png
+from robbench.report.verdict import describe_verdict
 
-__all__ = ["draw_sheet"]
+__all__ = ["draw_sheet", "paint_sheet"]
 
-_COLOUR = {
-    "undecided": "#9a6700", "trustworthy": "#1a7f37", "suspicious": "#9a6700", "masked": "#cf222e",
+_COLOUR = {  # a trustworthy number has no colour: green would praise the model, which may be at 0 %
+    "undecided": "#9a6700", "trustworthy": "#1f2328", "suspicious": "#9a6700", "masked": "#cf222e",
     "randomized": "#cf222e",
 }  # fmt: skip
+_SMALL: dict[str, Any] = {"fontsize": 9.5, "color": "#444444"}
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 
@@ -38,20 +42,24 @@ def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
         ResultError: a file is damaged: the landscape cannot be read, or the measurements do not fit together.
     """
     try:
-        content = _draw(file, read_flat_table(landscape, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True))
+        frame = read_flat_table(landscape, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True)
+        page = io.BytesIO()
+        # The file does not hold matplotlib's version, so the same data give the same bytes.
+        paint_sheet(file, frame).savefig(page, metadata={"Software": None})
     except Exception as error:  # the schema does not say how long each list is, and a reader can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResultError(
             f"{landscape.parent}: the page cannot be drawn ({reason}). Remove sanity.json and landscape.parquet, and "
             "run `robbench sanity` again."
         ) from None
-    write_atomically(output, content)
+    write_atomically(output, shrink_png(page.getvalue()))
 
 
-def _draw(file: SanityFile, frame: pd.DataFrame) -> bytes:
+def paint_sheet(file: SanityFile, frame: pd.DataFrame) -> Figure:
+    """Paint the page from the measurements, and from the margins around the first images (landscape.parquet)."""
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 5.2, 8])
+    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.5, 5.2, 8.3])
     head, planes, plots = parts[:, 0]
     _draw_head(head, file)
     _draw_planes(planes, frame)
@@ -60,31 +68,38 @@ def _draw(file: SanityFile, frame: pd.DataFrame) -> bytes:
     _draw_grid(axes[0, 1], file)
     _draw_curves(axes[1, 0], file)
     _draw_challenges(axes[1, 1], file)
-    page = io.BytesIO()
-    # The file does not hold matplotlib's version, so the same data give the same bytes.
-    figure.savefig(page, metadata={"Software": None})
-    return shrink_png(page.getvalue())
+    return figure
 
 
 def _draw_head(part: SubFigure, file: SanityFile) -> None:
     m = file.measurements
     title = f"{file.dataset}/{file.model} · {file.threat.norm} {file.threat.eps} · {file.n} images · seed {file.seed}"
-    part.text(0.01, 0.72, title, fontsize=17, weight="bold")
-    part.text(0.01, 0.36, file.verdict.upper(), fontsize=17, weight="bold", color=_COLOUR[file.verdict])
-    by = f"decided by {', '.join(file.decided_by)}" if file.decided_by else "no check speaks against the usual attack"
-    part.text(0.16, 0.38, by, fontsize=12)
+    part.text(0.01, 0.8, title, fontsize=17, weight="bold")
+    statement = f"The usual PGD leaves {m.pgd.value:.1%} robust: {describe_verdict(file.verdict)}"
+    part.text(0.01, 0.52, statement, fontsize=17, weight="bold", color=_COLOUR[file.verdict])
+    by = f"decided by {', '.join(file.decided_by)}" if file.decided_by else "no check speaks against the usual PGD"
+    part.text(0.01, 0.27, f"Verdict on this number: {file.verdict}, {by}", fontsize=12)
     numbers = (
-        f"clean {m.correct / m.n:.1%}   ·   usual PGD leaves {m.pgd.value:.1%}   ·   all attacks of this run "
-        f"{m.best.value:.1%}   ·   overestimation {file.overestimation:.1f} points"
+        f"clean {m.correct / m.n:.1%}   ·   usual PGD {m.pgd.value:.1%}   ·   "
+        f"all attacks of this run {m.best.value:.1%}   ·   overestimation {file.overestimation:.1f} points   ·   "
+        "each number is an upper bound"
     )
     part.text(0.01, 0.04, numbers, fontsize=12)
+
+
+def _set_title(axis: Axes, title: str, see: str) -> None:
+    """Set the title of a panel, and a line below it that says what to see."""
+    axis.set_title(f"{title}\n")
+    axis.text(0.5, 1.02, see, transform=axis.transAxes, ha="center", va="bottom", **_SMALL)
 
 
 def _draw_planes(part: SubFigure, frame: pd.DataFrame) -> None:
     """Draw the margin around each image, one row per plane. The black line is the decision boundary."""
     samples = list(dict.fromkeys(frame["sample"]))
     part.suptitle(
-        "Margin of the true class around the first test images, ± eps: blue is right, red is wrong", fontsize=12
+        "Margin of the true class around the first test images, ± eps: blue is right, red is wrong, black is the "
+        "boundary. Smooth slopes lead an attack; flat or broken planes mislead it.",
+        fontsize=12,
     )
     axes = part.subplots(2, len(samples), squeeze=False)
     for row, (plane, title) in enumerate(_PLANES.items()):
@@ -117,12 +132,15 @@ def _draw_radii(axis: Axes, file: SanityFile) -> None:
     robust = [100.0, *(100 * (1 - float(np.mean(b))) for b in curve.broken)]
     at = np.arange(len(robust))
     axis.plot(at, robust, "o-", color="#0969da", label=f"usual PGD, {len(curve.broken[0])} right images")
-    axis.set_xticks(at, ["0", *(f"{e:.3g}" for e in curve.eps[:-1]), "whole box"])
+    show = format_level if "/255" in file.threat.eps else "{:.3g}".format
+    axis.set_xticks(at, ["0", *(show(e) for e in curve.eps[:-1]), "whole box"])
     axis.axhline(100 / m.classes, color="gray", linestyle=":", label="chance")
     axis.set_ylim(-3, 103)
     axis.set_xlabel(f"eps ({file.threat.norm}; not to scale)")
     axis.set_ylabel("robust, %")
-    axis.set_title("Accuracy over the radius: must fall to 0")
+    _set_title(
+        axis, "Accuracy over the radius", "It must fall to 0: in a large enough ball, every answer can be changed."
+    )
     axis.legend()
 
 
@@ -139,7 +157,8 @@ def _draw_grid(axis: Axes, file: SanityFile) -> None:
     axis.set_yticks(range(len(grid.sizes)), [f"{s:g}" for s in grid.sizes])
     axis.set_xlabel("iterations")
     axis.set_ylabel("step size, shares of eps")
-    axis.set_title(f"PGD on cross-entropy: robust, % of {grid.images} right images")
+    title = f"PGD on cross-entropy: robust, % of {grid.images} right images"
+    _set_title(axis, title, "More iterations or another step size must not lower the usual number much.")
     axis.figure.colorbar(picture, ax=axis)
 
 
@@ -147,19 +166,23 @@ def _draw_curves(axis: Axes, file: SanityFile) -> None:
     traces = file.measurements.traces
     steps = np.arange(len(traces.loss))
     axis.fill_between(steps, _positive(traces.loss_low), _positive(traces.loss_high), color="#0969da", alpha=0.2)
-    axis.plot(steps, _positive(traces.loss), color="#0969da", label="usual PGD: median and deciles")
-    axis.plot(
-        np.arange(len(traces.longer)), _positive(traces.longer), "--", color="#8250df", label="twice the steps: median"
-    )
+    # Both medians are the same at first. The wide line is below the narrow one, so both can be seen.
+    axis.plot(steps, _positive(traces.loss), color="#54aeff", linewidth=4, label="usual PGD: median and deciles")
+    longer = _positive(traces.longer)
+    axis.plot(np.arange(len(longer)), longer, "--", color="#6639ba", label="twice the steps: median")
     set_log_axis(axis, vertical=True)
     axis.set_xlabel("step")
     axis.set_ylabel("cross-entropy")
-    axis.set_title(f"Loss along the attack, {traces.images} right images, and how many still stand")
+    title = f"Loss along the attack, {traces.images} right images, and how many still stand"
+    _set_title(
+        axis, title, "The loss must rise and level off. If twice the steps raise it much, the attack stops too early."
+    )
     right = axis.twinx()
-    right.plot(steps, 100 * np.array(traces.share), color="#1a7f37", label="not broken yet, %")
+    right.plot(steps, 100 * np.array(traces.share), ":", color="#1a7f37", linewidth=2, label="not broken yet, %")
     right.set_ylim(-3, 103)
     right.set_ylabel("not broken yet, %", color="#1a7f37")
-    axis.legend(loc="center right")
+    handles = [*axis.get_lines(), *right.get_lines()]
+    axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
 
 
 def _positive(values: list[float]) -> NDArray[np.float64]:
@@ -169,14 +192,28 @@ def _positive(values: list[float]) -> NDArray[np.float64]:
 
 def _draw_challenges(axis: Axes, file: SanityFile) -> None:
     challenges = file.measurements.challenges
+    given = challenges[0].given if challenges else 0
+    title = "What other attacks break (gray: the usual one again)"
+    _set_title(axis, title, "If the number of the usual PGD can be trusted, no other attack breaks many of its images.")
+    if not any(c.broken for c in challenges):
+        _list_unbroken(axis, [c.name for c in challenges], given)
+        return
     at = np.arange(len(challenges))[::-1]
     colours = ["gray" if c.role == "control" else "#cf222e" if c.alone else "#0969da" for c in challenges]
     axis.barh(at, [c.broken for c in challenges], color=colours)
     for y, c in zip(at, challenges, strict=True):
         alone = f", {c.alone} of them by no attack with gradients" if c.alone else ""
-        axis.text(c.broken, y, f" {c.broken}{alone}", va="center", fontsize=9)
+        place: dict[str, Any] = {"ha": "right", "color": "white"} if c.broken > 0.6 * given else {"ha": "left"}
+        axis.text(c.broken, y, f" {c.broken}{alone} ", va="center", fontsize=9, **place)
     axis.set_yticks(at, [c.name for c in challenges])
-    given = challenges[0].given if challenges else 0
-    axis.set_xlim(0, max(given, 1) * 1.02)
+    axis.set_xlim(0, given)
     axis.set_xlabel(f"images broken, of the {given} that the usual PGD left")
-    axis.set_title("What other attacks break (gray: the usual one again)")
+
+
+def _list_unbroken(axis: Axes, names: list[str], given: int) -> None:
+    """Write which attacks broke nothing, in the place of empty bars."""
+    text = f"None of the {given} images that the usual PGD left is broken by {', '.join(names)}."
+    if not given:
+        text = "The usual PGD left no image. So other attacks had nothing to break."
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, textwrap.fill(text, 70), ha="center", va="center", fontsize=12, transform=axis.transAxes)

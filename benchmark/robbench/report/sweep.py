@@ -23,7 +23,8 @@ from robbench.core.stats import mcnemar
 from robbench.core.words import format_count, format_goal
 from robbench.report.console import make_console
 from robbench.report.escape import format_csv
-from robbench.report.figures.canvas import MARKERS, OKABE_ITO, plain_text
+from robbench.report.figures.canvas import MARKERS, OKABE_ITO, add_caption, plain_text, shift_marks, shrink_png
+from robbench.report.figures.captions import SWEEP_CAPTION
 from robbench.report.leaderboard import format_percent, format_with_interval
 from robbench.report.tables import fits, name_columns, print_rows, print_turned
 from robbench.results.places import locate_result
@@ -286,30 +287,35 @@ def draw_sweep(sweep: Sweep) -> bytes:
     from matplotlib.figure import Figure
 
     at = [float(Fraction(p.eps)) for p in sweep.points]
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for i, name in enumerate(sweep.points[0].attacks):
-        values = [100 * p.attacks[name].value for p in sweep.points]
-        # Colours repeat if there are many attacks. Attacks of the same colour have different markers and dashes.
-        marker = MARKERS[(i + i // len(_COLOURS)) % len(MARKERS)]
-        dashes = "-" if i < len(_COLOURS) else "--"
-        axes.plot(
-            at, values, color=_COLOURS[i % len(_COLOURS)], marker=marker, linestyle=dashes, lw=1.2, ms=5, label=name
-        )
     low, high = ([100 * getattr(p.worst_case, end) for p in sweep.points] for end in ("low", "high"))
     axes.fill_between(at, low, high, color="black", alpha=0.15, lw=0)
     worst = [100 * p.worst_case.value for p in sweep.points]
-    axes.plot(at, worst, color="black", lw=2.5, label="worst case, 95 % interval", zorder=5)
+    # It is wide and below the others, because it often has the numbers of one attack.
+    axes.plot(at, worst, color="#b0b0b0", lw=6, label="worst case, 95 % interval", zorder=1)
+    names = list(sweep.points[0].attacks)
+    for i, name in enumerate(names):
+        values = [100 * p.attacks[name].value for p in sweep.points]
+        # Colours repeat if there are many attacks. Attacks of the same colour have different markers and dashes.
+        look: dict[str, Any] = {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": MARKERS[(i + i // len(_COLOURS)) % len(MARKERS)],
+            "ms": 5,
+        }
+        axes.plot(at, values, ls="-" if i < len(_COLOURS) else "--", lw=1.2, markevery=[], label=name, **look)
+        axes.plot(at, values, ls="", transform=shift_marks(axes, i, len(names)), zorder=3, **look)
     axes.set_xticks(at, [p.eps for p in sweep.points], rotation=45 if len(at) > 8 else 0)
-    axes.set_xlim(min(at), max(at))
-    axes.set_ylim(0, 100)
+    axes.margins(x=0.04)
+    axes.set_ylim(-4, 104)
     axes.set_xlabel(f"radius ε ({sweep.title.rsplit(' · ', 1)[1]})")
     axes.set_ylabel("accuracy, %")
     axes.set_title(f"{sweep.title}, n = {sweep.n}")
     axes.grid(alpha=0.25)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    add_caption(figure, f"{SWEEP_CAPTION} Marks of one radius are beside each other.")
     content = io.BytesIO()
     # The file does not hold matplotlib's version, so the same figure gives the same bytes.
     figure.savefig(content, dpi=130, metadata={"Software": None})
-    return content.getvalue()
+    return shrink_png(content.getvalue())

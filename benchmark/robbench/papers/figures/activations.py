@@ -55,7 +55,8 @@ def _paint(numbers: pd.DataFrame, title: str, styles: Mapping[str, ModelStyle], 
         dead = int((rows["active"] == 0).sum())
         label = style.label if layer == "logits" else f"{style.label} ({dead} of {len(rows)} never active)"
         marker = MARKERS[i % len(MARKERS)] if len(rows) <= _FEW else None
-        ax.plot(rows["rank"], rows["mean"], color=style.colour, ls=style.dashes, marker=marker, ms=4, label=label)
+        shown = rows.head(len(rows) - dead + 1)  # the lines of neurons that are never active would lie on each other
+        ax.plot(shown["rank"], shown["mean"], color=style.colour, ls=style.dashes, marker=marker, ms=4, label=label)
     last = int(numbers["rank"].max())
     ax.set_xlim(0 if last > _FEW else 0.7, last + (0 if last > _FEW else 0.3))
     if layer == "logits" and numbers["mean"].min() > 0:  # squeezed logits are a hundredth of natural logits

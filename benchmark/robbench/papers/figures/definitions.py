@@ -11,6 +11,7 @@ from robbench.papers.figures.activations import plan_activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
 from robbench.papers.figures.surrogate import plan_surrogate
+from robbench.report.figures.captions import CAPTIONS
 from robbench.report.figures.gallery import plan_gallery
 from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
 from robbench.report.figures.source import FigureData, FigurePlan
@@ -30,6 +31,7 @@ class FigureDefinition:
         title: title of the figure.
         datasets: data sets of the figure. The first is the default.
         make: (data, heading, data set) -> plan of the figure.
+        caption: what to see in it.
         credit: the figure of a paper that it follows.
     """
 
@@ -37,7 +39,12 @@ class FigureDefinition:
     title: str
     datasets: tuple[str, ...]
     make: Callable[[FigureData, str, str], FigurePlan]
+    caption: str
     credit: str = ""
+
+    def plan(self, data: FigureData, dataset: str) -> FigurePlan:
+        """Plan the figure for a data set, with its heading and caption."""
+        return replace(self.make(data, self.format_heading(dataset), dataset), caption=self.caption)
 
     def format_heading(self, dataset: str) -> str:
         """Return the heading of the figure for a data set."""
@@ -113,50 +120,101 @@ def _plan_activations(layer: str, data: FigureData, title: str, dataset: str) ->
     return replace(plan_activations(data, title, names, layer), missing=missing)
 
 
+_GAPS_CAPTION = (
+    "What to see: L is the logit gap divided by the gradient gap. A curve of L further right means that the linear "
+    "model promises more robustness. The two panels on the left say which of the gaps differs between the models."
+)
+_LOGITS_CAPTION = (
+    "What to see: a curve further left means smaller logits. Small logits alone are no robustness, because "
+    "gradients can shrink with them."
+)
+_GRADIENTS_CAPTION = (
+    "What to see: a curve further left means smaller gradients. They help only if the logit gaps of the same models "
+    "shrink less, because L is the ratio of the two."
+)
+_PENULTIMATE_CAPTION = (
+    "What to see: how many neurons a model uses, and how strongly. A curve that ends early has many neurons that no "
+    "image activates."
+)
+_LAST_CAPTION = (
+    "What to see: the height of a curve is the size of a model's logits. A flat curve means that no class has larger "
+    "logits than the others."
+)
+_SEGUIN_CAPTIONS = {
+    "2": (
+        "What to see: A, whether robust models have smaller gaps. B, whether images with a larger gap withstand the "
+        "attack more often: then a curve rises."
+    ),
+    "3": (
+        "What to see: A, the two models rank the orange images very differently. B, a short bar means that two models "
+        "agree. C, most wrong answers are the class that resembles the true one most. D, a higher curve means a more "
+        "similar order."
+    ),
+    "4": (
+        "What to see: A, the three largest logits stay, and the others change. B, the more logits stay, the less the "
+        "softmax changes."
+    ),
+    "C": (
+        "What to see: C.1, the solutions lie below the line of β only to the right of the solid vertical line. C.2 and "
+        "C.3, darker means a smaller loss and a smaller change of the gap."
+    ),
+}
+
+
 def _paper_figure(
-    number: str, title: str, datasets: tuple[str, ...], make: Callable[[FigureData, str, str], FigurePlan]
+    number: str,
+    title: str,
+    datasets: tuple[str, ...],
+    make: Callable[[FigureData, str, str], FigurePlan],
+    caption: str,
 ) -> FigureDefinition:
-    return FigureDefinition(f"shafahi2019-{number}", title, datasets, make, f"after Figure {number} of {_PAPER}")
+    credit = f"after Figure {number} of {_PAPER}"
+    return FigureDefinition(f"shafahi2019-{number}", title, datasets, make, caption, credit)
 
 
 def _gap_figure(number: str, title: str, datasets: tuple[str, ...], choices: ModelChoices) -> FigureDefinition:
-    return _paper_figure(number, title, datasets, partial(_plan_histograms, choices, GAPS))
+    return _paper_figure(number, title, datasets, partial(_plan_histograms, choices, GAPS), _GAPS_CAPTION)
 
 
-def _seguin_figure(number: str, title: str, make: Callable[[FigureData, str, str], FigurePlan]) -> FigureDefinition:
+def _seguin_figure(
+    number: str,
+    title: str,
+    make: Callable[[FigureData, str, str], FigurePlan],
+    datasets: tuple[str, ...] = ("digits", "mnist"),
+    original: str = "",
+) -> FigureDefinition:
+    credit = f"after {original or f'Figure {number}'} of Seguin et al. 2021"
+    return FigureDefinition(f"seguin2021-{number}", title, datasets, make, _SEGUIN_CAPTIONS[number], credit)
+
+
+def _result_figure(name: str, title: str, make: Callable[[FigureData, str, str], FigurePlan]) -> FigureDefinition:
     return FigureDefinition(
-        f"seguin2021-{number}", title, ("digits", "mnist"), make, f"after Figure {number} of Seguin et al. 2021"
+        name, title, ("mnist", "digits", "cifar10", "fashion_mnist", "cifar100"), make, CAPTIONS[name]
     )
 
 
 _BOTH_SETS = ("mnist", "digits")
-_EVERY = ("mnist", "digits", "cifar10", "fashion_mnist", "cifar100")
+_LOGIT_HISTOGRAMS = partial(_plan_histograms, _ADVERSARIES, LOGITS)
+_GRADIENT_HISTOGRAMS = partial(_plan_histograms, _BOTH, GRADIENTS)
+_PENULTIMATE, _LAST = partial(_plan_activations, "penultimate"), partial(_plan_activations, "logits")
 _ALL = (
     _gap_figure("1", "Adversarial training and the linear model", _BOTH_SETS, _TRAINING),
-    _paper_figure(
-        "2", "Logits of adversarial training", (*_BOTH_SETS, "cifar10"), partial(_plan_histograms, _ADVERSARIES, LOGITS)
-    ),
+    _paper_figure("2", "Logits of adversarial training", (*_BOTH_SETS, "cifar10"), _LOGIT_HISTOGRAMS, _LOGITS_CAPTION),
     _gap_figure("3", "Label smoothing and noise", _BOTH_SETS, _SMOOTHING),
     _gap_figure("4", "Label smoothing and logit squeezing with noise", _BOTH_SETS, _BOTH),
     _gap_figure("5", "Adversarial training and the linear model", ("cifar10",), _TRAINING),
-    _paper_figure("6", "Gradients of smoothing and squeezing", _BOTH_SETS, partial(_plan_histograms, _BOTH, GRADIENTS)),
+    _paper_figure("6", "Gradients of smoothing and squeezing", _BOTH_SETS, _GRADIENT_HISTOGRAMS, _GRADIENTS_CAPTION),
     _gap_figure("7", "Logit squeezing and noise", _BOTH_SETS, _SQUEEZING),
-    _paper_figure("8", "Activations of the penultimate layer", _BOTH_SETS, partial(_plan_activations, "penultimate")),
-    _paper_figure("9", "Activations of the logit layer", _BOTH_SETS, partial(_plan_activations, "logits")),
+    _paper_figure("8", "Activations of the penultimate layer", _BOTH_SETS, _PENULTIMATE, _PENULTIMATE_CAPTION),
+    _paper_figure("9", "Activations of the logit layer", _BOTH_SETS, _LAST, _LAST_CAPTION),
     _seguin_figure("2", "Logit gaps and who withstands the attack", plan_logit_gaps),
     _seguin_figure("3", "Order of the images and of the classes", plan_logit_orders),
     _seguin_figure("4", "The largest logits kept, the others changed", plan_fixed_logits),
-    FigureDefinition(
-        "seguin2021-C",
-        "The analytic model of logits",
-        ("digits",),
-        plan_surrogate,
-        "after Figures C.1-C.3 of Seguin et al. 2021",
-    ),
-    FigureDefinition("accuracy-eps", "Accuracy over the radius", _EVERY, plan_eps_figure),
-    FigureDefinition("accuracy-steps", "Accuracy over the steps of an attack", _EVERY, plan_steps_figure),
-    FigureDefinition("per-class", "Robust accuracy by class", _EVERY, plan_classes_figure),
-    FigureDefinition("gallery", "Adversarial examples", _EVERY, plan_gallery),
+    _seguin_figure("C", "The analytic model of logits", plan_surrogate, ("digits",), "Figures C.1-C.3"),
+    _result_figure("accuracy-eps", "Accuracy over the radius", plan_eps_figure),
+    _result_figure("accuracy-steps", "Accuracy over the steps of an attack", plan_steps_figure),
+    _result_figure("per-class", "Robust accuracy by class", plan_classes_figure),
+    _result_figure("gallery", "Adversarial examples", plan_gallery),
 )
 FIGURES = {figure.id: figure for figure in _ALL}
 """Id -> definition, for all figures."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robbench.linear.theory import Linearization, Values
-from robbench.report.figures.canvas import add_legend_below, make_figure, set_log_axis
+from robbench.report.figures.canvas import add_legend_below, make_figure, set_level_axis, set_log_axis
 from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
 from robbench.report.linear import find_standard_radius, format_radius
 
@@ -137,6 +137,8 @@ def _paint(
     for quantity, ax in zip(panels, axes, strict=True):
         _paint_panel(ax, numbers[numbers["panel"] == quantity.key], quantity, styles)
         if quantity.key == "radius" and radius is not None:
+            if "/255" in radius[1]:
+                set_level_axis(ax, ax.get_xlim()[1])
             ax.axvline(radius[0], color="#444444", lw=1, ls=":")
             ax.text(radius[0], 0.97, f" ε = {radius[1]}", transform=ax.get_xaxis_transform(), va="top", fontsize=8.5)
     images = sorted({int(n) for n in numbers["images"]})

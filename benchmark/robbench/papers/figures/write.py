@@ -57,7 +57,7 @@ def write_figure(
     """
     if dataset not in figure.datasets:
         raise ResultError(f"{figure.id} is not drawn for {dataset!r}; allowed: {', '.join(figure.datasets)}.")
-    plan = figure.make(data, figure.format_heading(dataset), dataset)
+    plan = figure.plan(data, dataset)
     name, missing = f"{figure.id}, {dataset}", tuple(plan.missing)
     if plan.numbers is None:
         return WrittenFigure(name, missing=missing)
@@ -75,7 +75,7 @@ def write_plan(plan: FigurePlan, title: str, picture: Path, numbers: Path, check
         return explain_stale(picture, numbers, table)
     write_atomically(numbers, table)
     digest = hashlib.sha256(table).hexdigest()
-    write_atomically(picture, render_png(plan.paint, {"Title": title, _KEY: digest}))
+    write_atomically(picture, render_png(plan.paint, {"Title": title, _KEY: digest}, plan.caption))
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Transform
 
 __all__ = [
     "DASHES",
     "MARKERS",
     "OKABE_ITO",
+    "add_caption",
     "add_footnote",
     "add_legend_below",
+    "format_level",
     "make_figure",
     "make_panels",
     "plain_text",
     "render_png",
+    "set_level_axis",
     "set_log_axis",
+    "shift_marks",
     "shrink_png",
 ]
 
@@ -111,14 +117,52 @@ def make_panels(
 
 
 def set_log_axis(axes: Axes, vertical: bool = False) -> None:
-    """Make an axis logarithmic, with tick labels such as 1, 3, 10, 30."""
+    """Make an axis logarithmic, with tick labels such as 1, 3, 10, 30. Draw the data first.
+
+    An axis of less than a factor of 30 has more labels.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (axes.set_yscale if vertical else axes.set_xscale)("log")
     axis = axes.yaxis if vertical else axes.xaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    low, high = axes.get_ylim() if vertical else axes.get_xlim()
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high >= 30 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _format_tick(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _format_tick(value: float) -> str:
+    """Format a positive number as 0.0003, or as 3·10⁻⁷ if it has too many zeros."""
+    if value >= 0.9e-4:
+        return f"{value:,.6f}".rstrip("0").rstrip(".")
+    lead, _, power = f"{value:.1e}".partition("e")
+    ten = "10" + str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return ten if lead == "1.0" else f"{lead.removesuffix('.0')}·{ten}"
+
+
+def format_level(value: float) -> str:
+    """Format a radius in [0, 1] as a number of pixel levels, such as 8/255."""
+    return f"{255 * value:.3g}/255" if value else "0"
+
+
+def set_level_axis(axes: Axes, top: float) -> None:
+    """Give the horizontal axis labels such as 2/255 and 4/255, at most six up to `top`."""
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
+
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64) if 255 * top < 6 * step or step == 64)
+    axes.xaxis.set_major_locator(MultipleLocator(step / 255))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_level(round(255 * value) / 255)))
+
+
+def shift_marks(axes: Axes, position: int, count: int) -> Transform:
+    """Return the transform that draws the marks of one of `count` series beside those of the others.
+
+    Marks with equal numbers would otherwise lie on each other. The shift is in points, so it changes no axis.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    points = 4.5 * (position - (count - 1) / 2)
+    return axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
 
 
 def add_legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", columns: int = 2) -> None:
@@ -144,7 +188,21 @@ def add_footnote(figure: Figure, note: str) -> None:
     figure.supxlabel(note, fontsize=_NOTE_SIZE, color=_NOTE_COLOUR)
 
 
-def render_png(paint: Callable[[], Figure], text: dict[str, str]) -> bytes:
+def add_caption(figure: Figure, caption: str) -> None:
+    """Put a caption below the panels, above the small print. The figure grows by its height."""
+    width, height = figure.get_size_inches()
+    text = textwrap.fill(caption, int(17 * width))
+    figure.set_size_inches(width, height + 0.15 * (text.count("\n") + 1))
+    if figure.legends:
+        title = figure.legends[0].get_title()
+        figure.legends[0].set_title("\n".join(filter(None, [text, title.get_text()])))
+        title.set_fontsize(_NOTE_SIZE)
+        title.set_color(_NOTE_COLOUR)
+    else:
+        add_footnote(figure, "\n".join(filter(None, [text, figure.get_supxlabel()])))
+
+
+def render_png(paint: Callable[[], Figure], text: dict[str, str], caption: str = "") -> bytes:
     """Paint a figure and return the bytes of a PNG.
 
     The file holds no date and no version. The same numbers give the same bytes with the same version of matplotlib.
@@ -152,10 +210,14 @@ def render_png(paint: Callable[[], Figure], text: dict[str, str]) -> bytes:
     Args:
         paint: makes the figure.
         text: metadata of the file.
+        caption: what the figure shows, below it and in the metadata.
     """
+    about = {"Software": None, **text} | ({"Description": caption} if caption else {})
     with _common_style():
-        content = io.BytesIO()
-        paint().savefig(content, dpi=_DPI, metadata={"Software": None, **text})
+        figure, content = paint(), io.BytesIO()
+        if caption:
+            add_caption(figure, caption)
+        figure.savefig(content, dpi=_DPI, metadata=about)
     return shrink_png(content.getvalue())
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from robbench.core.errors import ResultError
 from robbench.core.types import Dataset, Status
 from robbench.data.sets import load
-from robbench.report.figures.canvas import add_footnote, make_figure
+from robbench.report.figures.canvas import add_footnote, format_level, make_figure
 from robbench.report.figures.source import FigureData, FigurePlan
 from robbench.results.adversarials import FILE, read
 from robbench.results.reader import read_vouched_rows
@@ -136,7 +136,9 @@ def _paint_column(axes: NDArray[Any], rows: pd.DataFrame) -> None:
     _show(axes[0], clean, f"{first['label']}")
     mean = change.mean(axis=2)  # over the channels, so that each pixel has one sign
     axes[1].imshow(mean, cmap="PuOr_r", vmin=-scale, vmax=scale, interpolation="nearest")
-    axes[1].set_title(f"{first['norm']} {first['distance']:.3f}", fontsize=8, pad=2)
+    in_levels = "/255" in str(first["eps"])
+    distance = format_level(first["distance"]) if in_levels else f"{first['distance']:.3f}"
+    axes[1].set_title(f"{first['norm']} {distance}", fontsize=8, pad=2)
     _show(axes[2], adversarial, f"→ {first['prediction']}")
     axes[2].set_xlabel(f"{first['attack']}\nimage {first['sample']}", fontsize=6.5)
 

@@ -19,6 +19,8 @@ from robbench.report.figures.canvas import (
     add_legend_below,
     make_figure,
     make_panels,
+    set_level_axis,
+    shift_marks,
 )
 from robbench.report.figures.source import FigureData, FigurePlan
 from robbench.report.linear import find_standard_radius, format_radius
@@ -30,10 +32,12 @@ from robbench.results.summary import find_robust_samples, make_accuracy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Transform
 
 __all__ = ["plan_classes_figure", "plan_eps_figure", "plan_steps_figure"]
 
 _SUITE = "whitebox"
+_PERCENT = (-4, 104)  # leaves room for whole markers at 0 and 100 %
 _PREDICTED_RADII = 60  # number of radii at which the prediction is evaluated
 _PREDICTED, _WORST, _OTHER, _ONE_STEP = "Equation 4", "worst case", "worst case of a weaker suite", "FGSM-CW"
 _RADIUS_STYLES: dict[str, dict[str, Any]] = {
@@ -64,7 +68,8 @@ def plan_eps_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
         radii = ",".join(["0", *(format_radius(usual * k / 4) for k in (1, 2, 3, 4, 5))])
         if single := [n for n in order if swept.get(n, 0) < 2]:
             missing.append(f"robbench eval {' '.join(f'-m {n}' for n in single)} --suite quick --eps {radii}")
-    return FigurePlan(numbers, partial(_paint_eps, numbers, title), missing)
+    in_levels = usual is not None and "/255" in format_radius(usual)
+    return FigurePlan(numbers, partial(_paint_eps, numbers, title, in_levels), missing)
 
 
 def _radius_rows(data: FigureData, name: str, results: list[ResultFile]) -> Iterator[dict[str, Any]]:
@@ -104,42 +109,59 @@ def _point(model: str, series: str, suite: str, eps: float, value: Accuracy, ima
     return {"model": model, "series": series, "suite": suite, "eps": eps, **shares, "images": images}
 
 
-def _paint_eps(numbers: pd.DataFrame, title: str) -> Figure:
+def _paint_eps(numbers: pd.DataFrame, title: str, in_levels: bool) -> Figure:
     models = list(dict.fromkeys(numbers["model"]))
     figure, axes = make_panels(len(models), "Linf radius ε (pixel units)", "accuracy, %")
     top = float(numbers["eps"].max())
     for name, ax in zip(models, axes, strict=True):
         mine = numbers[numbers["model"] == name]
-        for series, style in _RADIUS_STYLES.items():
-            for _, rows in mine[mine["series"] == series].groupby(["suite", "images"], sort=False):
-                _paint_radius_series(ax, series, rows, style)
+        _paint_radius_panel(ax, mine, 0.022 * top)
         ax.set_title(f"{name}, n = {_format_counts(mine)}")
-        ax.set_ylim(0, 101)
+        ax.set_ylim(*_PERCENT)
         ax.set_xlim(-0.03 * top, top)  # leaves room for the whole marker of the clean accuracy at 0
+        if in_levels:
+            set_level_axis(ax, top)
     figure.suptitle(title)
     note = (
-        "Bars and bands: 95 % Wilson intervals. Worst case: broken by no attack of a suite; one mark or curve a suite."
+        "Bars and bands: 95 % Wilson intervals. Worst case: broken by no attack of a suite; one mark or curve a suite. "
+        "Marks of one radius are beside each other."
     )
     add_legend_below(figure, axes, note, columns=4)
     return figure
 
 
-def _paint_radius_series(ax: Axes, series: str, rows: pd.DataFrame, style: dict[str, Any]) -> None:
-    rows = rows.sort_values("eps")
-    at, value = rows["eps"], 100 * rows["value"]
-    if series == _PREDICTED:
-        ax.plot(at, value, label="Equation 4 (share of L > ε)", **style)
-        return
-    attacked = rows["eps"] > 0
-    if attacked.sum() > 1:
-        ax.fill_between(at, 100 * rows["low"], 100 * rows["high"], color=style["color"], alpha=0.15, lw=0)
-        ax.plot(at, value, ms=4.5, label=series, **style)
-        return
-    # With one radius, draw no line. A line would suggest values between this radius and the clean accuracy.
+def _paint_radius_panel(ax: Axes, mine: pd.DataFrame, step: float) -> None:
+    """Paint the series of one model. Those with one radius are marks beside each other, `step` apart."""
+    marks, curves = [], 0
+    for series, style in _RADIUS_STYLES.items():
+        for _, rows in mine[mine["series"] == series].groupby(["suite", "images"], sort=False):
+            attacked = rows[rows["eps"] > 0].sort_values("eps")
+            if series == _PREDICTED:
+                whole = rows.sort_values("eps")
+                ax.plot(whole["eps"], 100 * whole["value"], label="Equation 4 (share of L > ε)", **style)
+            elif len(attacked) > 1:
+                _paint_radius_curve(ax, series, rows.sort_values("eps"), style)
+                curves += 1
+            else:
+                marks.append((series, attacked, style))
+    clean = mine[(mine["eps"] == 0) & (mine["series"] == _WORST)]
+    if not curves and len(clean):
+        _paint_mark(ax, _WORST, clean.head(1), _RADIUS_STYLES[_WORST], 0)
+    for i, (series, rows, style) in enumerate(sorted(marks, key=lambda mark: -float(mark[1]["value"].sum()))):
+        # With one radius, draw no line. A line would suggest values between this radius and the clean accuracy.
+        _paint_mark(ax, series, rows, style, step * (i + 1 if curves else i - (len(marks) - 1) / 2))
+
+
+def _paint_radius_curve(ax: Axes, series: str, rows: pd.DataFrame, style: dict[str, Any]) -> None:
+    ax.fill_between(rows["eps"], 100 * rows["low"], 100 * rows["high"], color=style["color"], alpha=0.15, lw=0)
+    ax.plot(rows["eps"], 100 * rows["value"], ms=4.5, label=series, **style)
+
+
+def _paint_mark(ax: Axes, series: str, rows: pd.DataFrame, style: dict[str, Any], shift: float) -> None:
+    value = 100 * rows["value"]
     spread = [value - 100 * rows["low"], 100 * rows["high"] - value]
-    ax.errorbar(
-        at, value, yerr=spread, fmt=style["marker"], color=style["color"], ms=5, capsize=2, lw=1.2, label=series
-    )
+    about = {"fmt": style["marker"], "color": style["color"], "ms": 4, "capsize": 2, "lw": 1.2}
+    ax.errorbar(rows["eps"] + shift, value, yerr=spread, label=series, **about)
 
 
 # ---- over the steps of an attack
@@ -182,32 +204,33 @@ def _paint_steps(numbers: pd.DataFrame, title: str) -> Figure:
     kinds = list(dict.fromkeys(numbers["attack"]))
     for name, ax in zip(models, axes, strict=True):
         mine = numbers[numbers["model"] == name]
+        last = mine.groupby("attack", sort=False)["step"].max()
         for i, attack in enumerate(kinds):
-            _paint_step_series(ax, attack, i, mine[mine["attack"] == attack])
+            if attack in last:
+                beside = [a for a in kinds if last.get(a) == last[attack]]
+                shift = shift_marks(ax, beside.index(attack), len(beside))
+                _paint_step_series(ax, attack, i, mine[mine["attack"] == attack], shift)
         ax.set_title(f"{name}, n = {_format_counts(mine)}")
         ax.set_xscale("symlog", linthresh=1, linscale=0.35)
         ax.set_xticks([0, 1, 3, 10, 30, 100], ["0", "1", "3", "10", "30", "100"])
-        ax.set_xlim(0, 1.15 * float(numbers["step"].max()))
-        ax.set_ylim(0, 101)
+        ax.set_xlim(0, 1.3 * float(numbers["step"].max()))
+        ax.set_ylim(*_PERCENT)
     figure.suptitle(f"{title}, {', '.join(dict.fromkeys(numbers['threat']))}")
-    note = "Every queried point that is misclassified inside the ball counts. The marker is the attack's last step."
+    note = (
+        "Every queried point that is misclassified inside the ball counts. The marker is the attack's last step. "
+        "Markers of equally many steps are beside each other."
+    )
     add_legend_below(figure, axes, note, columns=3)
     return figure
 
 
-def _paint_step_series(ax: Axes, attack: str, position: int, rows: pd.DataFrame) -> None:
-    if rows.empty:
-        return
-    ax.plot(
-        rows["step"],
-        100 * rows["value"],
-        color=list(OKABE_ITO.values())[position % len(OKABE_ITO)],
-        ls=DASHES[position % len(DASHES)],
-        marker=MARKERS[position % len(MARKERS)],
-        markevery=[len(rows) - 1],
-        ms=4.5,
-        label=attack,
-    )
+def _paint_step_series(ax: Axes, attack: str, position: int, rows: pd.DataFrame, shift: Transform) -> None:
+    colour = list(OKABE_ITO.values())[position % len(OKABE_ITO)]
+    marker: dict[str, Any] = {"color": colour, "marker": MARKERS[position % len(MARKERS)], "ms": 4.5}
+    dashes = DASHES[position % len(DASHES)]
+    ax.plot(rows["step"], 100 * rows["value"], ls=dashes, markevery=[], label=attack, **marker)
+    last = rows.iloc[-1]
+    ax.plot([last["step"]], [100 * last["value"]], ls="", transform=shift, zorder=3, **marker)
 
 
 # ---- by class

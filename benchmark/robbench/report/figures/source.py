@@ -37,12 +37,14 @@ class FigurePlan:
         paint: paints the figure from `numbers` only.
         missing: commands that make the missing measurements.
         decimals: significant digits of the numbers on disk.
+        caption: what to see in the figure.
     """
 
     numbers: pd.DataFrame | None
     paint: Callable[[], Figure]
     missing: Sequence[str] = ()
     decimals: int = 6
+    caption: str = ""
 
     @classmethod
     def empty(cls, *missing: str) -> Self:

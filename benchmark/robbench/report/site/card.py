@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from robbench.core.errors import CardError
 from robbench.models.card import ModelCard, Recipe, Registry
+from robbench.report.linear import format_radius
 
 __all__ = ["describe_card"]
 
@@ -32,7 +33,7 @@ def _describe(card: ModelCard, weights: set[str]) -> Iterator[str]:
     arguments = ", ".join(f"{key} {value}" for key, value in card.architecture.args.items())
     yield f"Data set: {card.dataset}. Network: {card.architecture.name}" + (f" ({arguments})." if arguments else ".")
     if card.threat is not None:
-        yield f"The card claims robustness in {card.threat.norm} within {card.threat.eps}."
+        yield f"The card claims robustness in {card.threat.norm} within {format_radius(card.threat.eps)}."
     if card.recipe is not None:
         yield " ".join(_describe_recipe(card.recipe))
     if card.trained is not None:
@@ -58,11 +59,11 @@ def _describe_recipe(recipe: Recipe) -> Iterator[str]:
     if recipe.beta:
         yield f"Logit squeezing, β {recipe.beta:g}."
     if recipe.sigma:
-        yield f"Gaussian noise on the input, σ {float(recipe.sigma):g}."
+        yield f"Gaussian noise on the input, σ {format_radius(recipe.sigma)}."
     if recipe.adversary is not None:
         adversary = recipe.adversary
         yield (
-            f"Adversarial training: {adversary.attack} in {adversary.norm} within {adversary.eps}, "
+            f"Adversarial training: {adversary.attack} in {adversary.norm} within {format_radius(adversary.eps)}, "
             f"{adversary.steps} steps."
         )
     if recipe.pairing is not None:

@@ -23,7 +23,7 @@ _MARKS = {  # class of the style sheet -> outline around (0, 0); each mark has a
 _TOP, _BOTTOM = 6.0, 88.0  # where 100 % and 0 % are in a curve, in percent of its height
 
 
-def _mark(kind: str, x: float, y: float = 50.0) -> Html:
+def _mark(kind: str, x: float, y: float) -> Html:
     path = tag("path", d=_MARKS[kind], class_=kind)
     return tag("svg", path, x=f"{x:.2f}%", y=f"{y:.2f}%", overflow="visible")
 
@@ -49,14 +49,15 @@ def draw_claims(standings: Sequence[tuple[Standing, str]]) -> Html:
     for usual, standing, address in pairs:
         worst, autoattack = standing.worst, standing.autoattack
         numbers = [_describe("usual PGD", usual, standing.usual_n, standing.n)]
-        marks = [_line(usual, 50, 100 * worst.value, 50, "fall"), _mark("usual", usual)]
+        # The marks have heights of their own, because equal numbers would lie on each other.
+        marks = [_line(usual, 20, 100 * worst.value, 80, "fall"), _mark("usual", usual, 20)]
         if autoattack is not None:
             numbers.append(_describe("AutoAttack", 100 * autoattack.robust_accuracy.value, autoattack.n, standing.n))
-            marks.append(_mark("autoattack", 100 * autoattack.robust_accuracy.value))
+            marks.append(_mark("autoattack", 100 * autoattack.robust_accuracy.value, 50))
         numbers.append(f"worst case {format_percent(worst)}")
-        marks += [_line(100 * worst.low, 50, 100 * worst.high, 50, "interval"), _mark("worst", 100 * worst.value)]
+        marks += [_line(100 * worst.low, 80, 100 * worst.high, 80, "interval"), _mark("worst", 100 * worst.value, 80)]
         grid = [_line(x, 0, x, 100, "grid") for x in (0, 25, 50, 75, 100)]
-        name = join(link(standing.full_name, address), f", {standing.threat}")
+        name = join(link(standing.full_name, address), f", {standing.title}")
         text = tag("p", name, " ", tag("span", " → ".join(numbers), class_="numbers"))
         rows.append(tag("li", text, _svg(*grid, *marks, kind="claim")))
     if not rows:

@@ -39,7 +39,7 @@ def collect_pairs(standings: Sequence[Standing]) -> list[dict[str, Any]]:
     return [
         {
             "title": title if titles.count(title) == 1 else f"{title}, images {members[0].base.identity['data'][:8]}",
-            "models": [_describe(s, members) for s in members],
+            "models": [_describe(s) for s in members],
             "pairs": [_compare(first, second) for first, second in combinations(members, 2)],
         }
         for title, members in zip(titles, groups.values(), strict=True)
@@ -47,12 +47,10 @@ def collect_pairs(standings: Sequence[Standing]) -> list[dict[str, Any]]:
     ]
 
 
-def _describe(standing: Standing, members: Sequence[Standing]) -> dict[str, Any]:
-    several = sum(s.full_name == standing.full_name for s in members) > 1
-    weights = str(standing.base.identity.get("weights"))[:8]
+def _describe(standing: Standing) -> dict[str, Any]:
     return {
         "key": standing.key,
-        "name": f"{standing.base.model}, weights {weights}" if several else standing.base.model,
+        "name": ", ".join(filter(None, [standing.base.model, standing.apart])),
         "page": make_model_path(standing.full_name),
         "samples": [int(sample) for sample in standing.robust.index],
         "robust": "".join("01"[int(robust)] for robust in standing.robust),

@@ -111,7 +111,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD of `/` and nothing else, and only if the browser asks for this machine by name."""
+    """Answers GET and HEAD of `/` and of no other page, and only if the browser asks for this machine by name."""
 
     server: _Server
     server_version, sys_version = "robbench", ""
@@ -122,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         # Another site can point its own name at 127.0.0.1. Then the browser sends that name, and lets that site read.
         if self.headers.get_all("Host") not in ([f"{_HOST}:{port}"], [f"localhost:{port}"]):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST, f"Open http://{_HOST}:{port}/")
+        elif self.path == "/favicon.ico":  # every browser asks for it; an error would stand on its console
+            self.send_response(HTTPStatus.NO_CONTENT)
+            self.end_headers()
         elif self.path != "/":
             self.send_error(HTTPStatus.NOT_FOUND)
         else:

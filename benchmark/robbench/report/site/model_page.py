@@ -14,6 +14,7 @@ from robbench.report.site.overview import format_verdict, list_damage, show_accu
 from robbench.report.site.page import Html, join, link, list_items, make_document, tag
 from robbench.report.site.standing import Standing
 from robbench.report.site.tables import Cell, make_table
+from robbench.report.verdict import describe_verdict
 from robbench.results.summary import make_accuracy
 
 __all__ = ["Picture", "make_model_page"]
@@ -68,12 +69,13 @@ def _summarize(standing: Standing) -> Html:
         usual = f" The usual PGD says {standing.usual:.1f} %{images}; that is {format_points(gap)} points more."
     return tag(
         "p",
-        tag("b", standing.threat),
-        f": of {standing.n} images, the model classifies {100 * standing.clean.value:.1f} % correctly. Stored attacks "
-        f"leave {100 * standing.worst.value:.1f} % [{100 * standing.worst.low:.1f}, {100 * standing.worst.high:.1f}] "
-        f"robust.{usual} Verdict on that number: ",
+        tag("b", standing.title),
+        f": of {standing.n} images ({standing.base.selection}), the model classifies "
+        f"{100 * standing.clean.value:.1f} % correctly. Stored attacks leave {100 * standing.worst.value:.1f} % "
+        f"[{100 * standing.worst.low:.1f}, {100 * standing.worst.high:.1f}] robust.{usual} Verdict on the number of "
+        "the usual PGD: ",
         format_verdict(standing.verdict),
-        ". ",
+        f", {describe_verdict(standing.verdict)}. ",
         link("Compare with another model", f"../../compare.html#{quote(standing.key)}"),
         class_="summary",
     )
@@ -86,7 +88,7 @@ def _make_radii(standings: Sequence[Standing]) -> Iterator[Html]:
     yield tag("h2", "Worst case by threat")
     rows: list[dict[str, Cell | str]] = [
         {
-            "Threat": Cell(s.threat, None, "short"),
+            "Threat": s.title if s.apart else Cell(s.threat, None, "short"),
             "Clean": show_accuracy(s.clean),
             "Worst case": show_accuracy(s.worst),
             "From": s.source,
@@ -111,19 +113,21 @@ def _function(standing: Standing) -> str:
 def _make_threat(standing: Standing, all_standings: Sequence[Standing]) -> Iterator[Html]:
     """Yield the sections about one threat."""
     same = [s for s in all_standings if s is not standing and _function(s) == _function(standing)]
-    yield tag("h2", f"{standing.threat}: what was tested")
+    yield tag("h2", f"{standing.title}: what was tested")
     yield tag("h3", "Attacked with")
     yield list_items(list_tested(standing))
     yield tag("h3", "Not tested")
     yield list_items(list_untested(standing, list(dict.fromkeys(s.threat for s in same))), class_="untested")
-    yield tag("h2", f"{standing.threat}: attacks")
-    yield make_table(f"Robust accuracy under each attack, {standing.threat}", list(_list_attacks(standing)))
+    yield tag("h2", f"{standing.title}: attacks")
+    yield make_table(
+        f"Robust accuracy under each attack, {standing.title}", list(_list_attacks(standing)), stacked=True
+    )
     if flags := {text: name for r in standing.results for name, text in r.flags.items()}:
         yield tag("h3", "Flags")
         yield list_items(f"{name}: {text}" for text, name in flags.items())
     yield from _explain_verdict(standing)
-    yield tag("h2", f"{standing.threat}: classes")
-    yield make_table(f"Each class, {standing.threat}", list(_list_classes(standing)))
+    yield tag("h2", f"{standing.title}: classes")
+    yield make_table(f"Each class, {standing.title}", list(_list_classes(standing)), stacked=True)
 
 
 def _list_attacks(standing: Standing) -> Iterator[dict[str, Cell | str]]:
@@ -141,14 +145,16 @@ def _list_attacks(standing: Standing) -> Iterator[dict[str, Cell | str]]:
 
 
 def _explain_verdict(standing: Standing) -> Iterator[Html]:
-    yield tag("h2", f"{standing.threat}: verdict")
+    yield tag("h2", f"{standing.title}: verdict")
     file = standing.sanity
     if file is None:
         yield tag("p", "Verdict: ", format_verdict(standing.verdict), ". There is no evidence that can be read.")
         return
     decided = f" Decided by: {', '.join(file.decided_by)}." if file.decided_by else ""
     advice = f"{file.advice.suite}: {file.advice.reason}" if file.advice.suite else file.advice.reason
-    yield tag("p", "Verdict: ", format_verdict(file.verdict), f", on {file.n} images.{decided} Advice: {advice}")
+    statement = f", {describe_verdict(file.verdict)}: of {file.n} images, the usual PGD leaves "
+    left = f"{100 * file.measurements.pgd.value:.1f} %."
+    yield tag("p", "Verdict: ", format_verdict(file.verdict), f"{statement}{left}{decided} Advice: {advice}")
     rows: list[dict[str, Cell | str]] = [
         {
             "Check": check.title,
@@ -160,7 +166,7 @@ def _explain_verdict(standing: Standing) -> Iterator[Html]:
         for check in file.checks
     ]
     if rows:
-        yield make_table(f"Evidence of the verdict, {standing.threat}", rows, stacked=True)
+        yield make_table(f"Evidence of the verdict, {standing.title}", rows, stacked=True)
 
 
 def _list_classes(standing: Standing) -> Iterator[dict[str, Cell | str]]:

@@ -17,7 +17,8 @@ _READ = """\
 Each row is one model under one threat. Clean is the share of the n test images that the model classifies correctly.
 Worst case counts an image as robust only if no stored attack of any suite breaks it. Both are percentages with 95 %
 Wilson intervals. From names the suite whose images count, and the suites that broke further ones. Certified is the
-interval that holds the true robust accuracy. Verdict is that of robbench sanity: whether the number can be trusted."""
+interval that holds the true robust accuracy. Verdict is that of robbench sanity on the number of the usual PGD. A
+trustworthy number can still be 0: then the model is not robust, and that is certain."""
 _CHART = """\
 ○ is the accuracy under the usual evaluation, PGD on cross-entropy from one start. ◇ is that under AutoAttack. ■ is the
 best known worst case with its interval. A long line means that the usual evaluation claims too much. The axis goes from
@@ -84,8 +85,9 @@ def _make_row(standing: Standing) -> dict[str, Cell | str]:
         proven = Cell(certified.format(standing.n), certified.low.value, "short")
     flags = tag("span", f" flags: {', '.join(standing.base.flags)}", class_="muted") if standing.base.flags else ""
     quick = tag("span", " quick only", class_="muted quick") if standing.is_quick else ""
+    apart = tag("span", f" {standing.apart}", class_="muted") if standing.apart else ""
     return {
-        "Model": Cell(join(link(standing.base.model, make_model_path(standing.full_name)), flags, quick)),
+        "Model": Cell(join(link(standing.base.model, make_model_path(standing.full_name)), apart, flags, quick)),
         "Data set": standing.base.dataset,
         "Threat": Cell(standing.threat, None, "short"),
         "Clean": show_accuracy(standing.clean),

@@ -9,6 +9,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import read_bounded, refuse_links
 from robbench.masking.record import SHEET, sanity_folder
 from robbench.report.escape import flatten_text
+from robbench.report.figures.captions import CAPTIONS, SHEET_CAPTION, SWEEP_CAPTION
 from robbench.report.site.standing import Standing
 
 __all__ = ["list_pictures", "read_picture"]
@@ -17,7 +18,7 @@ _MOST = 2**25  # bytes of a picture
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FIGURES = {
     "accuracy-eps": "Robust accuracy of all models of this data set over the radius.",
-    "accuracy-steps": "Robust accuracy of all models of this data set over the number of steps of PGD.",
+    "accuracy-steps": "Robust accuracy of all models of this data set over the steps of each attack.",
     "per-class": "Robust accuracy of all models of this data set, class by class.",
     "gallery": "Images, and their adversarial examples, for the models of this data set.",
 }
@@ -37,14 +38,14 @@ def list_pictures(root: Path, standings: Sequence[Standing]) -> Iterator[tuple[P
         if (file := standing.sanity) is not None:
             path = sanity_folder(root, file) / SHEET
             if path.exists():
-                yield path, f"The checks for gradient masking, {standing.threat}: landscape, radii and attacks."
+                yield path, f"The checks for gradient masking, {standing.threat}. {SHEET_CAPTION}"
     base = standings[0].base
     for path in sorted((root / base.dataset / base.model).glob("*.png")):
-        yield path, f"{flatten_text(path.stem)}: robust accuracy over the radius, drawn by robbench eval."
+        yield path, f"Accuracy under each attack over the radius, {flatten_text(path.stem)}. {SWEEP_CAPTION}"
     for name, caption in _FIGURES.items():
         path = root / "figures" / base.dataset / f"{name}.png"
         if path.exists():
-            yield path, f"{caption} Drawn by robbench figure."
+            yield path, f"{caption} {CAPTIONS[name]}"
 
 
 def read_picture(root: Path, path: Path) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Standing:
         verdict: verdict of `robbench sanity`.
         sanity: the evidence of the verdict.
         certified: what is proven.
+        apart: what tells it apart from another standing of the same model and threat, such as its images; usually "".
     """
 
     base: ResultFile
@@ -55,6 +56,7 @@ class Standing:
     verdict: str
     sanity: SanityFile | None
     certified: Interval | None
+    apart: str = ""
 
     @property
     def full_name(self) -> str:
@@ -65,6 +67,11 @@ class Standing:
     def threat(self) -> str:
         """The threat, such as `Linf 8/255`."""
         return f"{self.base.threat.norm} {self.base.threat.eps}"
+
+    @property
+    def title(self) -> str:
+        """The threat, with what tells the standing apart from another one of the same threat."""
+        return f"{self.threat} ({self.apart})" if self.apart else self.threat
 
     @property
     def key(self) -> str:
@@ -127,7 +134,23 @@ def list_standings(
             function = [result.identity.get(key) for key in _FUNCTION]
             groups.setdefault(repr((result.dataset, result.model, function, threat)), []).append(result)
     found = [_combine(root, group, verdicts, certificates) for group in groups.values()]
+    found = [replace(s, apart=_tell_apart(s, found)) for s in found]
     return sorted(found, key=lambda s: (s.full_name, s.base.threat.norm, _radius(s), s.base.run_id))
+
+
+def _tell_apart(standing: Standing, standings: Sequence[Standing]) -> str:
+    """Name what differs between the standings of one model and threat: images, weights or precision."""
+    alike = [s for s in standings if (s.full_name, s.threat) == (standing.full_name, standing.threat)]
+    if len(alike) == 1:
+        return ""
+    origins = [_describe_origin(s.base) for s in alike]
+    words = [f"{k} {v}" for k, v in _describe_origin(standing.base).items() if any(o[k] != v for o in origins)]
+    return ", ".join(words) or f"run {standing.base.run_id[:8]}"
+
+
+def _describe_origin(result: ResultFile) -> dict[str, str]:
+    digests = {key: str(result.identity.get(key))[:8] for key in ("data", "weights")}
+    return {"images": result.selection, **digests, "dtype": str(result.identity.get("dtype"))}
 
 
 def _radius(standing: Standing) -> float:
