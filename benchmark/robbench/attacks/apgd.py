@@ -88,8 +88,9 @@ class APGD(Climbing):
         halved = torch.where(check, halve.to(size.dtype), s["halved"])
         loss_check = torch.where(check, loss_best, loss_check)
         rises = torch.where(check, torch.zeros_like(rises), rises)
-        x = torch.where(per_lane(halve, grad), x_best, x)
-        grad = torch.where(per_lane(halve, grad), grad_best, grad)
+        if bool(halve.any()):  # most steps end no window
+            x = torch.where(per_lane(halve, grad), x_best, x)
+            grad = torch.where(per_lane(halve, grad), grad_best, grad)
 
         z = ball.project(p.x, x + per_lane(size, grad) * ball.steepest(x, grad))
         a = per_lane(torch.where(t == 0, 1.0, _MOMENTUM).to(x.dtype), grad)

@@ -52,22 +52,23 @@ def toward_plane(norm: Norm, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
 
     Args:
         norm: by which the move is shortest.
-        x: points in the box, [L, C, H, W].
+        x: points in the box, [L, C, H, W], or m for each plane, [m, L, C, H, W].
         w: the plane's normal, [L, C, H, W]; where it is zero the move is zero.
-        gap: value of the linear function at x, [L]; where it is not finite the move is zero. Where it is zero, x is a
-            tie, which the judge gives to the lower class. Then the move goes up a little, beyond the plane.
+        gap: value of the linear function at x, [L] or [m, L]; where it is not finite the move is zero. Where it is
+            zero, x is a tie, which the judge gives to the lower class. Then the move goes up a little, beyond the
+            plane.
 
     Returns:
-        The move, [L, C, H, W]. Where the box ends before the plane, it leads to the corner nearest to the plane: all
+        The move, shaped like x. Where the box ends before the plane, it leads to the corner nearest to the plane: all
         pixels with an influence move to the box.
     """
-    flat, w = x.flatten(1), w.flatten(1)
+    flat, w = x.reshape(*gap.shape, -1), w.flatten(1)
     info = torch.finfo(x.dtype)
     scale = w.abs().amax(1, keepdim=True)
     rate = w.abs() / scale.clamp(min=info.tiny)
     # Next to the steepest pixel these have no influence that the sums below could show; their squares would underflow.
     rate = torch.where(rate > info.eps**2, rate, 0)
-    tied, gap = gap[:, None] == 0, torch.where(gap.isfinite(), gap, 0)[:, None]
+    tied, gap = gap[..., None] == 0, torch.where(gap.isfinite(), gap, 0)[..., None]
     need = torch.where(tied, _TIE * rate.sum(1, keepdim=True), gap.abs() / scale.clamp(min=info.tiny))
     direction = -w.sign() * torch.where(tied, -1, gap.sign())
     room = torch.where(direction > 0, 1 - flat, flat) * (rate > 0)
@@ -76,28 +77,36 @@ def toward_plane(norm: Norm, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
 
 
 def _fill_steepest(rate: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """Use up the room of the largest rates first until Σ rate · move = need: [L, n], [L, n], [L, 1] -> [L, n]."""
+    """Use up the room of the largest rates first until Σ rate · move = need, all over the last axis.
+
+    Shapes: rate [L, n], room [..., L, n], need [..., L, 1] -> [..., L, n].
+    """
     rate, order = rate.sort(dim=1, descending=True)
-    room = room.gather(1, order)
-    before = F.pad((rate * room).cumsum(1)[:, :-1], (1, 0))
+    order = order.expand_as(room)
+    room = room.gather(-1, order)
+    before = F.pad((rate * room).cumsum(-1)[..., :-1], (1, 0))
     left = (need - before).clamp(min=0)
     move = torch.minimum(left / rate.clamp(min=torch.finfo(rate.dtype).tiny), room)
-    return torch.zeros_like(move).scatter_(1, order, move)
+    return torch.zeros_like(move).scatter_(-1, order, move)
 
 
 def _fill_evenly(norm: Norm, rate: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """Solve Σ rate · min(room, level · pace) = need for the level, pace = 1 (Linf) or rate (L2); shapes as above."""
+    """Solve Σ rate · min(room, level · pace) = need for the level, pace = 1 (Linf) or rate (L2); shapes as above.
+
+    A pixel without a rate has no room.
+    """
     tiny, last = torch.finfo(rate.dtype).tiny, rate.shape[1] - 1
-    pace = rate if norm == "L2" else (rate > 0).to(rate.dtype)
-    kinks, order = (room / pace.clamp(min=tiny)).sort(dim=1)  # the level at which a pixel meets the box
-    held = F.pad((rate * room).gather(1, order).cumsum(1)[:, :-1], (1, 0))  # from the pixels that met it earlier
-    free = (rate * pace).gather(1, order).flip(1).cumsum(1).flip(1)
-    reached = held + kinks * free < need
-    k = reached.sum(1, keepdim=True)
+    # The level at which a pixel meets the box.
+    kinks, order = (room / rate.clamp(min=tiny) if norm == "L2" else room).sort(dim=-1)
+    slope = rate.expand_as(room).gather(-1, order)
+    full, free = (slope * room.gather(-1, order), slope.square()) if norm == "L2" else (slope * kinks, slope)
+    held = F.pad(full.cumsum(-1)[..., :-1], (1, 0))  # from the pixels that met it earlier
+    free = free.flip(-1).cumsum(-1).flip(-1)
+    k = (held + kinks * free < need).sum(-1, keepdim=True)
     at = k.clamp(max=last)
-    level = (need - held.gather(1, at)) / free.gather(1, at).clamp(min=tiny)
-    level = torch.where(k > last, kinks[:, -1:], level)
-    return torch.minimum(level.clamp(min=0) * pace, room)
+    level = (need - held.gather(-1, at)) / free.gather(-1, at).clamp(min=tiny)
+    level = torch.where(k > last, kinks[..., -1:], level).clamp(min=0)
+    return torch.minimum(level * rate if norm == "L2" else level, room)
 
 
 def bracket(p: Problem) -> State:

@@ -105,26 +105,27 @@ class FAB:
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Pull a misclassified point back, or go to the plane. The last steps search the segment."""
-        x, wrong = s["x"], is_wrong(logits, p.y)
-        distance = ball.distance(p.x, x)
-        closer = wrong & (distance < s["distance"])
-        s = s | narrowed(s, s["searching"] & ~wrong, closer, margin(logits, p.y))
-        s["distance"] = torch.where(closer, distance, s["distance"])
+        x, wrong, searching = s["x"], is_wrong(logits, p.y), s["searching"]
+        s = dict(s)
+        if bool((wrong | searching).any()):  # where images stand, there is seldom something to keep
+            distance = ball.distance(p.x, x)
+            closer = wrong & (distance < s["distance"])
+            s |= narrowed(s, searching & ~wrong, closer, margin(logits, p.y))
+            s["distance"] = torch.where(closer, distance, s["distance"])
         s["searching"] = (t + 1 > self.steps - self.searches) & s["distance"].isfinite()
         s["pulled"] = wrong & ~s["pulled"]
-
-        def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return torch.where(per_lane(where, x), a, b)
-
-        onward = choose(s["pulled"], p.x + self.beta * (x - p.x), self._onward(p, ball.norm, x, loss, grad))
-        s["x"] = choose(s["searching"], between(s), onward)
+        s["x"] = self._onward(p, ball.norm, x, loss, grad)
+        if bool(s["pulled"].any()):
+            s["x"] = torch.where(per_lane(s["pulled"], x), p.x + self.beta * (x - p.x), s["x"])
+        if bool(s["searching"].any()):
+            s["x"] = torch.where(per_lane(s["searching"], x), between(s), s["x"])
         return s
 
     def _onward(self, p: Problem, norm: Norm, x: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
         """Go beyond the plane from x and from the clean image, and mix the two (Algorithm 1)."""
         gap_clean = gap + (grad * (p.x - x)).flatten(1).sum(1)
-        moves = toward_plane(norm, torch.cat([x, p.x]), torch.cat([grad, grad]), torch.cat([gap, gap_clean]))
-        move, move_clean = moves.chunk(2)
-        far, far_clean = length(norm, moves).clamp(min=1e-8).chunk(2)
+        moves = toward_plane(norm, torch.stack([x, p.x]), grad, torch.stack([gap, gap_clean]))
+        move, move_clean = moves.unbind()
+        far, far_clean = length(norm, moves.flatten(0, 1)).clamp(min=1e-8).chunk(2)
         alpha = per_lane((far / (far + far_clean)).clamp(max=self.alpha_max), x)
         return ((1 - alpha) * (x + self.eta * move) + alpha * (p.x + self.eta * move_clean)).clamp(0, 1)
