@@ -14,6 +14,7 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from pydantic_core import CoreSchema, core_schema
 
 from robbench.core.errors import ResultError, unknown_name
+from robbench.report.distance import find_distances, list_quartiles, summarize_distances
 from robbench.report.escape import escape_control
 from robbench.report.leaderboard import format_group_title, format_with_interval
 from robbench.report.terminal import summarize_result
@@ -86,6 +87,22 @@ class Result(ResultFile):
         """The records: a row for each image and attack, with the columns of outcomes.parquet (docs/files.md)."""
         return self._read_records()
 
+    @property
+    def distances(self) -> pd.DataFrame:
+        """The distance of the nearest break of each image under each attack, and `nearest`, the smallest.
+
+        0: the model misclassifies the image. Infinite: not broken. The index holds official indices. Only a suite with
+        the judge `nearest`, such as `distance`, looks for near breaks. All distances are upper bounds.
+
+        Raises:
+            ResultError: the suite has another judge.
+        """
+        if self.has_radius:
+            raise ResultError(
+                f'distances: the suite {self.suite!r} looks for breaks at a radius. Use suite="distance".'
+            )
+        return find_distances(self.records)
+
     def adversarials(self) -> list[Points]:
         """Read the adversarial examples of the breaks.
 
@@ -113,7 +130,7 @@ class Result(ResultFile):
 
     def __str__(self) -> str:
         """Return a sentence and a table with a row for each attack."""
-        rows = [_COLUMNS, *self._list_rows()]
+        rows = [self._list_columns(), *self._list_rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for first, *others in rows:
@@ -123,7 +140,7 @@ class Result(ResultFile):
 
     def _repr_html_(self) -> str:
         """Return the same as HTML. Names and flags are escaped."""
-        head = "".join(f'<th style="text-align:{_align(i)}">{c}</th>' for i, c in enumerate(_COLUMNS))
+        head = "".join(f'<th style="text-align:{_align(i)}">{c}</th>' for i, c in enumerate(self._list_columns()))
         rows = "".join(
             "<tr>"
             + "".join(f'<td style="text-align:{_align(i)}">{_escape(c)}</td>' for i, c in enumerate(row))
@@ -136,10 +153,18 @@ class Result(ResultFile):
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{flags}</div>"
         )
 
+    def _list_columns(self) -> tuple[str, ...]:
+        return _COLUMNS if self.has_radius else tuple(list_quartiles(self.distances)[0])
+
     def _summarize(self) -> str:
+        if not self.has_radius:
+            return summarize_distances(self, self.distances)
         return summarize_result(self, f"{self.n} images")
 
     def _list_rows(self) -> Iterable[tuple[str, ...]]:
+        if not self.has_radius:
+            yield from (tuple(row.values()) for row in list_quartiles(self.distances))
+            return
         for a in self.attacks:
             yield a.name, format_with_interval(a.robust_accuracy), f"{a.forwards}", f"{a.backwards}"
         totals = (f"{self.forwards}", f"{self.backwards}")

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from robbench.core.errors import ResultError
 from robbench.core.files import check_name, check_path_component, check_size, digest, read_json
 from robbench.core.numbers import parse_eps
+from robbench.core.types import Norm
 
 __all__ = [
     "DESCRIPTION_VERSION",
@@ -112,7 +113,7 @@ class AttackResult(_Strict):
 class ThreatResult(_Strict):
     """The threat model of the run."""
 
-    norm: Literal["Linf", "L2", "L1"]
+    norm: Norm
     eps: str
     """The exact radius, as a fraction or decimal."""
 
@@ -174,6 +175,11 @@ class ResultFile(_Strict):
     def is_always_sealed(self) -> bool:
         """Versions that measured the wall time seal."""
         return self.wall_seconds is not None
+
+    @property
+    def has_radius(self) -> bool:
+        """Whether breaks were looked for within a radius, and not the nearest break at any distance."""
+        return self.judge != "nearest"
 
     @field_validator("attacks")
     @classmethod

@@ -122,7 +122,9 @@ def list_standings(
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
         # With a target, an image that keeps another wrong class counts as robust, which is another question.
-        if result.attacks and result.n and result.identity.get("target") is None:
+        # What looks for the nearest break breaks all images in the whole box.
+        is_standing = result.identity.get("target") is None and result.has_radius
+        if result.attacks and result.n and is_standing:
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
             groups.setdefault(repr((result.dataset, result.model, function, threat)), []).append(result)
