@@ -24,6 +24,7 @@ from robbench.report.distance import NEAREST, find_distances, trace_survival
 from robbench.report.export import export_result
 from robbench.report.figures.source import FigureData
 from robbench.report.leaderboard_pages import render_leaderboard
+from robbench.results.adversarials import read
 from robbench.results.reader import read_results, read_vouched
 from support.attacks import queried, run_attack, smallest
 from support.commands import run
@@ -96,7 +97,7 @@ def test_distances_of_linear_models_are_exact_within_1e_3(norm, classes):
 
 
 @pytest.mark.parametrize("classes", [2, pytest.param(10, marks=pytest.mark.whole)])
-def test_l0_counts_the_pixel_values_that_must_change(classes):
+def test_l0_counts_the_pixel_values_that_must_change(tmp_path, classes):
     """The pixels that move the margin most go to the end of the box, until the plane is crossed."""
     pytest.importorskip("adv_lib", reason="adv-lib is not installed (robbench[more-peers])")
     model, x, y, _ = linear_problem("L2", classes)
@@ -115,7 +116,11 @@ def test_l0_counts_the_pixel_values_that_must_change(classes):
             counts.append(int((gain <= z[0] - z[k]).sum()) + 1)
         exact.append(min(counts))
     assert min(exact) > 1
-    result = robbench.evaluate(model, "distance", x=x, y=y, norm="L0")
+    kept = {"results": tmp_path, "save_adversarials": True}
+    result = robbench.evaluate(model, "distance", x=x, y=y, norm="L0", **kept)
+    for points in result.adversarials():  # rounded ones would differ in every pixel
+        recorded = [result.distances.loc[i, name] for i, name in zip(points.sample, points.attack, strict=True)]
+        assert Ball("L0", 16).distance(x[points.sample], torch.from_numpy(points.x)).tolist() == recorded
     assert [a.name for a in result.attacks] == ["FMN", "sigma-zero"] and result.threat.norm == "L0"
     found = result.distances
     assert (found["sigma-zero"] >= exact).all()
@@ -159,15 +164,17 @@ def test_restarts_bisect_the_radius():
 def test_what_a_gradient_query_alone_takes_for_a_break_does_not_end_the_search():
     """With gradients on, the model errs by rounding in favour of another class. The judge asks without them."""
 
+    _, x, y, _ = linear_problem("L2", 2)
+    lead = Planes(2, seed=2)(x).detach().diff(dim=1).abs().min()
+
     class Rounding(Planes):
         def forward(self, x):
             z = super().forward(x)
-            return z + 2e-7 * torch.is_grad_enabled() * torch.eye(3)[1]
+            return z + 0.5e-4 * lead * torch.is_grad_enabled() * (nn.functional.one_hot(1 - y, 2)[: len(x)])
 
-    model = Rounding(3, seed=3).eval()
-    x = 0.5 + 0.04 * torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    y = model(x).argmax(1)
-    rows = run_attack(model, Nearest(inner=FAB(targets=2, steps=20)), x, y, Ball("L2", 4.0), judge="nearest")
+    model = Rounding(2, seed=2).eval()
+    attack = Nearest(inner=FAB(targets=1, steps=20))
+    rows = run_attack(model, attack, x, y, Ball("L2", 4.0), judge="nearest", lanes=len(x))
     assert rows.broken.all()
 
 
@@ -216,6 +223,8 @@ def test_a_run_goes_on_and_its_points_are_verified(tree):
     here, fresh = stored(folder / "r"), stored(folder / "fresh")
     assert (here / "outcomes.parquet").read_bytes() == (fresh / "outcomes.parquet").read_bytes()
     assert (here / "adversarials.safetensors").read_bytes() == (fresh / "adversarials.safetensors").read_bytes()
+    points = read(here / "adversarials.safetensors").points
+    assert [group.x.dtype for group in points] == [np.float32], "unrounded, as rounding changes the distance"
     said = run("verify", here).stdout
     assert "of 12 images confirmed, 0 mismatches" in said
     run("reproduce", here, "--suite", folder / "near.toml", "--samples", 4)

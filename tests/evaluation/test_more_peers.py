@@ -84,7 +84,6 @@ FAR = [  # whose steps are of fixed lengths, or whose distances are exact within
     ("foolbox:LinfPGD", "Linf", {"steps": 200}),
     ("foolbox:L2PGD", "L2", {"steps": 200}),
     ("foolbox:L2CarliniWagnerAttack", "L2", {"steps": 300, "binary_search_steps": 5}),
-    ("foolbox:NewtonFoolAttack", "L2", {}),
     ("torchattacks:FGSM", "Linf", {}),
     ("torchattacks:BIM", "Linf", {}),
     ("torchattacks:PGD", "Linf", {"steps": 100}),
