@@ -75,11 +75,6 @@ def choose_threat(suite: Suite, dataset: str, options: Options, pixels: int | No
             )
         return Threat(norm, Fraction(math.ceil(whole_box(norm, pixels or 1))))
     if options.eps is None:
-        if options.norm is not None:
-            raise SuiteError(
-                f"--norm {options.norm} given without --eps. The suite's radius belongs to its own norm. "
-                "Give --eps too."
-            )
         # The first of the two radii that are usual for ImageNet; the other is L2 3.0 (--norm L2 --eps 3).
         usual = Threat("Linf", Fraction(4, 255)) if dataset == IMAGENET else None
         threat = own or usual or suite.threat(dataset)
