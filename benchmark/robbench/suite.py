@@ -3,7 +3,8 @@
 ```toml
 version = 1
 title = "White-box gradient attacks"
-judge = "any"            # or "final": only the last point of a trial counts
+judge = "any"            # or "final": only the last point of a trial counts; "nearest": each attack looks for the
+                         # nearest break in the whole box, and the suite has no radius
 mode = "full"            # every attack gets all correctly classified samples; "cascade": an attack gets the samples
                          # that no earlier attack broke; "challenge": that the first attack did not break
 
@@ -16,8 +17,9 @@ name = "PGD-20-xent"     # the random numbers depend on this name
 kind = "pgd"             # from `robbench list attacks`, or "module:Class" for your own attack, in a module that is
                          # imported already (--import). Every other key is a parameter of the attack. `eot = N`
                          # averages N answers per step, for models with random answers. An attack with
-                         # `optional = true` is left out where the threat has a norm that it is not made for, and a
-                         # transfer also where its surrogate is missing.
+                         # `optional = true` is left out where the threat has a norm that it is not made for, a
+                         # transfer also where its surrogate is missing, and an attack of another library where the
+                         # package is not installed.
 objective = "ce"
 steps = 20
 on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # changes for one data set
@@ -64,7 +66,7 @@ class Stage:
     """One attack of a suite, on one data set: the name of its column, its kind and its parameters.
 
     `attack` is the attack itself, where the suite was made of attack objects. An `optional` one is left out where it is
-    not made for the norm, or its surrogate is missing.
+    not made for the norm, or its surrogate or its package is missing.
     """
 
     name: str
@@ -313,6 +315,10 @@ def _list_problems(table: dict[str, Any]) -> Iterator[str]:
             yield f"{key}: {table[key]!r} given; allowed: text"
     if not isinstance(table.get("threat", {}), dict):
         yield f"threat: {table['threat']!r} given; expected tables [threat.DATASET]"
+    if table.get("judge") == "nearest" and table.get("threat"):
+        yield "threat: given with judge 'nearest', which looks at any distance; leave the radii out"
+    if table.get("judge") == "nearest" and table.get("mode", "full") != "full":
+        yield f"mode: {table['mode']!r} given with judge 'nearest'; allowed: full, as each attack measures all images"
     attacks = table.get("attack")
     if not isinstance(attacks, list) or not attacks:
         yield "attack: at least one [[attack]] table is needed"

@@ -139,3 +139,30 @@ def test_l1_steepest_picks_a_pixel_that_can_move():
     x = torch.tensor([1.0, 0.5, 0.0]).view(1, 1, 1, 3)
     grad = torch.tensor([3.0, 1.0, -2.0]).view(1, 1, 1, 3)
     assert Ball("L1", 1.0).steepest(x, grad).flatten().tolist() == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0"])
+def test_a_radius_for_each_lane_does_what_a_ball_for_each_lane_does(norm):
+    generator = torch.Generator().manual_seed(5)
+    x, far = torch.rand(5, 1, 3, 4, generator=generator), 2 * torch.rand(5, 1, 3, 4, generator=generator) - 0.5
+    radii = torch.tensor([0.01, 0.1, 0.3, 0.7, 1.0]) * {"L1": 6, "L0": 12}.get(norm, 1)
+    together = Ball(norm, radii)
+    lanes = torch.arange(5)
+    p = Problem(x=x, y=lanes, sample=lanes, trial=lanes, key=(1, 2))
+    drawn = {surface: together.random(p, surface=surface) for surface in (False, True)}
+    for i, radius in enumerate(radii.tolist()):
+        one = slice(i, i + 1)
+        alone = Ball(norm, radius)
+        assert torch.allclose(together.project(x, far)[one], alone.project(x[one], far[one]), atol=1e-6)
+        q = Problem(x=x[one], y=lanes[one], sample=lanes[one], trial=lanes[one], key=(1, 2))
+        for surface, points in drawn.items():
+            assert torch.allclose(points[one], alone.random(q, surface=surface), atol=1e-5)
+    assert together.contains(x, together.project(x, far)).all()
+
+
+def test_an_l0_ball_keeps_the_largest_moves():
+    x = torch.tensor([[[[0.5, 0.5, 0.9, 0.2]]]])
+    far = x + torch.tensor([[[[0.3, -0.4, 0.8, 0.0]]]])  # the box leaves 0.1 of the third
+    assert torch.allclose(Ball("L0", 2).project(x, far), x + torch.tensor([[[[0.3, -0.4, 0.0, 0.0]]]]))
+    assert Ball("L0", 2).contains(x, far.clamp(0, 1)).tolist() == [False]
+    assert Ball("L0", 3).contains(x, far.clamp(0, 1)).tolist() == [True]

@@ -18,6 +18,7 @@ from robbench.attacks import (
     SPSA,
     DeepFool,
     Hunt,
+    Nearest,
     Noise,
     Square,
 )  # fmt: skip
@@ -44,6 +45,7 @@ GUIDED = {
     "hunt": Hunt(starts=1, targets=2, run=60, chase=100, hopeless=1.0),
     "eot": EOT(inner=PGD(objective="margin", steps=60, relative_step=0.1, random_start=False), draws=2),
     "fab": FAB(targets=9, steps=60),
+    "nearest": Nearest(inner=FAB(targets=9, steps=20)),
     "deepfool": DeepFool(candidates=9, iterations=20, overshoot=1e-4),
 }
 BLIND = {
@@ -87,7 +89,7 @@ def every(attacks):
 
 def test_every_kind_is_here():
     kinds = {a.kind for a in (*GUIDED.values(), *BLIND.values())}
-    assert kinds == {k for k, cls in ATTACKS.items() if getattr(cls, "can_target", True)} | {"eot"}
+    assert kinds == {k for k, cls in ATTACKS.items() if getattr(cls, "can_target", True)} | {"eot", "nearest"}
 
 
 @pytest.mark.whole

@@ -10,11 +10,13 @@ import torch
 
 from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
+from robbench.evaluation.more_peers import list_attacks, list_norms
 from robbench.evaluation.peers import build_peer
 from robbench.evaluation.run import evaluate
 from robbench.suite import Stage
 from support.attacks import judged
-from support.models import hyperplane, small
+from support.models import Linear, hyperplane, small
+from support.models import equally_far as same_radius
 
 INSTALLED = {"advlib": "adv_lib", "foolbox": "foolbox"}
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -40,28 +42,95 @@ def equally_far(norm, classes):
     return model.float().eval(), x.float(), y, r
 
 
-@pytest.mark.parametrize(
-    ("kind", "norm", "params"),
-    [
-        ("advlib:apgd", "Linf", {"loss_function": "ce"}),
-        ("advlib:apgd", "L2", {"loss_function": "ce"}),
-        ("advlib:fab", "Linf", {}),
-        ("advlib:fab", "L2", {}),
-        ("advlib:fab", "L1", {}),
-        ("advlib:fmn", "Linf", {"steps": 50}),
-        ("advlib:fmn", "L1", {"steps": 50}),
-        ("advlib:sdf", "L2", {}),
-        ("advlib:tr", "L2", {}),
-        ("foolbox:LinfBasicIterativeAttack", "Linf", {}),
-        ("foolbox:L2BasicIterativeAttack", "L2", {}),
-        ("foolbox:SparseL1DescentAttack", "L1", {}),
-        ("foolbox:L2DeepFoolAttack", "L2", {}),
-        ("foolbox:LinfDeepFoolAttack", "Linf", {}),
-        ("foolbox:LInfFMNAttack", "Linf", {}),
-        ("foolbox:L2FMNAttack", "L2", {}),
-        ("foolbox:L1FMNAttack", "L1", {}),
-    ],
-)
+NEAR = [
+    ("advlib:apgd", "Linf", {"loss_function": "ce"}),
+    ("advlib:apgd", "L2", {"loss_function": "ce"}),
+    ("advlib:fab", "Linf", {}),
+    ("advlib:fab", "L2", {}),
+    ("advlib:fab", "L1", {}),
+    ("advlib:fmn", "Linf", {"steps": 50}),
+    ("advlib:fmn", "L1", {"steps": 50}),
+    ("advlib:sdf", "L2", {}),
+    ("advlib:tr", "L2", {}),
+    ("foolbox:LinfBasicIterativeAttack", "Linf", {}),
+    ("foolbox:L2BasicIterativeAttack", "L2", {}),
+    ("foolbox:SparseL1DescentAttack", "L1", {}),
+    ("foolbox:L2AdamBasicIterativeAttack", "L2", {}),
+    ("foolbox:LinfAdamBasicIterativeAttack", "Linf", {}),
+    ("foolbox:L2MomentumIterativeFastGradientMethod", "L2", {}),
+    ("foolbox:LinfMomentumIterativeFastGradientMethod", "Linf", {}),
+    ("foolbox:L2FastGradientAttack", "L2", {}),
+    ("foolbox:LinfFastGradientAttack", "Linf", {}),
+    ("foolbox:DDNAttack", "L2", {}),
+    ("foolbox:L2DeepFoolAttack", "L2", {}),
+    ("foolbox:LinfDeepFoolAttack", "Linf", {}),
+    ("foolbox:LInfFMNAttack", "Linf", {}),
+    ("foolbox:L2FMNAttack", "L2", {}),
+    ("foolbox:L1FMNAttack", "L1", {}),
+]
+FAR = [  # whose steps are of fixed lengths, or whose distances are exact within 5 %
+    ("advlib:alma", "L2", {}),
+    ("advlib:apgd_targeted", "Linf", {"loss_function": "ce"}),
+    ("advlib:apgd_targeted", "L2", {"loss_function": "ce"}),
+    ("advlib:carlini_wagner_l2", "L2", {"max_iterations": 300}),
+    ("advlib:ddn", "L2", {"levels": 1000000}),
+    ("advlib:df", "Linf", {}),
+    ("advlib:df", "L2", {}),
+    ("advlib:pdgd", "L2", {}),
+    ("advlib:pdpgd", "Linf", {}),
+    ("advlib:pdpgd", "L2", {}),
+    ("advlib:pgd_linf", "Linf", {"steps": 200}),
+    ("advlib:tr", "Linf", {}),
+    ("foolbox:LinfPGD", "Linf", {"steps": 200}),
+    ("foolbox:L2PGD", "L2", {"steps": 200}),
+    ("foolbox:L2CarliniWagnerAttack", "L2", {"steps": 300, "binary_search_steps": 5}),
+    ("torchattacks:FGSM", "Linf", {}),
+    ("torchattacks:BIM", "Linf", {}),
+    ("torchattacks:PGD", "Linf", {"steps": 100}),
+    ("torchattacks:MIFGSM", "Linf", {}),
+    ("torchattacks:PGDL2", "L2", {}),
+    ("torchattacks:DeepFool", "L2", {}),
+    ("torchattacks:APGD", "Linf", {}),
+    ("torchattacks:APGD", "L2", {}),
+    ("torchattacks:FAB", "Linf", {}),
+    ("torchattacks:FAB", "L2", {}),
+    ("autoattack:APGD-CE", "Linf", {}),
+    ("autoattack:APGD-CE", "L2", {}),
+    ("autoattack:APGD-DLR", "Linf", {}),
+    ("autoattack:FAB", "Linf", {}),
+    ("autoattack:FAB", "L2", {}),
+    ("autoattack:FAB-T", "Linf", {}),
+    ("autoattack:FAB-T", "L2", {}),
+]
+MORE_CLASSES = {"advlib:alma": 3, "autoattack:APGD-DLR": 3}  # the libraries' own limits
+ELSEWHERE = {
+    "sigma_zero": "L0, in test_distance.py",
+    "carlini_wagner_linf": "a minute for six images, and nothing within 5 %",
+}
+
+
+def test_every_function_of_adv_lib_is_tested():
+    made("advlib:fmn")
+    package = sys.modules["adv_lib"]
+    with_norm = {n for n in list_attacks("advlib", package) if list_norms("advlib", package, n, {})}
+    assert with_norm == {kind.partition(":")[2] for kind, _, _ in NEAR + FAR if "advlib" in kind} | set(ELSEWHERE)
+
+
+@pytest.mark.parametrize(("kind", "norm", "params"), FAR)
+def test_it_finds_the_radius_of_linear_models_within_5_percent(kind, norm, params):
+    peer = made(kind, **params)
+    for classes in (2, 3, 10):
+        if classes < MORE_CLASSES.get(kind, 2):
+            continue
+        plane, x, y, r = same_radius(norm, 4)
+        model = Linear(plane.w.detach(), plane.b.detach(), classes).float().eval()
+        for share, expected in ((1.05, 4), (0.95, 0)):
+            ball = Ball(norm, r * share)
+            x_adv, _ = peer.run(model, x.float(), y, ball, 0)
+            assert judged(model, x.float(), y, x_adv.float(), ball).sum() == expected, (classes, share)
+
+
+@pytest.mark.parametrize(("kind", "norm", "params"), NEAR)
 def test_it_finds_the_exact_radius_of_linear_models(kind, norm, params):
     peer = made(kind, **params)
     assert norm in peer.norms
@@ -133,7 +202,8 @@ def test_mistakes_are_named_when_the_stage_is_made(kind, params, message):
     ("kind", "norm", "message"),
     [
         ("advlib:ddn", "Linf", "made for: L2"),
-        ("advlib:sigma_zero", "Linf", "made for: other distances"),
+        ("advlib:sigma_zero", "Linf", "made for: L0"),
+        ("advlib:fga", "Linf", "made for: other distances"),
         ("foolbox:L2FMNAttack", "L1", "made for: L2"),
         ("foolbox:SpatialAttack", "Linf", "made for: other distances"),
     ],

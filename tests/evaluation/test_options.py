@@ -37,7 +37,7 @@ WRONG_OPTIONS = [
     ({"eps": "8/0"}, "eps: '8/0' given; allowed: a fraction"),
     ({"eps": float("nan")}, "eps: nan given"),
     ({"eps": -0.1}, "it must not be negative"),
-    ({"norm": "L3", "eps": 0.1}, "norm: 'L3' given; allowed: Linf, L2, L1, or None"),
+    ({"norm": "L3", "eps": 0.1}, "norm: 'L3' given; allowed: Linf, L2, L1, L0, or None"),
     ({"norm": np.zeros(2), "eps": 0.1}, "norm: array"),
     ({"norm": "L2"}, "--norm L2 given without --eps"),
     ({"norm": "Linf", "eps": 8}, r"an Linf radius lies in \[0, 1\]"),

@@ -9,6 +9,7 @@ from robbench.attacks.fab import FAB
 from robbench.attacks.hopskipjump import HopSkipJump
 from robbench.attacks.hunt import Hunt
 from robbench.attacks.momentum import MIFGSM
+from robbench.attacks.nearest import Nearest
 from robbench.attacks.noise import Noise
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
@@ -32,6 +33,7 @@ __all__ = [
     "DeepFool",
     "HopSkipJump",
     "Hunt",
+    "Nearest",
     "Noise",
     "RayS",
     "Square",

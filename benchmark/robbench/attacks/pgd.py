@@ -58,7 +58,7 @@ class PGD(Climbing):
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take one projected step of steepest ascent."""
-        size: float | Tensor = self.relative_step * ball.eps if self.step_size is None else self.step_size
+        size: float | Tensor = self.relative_step * ball.radius(grad) if self.step_size is None else self.step_size
         if self.anneal:
             share = (t.to(grad.dtype) / self.steps * math.pi).cos().add(1) / 2
             size = size * per_lane(share, grad)

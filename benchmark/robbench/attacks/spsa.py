@@ -118,7 +118,7 @@ class SPSA:
         count = (t // (2 * self.samples + 1) + 1).to(loss.dtype).view(shape)
         mean = torch.where(at, _BETA1 * s["mean"] + (1 - _BETA1) * total, s["mean"])
         square = torch.where(at, _BETA2 * s["square"] + (1 - _BETA2) * total.square(), s["square"])
-        rate = self.relative_step * ball.eps / (1 if ball.norm == "Linf" else p.x[0].numel() ** 0.5)
+        rate = self.relative_step * ball.radius(p.x) / (1 if ball.norm == "Linf" else p.x[0].numel() ** 0.5)
         change = mean / (1 - _BETA1**count) / ((square / (1 - _BETA2**count)).sqrt() + _TINY)
         center = torch.where(at, ball.project(p.x, s["center"] + rate * change), s["center"])
 

@@ -48,7 +48,7 @@ def _bring(x: Tensor, delta: Tensor, ball: Ball) -> Tensor:
     if ball.norm == "L1":
         return ball.project(x, x + delta)
     length = delta.square().sum((1, 2, 3), keepdim=True).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
-    return (x + delta * (ball.eps / length)).clamp(0, 1)
+    return (x + delta * (ball.radius(x) / length)).clamp(0, 1)
 
 
 def _exchange(ball: Ball, x: Tensor, best: Tensor, eta: Tensor, to: Tensor, other: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _exchange(ball: Ball, x: Tensor, best: Tensor, eta: Tensor, to: Tensor, othe
     order, c, tiny = _ORDER[ball.norm], x.shape[1], torch.finfo(x.dtype).tiny
     delta, cleared = best - x, torch.maximum(to, other)
     amount = mass(delta, order)
-    unused = (ball.eps**order - amount.sum((1, 2, 3), keepdim=True)).clamp(min=0)
+    unused = (ball.radius(x) ** order - amount.sum((1, 2, 3), keepdim=True)).clamp(min=0)
     held, freed = ((amount * window).sum((2, 3), keepdim=True) for window in (to, cleared))
     fresh = torch.addcmul(eta, delta, to / held.pow(1 / order).clamp(min=tiny))
     length = mass(fresh, order).sum((2, 3), keepdim=True).pow(1 / order).clamp(min=tiny)
@@ -141,7 +141,7 @@ class Square(Climbing):
         lanes, c, h, w = p.x.shape
         if ball.norm == "Linf":
             stripes = _signs(rng.bits(p.key, p.sample, p.trial, 0, c * w), p.x.dtype).view(lanes, c, 1, w)
-            x = (p.x + ball.eps * stripes).clamp(0, 1)
+            x = (p.x + ball.radius(p.x) * stripes).clamp(0, 1)
         else:
             side = max(min(h, w) // _TILES, 1)
             rows, cols = h // side, w // side

@@ -37,7 +37,7 @@ from robbench.commands.options import (
 from robbench.commands.printing import print_objects
 from robbench.commands.runs import resume_runs, run_all
 from robbench.commands.sanity import examine_model
-from robbench.commands.show import as_object
+from robbench.commands.show import as_object, write_curves
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
 
@@ -270,6 +270,7 @@ def _show_results(asked: _Asked, groups: list[list[ResultFile]], verdicts: list[
         print_objects([as_object(r, asked.results) for group in groups for r in group])
     elif flat := [r for group in groups for r in group]:
         print_results(flat, asked.results)
+        write_curves(flat, asked.results)
         for verdict in verdicts:
             again = f"Give the same command with --suite {verdict.advice.suite}, and it runs this suite."
             print_sanity(verdict, again, every=False)

@@ -29,16 +29,32 @@ if TYPE_CHECKING:
     from robbench.recheck.verify import Verification
     from robbench.results.schema import ResultFile
 
-__all__ = ["as_object", "show", "verify_result"]
+__all__ = ["as_object", "show", "verify_result", "write_curves"]
 
 
 def as_object(result: ResultFile, results: Path) -> dict[str, Any]:
     """Say a result as JSON, with what stands beside a robust accuracy wherever it is printed."""
     from robbench.masking.stored import VerdictIndex
+    from robbench.report.distance import describe_distances, read_distances
     from robbench.report.leaderboard import compute_overestimation
 
-    trust = {"verdict": VerdictIndex(results).find(result), "overestimation": compute_overestimation(result)}
+    trust: dict[str, Any] = {
+        "verdict": VerdictIndex(results).find(result),
+        "overestimation": compute_overestimation(result),
+    }
+    if not result.has_radius:
+        trust["distances"] = describe_distances(read_distances(results, result))
     return result.model_dump(mode="json") | trust
+
+
+def write_curves(results: list[ResultFile], root: Path) -> None:
+    """Write the curve of each result of distances, and name its files."""
+    from robbench.report.distance import write_survival
+
+    for result in results:
+        if not result.has_radius:
+            numbers, picture = write_survival(root, result)
+            print_text(f"{numbers} and {picture} written.")
 
 
 def show(

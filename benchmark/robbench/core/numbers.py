@@ -3,12 +3,13 @@
 import math
 import re
 from fractions import Fraction
+from typing import get_args
 
-from robbench.core.types import NORMS, Norm, Threat
+from robbench.core.types import Norm, Threat
 
 _MOST_DIGITS = 100
 
-__all__ = ["parse_eps", "parse_fraction", "parse_radii", "parse_threat", "whole_box"]
+__all__ = ["parse_eps", "parse_fraction", "parse_norm", "parse_radii", "parse_threat", "whole_box"]
 
 
 def parse_fraction(text: str | int | float | Fraction, what: str = "number") -> Fraction:
@@ -58,20 +59,30 @@ def parse_radii(text: str) -> list[str]:
     return [radii[value] for value in sorted(radii)]
 
 
+def parse_norm(norm: str) -> Norm:
+    """Return the norm of a name.
+
+    Raises:
+        ValueError: there is no such norm.
+    """
+    known: dict[str, Norm] = {name: name for name in get_args(Norm)}
+    if norm not in known:
+        raise ValueError(f"norm: {norm!r} given; allowed: {', '.join(known)}")
+    return known[norm]
+
+
 def parse_threat(norm: str, eps: str | int | float | Fraction) -> Threat:
     """Build a threat from text.
 
     Raises:
         ValueError: unknown norm, invalid radius, or an Linf radius above 1 (most likely given in 0..255).
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm: {norm!r} given; allowed: {', '.join(NORMS)}")
-    radius = parse_eps(eps)
+    known, radius = parse_norm(norm), parse_eps(eps)
     if norm == "Linf" and radius > 1:
         raise ValueError(f'eps: {eps!r} given; an Linf radius lies in [0, 1] (write 8 of 255 levels as "8/255")')
-    return Threat(norm=norm, eps=radius)
+    return Threat(norm=known, eps=radius)
 
 
 def whole_box(norm: Norm, pixels: int) -> float:
     """Return the radius at which a ball around any image of so many pixels holds the whole box [0, 1]."""
-    return {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[norm]
+    return {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels), "L0": float(pixels)}[norm]

@@ -16,7 +16,7 @@ from robbench.core.types import Norm, Problem, Threat
 
 __all__ = ["DUAL", "Ball", "length", "per_lane"]
 
-_ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
+_ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1, "L0": 0}
 DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 """The norm by which to measure a gradient, for a perturbation measured by the other one."""
 
@@ -34,21 +34,25 @@ def length(norm: Norm, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Ball:
-    """The points within `eps` of x0 (in `norm`) and inside [0, 1]. All tensors are [L, C, H, W].
+    """The points within `eps` of x0 (in `norm`) and inside [0, 1]. Points are [L, C, H, W].
 
-    With `levels`, only points whose pixels are all k / levels are allowed: 255 means images of 8 bits. `project`,
-    `random` and `steepest` ignore the levels, because attacks move freely. The engine rounds (`round`) what they
-    propose.
+    `eps` is one radius, or one for each lane, [L]. With `levels`, only points whose pixels are all k / levels are
+    allowed: 255 means images of 8 bits. `project`, `random` and `steepest` ignore the levels, because attacks move
+    freely. The engine rounds (`round`) what they propose.
     """
 
     norm: Norm
-    eps: float
+    eps: float | Tensor
     levels: int | None = None
 
     @classmethod
     def of(cls, threat: Threat, levels: int | None = None) -> Ball:
         """Make the ball of a threat."""
         return cls(threat.norm, float(threat.eps), levels)
+
+    def radius(self, like: Tensor) -> float | Tensor:
+        """Return eps in a shape that broadcasts against `like`, whose first axis is the lane, and in its dtype."""
+        return per_lane(self.eps.to(like.dtype), like) if isinstance(self.eps, Tensor) else self.eps
 
     def distance(self, x0: Tensor, x: Tensor) -> Tensor:
         """Measure ‖x − x0‖ per lane in float64: [L]."""
@@ -66,7 +70,7 @@ class Ball:
         return inside & (self.distance(x0, x) <= self.eps + self._slack)
 
     @property
-    def _slack(self) -> float:
+    def _slack(self) -> float | Tensor:
         """The rounding error of a float32 x that the distance may have."""
         return 1e-6 if self.norm == "Linf" else 1e-6 + 1e-5 * self.eps
 
@@ -86,7 +90,9 @@ class Ball:
         inward = torch.where(at >= clean, (at + off).floor(), (at - off).ceil())
         allowed, far = (self.eps + self._slack / 2) * self.levels, (nearest - clean).abs()
         if self.norm == "Linf":
-            moves = far > allowed
+            moves = far > (per_lane(allowed, far) if isinstance(allowed, Tensor) else allowed)
+        elif self.norm == "L0":
+            moves = torch.zeros_like(far, dtype=torch.bool)  # a pixel that did not move is not rounded away from x0
         else:
             power = 2 if self.norm == "L2" else 1
             gain = (far.pow(power) - (inward - clean).abs().pow(power)).flatten(1)
@@ -103,23 +109,29 @@ class Ball:
         """Project x onto the intersection of ball and box, exactly (Euclidean projection).
 
         For L1 and L2 the projection is x0 + clip(shrunk x − x0). The shrinkage is found by sorting the values where a
-        pixel reaches the box, as in Croce & Hein 2021 ("Mind the box", Prop. 2.1).
+        pixel reaches the box, as in Croce & Hein 2021 ("Mind the box", Prop. 2.1). For L0 the largest moves stay.
         """
         if self.norm == "Linf":
-            return torch.minimum(torch.maximum(x, x0 - self.eps), x0 + self.eps).clamp(0, 1)
+            eps = self.radius(x)
+            return torch.minimum(torch.maximum(x, x0 - eps), x0 + eps).clamp(0, 1)
         # In float32, sums over thousands of pixels would leave the ball by more than `contains` allows.
         delta = (x - x0).flatten(1).double()
         # The distance of each pixel to the box, in the direction of its move.
         room = torch.where(delta > 0, 1 - x0.flatten(1).double(), x0.flatten(1).double())
         size = delta.abs()
         clipped = torch.minimum(size, room)
-        if self.norm == "L1":
-            outside = clipped.sum(1) > self.eps
-            shrunk = torch.minimum((size - _l1_threshold(size, room, self.eps)[:, None]).clamp(min=0), room)
+        eps = self.radius(delta)
+        if self.norm == "L0":
+            outside = (clipped > 0).sum(1, keepdim=True) > eps
+            rank = clipped.argsort(stable=True, dim=1, descending=True).argsort(1)
+            shrunk = torch.where(rank < torch.as_tensor(eps, device=x.device).floor(), clipped, 0)
+        elif self.norm == "L1":
+            outside = clipped.sum(1, keepdim=True) > eps
+            shrunk = torch.minimum((size - _l1_threshold(size, room, eps)[:, None]).clamp(min=0), room)
         else:
-            outside = clipped.square().sum(1) > self.eps**2
-            shrunk = torch.minimum(size * _l2_factor(size, room, self.eps)[:, None], room)
-        moved = torch.where(outside[:, None], shrunk, clipped) * delta.sign()
+            outside = clipped.square().sum(1, keepdim=True) > eps**2
+            shrunk = torch.minimum(size * _l2_factor(size, room, eps)[:, None], room)
+        moved = torch.where(outside, shrunk, clipped) * delta.sign()
         return (x0 + moved.to(x0.dtype).view_as(x0)).clamp(0, 1)
 
     def random(self, p: Problem, *, step: int | Tensor = 0, surface: bool = False) -> Tensor:
@@ -143,7 +155,7 @@ class Ball:
             if not surface:
                 radius = rng.uniform(p.key, p.sample, p.trial, step + (1 << 31), 1).to(u.dtype)
                 scale = scale / radius.pow(1 / n).clamp(min=1e-12)
-        delta = delta / scale.clamp(min=1e-12) * self.eps
+        delta = delta / scale.clamp(min=1e-12) * self.radius(delta)
         return self.project(p.x, p.x + delta.view_as(p.x))
 
     def steepest(self, x: Tensor, grad: Tensor) -> Tensor:
@@ -164,8 +176,8 @@ class Ball:
         return torch.zeros_like(flat).scatter_(1, best, free.gather(1, best).sign()).view_as(grad)
 
 
-def _l1_threshold(size: Tensor, room: Tensor, eps: float) -> Tensor:
-    """Solve Σ min(max(size − λ, 0), room) = eps for λ per lane, [L, n], [L, n] -> [L].
+def _l1_threshold(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
+    """Solve Σ min(max(size − λ, 0), room) = eps for λ per lane, [L, n], [L, n] -> [L]. A tensor eps is [L, 1].
 
     The sum is piecewise linear in λ. As λ falls, the term of a pixel grows from λ = size to λ = size − room. The caller
     ignores the λ of lanes whose sum at λ = 0 is at most eps.
@@ -183,8 +195,8 @@ def _l1_threshold(size: Tensor, room: Tensor, eps: float) -> Tensor:
     return (points.gather(1, k) - step).squeeze(1).clamp(min=0)
 
 
-def _l2_factor(size: Tensor, room: Tensor, eps: float) -> Tensor:
-    """Solve Σ min(f · size, room)² = eps² for f in [0, 1] per lane, [L, n], [L, n] -> [L].
+def _l2_factor(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
+    """Solve Σ min(f · size, room)² = eps² for f in [0, 1] per lane, [L, n], [L, n] -> [L]. A tensor eps is [L, 1].
 
     Pixels reach the box in the order of room / size. The caller ignores the f of lanes whose sum at f = 1 is at most
     eps².

@@ -20,16 +20,22 @@ if TYPE_CHECKING:
     UInt8Array = NDArray[np.uint8]
     Int64Array = NDArray[np.int64]
 
-Norm = Literal["Linf", "L2", "L1"]
+Norm = Literal["Linf", "L2", "L1", "L0"]
+"""How a perturbation is measured. L0 counts the pixel values that change."""
+
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
+"""The norms of robbench's own attacks. Attacks of other libraries may be made for L0, too."""
 
 IMAGENET = "imagenet"
 """The data set that is known, and whose images are read as they are used."""
 
-Judge = Literal["any", "final"]
-"""Which points may count as a break: `any` queried point (worst case), or the `final` point of a trial only."""
+Judge = Literal["any", "final", "nearest"]
+"""Which points may count as a break: `any` queried point (worst case), or the `final` point of a trial only.
 
-JUDGES: tuple[Judge, ...] = ("any", "final")
+With `nearest`, an attack is one trial, which ends at the nearest break that it found (`attacks.nearest`), and the ball
+holds the whole box."""
+
+JUDGES: tuple[Judge, ...] = ("any", "final", "nearest")
 
 State = dict[str, "Tensor"]
 """State of an attack: tensors whose first axis is the lane. `state["x"]` is the next point to query."""

@@ -7,14 +7,14 @@ from fractions import Fraction
 from pathlib import Path
 
 from robbench.core.errors import DataError, SuiteError, unknown_name
-from robbench.core.numbers import parse_threat, whole_box
+from robbench.core.numbers import parse_norm, parse_threat, whole_box
 from robbench.core.types import IMAGENET, Norm, Threat
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
 from robbench.models.card import DATASETS, Registry
 from robbench.suite import Suite, load_suite
 
-__all__ = ["check_radius", "check_request", "choose_norm", "choose_threat", "require_dataset"]
+__all__ = ["check_request", "choose_norm", "choose_threat", "require_dataset"]
 
 
 def check_request(request: RunRequest) -> None:
@@ -29,10 +29,10 @@ def check_request(request: RunRequest) -> None:
     else:
         named = spec.dataset if spec.source is None else spec.source.test_set(spec.dataset)
         if spec.has_own_images or named == IMAGENET:
-            choose_threat(suite, named or "custom", options)  # refuses a run without a radius
+            choose_threat(suite, named or "custom", options, None)  # refuses a run without a radius
             return
         dataset = require_dataset(named)
-    check_radius(choose_threat(suite, dataset, options), math.prod(DATASETS[dataset].in_shape))
+    choose_threat(suite, dataset, options, math.prod(DATASETS[dataset].in_shape))
 
 
 def require_dataset(dataset: str | None) -> str:
@@ -51,21 +51,41 @@ def require_dataset(dataset: str | None) -> str:
     return dataset
 
 
-def choose_threat(suite: Suite, dataset: str, options: Options) -> Threat:
+def choose_threat(suite: Suite, dataset: str, options: Options, pixels: int | None) -> Threat:
     """Return the threat model of a run: that of the options, or that of the suite for the data set.
 
+    A suite that looks for the nearest break has the whole box as its ball.
+
+    Args:
+        suite: the attacks.
+        dataset: name of the data set.
+        options: have the norm and the radius that were asked for, if any.
+        pixels: number of values of an image; None before the images are read. Then the radius is not checked.
+
     Raises:
-        SuiteError: neither has a radius, or the radius is not one.
+        SuiteError: neither has a radius, or the radius is not one, or it means nothing for such images.
     """
+    own = suite.threats.get(dataset)
+    norm = parse_norm(options.norm or choose_norm(own))
+    if suite.judge == "nearest":
+        if options.eps is not None:
+            raise SuiteError(
+                f"eps: {options.eps} given with suite {suite.name!r}, which looks for the nearest break at any "
+                "distance. Leave eps out, and read the accuracy at a radius off its curve. --norm chooses the norm."
+            )
+        return Threat(norm, Fraction(math.ceil(whole_box(norm, pixels or 1))))
     if options.eps is None:
         # The first of the two radii that are usual for ImageNet; the other is L2 3.0 (--norm L2 --eps 3).
         usual = Threat("Linf", Fraction(4, 255)) if dataset == IMAGENET else None
-        return suite.threats.get(dataset) or usual or suite.threat(dataset)
-    norm = options.norm or choose_norm(suite.threats.get(dataset))
-    try:
-        return parse_threat(norm, options.eps)
-    except ValueError as error:
-        raise SuiteError(str(error)) from None
+        threat = own or usual or suite.threat(dataset)
+    else:
+        try:
+            threat = parse_threat(norm, options.eps)
+        except ValueError as error:
+            raise SuiteError(str(error)) from None
+    if pixels is not None:
+        _check_radius(threat, pixels)
+    return threat
 
 
 def choose_norm(own: Threat | None) -> Norm:
@@ -73,7 +93,7 @@ def choose_norm(own: Threat | None) -> Norm:
     return own.norm if own is not None else "Linf"
 
 
-def check_radius(threat: Threat, pixels: int) -> None:
+def _check_radius(threat: Threat, pixels: int) -> None:
     """Refuse a radius that means nothing for images of so many pixels.
 
     Raises:

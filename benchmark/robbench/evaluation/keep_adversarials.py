@@ -44,6 +44,7 @@ class Keeper:
         ball: the threat model.
         widths: the batch widths of the lanes.
         exact: do not round. For models with random answers, one answer cannot show that rounding changes no verdict.
+            For the nearest breaks, the distance counts, too.
         fresh: stage and rows of the breaks since the last call of `points`.
     """
 

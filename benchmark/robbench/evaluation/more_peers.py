@@ -19,11 +19,12 @@ __all__ = ["Call", "call_advlib", "call_foolbox", "is_unbounded", "list_attacks"
 Call = Callable[[Tensor, Tensor], Tensor]
 
 
-_ORDER = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}
-_ADVLIB_NORMS: dict[str, tuple[Norm, ...]] = {  # the functions that are not here measure other distances, such as L0
+_ORDER: dict[Norm, float] = {"Linf": math.inf, "L2": 2.0, "L1": 1.0, "L0": 0.0}
+_ADVLIB_NORMS: dict[str, tuple[Norm, ...]] = {  # the functions that are not here measure other distances
     "alma": ("L2", "L1"), "apgd": NORMS, "apgd_targeted": NORMS, "carlini_wagner_l2": ("L2",),
-    "carlini_wagner_linf": ("Linf",), "ddn": ("L2",), "df": ("Linf", "L2"), "fab": NORMS, "fmn": NORMS,
-    "pdgd": ("L2",), "pdpgd": NORMS, "pgd_linf": ("Linf",), "sdf": ("L2",), "tr": ("Linf", "L2"),
+    "carlini_wagner_linf": ("Linf",), "ddn": ("L2",), "df": ("Linf", "L2"), "fab": NORMS, "fmn": (*NORMS, "L0"),
+    "pdgd": ("L2",), "pdpgd": NORMS, "pgd_linf": ("Linf",), "sdf": ("L2",), "sigma_zero": ("L0",),
+    "tr": ("Linf", "L2"),
 }  # fmt: skip
 _ADVLIB_RADIUS = {"apgd": "eps", "apgd_targeted": "eps", "fab": "ε", "pgd_linf": "ε"}
 _ADVLIB_NORM = {  # the parameter that takes the norm
@@ -58,7 +59,7 @@ def list_parameters(library: str, package: ModuleType, name: str) -> list[str]:
 
 
 def list_norms(library: str, package: ModuleType, name: str, params: dict[str, Any]) -> tuple[Norm, ...]:
-    """List the norms that an attack is made for; none for attacks of L0 and of perceptual distances.
+    """List the norms that an attack is made for; none for attacks of other distances.
 
     Raises:
         SuiteError: foolbox does not accept the parameters.
@@ -70,7 +71,7 @@ def list_norms(library: str, package: ModuleType, name: str, params: dict[str, A
     if "distance" in takes or "constraint" in takes:
         return NORMS if "distance" in takes else ("Linf", "L2")
     order = getattr(getattr(_make_foolbox(cls, params), "distance", None), "p", None)
-    return tuple(norm for norm in NORMS if _ORDER[norm] == order)
+    return tuple(norm for norm, p in _ORDER.items() if p == order)
 
 
 def is_unbounded(library: str, name: str) -> bool:

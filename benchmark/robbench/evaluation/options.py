@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Rational, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from robbench.core.errors import RobbenchError, SuiteError, suggest_names, unknown_name
 from robbench.core.files import digest
 from robbench.core.numbers import parse_eps, parse_threat
-from robbench.core.types import NORMS
+from robbench.core.types import Norm
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class Options:
     """The options of a run: everything except model and suite.
 
     Attributes:
-        norm: replaces the suite's norm. It needs eps.
+        norm: replaces the suite's norm. It needs eps, unless the suite looks for the nearest break.
         eps: replaces the suite's radius ("8/255", 0.3), in [0, 1] pixel units.
         samples: number of samples, the first ones in official order; None means all.
         sample_seed: draw the samples at random with this seed instead; None means official order.
@@ -127,10 +127,6 @@ class Options:
         """Check every field, and convert it to its type."""
         for name, read in _READERS.items():
             object.__setattr__(self, name, read(name, getattr(self, name)))
-        if self.norm is not None and self.eps is None:
-            raise SuiteError(
-                f"--norm {self.norm} given without --eps. The suite's radius belongs to its own norm. Give --eps too."
-            )
         if self.norm is not None and self.eps is not None:
             try:
                 parse_threat(self.norm, self.eps)
@@ -297,7 +293,7 @@ def _read_text(name: str, value: Any) -> str | None:
 
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
-    "norm": _read_choice(SuiteError, *NORMS),
+    "norm": _read_choice(SuiteError, *get_args(Norm)),
     "eps": _read_eps,
     "samples": _read_integer(1),
     "sample_seed": _read_integer(0),

@@ -22,7 +22,7 @@ import logging
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
@@ -45,9 +45,9 @@ from robbench.evaluation.more_peers import (
     list_norms,
     list_parameters,
 )
-from robbench.suite import Stage
+from robbench.suite import PEERS, Stage
 
-__all__ = ["Peer", "build_peer"]
+__all__ = ["MissingPackageError", "Peer", "build_peer", "list_missing"]
 
 _PACKAGES = {  # module, distribution, how to install it
     "torchattacks": ("torchattacks", "torchattacks", 'pip install "robbench[peers]"'),
@@ -64,6 +64,10 @@ _OTHER_NORMS = {  # norms of torchattacks' classes without a parameter `norm`; a
 }
 _LEAST_CLASSES = {"standard": 4, "plus": 4, "apgd-t": 4, "rand": 3, "apgd-dlr": 3}  # AutoAttack's DLR losses
 _SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+
+
+class MissingPackageError(SuiteError):
+    """The package of an attack of another library is not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +238,8 @@ def build_peer(stage: Stage) -> Peer:
     """Make a stage's attack of another library.
 
     Raises:
-        SuiteError: the package is not installed, or has no such attack, or the attack does not have a parameter.
+        MissingPackageError: the package is not installed.
+        SuiteError: it has no such attack, or the attack does not have a parameter.
     """
     library, _, name = stage.kind.partition(":")
     package, release = _installed(stage, library)
@@ -266,6 +271,19 @@ def build_peer(stage: Stage) -> Peer:
     return Peer(library=library, attack=name, release=release, batch=batch, params=params, norms=norms)
 
 
+def list_missing(stages: Iterable[Stage]) -> list[str]:
+    """Say which optional attacks of other libraries cannot run here, because their package is not installed."""
+    sentences = []
+    for stage in stages:
+        library = stage.kind.partition(":")[0]
+        if stage.optional and library in PEERS:
+            try:
+                _installed(stage, library)
+            except MissingPackageError as error:
+                sentences.append(str(error))
+    return sentences
+
+
 def _installed(stage: Stage, library: str) -> tuple[ModuleType, str]:
     module, distribution, install = _PACKAGES[library]
     try:
@@ -278,6 +296,6 @@ def _installed(stage: Stage, library: str) -> tuple[ModuleType, str]:
                 importlib.import_module(f"{module}.attacks")
             return package, importlib.metadata.version(distribution)
     except ModuleNotFoundError as error:
-        raise SuiteError(
-            f"Attack {stage.name!r} ({stage.kind}) needs the package {error.name!r}, which is not installed: {install}"
+        raise MissingPackageError(
+            f"Attack {stage.name!r} ({stage.kind}) needs the package {error.name!r}, which is not installed: {install}."
         ) from None

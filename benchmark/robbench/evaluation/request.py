@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from robbench.core.errors import SuiteError
 from robbench.evaluation.options import OptionFields, Options, check_names
 from robbench.models.spec import ModelSpec, SpecFields
 from robbench.results.schema import DESCRIPTION_VERSION
-from robbench.suite import CUSTOM, Suite
+from robbench.suite import CUSTOM, Suite, load_suite
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,14 @@ class RunRequest:
     options: Options = field(default_factory=Options)
     expected: dict[str, Any] | None = None
     same_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a norm without a radius, unless the suite looks for the nearest break."""
+        norm, eps = self.options.norm, self.options.eps
+        if norm is not None and eps is None and load_suite(self.suite).judge != "nearest":
+            raise SuiteError(
+                f"--norm {norm} given without --eps. The suite's radius belongs to its own norm. Give --eps too."
+            )
 
     @classmethod
     def of(

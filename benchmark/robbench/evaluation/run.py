@@ -50,8 +50,8 @@ __all__ = ["EvaluationRun", "Reporter", "Silent", "evaluate", "make_run", "run_h
 
 _FOUND_BY_EVERY_RUN = {
     "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "dark",
-    "log_probabilities", "nonfinite_clean", "output_part", "probabilities", "rounded_outputs", "skipped_images",
-    "transfer_left_out", "uint8", *MEASURED_FLAGS,
+    "log_probabilities", "nonfinite_clean", "output_part", "peers_left_out", "probabilities", "rounded_outputs",
+    "skipped_images", "transfer_left_out", "uint8", *MEASURED_FLAGS,
 }  # fmt: skip
 """Flags that every run looks for again, so that those of an earlier run do not count. The judge finds more than a run
 does that attacks nothing again: `randomized` and `gradient_mode` stay."""

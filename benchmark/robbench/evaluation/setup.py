@@ -16,9 +16,10 @@ from robbench.classifier.prepare import Target
 from robbench.core import version
 from robbench.core.errors import DataError, SuiteError
 from robbench.core.words import format_goal
-from robbench.evaluation.arguments import check_radius, choose_norm, choose_threat
+from robbench.evaluation.arguments import choose_norm, choose_threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options, name_target
+from robbench.evaluation.peers import list_missing
 from robbench.evaluation.stages import count_classes, ready_stages
 from robbench.evaluation.targets import Targets
 from robbench.evaluation.transfer import Transfer
@@ -70,8 +71,7 @@ class Setup:
             raise DataError(
                 f"levels given with images in {images.dtype}, which holds no levels exactly; allowed: float32, float64."
             )
-        self.threat = choose_threat(suite, images.dataset, options)
-        check_radius(self.threat, math.prod(images.shape))
+        self.threat = choose_threat(suite, images.dataset, options, math.prod(images.shape))
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.targets = None if options.target is None else self._make_targets(options.target)
         ready = {stage.name for stage in self.stages}
@@ -111,15 +111,16 @@ class Setup:
         return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {goal}"
 
     def find_gaps(self) -> dict[str, str]:
-        """Return a flag if attacks of the suite are left out: name -> sentence."""
-        if not self.left_out:
-            return {}
-        return {
-            "transfer_left_out": (
+        """Return a flag for each reason why attacks of the suite are left out: name -> sentence."""
+        gaps = {}
+        if self.left_out:
+            gaps["transfer_left_out"] = (
                 f"{', '.join(self.left_out)} of the suite were left out: no surrogate of {self.images.dataset!r} is "
                 "registered. --surrogate MODEL (in Python surrogate=) names one."
             )
-        }
+        if missing := list_missing(self.suite.stages(self.images.dataset)):
+            gaps["peers_left_out"] = f"Attacks of the suite were left out. {' '.join(missing)}"
+        return gaps
 
     def overrides(self) -> dict[str, str]:
         """Return what differs from the standard run of the suite: name -> value, in one spelling.
@@ -128,7 +129,8 @@ class Setup:
         """
         own, options = self.suite.threats.get(self.images.dataset), self.options
         changed: dict[str, str] = {"norm": self.threat.norm} if self.threat.norm != choose_norm(own) else {}
-        changed |= {"eps": self.threat.exact_eps} if self.threat != own else {}
+        if self.threat != own and self.suite.judge != "nearest":  # whose radius follows from the norm
+            changed["eps"] = self.threat.exact_eps
         changed |= {"sample_seed": str(options.sample_seed)} if options.sample_seed is not None else {}
         changed |= {"gradients": options.gradients} if options.gradients is not None else {}
         changed |= {"one_by_one": "True"} if options.one_by_one else {}

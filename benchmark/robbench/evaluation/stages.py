@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.attacks import EOT, Attack, describe
+from robbench.attacks import EOT, Attack, Nearest, describe
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.checks import RANDOMIZED_DRAWS, choose_width, classify, compute_logits
 from robbench.classifier.prepare import Target
@@ -23,7 +23,7 @@ from robbench.core.types import Judge, Threat
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import Options
-from robbench.evaluation.peers import Peer, build_peer
+from robbench.evaluation.peers import MissingPackageError, Peer, build_peer, list_missing
 from robbench.evaluation.targets import Targets
 from robbench.evaluation.transfer import FixedPoints, Transfer, build_inner_attack, build_transfer, load_surrogate
 from robbench.models.card import Registry
@@ -63,7 +63,12 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
     for s in suite.stages(images.dataset):
         attack: Attack | Transfer | Peer
         if s.kind.partition(":")[0] in PEERS:
-            attack = build_peer(s)
+            try:
+                attack = build_peer(s)
+            except MissingPackageError:
+                if s.optional:
+                    continue
+                raise
             attack.check_classes(images.num_classes or count_classes(target, images))
         elif s.kind == Transfer.kind:
             found = _transfer(s, target, images, options)
@@ -72,6 +77,7 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
             attack = found
         else:
             attack = build_attack(s)
+            attack = Nearest(inner=attack) if suite.judge == "nearest" else attack
         if threat.norm not in attack.norms:
             if s.optional:
                 continue
@@ -91,9 +97,9 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
                 "registered. Give a model to perturb images with: --surrogate."
             )
         goal = "" if options.target is None else " with a target"
-        raise SuiteError(
-            f"No attack of the suite {suite.name!r} is made for {threat.norm}{goal}. Choose another suite."
-        )
+        missing = " ".join(list_missing(suite.stages(images.dataset)))
+        advice = missing or "Choose another suite."
+        raise SuiteError(f"No attack of the suite {suite.name!r} is made for {threat.norm}{goal}. {advice}")
     return stages
 
 

@@ -142,7 +142,8 @@ class Worker:
         job, images = self.job, self.job.images
         self.shape = images.shape
         self.widths = BatchWidths(job.target.module, self.shape, job.lanes, images.dtype, job.coarse)
-        self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths)
+        exact = job.judge == "nearest"  # rounding would change the distance, which is what the points show
+        self.keeper = job.keep and Keeper(job.keep, job.target, images, job.ball, self.widths, exact)
         self.known: set[str] = set()  # flags that `look` reported
         self.before: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 

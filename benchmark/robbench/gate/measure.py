@@ -23,12 +23,17 @@ from robbench.models.spec import ModelSpec
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
-from robbench.suite import SuiteSource
+from robbench.suite import SuiteSource, load_suite
 
 if TYPE_CHECKING:
     from robbench.evaluation.run import Reporter
 
 __all__ = ["choose_entries", "measure_entry", "measure_entry_again", "open_results_tree", "read_stored_entry"]
+
+_DISTANCES = (
+    "Suite {} given for a baseline. It looks for the nearest break at any distance, so it breaks every image. Give a "
+    "suite with a radius, such as quick."
+)
 
 
 @contextlib.contextmanager
@@ -62,6 +67,8 @@ def measure_entry(
 
     if options.results is None:
         raise RobbenchError("measure_entry given options without results. Give a folder for the results: results=DIR.")
+    if load_suite(suite).judge == "nearest":
+        raise RobbenchError(_DISTANCES.format(suite))
     result = run_here(make_run(RunRequest(spec, suite, options, same_code=True), reporter))
     folder = locate_result(Path(options.results), result)
     named = str(suite) if isinstance(suite, str | Path) else result.suite
@@ -123,6 +130,8 @@ def read_stored_entry(path: Path) -> BaselineEntry:
     """
     folder = path.parent if path.name == "result.json" else path
     result = read_vouched(folder)
+    if not result.has_radius:
+        raise ResultError(_DISTANCES.format(result.suite))
     code = digest_verdict_code() if result.code == digest_judging_code() else {}
     return _build_entry(result, folder, Given(model=f"{result.dataset}/{result.model}"), result.suite, code)
 

@@ -125,7 +125,7 @@ Readout = tuple[NDArray[np.float64], float]
 """Weights w [D] and bias b."""
 
 
-def _draw_points(probe: GradientProbe, i: int, count: int, eps: float, name: str, surface: bool) -> Tensor:
+def _draw_points(probe: GradientProbe, i: int, count: int, eps: float | Tensor, name: str, surface: bool) -> Tensor:
     """Draw points inside a ball around one image, or on its surface (at its corners for Linf), [count, C, H, W]."""
     p = probe.make_problem(name)
     repeated = torch.full((count,), i, device=p.x.device)

@@ -43,6 +43,8 @@ def export_result(path: Path, kind: str, registry: Registry) -> tuple[str, list[
     if kind != "robustbench":
         raise ResultError("--format: " + unknown_name("format", kind, ["robustbench"]))
     result = read_vouched(path)
+    if not result.has_radius:
+        raise ResultError(f"{path}: distances of nearest breaks given; expected: a result of a suite with a radius.")
     card = _find_card(result, registry)
     text = json.dumps(build_robustbench_entry(result, card), indent=2, ensure_ascii=False) + "\n"
     return text, _list_gaps(result, card)

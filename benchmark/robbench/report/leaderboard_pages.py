@@ -99,12 +99,12 @@ def render_leaderboard(root: Path, page: Path, beside: bool = False) -> dict[Pat
     pages = {page: "\n".join(parts)}
     results = sorted(stored.results, key=lambda r: (format_group_title(r), bool(r.overrides), r.model))
     for dataset, place in places.items():
-        own = [r for r in results if r.dataset == dataset]
+        own = [r for r in results if r.dataset == dataset]  # what looks for near breaks has no radius to rank at
         parts = [f"# {escape_markdown(dataset)}: details by suite\n", _DETAILS.replace("{tree}", tree)]
         parts.append(f"Best known worst cases over all suites: [leaderboard]({_link(page, place)}).\n")
         if not own:
             parts.append("All results are damaged. The first page names them.\n")
-        for title, group in group_results(own):
+        for title, group in group_results(r for r in own if r.has_radius):
             text = make_markdown_table(build_group_table(group, root, verdicts, certificates, place.parent))
             parts.append(f"## {escape_markdown(title)}\n\n{text}\n{_list_flags(group)}")
         pages[place] = "\n".join(parts)

@@ -16,6 +16,7 @@ from robbench.core.errors import ResultError, unknown_name
 from robbench.core.numbers import parse_threat
 from robbench.core.words import format_count
 from robbench.masking.stored import VerdictIndex
+from robbench.report.distance import find_distances, list_quartiles, summarize_distances
 from robbench.report.escape import escape_control, escape_html
 from robbench.report.leaderboard import (
     NO_IMAGE_LEFT,
@@ -110,6 +111,22 @@ class Result(ResultFile):
         """The records: a row for each image and attack, with the columns of outcomes.parquet (docs/files.md)."""
         return self._read_records()
 
+    @property
+    def distances(self) -> pd.DataFrame:
+        """The distance of the nearest break of each image under each attack, and `nearest`, the smallest.
+
+        0: the model misclassifies the image. Infinite: not broken. The index holds official indices. Only a suite with
+        the judge `nearest`, such as `distance`, looks for near breaks. All distances are upper bounds.
+
+        Raises:
+            ResultError: the suite has another judge.
+        """
+        if self.has_radius:
+            raise ResultError(
+                f'distances: the suite {self.suite!r} looks for breaks at a radius. Use suite="distance".'
+            )
+        return find_distances(self.records)
+
     def adversarials(self) -> list[Points]:
         """Read the adversarial examples of the breaks.
 
@@ -141,7 +158,7 @@ class Result(ResultFile):
 
     def __str__(self) -> str:
         """Return a sentence and a table with a row for each attack."""
-        rows = [_COLUMNS, *self._list_rows()]
+        rows = [self._list_columns(), *self._list_rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for first, *others in rows:
@@ -153,13 +170,21 @@ class Result(ResultFile):
         """Return the same as HTML. Names and flags are escaped."""
         return (
             f"<div><p><b>{escape_html(format_group_title(self))}</b></p><p>{escape_html(self._summarize())}</p>"
-            f"{_make_html_table(_COLUMNS, self._list_rows())}{_make_html_flags(self._list_flags())}</div>"
+            f"{_make_html_table(self._list_columns(), self._list_rows())}{_make_html_flags(self._list_flags())}</div>"
         )
 
+    def _list_columns(self) -> tuple[str, ...]:
+        return _COLUMNS if self.has_radius else tuple(list_quartiles(self.distances)[0])
+
     def _summarize(self) -> str:
+        if not self.has_radius:
+            return summarize_distances(self, self.distances)
         return summarize_result(self, f"{self.verdict}, {format_count(self.n, 'image')}")
 
     def _list_rows(self) -> Iterable[tuple[str, ...]]:
+        if not self.has_radius:
+            yield from (tuple(row.values()) for row in list_quartiles(self.distances))
+            return
         accuracies = format_attacks(self)
         for a in self.attacks:
             left = accuracies[a.name] == NO_IMAGE_LEFT

@@ -11,7 +11,8 @@ from robbench.certify.interval import CertificateIndex, find_contradictions
 from robbench.core.numbers import parse_threat
 from robbench.core.words import format_goal
 from robbench.masking.stored import VerdictIndex
-from robbench.report.console import make_console
+from robbench.report.console import TerminalConsole, make_console
+from robbench.report.distance import print_distances, read_distances
 from robbench.report.leaderboard import (
     compute_overestimation,
     format_attacks,
@@ -39,6 +40,8 @@ _ABOUT_OVER = "Over: points by which the usual attack (PGD on cross-entropy, one
 def print_results(results: Sequence[ResultFile], root: Path) -> None:
     """Print results as tables, one for each group of comparable results, and a sentence for each model.
 
+    A result of distances has a table of its own.
+
     A table that is wider than the terminal is turned: a line for each attack, below what matters most. The column Time
     is what a person waited for the last computation, or the time of all attacks if that is longer. The column Over is
     `leaderboard.compute_overestimation`. The column Verdict comes from `robbench sanity`.
@@ -49,7 +52,11 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
     """
     console = make_console()
     verdicts, certificates = VerdictIndex(root), CertificateIndex(root)
-    for group_title, group in group_results(results):
+    for r in results:
+        if not r.has_radius:
+            print_distances(console, r, read_distances(root, r))
+            _print_flags(console, r)
+    for group_title, group in group_results(r for r in results if r.has_radius):
         title = f"{group_title}: robust accuracy, %"
         attacks = name_columns(dict.fromkeys(a.name for r in group for a in r.attacks), _COLUMNS)
         ranked = list(rank_results(group, root))
@@ -65,12 +72,16 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
             for error in find_contradictions(root, name):
                 console.print(Text(error, "bold red"), soft_wrap=True)
         for r in group:
-            for name, text in r.flags.items():
-                console.print(Text.assemble((f"{r.model}: {name}:", "yellow"), " ", text), soft_wrap=True)
+            _print_flags(console, r)
         for _, r in ranked:
             console.print(summarize_result(r, verdicts.find(r)), soft_wrap=True)
         if any(compute_overestimation(r) is not None for r in group):
             console.print(_ABOUT_OVER, style="dim", soft_wrap=True)
+
+
+def _print_flags(console: TerminalConsole, r: ResultFile) -> None:
+    for name, text in r.flags.items():
+        console.print(Text.assemble((f"{r.model}: {name}:", "yellow"), " ", text), soft_wrap=True)
 
 
 def summarize_result(r: ResultFile, verdict: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from robbench.core.errors import ResultError
 from robbench.core.files import check_name, check_path_component, check_size, digest, parse_json, read_json
 from robbench.core.numbers import parse_eps
+from robbench.core.types import Norm
 
 __all__ = [
     "DESCRIPTION_VERSION",
@@ -112,7 +113,7 @@ class AttackResult(_Strict):
 class ThreatResult(_Strict):
     """The threat model of the run."""
 
-    norm: Literal["Linf", "L2", "L1"]
+    norm: Norm
     eps: str
     """The exact radius, as a fraction or decimal."""
 
@@ -180,6 +181,11 @@ class ResultFile(_Strict):
     def _replace_characters(cls, fields: Any) -> Any:
         """Replace what is no Unicode text, such as half of a character in a file's name: no run may be lost by it."""
         return replace_characters(fields) if isinstance(fields, dict) else fields
+
+    @property
+    def has_radius(self) -> bool:
+        """Whether breaks were looked for within a radius, and not the nearest break at any distance."""
+        return self.judge != "nearest"
 
     @field_validator("attacks")
     @classmethod

@@ -93,8 +93,9 @@ class FigureData:
     @cached_property
     def results(self) -> list[ResultFile]:
         """The results that were measured on the weights of the model's card, or on a model without a card."""
-        # A challenge is left out. It is on few images, and only checks whether the other results can be trusted.
-        results = (r for r in self._stored.results if r.mode != "challenge")
+        # A challenge is left out. It is on few images, and only checks whether the other results can be trusted. What
+        # looks for the nearest break has no radius.
+        results = (r for r in self._stored.results if r.mode != "challenge" and r.has_radius)
         return [r for r in results if self._is_current(r.dataset, r.model, r.identity.get("weights"))]
 
     @cached_property

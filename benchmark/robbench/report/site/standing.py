@@ -129,7 +129,9 @@ def list_standings(
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
         # With a target or levels, an image that breaks otherwise counts as robust, which is another question.
-        if result.attacks and result.n and result.identity.keys().isdisjoint({"target", "levels"}):
+        # What looks for the nearest break breaks all images in the whole box.
+        is_standing = result.has_radius and result.identity.keys().isdisjoint({"target", "levels"})
+        if result.attacks and result.n and is_standing:
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
             groups.setdefault(repr((result.dataset, result.model, function, threat)), []).append(result)
