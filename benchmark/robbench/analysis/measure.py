@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from robbench.analysis.record import (
     write_logits,
 )
 from robbench.attacks.pgd import PGD
-from robbench.classifier.answers import describe_other_answers
+from robbench.classifier.answers import AnswerProbe, describe_other_answers
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import classify
 from robbench.classifier.prepare import Target
@@ -44,7 +44,7 @@ from robbench.results.differences import describe_other_run
 from robbench.results.locking import lock_result
 from robbench.suite import load_suite
 
-__all__ = ["ATTACK", "SEED", "find_threat", "measure_logits"]
+__all__ = ["ATTACK", "SEED", "check_stored", "describe_run", "find_threat", "measure_logits"]
 
 ATTACK = PGD(objective="ce_scaled", steps=20, restarts=2)
 """20 steps of eps/4 from two random points, on the rescaled cross-entropy: logits of any scale have its gradient."""
@@ -103,10 +103,7 @@ def measure_logits(
     with lock_result(results, folder, wait=True, note=note):
         if (folder / "logits.json").exists() and not overwrite:
             stored = read_logits(folder)[0]
-            if stored.run_id != digest(identity):
-                raise ResultError(describe_other_run(folder, stored.identity, identity))
-            if change := probe.describe_change(stored.answers):
-                raise ResultError(describe_other_answers(folder, change))
+            check_stored(folder, stored.run_id, stored.identity, identity, stored.answers, probe)
             if stored.n >= len(at):
                 note(
                     f"{title}: known since {stored.date[:10]} on {format_count(stored.n, 'image')}, nothing to compute."
@@ -115,20 +112,54 @@ def measure_logits(
         note(f"{title}: logits of {format_count(len(at), 'image')}, clean and under {ATTACK.kind}-{ATTACK.steps}")
         begin = time.perf_counter()
         measured, flags = _measure(target, images, at, width, threat)
-        about: dict[str, Any] = {
-            "model": target.name,
-            "dataset": images.dataset,
-            "total": len(images.y),
-            "flags": flags,
-            "seconds": round(time.perf_counter() - begin, 3),
-            "lanes": width,
-            "hardware": describe_device(target.device),
-            "versions": versions(),
-            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "answers": probe.record(),
-            "files": {},
-        }
+        about = describe_run(target, images, flags, begin, width, probe)
         return write_logits(folder, summarize_logits(measured, identity, about), measured)
+
+
+def check_stored(
+    folder: Path,
+    run_id: str,
+    stored: dict[str, Any],
+    identity: dict[str, Any],
+    answers: Sequence[Any],
+    probe: AnswerProbe,
+) -> None:
+    """Check that a stored measurement is of this identity and that the model still answers as it did.
+
+    Args:
+        folder: folder of the stored measurement.
+        run_id: its run_id.
+        stored: its identity.
+        identity: the identity of this run.
+        answers: its recorded answers.
+        probe: the model's present answers.
+
+    Raises:
+        ResultError: it is not.
+    """
+    if run_id != digest(identity):
+        raise ResultError(describe_other_run(folder, stored, identity))
+    if change := probe.describe_change(answers):
+        raise ResultError(describe_other_answers(folder, change))
+
+
+def describe_run(
+    target: Target, images: Images, flags: dict[str, str], begin: float, lanes: int, probe: AnswerProbe
+) -> dict[str, Any]:
+    """Return the fields of a summary that say how, when and where it was measured. `begin` is a `perf_counter`."""
+    return {
+        "model": target.name,
+        "dataset": images.dataset,
+        "total": len(images.y),
+        "flags": flags,
+        "seconds": round(time.perf_counter() - begin, 3),
+        "lanes": lanes,
+        "hardware": describe_device(target.device),
+        "versions": versions(),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "answers": probe.record(),
+        "files": {},
+    }
 
 
 def _measure(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -24,13 +24,16 @@ from robbench.commands.printing import announce, print_objects, print_table, pri
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
+    from robbench.analysis.manifold_record import ManifoldsFile
     from robbench.analysis.record import LogitsFile
     from robbench.models.spec import SpecFields
 
 __all__ = ["measure"]
 
+_KINDS = ("linear", "logits", "manifolds")
 _WHAT = (
-    "linear: the radius L of Shafahi's Eq. 4, without attacks. logits: clean, and where a fixed PGD breaks the image."
+    "linear: the radius L of Shafahi's Eq. 4, without attacks. logits: clean, and where a fixed PGD breaks the image. "
+    "manifolds: the geometry of each layer around images, clean and under PGD."
 )
 
 
@@ -55,12 +58,12 @@ def measure(
     overwrite: Annotated[bool, typer.Option(help="Replace a stored measurement of something else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what explains the robustness of models: their linear approximation, or their logits under attack."""
+    """Measure what explains the robustness of models: linear model, logits under attack, manifolds of layers."""
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
 
-    if what not in ("linear", "logits"):
-        raise RobbenchError(unknown_name("measurement", what, ["linear", "logits"]))
+    if what not in _KINDS:
+        raise RobbenchError(unknown_name("measurement", what, _KINDS))
     if what != "linear" and eps is not None:
         raise RobbenchError("--eps goes with linear. The other measurements take the usual radius of the data set.")
     try:
@@ -71,16 +74,18 @@ def measure(
     about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
     specs = make_specs(model, Registry.default(models or []), about)
     announce(f"{model[0]} · {what}: loading")
-    if what == "logits":
+    if what != "linear":
         from robbench.analysis.measure import measure_logits
+        from robbench.analysis.measure_manifolds import measure_manifolds
         from robbench.evaluation.options import Options
 
         options = Options(samples=samples, lanes=lanes, device=device, data_dir=data_dir, models=models or [])
-        measured = [measure_logits(spec, options, results, overwrite, _note) for spec in specs]
+        run = measure_logits if what == "logits" else measure_manifolds
+        measured = [run(spec, options, results, overwrite, _note) for spec in specs]
         if as_json:
             print_objects([file.model_dump(mode="json") for file in measured])
         else:
-            print_table([_describe_logits(file) for file in measured], as_json=False)
+            print_table([row for file in measured for row in _describe(file)], as_json=False)
         return
     from robbench.linear.measure import measure_linear
     from robbench.report.linear import make_linear_rows
@@ -117,11 +122,24 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _describe_logits(file: LogitsFile) -> dict[str, str]:
-    return {
-        "model": f"{file.dataset}/{file.model}",
-        "n": str(file.n),
-        "clean %": f"{100 * file.clean_accuracy.value:.1f}",
-        "PGD %": f"{100 * file.robust_accuracy.value:.1f}",
-        "flags": ", ".join(sorted(file.flags)) or "–",
-    }
+def _describe(file: LogitsFile | ManifoldsFile) -> list[dict[str, str]]:
+    about = {"model": f"{file.dataset}/{file.model}", "n": str(file.n)}
+    flags = {"flags": ", ".join(sorted(file.flags)) or "–"}
+    if file.identity["measure"] == "manifolds":
+        return [
+            about
+            | {
+                "layer": layer.layer,
+                "manifolds": layer.kind,
+                "capacity": f"{1 / layer.cost:.3f}" if layer.cost else "–",
+                "simulated": "–" if layer.simulated is None else f"{layer.simulated:.3f}",
+                "radius": f"{layer.radius:.3f}",
+                "dimension": f"{layer.dimension:.2f}",
+                "correlation": f"{layer.correlation:.3f}",
+            }
+            | flags
+            for layer in cast("ManifoldsFile", file).layers
+        ]
+    logits = cast("LogitsFile", file)
+    accuracies = {"clean %": logits.clean_accuracy, "PGD %": logits.robust_accuracy}
+    return [about | {key: f"{100 * accuracy.value:.1f}" for key, accuracy in accuracies.items()} | flags]

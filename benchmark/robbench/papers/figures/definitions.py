@@ -10,6 +10,7 @@ from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.figures.activations import plan_activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
+from robbench.papers.figures.manifolds import plan_manifolds, plan_simulated_capacity
 from robbench.papers.figures.surrogate import plan_surrogate
 from robbench.report.figures.captions import CAPTIONS
 from robbench.report.figures.gallery import plan_gallery
@@ -210,6 +211,8 @@ _ALL = (
     _seguin_figure("2", "Logit gaps and who withstands the attack", plan_logit_gaps),
     _seguin_figure("3", "Order of the images and of the classes", plan_logit_orders),
     _seguin_figure("4", "The largest logits kept, the others changed", plan_fixed_logits),
+    _seguin_figure("5", "Geometry of the manifolds in each layer", plan_manifolds),
+    _seguin_figure("A.8", "Capacity of manifolds, theory and simulation", plan_simulated_capacity),
     _seguin_figure("C", "The analytic model of logits", plan_surrogate, ("digits",), "Figures C.1-C.3"),
     _result_figure("accuracy-eps", "Accuracy over the radius", plan_eps_figure),
     _result_figure("accuracy-steps", "Accuracy over the steps of an attack", plan_steps_figure),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import pandas as pd
 
+from robbench.analysis.manifold_record import ManifoldsFile, read_manifolds_files
 from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FigureData", "FigurePlan", "ModelStyle"]
 
+_File = TypeVar("_File", LogitsFile, ManifoldsFile)
+_Content = TypeVar("_Content")
 _ORDER = ("black", "blue", "sky", "orange", "vermillion", "purple", "green", "grey")
 
 
@@ -85,10 +88,14 @@ class FigureData:
     def _logits_files(self) -> tuple[dict[str, tuple[LogitsFile, StoredLogits]], list[Damage]]:
         return read_logits_files(self.root)
 
+    @cached_property
+    def _manifolds_files(self) -> tuple[dict[str, tuple[ManifoldsFile, pd.DataFrame]], list[Damage]]:
+        return read_manifolds_files(self.root)
+
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        return [*self._stored.damaged, *self._linear_files[1], *self._logits_files[1]]
+        return [*self._stored.damaged, *self._linear_files[1], *self._logits_files[1], *self._manifolds_files[1]]
 
     @cached_property
     def results(self) -> list[ResultFile]:
@@ -121,11 +128,20 @@ class FigureData:
 
     def read_logits(self, dataset: str) -> dict[str, StoredLogits]:
         """Read the logits of all models of a data set whose present weights were measured, in the order of figures."""
-        files, _ = self._logits_files
+        return {name: stored for name, (_, stored) in self._choose_current(dataset, self._logits_files[0]).items()}
+
+    def read_manifolds(self, dataset: str) -> dict[str, tuple[ManifoldsFile, pd.DataFrame]]:
+        """Read the manifold geometry of all models of a data set, as `read_logits` reads the logits."""
+        return self._choose_current(dataset, self._manifolds_files[0])
+
+    def _choose_current(
+        self, dataset: str, files: Mapping[str, tuple[_File, _Content]]
+    ) -> dict[str, tuple[_File, _Content]]:
         current = {
             name: stored
-            for name, (f, stored) in files.items()
-            if f.dataset == dataset and self._is_current(dataset, f.model, f.identity.get("weights"))
+            for name, stored in files.items()
+            if stored[0].dataset == dataset
+            and self._is_current(dataset, stored[0].model, stored[0].identity.get("weights"))
         }
         return {name: current[name] for name in self._sort_models(set(current))}
 

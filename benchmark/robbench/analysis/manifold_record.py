@@ -1,0 +1,222 @@
+"""The files of stored manifold geometry (MFTMA). Imports no torch.
+
+```
+results/<dataset>/<model>/manifolds/manifolds.json     the summary (`ManifoldsFile`)
+results/<dataset>/<model>/manifolds/manifolds.parquet  one row per layer, kind and image (`COLUMNS`)
+```
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from robbench.core.errors import ResultError
+from robbench.core.files import digest, digest_file, write_atomically
+from robbench.core.parquet import read_flat_table
+from robbench.results.measurement import check_summary, digest_table
+from robbench.results.reader import Damage
+from robbench.results.schema import Answers, Component, Count, StrictModel, dump_sealed, read_validated
+
+__all__ = [
+    "COLUMNS",
+    "KINDS",
+    "MANIFOLDS_VERSION",
+    "LayerGeometry",
+    "ManifoldsFile",
+    "manifolds_folder",
+    "read_manifolds",
+    "read_manifolds_files",
+    "summarize_manifolds",
+    "write_manifolds",
+]
+
+FOLDER = "manifolds"
+MANIFOLDS_VERSION = 1  # increased whenever a measurement or the meaning of a number changes
+KINDS = ("clean", "adversarial")
+COLUMNS = {
+    "layer": "int64",  # place of the layer in the summary; 0 are the pixels
+    "kind": "str",  # clean: random points of the ball; adversarial: final points of PGD from random points of the ball
+    "sample": "int64",  # official index of the image
+    "cost": "float64",  # 1 / capacity of the manifold of this image
+    "radius": "float64",
+    "dimension": "float64",
+}
+"""The columns of manifolds.parquet, in order."""
+_SUMMARY, _TABLE = "manifolds.json", "manifolds.parquet"
+_MOST_BYTES = 2**28
+_MEANS = ("cost", "radius", "dimension")
+_DERIVED = {"schema_version", "run_id", "identity", "n", "layers"}
+
+
+class LayerGeometry(StrictModel):
+    """The geometry of all manifolds of one kind in one layer. Capacity, radius and dimension follow from the table."""
+
+    layer: str
+    """Place and type of the layer, such as `2 ReLU`; `0 pixels` are the images."""
+    kind: Literal["clean", "adversarial"]
+    features: Count
+    """Number of features of the layer."""
+    cost: float
+    """Mean of 1 / capacity over the manifolds. The capacity of all together is 1 / cost."""
+    radius: float
+    dimension: float
+    correlation: Annotated[float, Field(ge=0, le=1 + 1e-9)]
+    """Mean |cosine| between the centres."""
+    removed: Annotated[int, Field(ge=0)]
+    """Number of common directions of the centres that were projected out."""
+    simulated: Annotated[float, Field(gt=0)] | None
+    """Simulated capacity; null if the features separate fewer than half of the labels."""
+
+
+class ManifoldsFile(StrictModel):
+    """The content of manifolds.json. Its means are computed from manifolds.parquet."""
+
+    schema_version: Literal[1]
+    run_id: str
+    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
+    model: Component
+    dataset: Component
+    n: Count
+    """Number of images, so of manifolds: the first n of the test set."""
+    total: Count
+    """Number of images of the whole test set."""
+    layers: Annotated[list[LayerGeometry], Field(min_length=1)]
+    """Clean and adversarial, layer by layer."""
+    flags: dict[str, str]
+    """Problems that make the numbers doubtful: name of the problem -> sentence."""
+    identity: dict[str, Any]
+    """What the numbers depend on."""
+    seconds: float
+    lanes: int
+    hardware: str
+    versions: dict[str, str]
+    date: str
+    """UTC, ISO 8601."""
+    answers: Answers
+    """As in result.json."""
+    files: dict[str, str]
+    """SHA-256 of manifolds.parquet."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Every version seals."""
+        return True
+
+
+def manifolds_folder(root: Path, dataset: str, model: str) -> Path:
+    """Return the folder of a results tree that holds the manifold geometry of a model."""
+    return root / dataset / model / FOLDER
+
+
+def summarize_manifolds(
+    rows: pd.DataFrame, layers: list[LayerGeometry], identity: dict[str, Any], described: dict[str, Any]
+) -> ManifoldsFile:
+    """Compute the summary of a measurement.
+
+    Args:
+        rows: the table, with `COLUMNS`, in the order of the layers.
+        layers: the layers. Their means are replaced by those of the table.
+        identity: what the numbers depend on.
+        described: the remaining fields of `ManifoldsFile`.
+    """
+    n = len(rows) // len(layers)
+    columns = {name: rows[name].to_numpy().reshape(len(layers), n) for name in _MEANS}
+    filled = [  # fsum rounds once, so that every machine finds the same means
+        geometry.model_copy(update={name: math.fsum(values[i]) / n for name, values in columns.items()})
+        for i, geometry in enumerate(layers)
+    ]
+    return ManifoldsFile(
+        schema_version=1,
+        run_id=digest(identity),
+        identity=identity,
+        n=n,
+        layers=filled,
+        **described,
+    )
+
+
+def write_manifolds(folder: Path, file: ManifoldsFile, rows: pd.DataFrame) -> ManifoldsFile:
+    """Write a measurement and return its summary with the digest of the table.
+
+    The summary is written last, so that a summary on disk means a complete measurement.
+    """
+    (folder / _SUMMARY).unlink(missing_ok=True)
+    write_atomically(folder / _TABLE, rows.astype(COLUMNS).to_parquet(index=False))
+    file = file.model_copy(update={"files": {_TABLE: digest_file(folder / _TABLE, _MOST_BYTES)}})
+    write_atomically(folder / _SUMMARY, dump_sealed(file))
+    return file
+
+
+def read_manifolds(folder: Path) -> tuple[ManifoldsFile, pd.DataFrame]:
+    """Read a measurement. The summary must follow from the table, and the table must be the one that was written.
+
+    Raises:
+        ResultError: a file is missing, damaged or changed, or the summary does not follow.
+    """
+    path = folder / _SUMMARY
+    try:
+        file = read_validated(path, ManifoldsFile, 2**26)
+        if file.files != {_TABLE: digest_table(folder / _TABLE, _MOST_BYTES)}:
+            raise ResultError(f"{folder / _TABLE}: not as it was written (SHA-256).")
+        rows = _read_table(folder / _TABLE, file)
+        described = {name: getattr(file, name) for name in ManifoldsFile.model_fields if name not in _DERIVED}
+        again = summarize_manifolds(rows, file.layers, file.identity, described)
+        sample = rows["sample"].to_numpy()[: file.n]
+        check_summary(path, folder / _TABLE, file, again, sample)
+    except (ResultError, ValueError) as error:
+        raise ResultError(f"{error} Measure it again: robbench measure manifolds --overwrite.") from None
+    return file, rows
+
+
+def read_manifolds_files(root: Path) -> tuple[dict[str, tuple[ManifoldsFile, pd.DataFrame]], list[Damage]]:
+    """Read the manifold geometry of all models of a results tree.
+
+    Returns:
+        `dataset/model` -> summary and table, sorted by name, and the measurements that are damaged.
+    """
+    found, damaged = {}, []
+    for path in sorted(root.glob(f"*/*/{FOLDER}/{_SUMMARY}")):
+        try:
+            file, rows = read_manifolds(path.parent)
+            if manifolds_folder(root, file.dataset, file.model) != path.parent:
+                raise ResultError(f"{path} is the measurement of {file.dataset}/{file.model}.")
+            found[f"{file.dataset}/{file.model}"] = file, rows
+        except ResultError as error:
+            damaged.append(Damage.of(root, path.parent, error))
+    return found, damaged
+
+
+def _read_table(path: Path, file: ManifoldsFile) -> pd.DataFrame:
+    """Read the table.
+
+    Raises:
+        ResultError: it cannot be read, has other columns or rows, or holds values that no measurement writes.
+    """
+    try:
+        # The metadata of pandas could turn columns into an index or change their types.
+        rows: pd.DataFrame = read_flat_table(path, _MOST_BYTES).to_pandas(ignore_metadata=True)
+    except Exception as error:  # a damaged or hostile file can make the reader raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResultError(f"{path} cannot be read ({reason}).") from None
+    found = [(str(name), str(kind)) for name, kind in rows.dtypes.items()]
+    if found != list(COLUMNS.items()):
+        raise ResultError(f"{path} has other columns or types: {sorted({*found} ^ {*COLUMNS.items()})[:4]}.")
+    layers = len(file.layers) // len(KINDS)
+    if [g.kind for g in file.layers] != list(KINDS) * layers or len(rows) != len(file.layers) * file.n:
+        raise ResultError(f"{path} has {len(rows)} rows for {len(file.layers)} kinds of manifolds of {file.n} images.")
+    sample = rows["sample"].to_numpy()[: file.n]
+    expected = [np.repeat(np.arange(layers), len(KINDS) * file.n), np.tile(sample, len(file.layers))]
+    kinds = np.tile(np.repeat(KINDS, file.n), layers)
+    in_order = (rows["layer"] == expected[0]) & (rows["sample"] == expected[1]) & (rows["kind"] == kinds)
+    if not in_order.all():
+        raise ResultError(f"{path} does not hold each image once for each kind and layer, in order.")
+    values = rows[list(_MEANS)].to_numpy()
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ResultError(f"{path} holds a value that is negative or not finite.")
+    return rows
