@@ -15,7 +15,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.engine.query import query
 from support.attacks import differing, run_attack
-from support.models import labelled, network
+from support.models import correct, labelled, network
 
 EPS = {"Linf": 0.1, "L2": 0.3}
 
@@ -172,3 +172,17 @@ def test_a_short_search_ends_at_the_first_look_that_finds_it_far(reached, querie
 def test_what_means_nothing_is_refused(make, message):
     with pytest.raises(SuiteError, match=message):
         make()
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("attack", [Relax(), Brief(hopeless=0.4)])
+def test_verdicts_on_a_trained_model_are_those_of_scaled_logits(attack):
+    """In float32, where factors round: the same verdicts, and passes within a tenth."""
+    module, x, y, ball = correct("digits/at", 40)
+    base = run_attack(module, attack, x, y, ball)
+    assert 0 < base.broken.sum() < len(y)
+    for factor, offset in (*((10.0**k, 0.0) for k in range(-3, 4) if k), (1.0, 100.0)):
+        other = run_attack(torch.nn.Sequential(module, Scale(factor, offset)), attack, x, y, ball)
+        order, again = base.sample.argsort(), other.sample.argsort()
+        assert np.array_equal(base.broken[order], other.broken[again]), (factor, offset)
+        assert other.forwards.sum() == pytest.approx(base.forwards.sum(), rel=0.1)
