@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from robbench.attacks import APGD, FGSM, PGD, Brief, Hunt, Relax
+from robbench.attacks import APGD, FGSM, PGD, Hunt, Relax
 from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.core import rng
 from robbench.core.errors import ModelError
@@ -34,9 +34,8 @@ ATTACKS = [
     APGD(objective="dlr", steps=25, restarts=2),
     Hunt(starts=2, targets=3, run=10, chase=20, probe=3),
     Relax(targets=4, restarts=3),
-    Brief(steps=64),
 ]
-IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "hunt", "relax", "brief"]
+IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "hunt", "relax"]
 
 
 @pytest.mark.whole
