@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool, Hunt
+from robbench.attacks import APGD, ATTACKS, CW, FAB, FGSM, MIFGSM, ODI, PGD, DeepFool, Hunt, Relax
 from robbench.attacks.base import target_class
 from robbench.core import rng
 from robbench.core.errors import SuiteError
@@ -31,6 +31,7 @@ ALL = [
     PGD(objective="ce_scaled", steps=30),
     PGD(objective="margin", steps=20, relative_step=2.0, anneal=True),
     Hunt(starts=2, targets=3, run=20, chase=20, probe=5),
+    Relax(targets=3, restarts=2, widen=0.0),
     MIFGSM(objective="ce", steps=30),
     ODI(objective="margin", steps=32),
     FAB(targets=1, steps=12),

@@ -17,11 +17,13 @@ from robbench.attacks import (
     ODI,
     PGD,
     SPSA,
+    Brief,
     DeepFool,
     HopSkipJump,
     Hunt,
     Noise,
     RayS,
+    Relax,
     Square,
 )  # fmt: skip
 from robbench.core.threat import Ball
@@ -38,6 +40,7 @@ GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by
     "apgd": lambda steps: APGD(steps=steps),
     "apgd targeted": lambda steps: APGD(objective="margin_targeted", steps=steps, targets=1),
     "hunt": lambda steps: Hunt(starts=1, targets=1, run=steps + 2, chase=steps, probe=1),
+    "relax": lambda steps: Relax(targets=1, inside=steps, again=steps, hopeless=2.0),
     "eot": lambda steps: EOT(inner=PGD(steps=steps), draws=2),
     "fab": lambda steps: FAB(targets=1, steps=steps + 3),
     "deepfool": lambda steps: DeepFool(candidates=1, iterations=steps),
@@ -45,6 +48,7 @@ GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by
 }
 BLIND = {
     "square": lambda steps: Square(steps=8 * steps),
+    "brief": lambda steps: Brief(steps=8 * steps, hopeless=8.0),
     "spsa": lambda steps: SPSA(iterations=steps, samples=4),
     "noise": lambda steps: Noise(steps=steps),
     "rays": lambda steps: RayS(steps=8 * steps),

@@ -15,10 +15,12 @@ from robbench.attacks import (
     ODI,
     PGD,
     SPSA,
+    Brief,
     DeepFool,
     HopSkipJump,
     Hunt,
     RayS,
+    Relax,
     Square,
 )  # fmt: skip
 from robbench.core.losses import LOSSES, TARGETED
@@ -36,6 +38,7 @@ BY_RANK = {  # that try every class
     "odi dlr_targeted": ODI(objective="dlr_targeted", targets=3, steps=40, restarts=2),
     "fab": FAB(targets=3, steps=30),
     "deepfool": DeepFool(candidates=3, iterations=10, overshoot=0.001),
+    "relax": Relax(targets=3, inside=30, hopeless=1.0),
     "hunt": Hunt(starts=1, targets=3, run=30, chase=30, hopeless=1.0),  # it would give up after the starts
 }
 TOWARD_THE_FIRST = {
@@ -51,6 +54,7 @@ BLIND = {  # without gradients they need more room
     **{f"square {loss}": Square(objective=loss, steps=200) for loss in ("margin", "dlr")},
     "square ce_scaled": Square(objective="ce_scaled", steps=200),
     "square dlr_targeted": Square(objective="dlr_targeted", targets=3, steps=200),
+    "brief": Brief(steps=200, hopeless=4.0),
     "spsa margin": SPSA(iterations=20, samples=16),
     "rays": RayS(steps=400),
     "hopskipjump": HopSkipJump(steps=600, starts=50, probes=50),

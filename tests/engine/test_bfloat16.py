@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt
+from robbench.attacks import APGD, CW, EOT, FAB, FGSM, PGD, DeepFool, Hunt, Relax
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.guard import in_bfloat16
 from robbench.classifier.prepare import prepare
@@ -143,6 +143,7 @@ ATTACKS = [
     PGD(objective="margin", steps=20),
     APGD(objective="dlr_targeted", targets=3, steps=20),
     Hunt(starts=2, targets=3, run=10, chase=20, probe=3),
+    Relax(targets=4, restarts=3),
 ]
 
 

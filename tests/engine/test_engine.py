@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from robbench.attacks import APGD, FGSM, PGD, Hunt
+from robbench.attacks import APGD, FGSM, PGD, Hunt, Relax
 from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.core import rng
 from robbench.core.errors import ModelError
@@ -33,8 +33,9 @@ ATTACKS = [
     APGD(objective="ce", steps=25),
     APGD(objective="dlr", steps=25, restarts=2),
     Hunt(starts=2, targets=3, run=10, chase=20, probe=3),
+    Relax(targets=4, restarts=3),
 ]
-IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "hunt"]
+IDS = ["fgsm", "pgd", "apgd-ce", "apgd-dlr", "hunt", "relax"]
 
 
 @pytest.mark.whole

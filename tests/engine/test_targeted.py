@@ -16,10 +16,12 @@ from robbench.attacks import (
     ODI,
     PGD,
     SPSA,
+    Brief,
     DeepFool,
     Hunt,
     Nearest,
     Noise,
+    Relax,
     Square,
 )  # fmt: skip
 from robbench.core.threat import Ball
@@ -43,6 +45,7 @@ GUIDED = {
     "mifgsm": MIFGSM(objective="margin", steps=40),
     "odi": ODI(objective="margin", steps=60, restarts=2),
     "hunt": Hunt(starts=1, targets=2, run=60, chase=100, hopeless=1.0),
+    "relax": Relax(targets=2, inside=60, hopeless=1.0),
     "eot": EOT(inner=PGD(objective="margin", steps=60, relative_step=0.1, random_start=False), draws=2),
     "fab": FAB(targets=9, steps=60),
     "nearest": Nearest(inner=FAB(targets=9, steps=20)),
@@ -50,7 +53,7 @@ GUIDED = {
 }
 BLIND = {
     "square": Square(steps=400), "spsa": SPSA(iterations=40, samples=16), "noise": Noise(steps=20),
-    "cw": CW(search_steps=6, iterations=100),
+    "cw": CW(search_steps=6, iterations=100), "brief": Brief(steps=400, hopeless=4.0),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from robbench.attacks.apgd import APGD
 from robbench.attacks.base import Attack, describe, parameters
+from robbench.attacks.brief import Brief
 from robbench.attacks.cw import CW
 from robbench.attacks.deepfool import DeepFool
 from robbench.attacks.eot import EOT
@@ -14,6 +15,7 @@ from robbench.attacks.noise import Noise
 from robbench.attacks.odi import ODI
 from robbench.attacks.pgd import FGSM, PGD
 from robbench.attacks.rays import RayS
+from robbench.attacks.relax import Relax
 from robbench.attacks.spsa import SPSA
 from robbench.attacks.square import Square
 from robbench.core.arguments import explain_arguments
@@ -30,22 +32,27 @@ __all__ = [
     "PGD",
     "SPSA",
     "Attack",
+    "Brief",
     "DeepFool",
     "HopSkipJump",
     "Hunt",
     "Nearest",
     "Noise",
     "RayS",
+    "Relax",
     "Square",
     "describe",
     "parameters",
 ]
 
-for _cls in (APGD, CW, DeepFool, EOT, FAB, FGSM, HopSkipJump, Hunt, MIFGSM, Noise, ODI, PGD, RayS, SPSA, Square):
+for _cls in (
+    APGD, CW, EOT, FAB, FGSM, MIFGSM, ODI, PGD, SPSA, Brief, DeepFool, HopSkipJump, Hunt, Noise, RayS, Relax, Square,
+):  # fmt: skip
     setattr(_cls, "__init__", explain_arguments(_cls.__init__))  # noqa: B010  # mypy forbids to assign a method
 
 ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
+    "brief": Brief,
     "cw": CW,
     "deepfool": DeepFool,
     "fab": FAB,
@@ -57,6 +64,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "odi": ODI,
     "pgd": PGD,
     "rays": RayS,
+    "relax": Relax,
     "spsa": SPSA,
     "square": Square,
 }

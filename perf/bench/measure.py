@@ -1,0 +1,103 @@
+"""What suites leave standing on the networks of `networks.py`, half by half, image by image.
+
+    python perf/bench/measure.py --folder FOLDER [--suites fast autoattack] [--samples 200] [--half chosen]
+
+The first suite is compared with every other one on each image. Measurements are kept in the folder, so a stopped run
+goes on. A network without weights is trained first. Give `--only` to measure a few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from networks import NAMES, get_half, get_recipe, load
+from tabulate import tabulate
+
+import robbench as rb
+from robbench.core.stats import mcnemar
+from robbench.results.reader import read_vouched_robust
+
+NOTES = """\
+- left: images, of n, that are classified correctly and not broken, one number for each seed. only: images that only
+  this suite / only the first suite broke, with the first seed; p: exact McNemar test on them.
+- passes: forward and backward passes per correctly classified image, mean over seeds.
+"""
+
+
+class Measured(NamedTuple):
+    """One suite with one seed on one network: verdict by image, number of correct images, passes."""
+
+    robust: dict[int, bool]
+    clean: int
+    passes: int
+
+
+def measure(name: str, suite: str, seed: int, samples: int, norm: str, eps: str, folder: Path) -> Measured:
+    """Run a suite on a network, or read what is stored."""
+    data = name.split("-")[0]
+    x, y = rb.load_data(data, split="test", n=samples)
+    stored = folder / "results" / f"{Path(suite).stem}-{seed}-{norm}-{samples}"
+    result = rb.evaluate(
+        load(name, folder), suite, x=x, y=y, dataset="bench", name=name, eps=eps, norm=norm, seed=seed, results=stored
+    )
+    (path,) = (file.parent for file in (stored / "bench" / name).glob("*/result.json"))
+    robust = read_vouched_robust(path)
+    clean = round(result.clean_accuracy.value * result.n)
+    return Measured(
+        dict(zip(robust.index.tolist(), robust.tolist(), strict=True)), clean, result.forwards + result.backwards
+    )
+
+
+def compare(ours: Measured, other: Measured) -> str:
+    """Count the images that only one of two suites broke, and test them."""
+    images = ours.robust.keys() & other.robust.keys()
+    a = sum(not ours.robust[i] and other.robust[i] for i in images)
+    b = sum(ours.robust[i] and not other.robust[i] for i in images)
+    return f"{a} / {b} (p {mcnemar(a, b):.2g})"
+
+
+def main() -> None:
+    """Print one row per network and suite."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="of weights and results")
+    parser.add_argument("--suites", nargs="+", default=["fast", "autoattack"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--norm", choices=["Linf", "L2"], default="Linf")
+    parser.add_argument("--eps", help="another radius than the recipe's, as for L2")
+    parser.add_argument("--half", choices=["chosen", "reported"], help="measure one half only")
+    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows = []
+    for name in given.only:
+        if given.half not in (None, get_half(name)):
+            continue
+        first = None
+        eps = given.eps or get_recipe(name).attacked
+        for suite in given.suites:
+            runs = [measure(name, suite, seed, given.samples, given.norm, eps, given.folder) for seed in given.seeds]
+            first = first or runs[0]
+            rows.append(
+                {
+                    "network": name,
+                    "half": get_half(name),
+                    "threat": f"{given.norm} {eps}",
+                    "n": len(runs[0].robust),
+                    "clean": runs[0].clean,
+                    "suite": Path(suite).stem,
+                    "left": ", ".join(str(sum(run.robust.values())) for run in runs),
+                    "only": "" if runs[0] is first else compare(runs[0], first),
+                    "passes": f"{np.mean([run.passes / run.clean for run in runs]):,.0f}",
+                }
+            )
+            print(" | ".join(str(value) for value in rows[-1].values()), flush=True)
+    print(f"\n{tabulate(rows, headers='keys', tablefmt='github', disable_numparse=True)}\n\n{NOTES}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Relaxed cycles and the short search: where their points lie, what they climb, and when they give up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from robbench.attacks import Brief, Relax
+from robbench.core import rng
+from robbench.core.errors import SuiteError
+from robbench.core.threat import Ball
+from robbench.core.types import Problem
+from robbench.engine.query import query
+from support.attacks import differing, run_attack
+from support.models import correct, labelled, network
+
+EPS = {"Linf": 0.1, "L2": 0.3}
+
+
+class Slopes(torch.nn.Module):
+    """Class 0 has logit 0. Pixel k of an image moves the logit of class k from its clean value by a slope."""
+
+    def __init__(self, clean, slopes):
+        super().__init__()
+        self.clean = torch.tensor([0.0, *clean], dtype=torch.float64)
+        self.slopes = torch.tensor([0.0, *slopes], dtype=torch.float64)
+
+    def forward(self, x):
+        return (x.flatten(1)[:, : len(self.clean)] - 0.5) * self.slopes + self.clean
+
+
+def follow(attack, model, norm="Linf", classes=4):
+    """Return the states of one trial on one image in the middle of the box, up to its end."""
+    lane = torch.zeros(1, dtype=torch.int64)
+    x = torch.full((1, 1, 1, classes), 0.5, dtype=torch.float64)
+    p = Problem(x=x, y=lane, sample=lane, trial=lane, key=rng.make_key(0, "test"), logits=model(x))
+    ball = Ball(norm, EPS[norm])
+    states = [attack.init(p, ball)]
+    for t in range(attack.steps):
+        answer = query(model, attack, p, states[-1], attack.needs_grad)
+        states.append(attack.step(p, ball, states[-1], lane + t, *answer))
+        if states[-1]["done"].all():
+            break
+    return p, ball, states
+
+
+def list_targets(states):
+    """List the class of every cycle, in order."""
+    ranks = {int(s["at"]): int(s["order"][0, s["rank"][0]]) for s in states if s["at"] > 0}
+    return [ranks[k] for k in sorted(ranks)]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_only_the_first_part_of_a_cycle_leaves_the_ball_and_its_radius_shrinks(norm):
+    attack = Relax(targets=2, restarts=0, hopeless=2.0, widen=0.5)
+    p, ball, states = follow(attack, Slopes([-1.0, -2.0, -3.0], [1.0, 1.0, 1.0]), norm)
+    left = {True: [], False: []}
+    for s in states:
+        taken, distance = int(s["taken"]), float(ball.distance(p.x, s["x"]))
+        first = s["at"] > 0 and 0 < taken < attack.outside
+        assert distance <= EPS[norm] * (1 + (0.5 * (1 - taken / attack.outside) if first else 0)) + 1e-9
+        left[bool(first)].append(distance > EPS[norm] + 1e-9)
+    assert any(left[True])
+    assert not any(left[False])
+
+
+def test_targets_are_the_likeliest_classes_where_the_short_run_ended():
+    # Within 0.1 of the image, class 3 comes from the last place to -0.5, class 2 to -2.
+    states = follow(Relax(restarts=0, hopeless=2.0, spread=0.0), Slopes([-1.0, -2.0, -3.0], [0.0, 0.0, 25.0]))[2]
+    targets = list_targets(states)
+    assert targets[0] == 3
+    assert targets[1:] == [1, 2]
+
+
+def test_an_error_outside_the_ball_is_followed_by_its_projection():
+    # The hyperplane is 0.12 away, and the ball has a radius of 0.1.
+    model = Slopes([-1.2, -9.0, -9.0], [10.0, 0.0, 0.0])
+    attack = Relax(targets=1, restarts=0, hopeless=2.0)
+    p, ball, states = follow(attack, model)
+    caught = [
+        (before, after)
+        for before, after in pairwise(states)
+        if before["at"] == 1 and before["taken"] < attack.outside and model(before["x"]).argmax(1) != 0
+    ]
+    assert caught
+    for before, after in caught:
+        assert torch.equal(after["x"], ball.project(p.x, before["x"]))
+        assert int(after["taken"]) == attack.outside
+
+
+def test_a_far_target_ends_after_two_parts_and_the_trial_after_three_cycles_that_end_alike():
+    attack = Relax()
+    states = follow(attack, Slopes([-1.0] * 5, [0.0] * 5), classes=6)[2]
+    taken = [max(int(s["taken"]) for s in states if s["at"] == k) for k in range(4)]
+    assert taken == [attack.probe, *[attack.outside + attack.inside] * 2, attack.outside + attack.inside + 1]
+    assert max(int(s["at"]) for s in states) == 3
+    # The worst cycle is as far below the best as the best is below zero, so the next may reach zero.
+    states = follow(attack, Slopes([-1.0, -1.0, -2.0, -2.0, -2.0], [0.0] * 5), classes=6)[2]
+    assert max(int(s["at"]) for s in states) == 5
+
+
+@pytest.mark.parametrize(("reached", "cycles"), [(0.5, 3), (0.095, 4), (0.065, 7), (0.015, 12), (0.0001, 13)])
+def test_the_closer_an_image_came_the_more_restarts_it_gets(reached, cycles):
+    """Within 0.1 of the image, class 1 comes from -1 to the negative of this, and ten restarts share 0.1."""
+    attack = Relax(targets=3, restarts=10, spread=0.0)
+    states = follow(attack, Slopes([-1.0, -2.0, -2.0], [10 * (1 - reached), 0.0, 0.0]))[2]
+    targets = list_targets(states)
+    assert len(targets) == cycles
+    assert set(targets[3:]) <= {1}, "restarts climb the margin that came closest"
+
+
+@pytest.mark.parametrize(
+    "attack", [Relax(targets=4, restarts=3), Brief(steps=96, hopeless=1.0)], ids=["relax", "brief"]
+)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_no_scale_or_offset_of_the_logits_changes_a_record(attack, norm):
+    net = network(torch.float64)
+    x, y = labelled(net, 60, torch.float64)
+    wide = isinstance(attack, Brief)  # without gradients it needs more room
+    ball = Ball(norm, {"Linf": 0.4 if wide else 0.2, "L2": 2.5 if wide else 1.0}[norm])
+    base = run_attack(net, attack, x, y, ball)
+    assert 0 < base.broken.sum() < 60
+    assert len(np.unique(base.forwards[~base.broken])) > 1, "the rules to give up must act"
+    for factor in (2.0**-10, 2.0**10):  # powers of two round nothing
+        scaled = torch.nn.Sequential(net, Scale(factor, 0.0))
+        assert not differing(base, run_attack(scaled, attack, x, y, ball))
+    for factor, offset in ((1e-3, 0.0), (1e3, 0.0), (1.0, 100.0)):
+        other = run_attack(torch.nn.Sequential(net, Scale(factor, offset)), attack, x, y, ball)
+        assert np.array_equal(base.broken, other.broken), (factor, offset)
+        assert other.forwards.sum() == pytest.approx(base.forwards.sum(), rel=0.1)
+
+
+def test_where_a_short_search_ends_does_not_depend_on_width_or_order():
+    net = network(torch.float64)
+    x, y = labelled(net, 60, torch.float64)
+    attack, ball = Brief(steps=96, hopeless=1.0), Ball("Linf", 0.4)
+    base = run_attack(net, attack, x, y, ball, lanes=16)
+    assert 0 < base.broken.sum() < 60
+    for lanes in (5, 64):
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(lanes))
+        other = run_attack(net, attack, x[order], y[order], ball, sample=order.numpy(), lanes=lanes)
+        assert not differing(base, other)
+
+
+class Scale(torch.nn.Module):
+    """Multiplies logits by a factor, and adds a number."""
+
+    def __init__(self, factor, offset):
+        super().__init__()
+        self.factor, self.offset = factor, offset
+
+    def forward(self, logits):
+        return self.factor * logits + self.offset
+
+
+@pytest.mark.parametrize(("reached", "queries"), [(0.9, 4), (0.5, 16), (0.3, 32), (0.01, 64)])
+def test_a_short_search_ends_at_the_first_look_that_finds_it_far(reached, queries):
+    """Class 1 comes from -1 to the negative of this, and the looks ask for 0.8, 0.4 and 0.2."""
+    attack = Brief(steps=64, hopeless=0.8)
+    model = Slopes([-1.0], [10 * (1 - reached)])
+    states = follow(attack, model, classes=2)[2]
+    assert len(states) - 1 == queries
+    kept = max(float(model(s["x"])[0, 1]) for s in states)
+    assert float(model(states[-1]["x"])[0, 1]) == kept, "the last query is the best point"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Relax(targets=0), "targets 0 given; allowed: at least 1"),
+        (lambda: Relax(inside=0), "inside 0 given; allowed: at least 1"),
+        (lambda: Relax(restarts=-1), "restarts -1 given; allowed: at least 0"),
+        (lambda: Relax(widen=-0.5), "widen -0.5 given; allowed: at least 0"),
+        (lambda: Relax(hopeless=0.0), "hopeless 0.0 given; it must be above 0"),
+        (lambda: Brief(steps=0), "steps 0"),
+        (lambda: Brief(hopeless=0.0), "hopeless 0.0 given; it must be above 0"),
+        (lambda: Brief(p_init=2.0), "p_init 2.0 given"),
+    ],
+)
+def test_what_means_nothing_is_refused(make, message):
+    with pytest.raises(SuiteError, match=message):
+        make()
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("attack", [Relax(), Brief(hopeless=0.4)])
+def test_verdicts_on_a_trained_model_are_those_of_scaled_logits(attack):
+    """In float32, where factors round: the same verdicts, and passes within a tenth."""
+    module, x, y, ball = correct("digits/at", 40)
+    base = run_attack(module, attack, x, y, ball)
+    assert 0 < base.broken.sum() < len(y)
+    for factor, offset in (*((10.0**k, 0.0) for k in range(-3, 4) if k), (1.0, 100.0)):
+        other = run_attack(torch.nn.Sequential(module, Scale(factor, offset)), attack, x, y, ball)
+        assert np.array_equal(base.broken, other.broken), (factor, offset)
+        assert other.forwards.sum() == pytest.approx(base.forwards.sum(), rel=0.1)
