@@ -39,6 +39,7 @@ from robbench.commands.runs import resume_runs, run_all
 from robbench.commands.sanity import examine_model
 from robbench.commands.show import as_object, write_curves
 from robbench.core.errors import RobbenchError
+from robbench.core.numbers import parse_eps
 from robbench.core.user_code import import_user_modules
 
 if TYPE_CHECKING:
@@ -183,8 +184,6 @@ class _Asked:
     @property
     def attacked(self) -> list[str | None]:
         """The radii to attack at: radius 0 of a sweep is the clean accuracy, and there is nothing to attack."""
-        from robbench.core.numbers import parse_eps
-
         return [r for r in self.radii if len(self.radii) == 1 or r is None or parse_eps(r) > 0]
 
     @property
@@ -198,8 +197,8 @@ def _evaluate(asked: _Asked) -> None:
     """Plan the runs, do them, and show what came out."""
     requests = _plan_runs(asked)
     is_sanity = asked.suite == "sanity" and len(asked.radii) == asked.seeds == 1
-    results: list[ResultFile | None]
     verdicts: list[SanityFile] = []
+    results: list[ResultFile | None]
     if is_sanity:
         results, verdicts = _run_sanity(asked, requests)
     else:
