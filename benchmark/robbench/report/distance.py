@@ -16,6 +16,7 @@ import pandas as pd
 
 from robbench.core.files import write_atomically
 from robbench.core.types import Status
+from robbench.core.words import format_count, format_goal
 from robbench.report.console import TerminalConsole
 from robbench.report.escape import format_csv
 from robbench.report.figures.canvas import OKABE_ITO, plain_text
@@ -114,18 +115,18 @@ def summarize_distances(result: ResultFile, table: pd.DataFrame) -> str:
     """Say a result in one sentence."""
     low, median, high = (format_distance(value) for value in _find_quantiles(table[NEAREST]).values())
     unbroken = int(np.isinf(table[NEAREST]).sum())
-    rest = f", and {unbroken} images that no attack broke at any distance" if unbroken else ""
+    rest = f", and {format_count(unbroken, 'image')} that no attack broke at any distance" if unbroken else ""
     return (
         f"{result.model}: {format_percent(result.clean_accuracy)} % clean, median distance of a break "
-        f"{result.threat.norm} {median} (quartiles {low} and {high}) on {result.n} images{rest}; upper bounds, as a "
-        "stronger attack may find nearer breaks"
+        f"{result.threat.norm}{format_goal(result.identity)}: {median} (quartiles {low} and {high}) on "
+        f"{format_count(result.n, 'image')}{rest}; upper bounds, as a stronger attack may find nearer breaks"
     )
 
 
 def print_distances(console: TerminalConsole, result: ResultFile, table: pd.DataFrame) -> None:
     """Print the table of a result and its sentence."""
     rows = list_quartiles(table)
-    title = f"{_name(result)}: distance of the nearest break, n = {result.n}"
+    title = f"{_name(result)}: distances of breaks, n = {result.n}"
     print_rows(console, rows, title=title, right=[column for column in rows[0] if column != "Attack"])
     console.print(summarize_distances(result, table), soft_wrap=True)
 
@@ -145,7 +146,7 @@ def write_survival(root: Path, result: ResultFile) -> tuple[Path, Path]:
 
 
 def _name(result: ResultFile) -> str:
-    return f"{result.dataset}/{result.model} · {result.suite} · {result.threat.norm}"
+    return f"{result.dataset}/{result.model} · {result.suite} · {result.threat.norm}{format_goal(result.identity)}"
 
 
 @plain_text()
