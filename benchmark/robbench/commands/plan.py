@@ -117,13 +117,13 @@ def plan_runs(
         print_json({"plans": [dataclasses.asdict(p) for p in plans], "total": None if elsewhere else sums})
         return
     _print_plans(plans)
-    used = f"{place}, {format_count(threads, 'thread')}"
-    print_text(f"Timed on {used}, as busy as it is now. Start-up and loading are not counted.")
+    print_text(
+        f"Timed on {place}, {format_count(threads, 'thread')}, as busy as it is now, without start-up and loading."
+    )
+    shared = format_count(count, "GPU" if elsewhere else "worker")
     if elsewhere:
-        asked = format_count(count, "GPU")
-        print_text(f"The times are this CPU's. To plan for {asked}, run `robbench plan` on a machine with a GPU.")
+        print_text(f"The times are this CPU's. To plan for {shared}, run `robbench plan` on a machine with a GPU.")
     else:
-        shared = format_count(count, "worker")
         print_text(f"{shared}: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
 
 

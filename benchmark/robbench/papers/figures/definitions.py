@@ -155,6 +155,11 @@ _SEGUIN_CAPTIONS = {
         "What to see: A, the three largest logits stay, and the others change. B, the more logits stay, the less the "
         "softmax changes."
     ),
+    "5": (
+        "What to see: A, a higher curve means that classes of perturbed images are easier to tell apart. B and C, a "
+        "smaller radius or dimension means tighter manifolds. D, the higher, the more alike their centres."
+    ),
+    "A.8": "What to see: on the diagonal, the theory predicts the simulated capacity. Below it, the theory is too low.",
     "C": (
         "What to see: C.1, the solutions lie below the line of β only to the right of the solid vertical line. C.2 and "
         "C.3, darker means a smaller loss and a smaller change of the gap."
