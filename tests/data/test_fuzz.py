@@ -361,7 +361,7 @@ def test_records_that_unpack_to_more_than_their_size(tmp_path: Path) -> None:
     wide = pa.table({f"c{i}": [0] for i in range(1000)})
     for table, reason in (
         (many, "5,000,000 rows"),
-        (long, "expected numbers, booleans or text"),
+        (long, "bytes of text"),
         (wide, "claims 1,000 columns"),
     ):
         pq.write_table(table, tmp_path / "r.parquet")
