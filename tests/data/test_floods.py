@@ -244,9 +244,8 @@ CSV = {
 
 
 @pytest.mark.parametrize("name", CSV)
-def test_a_hostile_sweep_is_set_aside(tmp_path, name):
-    assert refused_cheaply(_read_points, tmp_path / "points.csv", CSV[name]) == "taken"
-    assert [path.name for path in tmp_path.iterdir()] == ["points.csv.damaged"]
+def test_a_hostile_sweep_is_refused(tmp_path, name):
+    assert "is no sweep" in refused_cheaply(_read_points, tmp_path / "points.csv", CSV[name])
 
 
 @pytest.mark.parametrize(
@@ -641,6 +640,40 @@ def test_no_message_repeats_a_file_that_names_classes(tmp_path):
             with pytest.raises(RobbenchError) as error:
                 open_images(tmp_path / "d", classes=tmp_path / name)
             assert "canary" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", "canary,label\nx.png,0\n", "none of its 2 columns is one of images"),
+        ("a.csv", "path,canary\nx.png,0\n", "none of its 2 columns is one of labels"),
+        ("a.csv", "canary\n" * 9, "none of its 1 columns"),
+        ("a.csv", "canary,canary\n", "have one name"),
+        ("a.csv", "path,label\ncanary", "line 2 has 1 fields"),
+        ("a.csv", "path,label\nx.png,canary\n", "the class of image 1 is not in the mapping"),
+        ("a.csv", b"path,label\nx.png,canary\xff\n", "can't decode"),
+        ("a.csv", 'path,label\n"canary' + "y" * 200_000, "field larger"),
+        ("a.parquet", {"canary": ["x"], "label": [0]}, "none of its 2 columns is one of images"),
+        ("a.parquet", {"path": ["x"], "canary": [0]}, "none of its 2 columns is one of labels"),
+        ("a.parquet", {"path": ["x"], "label": ["canary"]}, "the class of image 1 is not in the mapping"),
+        ("a.parquet", {"path": ["x"], "label": [None]}, "expected numbers"),
+        ("a.parquet", {"path": ["x"], "label": [[{"canary": 1}]]}, "expected numbers"),
+        ("a.npz", {"canary": np.zeros(3), "x": np.zeros(3)}, "2 arrays given; lacking: y"),
+        ("a.npz", {"canary": np.array(["canary", {}], object), "x": np.zeros(3)}, "objects"),
+        ("a.npz", b"canary", "not an .npz file"),
+    ],
+)
+def test_no_message_repeats_a_table_that_a_baseline_may_name(tmp_path, name, content, reason):
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table(content), path)
+    elif isinstance(content, dict):
+        np.savez(path, **content)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RobbenchError, match=reason) as error:
+        open_images(path, classes=None if name.endswith(".npz") else {"a": 0})
+    assert "canary" not in str(error.value)
 
 
 def test_a_repeated_column_of_records_is_refused(tmp_path):
