@@ -26,6 +26,7 @@ from robbench.core.files import append_text, digest, load_toml, open_regular, re
 from robbench.core.parquet import read_flat_table
 from robbench.core.parquet_footer import read_chunks
 from robbench.core.philox import draw_order
+from robbench.data import encoded
 from robbench.data import sets as data
 from robbench.data.folder import read_mapping
 from robbench.data.own import open_images
@@ -498,6 +499,16 @@ def test_own_images_cost_in_proportion(tmp_path, name):
     (tmp_path / "a.png").write_bytes(png(8))
     said = refused_cheaply(lambda path: open_images(path, on_broken="skip"), tmp_path / file, make())
     assert message in said
+
+
+def test_a_result_names_a_bounded_number_of_broken_images(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png(8))
+    (tmp_path / "x.csv").write_text("path,label\na.png,0\n" + "".join(f"{i},0\n" for i in range(5)))
+    monkeypatch.setattr(encoded, "_MOST_BROKEN", 5)
+    assert len(open_images(tmp_path / "x.csv", on_broken="skip").about["skipped"]) == 5
+    monkeypatch.setattr(encoded, "_MOST_BROKEN", 4)
+    with pytest.raises(RobbenchError, match="More than 4 images are broken"):
+        open_images(tmp_path / "x.csv", on_broken="skip")
 
 
 def test_row_groups_are_read_with_one_look_at_the_footer(tmp_path):

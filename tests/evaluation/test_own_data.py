@@ -528,3 +528,11 @@ def test_labels_that_are_no_numbers_end_in_a_sentence(tmp_path, label):
     (tmp_path / "table.csv").write_text(f"path,label\n0.png,{label}\n")
     with pytest.raises(DataError, match=r"table\.csv"):
         open_images(tmp_path / "table.csv")
+
+
+def test_images_of_your_own_have_no_name_of_a_known_test_set(net, digits, tmp_path):
+    given = make_folder(tmp_path, digits)
+    for name in ("digits", "mnist", "cifar10"):
+        with pytest.raises(DataError, match="the name of a known test set"):
+            evaluate(net, "quick", **given, dataset=name)
+    assert evaluate(net, "quick", **given, dataset="mine", eps=0.1, samples=2).n == 2
