@@ -270,7 +270,7 @@ def test_what_follows_a_run_obeys_no_text(tree: Path, capsys: pytest.CaptureFixt
     table, _ = write_sweep(sweep, tree)
     heading = next(csv.reader(io.StringIO(table.read_text())))
     assert not any(cell.startswith("=") for cell in heading) and any("m$^$" in cell for cell in heading)
-    draw_sheet(sanity, folder / "sanity/landscape.parquet", tree / "sheet.png")
+    assert draw_sheet(sanity, folder / "sanity/landscape.parquet")
 
 
 def test_a_run_of_a_hostile_suite(tmp_path: Path) -> None:

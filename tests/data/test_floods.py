@@ -26,6 +26,7 @@ from robbench.core.files import append_text, digest, load_toml, open_regular, re
 from robbench.core.parquet import read_flat_table
 from robbench.core.parquet_footer import read_chunks
 from robbench.core.philox import draw_order
+from robbench.data import encoded
 from robbench.data import sets as data
 from robbench.data.folder import read_mapping
 from robbench.data.own import open_images
@@ -244,9 +245,8 @@ CSV = {
 
 
 @pytest.mark.parametrize("name", CSV)
-def test_a_hostile_sweep_is_set_aside(tmp_path, name):
-    assert refused_cheaply(_read_points, tmp_path / "points.csv", CSV[name]) == "taken"
-    assert [path.name for path in tmp_path.iterdir()] == ["points.csv.damaged"]
+def test_a_hostile_sweep_is_refused(tmp_path, name):
+    assert "is no sweep" in refused_cheaply(_read_points, tmp_path / "points.csv", CSV[name])
 
 
 @pytest.mark.parametrize(
@@ -501,6 +501,16 @@ def test_own_images_cost_in_proportion(tmp_path, name):
     assert message in said
 
 
+def test_a_result_names_a_bounded_number_of_broken_images(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png(8))
+    (tmp_path / "x.csv").write_text("path,label\na.png,0\n" + "".join(f"{i},0\n" for i in range(5)))
+    monkeypatch.setattr(encoded, "_MOST_BROKEN", 5)
+    assert len(open_images(tmp_path / "x.csv", on_broken="skip").about["skipped"]) == 5
+    monkeypatch.setattr(encoded, "_MOST_BROKEN", 4)
+    with pytest.raises(RobbenchError, match="More than 4 images are broken"):
+        open_images(tmp_path / "x.csv", on_broken="skip")
+
+
 def test_row_groups_are_read_with_one_look_at_the_footer(tmp_path):
     table = pa.table({"image": pa.array([png(8)] * 2500), "label": np.zeros(2500, np.int64)})
     pq.write_table(table, tmp_path / "x", row_group_size=1, store_schema=False, write_statistics=False)
@@ -641,6 +651,40 @@ def test_no_message_repeats_a_file_that_names_classes(tmp_path):
             with pytest.raises(RobbenchError) as error:
                 open_images(tmp_path / "d", classes=tmp_path / name)
             assert "canary" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", "canary,label\nx.png,0\n", "none of its 2 columns is one of images"),
+        ("a.csv", "path,canary\nx.png,0\n", "none of its 2 columns is one of labels"),
+        ("a.csv", "canary\n" * 9, "none of its 1 columns"),
+        ("a.csv", "canary,canary\n", "have one name"),
+        ("a.csv", "path,label\ncanary", "line 2 has 1 fields"),
+        ("a.csv", "path,label\nx.png,canary\n", "the class of image 1 is not in the mapping"),
+        ("a.csv", b"path,label\nx.png,canary\xff\n", "can't decode"),
+        ("a.csv", 'path,label\n"canary' + "y" * 200_000, "field larger"),
+        ("a.parquet", {"canary": ["x"], "label": [0]}, "none of its 2 columns is one of images"),
+        ("a.parquet", {"path": ["x"], "canary": [0]}, "none of its 2 columns is one of labels"),
+        ("a.parquet", {"path": ["x"], "label": ["canary"]}, "the class of image 1 is not in the mapping"),
+        ("a.parquet", {"path": ["x"], "label": [None]}, "expected numbers"),
+        ("a.parquet", {"path": ["x"], "label": [[{"canary": 1}]]}, "expected numbers"),
+        ("a.npz", {"canary": np.zeros(3), "x": np.zeros(3)}, "2 arrays given; lacking: y"),
+        ("a.npz", {"canary": np.array(["canary", {}], object), "x": np.zeros(3)}, "objects"),
+        ("a.npz", b"canary", "not an .npz file"),
+    ],
+)
+def test_no_message_repeats_a_table_that_a_baseline_may_name(tmp_path, name, content, reason):
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table(content), path)
+    elif isinstance(content, dict):
+        np.savez(path, **content)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RobbenchError, match=reason) as error:
+        open_images(path, classes=None if name.endswith(".npz") else {"a": 0})
+    assert "canary" not in str(error.value)
 
 
 def test_a_repeated_column_of_records_is_refused(tmp_path):

@@ -5,6 +5,7 @@ ROBBENCH_FUZZ sets how many inputs each parser gets (10,000 in CI), ROBBENCH_FUZ
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,8 @@ from robbench.certify.record import ROWS, SUMMARY, read_certified
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.numbers import parse_radii, parse_threat
 from robbench.data import sets as data
+from robbench.data.folder import list_images
+from robbench.data.own import open_images
 from robbench.gate.baseline import read_baseline
 from robbench.gate.decision import Policy, decide_gate
 from robbench.gate.paired import compare_entries
@@ -59,6 +63,7 @@ INPUTS = int(os.environ.get("ROBBENCH_FUZZ", "1000"))
 SECONDS = 2.0  # of one input, in processor time
 SEED = int(os.environ.get("ROBBENCH_FUZZ_SEED", "0"))
 RUN = "ab" * 32
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 WATCH = Watch()
 (CERTIFICATES,) = (Path(__file__).resolve().parents[2] / "results/digits/at/certified").glob("bounds@*")
 
@@ -208,6 +213,35 @@ def archives(content: bytes, path: Path) -> None:
     data.load("cifar100", "test", path.parent)
 
 
+def own(suffix: str) -> Callable[[str | bytes, Path], None]:
+    """Return a parser of images of the user's own, or of the classes of such images."""
+
+    def parse(content: str | bytes, path: Path) -> None:
+        (path.parent / "a").mkdir(exist_ok=True)
+        (path.parent / "a/a.png").write_bytes(PNG)
+        (path.parent / f"x{suffix}").write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+        )
+        if suffix == ".json":
+            list_images(path.parent, path.parent / "x.json")
+        else:
+            open_images(path.parent / f"x{suffix}", on_broken=None if suffix == ".npz" else "skip")
+
+    return parse
+
+
+def packed(table: dict[str, Any]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(table), out, store_schema=False)
+    return out.getvalue()
+
+
+def zipped(**arrays: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
 def saved(module: torch.nn.Module) -> bytes:
     out = io.BytesIO()
     torch.save(module.state_dict(), out)
@@ -262,13 +296,19 @@ def example(name: str, repo: Path) -> tuple[Callable[..., str | bytes], str | by
         "idx": (mutated_bytes, idx(pixels(3, 28, 28)), pictures),
         "pickle": (mutated_bytes, one_batch, pickles),
         "archive": (mutated_bytes, tarred("cifar100"), archives),
+        "table": (mutated_text, "path,label\n" + "a/a.png,0\n" * 20, own(".csv")),
+        "images": (mutated_bytes, packed({"image": [PNG] * 4, "label": [0, 1, 2, 3]}), own(".parquet")),
+        "arrays": (mutated_bytes, zipped(x=np.zeros((4, 1, 8, 8), np.uint8), y=np.arange(4)), own(".npz")),
+        "classes": (mutated_json, json.dumps({"a": 0, "b": 1, "c": 2}), own(".json")),
     }[name]
 
 
 PARSERS = [
     "card", "suite", "arguments", "result", "description", "holder", "sweep", "sanity", "linear",
     "certified", "baseline", "records", "adversarials", "safetensors", "pt", "idx", "pickle", "archive",
+    "table", "images", "arrays", "classes",
 ]  # fmt: skip
+MOSTLY_READ = ("arguments", "holder", "baseline", "table", "arrays")  # most changes leave something readable
 
 
 @pytest.mark.whole
@@ -291,7 +331,7 @@ def test_damaged_inputs_raise_only_errors_that_a_user_can_mend(name: str, tmp_pa
             except Exception:
                 pytest.fail(f"input {i} of {name}, seed {SEED}:\n{content[:3000]!r}\n{traceback.format_exc()}")
             assert time.process_time() - begin < SECONDS, f"input {i} of {name}, seed {SEED}, takes too long"
-    assert refused > INPUTS / 5 or name in ("arguments", "holder", "baseline"), "the mutations must be able to do harm"
+    assert refused > INPUTS / 5 or name in MOSTLY_READ, "the mutations must be able to do harm"
 
 
 def test_the_watch_sees_what_is_forbidden(tmp_path: Path) -> None:
@@ -361,7 +401,7 @@ def test_records_that_unpack_to_more_than_their_size(tmp_path: Path) -> None:
     wide = pa.table({f"c{i}": [0] for i in range(1000)})
     for table, reason in (
         (many, "5,000,000 rows"),
-        (long, "expected numbers, booleans or text"),
+        (long, "bytes of text"),
         (wide, "claims 1,000 columns"),
     ):
         pq.write_table(table, tmp_path / "r.parquet")

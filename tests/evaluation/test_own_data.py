@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import robbench
 from robbench.attacks import FGSM
 from robbench.core.errors import DataError, ModelError, RobbenchError
-from robbench.data import folder
+from robbench.data import rows
 from robbench.data.encoded import Preparation
 from robbench.data.own import digest_tensor, open_images
 from robbench.evaluation.run import evaluate
@@ -212,13 +212,13 @@ def test_a_parquet_file_in_random_order_reads_each_row_group_once(net, digits, e
     given = make_hub_parquet(tmp_path, digits)
     read = []
 
-    def read_group(path, group, column, through=folder._read_group.__wrapped__):
+    def read_group(path, group, column, through=rows._read_group.__wrapped__):
         read.append((path, group))
         return through(path, group, column)
 
     images = open_images(given["data"], channels=1).read
     in_order = images(np.arange(N))
-    monkeypatch.setattr(folder, "_read_group", functools.lru_cache(maxsize=1)(read_group))
+    monkeypatch.setattr(rows, "_read_group", functools.lru_cache(maxsize=1)(read_group))
     mixed = np.random.default_rng(0).permutation(N)
     assert torch.equal(images(mixed), in_order[torch.from_numpy(mixed)])
     assert len(read) == len(set(read)) > 2
@@ -366,10 +366,15 @@ WRONG = {  # what is given, and words of the sentence
         lambda t, d: write(t / "a.csv", "path,size\nx,3\n"),
         {},
         DataError,
-        "columns path, size given",
+        "none of its 2 columns is one of labels: label",
     ),
     "a table without rows": (lambda t, d: write(t / "a.csv", "path,label\n"), {}, DataError, "holds no images"),
-    "a table of no table": (lambda t, d: write(t / "a.csv", ""), {}, DataError, r"columns \(none\) given"),
+    "a table of no table": (
+        lambda t, d: write(t / "a.csv", ""),
+        {},
+        DataError,
+        "none of its 0 columns is one of images",
+    ),
     "a short line": (
         lambda t, d: write(t / "a.csv", "path,label\nx\n"),
         {},
@@ -383,8 +388,18 @@ WRONG = {  # what is given, and words of the sentence
         "the label -1",
     ),
     "a path to nothing": (lambda t, d: write(t / "a.csv", "path,label\nx.png,1\n"), {}, DataError, "^x.png: "),
-    "half labels": (lambda t, d: hub(t, image=[b"x"], label=[0.5]), {}, DataError, "label 0.5 given; allowed: whole"),
-    "no bytes": (lambda t, d: hub(t, image=[3], label=[1]), {}, DataError, "t.parquet, row 0: the row holds no bytes"),
+    "half labels": (
+        lambda t, d: hub(t, image=[b"x"], label=[0.5]),
+        {},
+        DataError,
+        "label of image 1 is neither a whole",
+    ),
+    "no bytes": (
+        lambda t, d: hub(t, image=[3], label=[1]),
+        {},
+        DataError,
+        "column image holds neither paths nor bytes",
+    ),
     "a Parquet of text": (lambda t, d: write(t / "a.parquet", "x" * 99), {}, DataError, "not a Parquet file of images"),
     "normalized items": (lambda t, d: Items(d, lambda x: x * 4 - 2), {}, DataError, r"data\[0\] spans .*normalization"),
     "random items": (
@@ -429,9 +444,9 @@ def test_a_mapping_beyond_the_outputs_of_the_model_is_refused(net, digits, tmp_p
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("m.txt", "a\nb\na\n", "the class 'a' stands there twice"),
-        ("m.json", '{"a": -1}', "output -1 of class 'a' given"),
-        ("m.json", '{"a": true}', "output True"),
+        ("m.txt", "a\nb\na\n", "names 1 and 3 are equal"),
+        ("m.json", '{"a": -1}', "the output of class 1 is no whole number"),
+        ("m.json", '{"a": true}', "the output of class 1 is no whole number"),
         ("m.json", "{}", "expected: a list of names"),
         ("m.json", "{", "not a mapping of classes"),
         ("m.txt", "", "expected: a list of names"),
@@ -513,3 +528,11 @@ def test_labels_that_are_no_numbers_end_in_a_sentence(tmp_path, label):
     (tmp_path / "table.csv").write_text(f"path,label\n0.png,{label}\n")
     with pytest.raises(DataError, match=r"table\.csv"):
         open_images(tmp_path / "table.csv")
+
+
+def test_images_of_your_own_have_no_name_of_a_known_test_set(net, digits, tmp_path):
+    given = make_folder(tmp_path, digits)
+    for name in ("digits", "mnist", "cifar10"):
+        with pytest.raises(DataError, match="the name of a known test set"):
+            evaluate(net, "quick", **given, dataset=name)
+    assert evaluate(net, "quick", **given, dataset="mine", eps=0.1, samples=2).n == 2

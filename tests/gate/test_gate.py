@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from robbench.attacks.pgd import PGD
 from robbench.commands.app import app
 from robbench.core.errors import ResultError, RobbenchError
+from robbench.evaluation.options import Options
 from robbench.gate.baseline import read_baseline
-from robbench.gate.measure import choose_entries
+from robbench.gate.measure import choose_entries, measure_entry_again
 
 pytestmark = pytest.mark.whole
 
@@ -186,9 +187,37 @@ def test_a_baseline_alone_downloads_nothing(folder, model):
     strange = run.model_copy(update={"given": run.given.model_copy(update={"model": model})})
     theirs = baseline.model_copy(update={"runs": [strange]})
     for named in ([], [run.name]):
-        with pytest.raises(ResultError, match=rf"is a download.*--model {model}"):
+        with pytest.raises(ResultError, match=rf"is a download, or may run code.*--model {model}"):
             choose_entries(theirs, named)
     assert choose_entries(theirs, [model]) == [(strange, strange.given)]  # a person named it
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("s.toml", "canary = 1"), ("s.toml", "canary"), ("s.toml", "version = 'canary'"), ("s.toml", b"canary\xff"),
+        ("s.toml", "version = 1\n[threat]\ndigits = 'canary'\n[[attack]]\nname = 'a'\nkind = 'pgd'"),
+        ("w.pt", "canary"), ("w.pt", "ccanary\ncanary\n."), ("w.safetensors", "canary" * 9), ("w.ckpt", "Vcanary\n."),
+        ("d.csv", "canary,b\n"), ("d.csv", "path,label\nx.png,canary\n"), ("c.txt", "canary\ncanary\n"),
+    ],
+)  # fmt: skip
+def test_no_message_repeats_a_file_that_a_baseline_names(folder, tmp_path, name, content):
+    path, images = tmp_path / name, tmp_path / "images/a"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    images.mkdir(parents=True)
+    (images / "x.png").touch()
+    (run,) = read_baseline(folder / "b.json").runs
+    here = {"model": f"file:{folder / 'net.safetensors'}"}
+    given = {
+        ".toml": here, ".csv": here | {"data": str(path), "classes": {"a": 0}},
+        ".txt": here | {"data": str(images.parent), "classes": str(path)},
+    }.get(path.suffix, {"model": f"file:{path}"})  # fmt: skip
+    suite = str(path) if path.suffix == ".toml" else "quick"
+    theirs = run.model_copy(update={"given": run.given.model_copy(update=given), "suite": suite})
+    with pytest.raises(RobbenchError) as error:
+        measure_entry_again(theirs, Options(results=tmp_path / "r"))
+    assert str(path) in str(error.value) or "state dict" in str(error.value), "the file was read"
+    assert "canary" not in str(error.value).replace(str(tmp_path), "")
 
 
 def test_the_name_of_an_entry_imports_no_code_of_its_source(folder):

@@ -21,7 +21,7 @@ import robbench
 from robbench.attacks import FGSM, PGD
 from robbench.core.errors import ModelError, SuiteError
 from robbench.evaluation.run import evaluate
-from robbench.models.adapters import EstimatorModel, FunctionModel, digest_object
+from robbench.models.adapters import EstimatorModel, FunctionModel, OnnxModel, digest_object
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.models.load_source import load_source
@@ -135,6 +135,25 @@ def export_onnx(net, folder, axes, batch):
         axes = axes and {"x": axes, "z": axes}
         torch.onnx.export(net, (torch.zeros(batch, 1, 8, 8),), path, dynamo=False, dynamic_axes=axes, **names)
     return path
+
+
+@needs("onnxruntime")
+@needs("onnx")
+@pytest.mark.parametrize("length", [b"\x08", b"\x88\x00", b"\x88\x80\x80\x00"])
+def test_a_graph_with_weights_in_other_files_is_refused(net, images, tmp_path, monkeypatch, length):
+    """Nothing would say which weights were judged, and a graph of a stranger would read files of the current folder."""
+    import onnx
+
+    path = export_onnx(net, tmp_path, {0: "n"}, 8)
+    plain = path.read_bytes()
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    path.write_bytes(path.read_bytes().replace(b"\x0a\x08location", b"\x0a" + length + b"location"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="in other files, which no digest covers"):
+        ask(str(path), images)
+    path.write_bytes(plain)
+    onnx.save(onnx.load(path), path)
+    assert OnnxModel(path.read_bytes()), "the remedy"
 
 
 @needs("onnxruntime")

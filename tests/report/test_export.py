@@ -77,6 +77,15 @@ def test_only_autoattack_fills_its_field(stored, suite, kinds, expected):
     assert "external" not in entry  # readers would take it for the robust accuracy
 
 
+def test_a_targeted_result_is_no_autoattack_evaluation(stored):
+    result = attacked(stored, "autoattack", "apgd", "fab", "square")
+    targeted = result.model_copy(update={"identity": result.identity | {"target": "next"}})
+    entry = build_robustbench_entry(targeted, None)
+    assert entry["autoattack_acc"] == "" and "Not an AutoAttack" in entry["footnote"]
+    assert "only predictions of the target count as breaks (target next)" in entry["footnote"]
+    assert "arget" not in build_robustbench_entry(result, None)["footnote"]
+
+
 def test_what_is_not_known_stays_empty(stored, tmp_path):
     unknown = stored.model_copy(update={"identity": {}, "flags": {"randomized": "It rolls dice."}})
     folder = locate_result(tmp_path, write_evidence(tmp_path, unknown))

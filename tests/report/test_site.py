@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,9 @@ from robbench.certify.interval import CertificateIndex
 from robbench.core.errors import RobbenchError, StorageError
 from robbench.core.stats import mcnemar, paired_difference
 from robbench.core.version import PACKAGE
+from robbench.masking.record import read_sanity
 from robbench.masking.stored import VerdictIndex
+from robbench.report.sheet import draw_sheet
 from robbench.report.site.build import MANIFEST
 from robbench.report.site.card import describe_card
 from robbench.report.site.compare import collect_pairs
@@ -27,9 +30,11 @@ from robbench.report.site.coverage import list_tested, list_untested
 from robbench.report.site.page import Html, join, make_path, tag
 from robbench.report.site.paper_page import PaperPage
 from robbench.report.site.standing import list_standings
+from robbench.report.sweep import build_sweep, write_sweep
 from robbench.report.terminal import summarize_result
 from robbench.report.verdict import describe_verdict
 from robbench.results.reader import read_results
+from robbench.results.schema import read_result
 from support.papers import attack, put, result
 from support.site import Page, make_site
 
@@ -175,7 +180,8 @@ def test_names_of_models_are_escaped_in_addresses(tmp_path, name):
 def test_the_command_works_where_torch_is_not_installed(tmp_path, repo):
     for name in ("sanity", "whitebox"):
         shutil.copytree(repo / "results/digits/at" / name, tmp_path / "results/digits/at" / name)
-    shutil.copy(repo / "results/digits/at/quick@sweep-Linf.png", tmp_path / "results/digits/at")
+    (tmp_path / "results/figures/digits").mkdir(parents=True)
+    (tmp_path / "results/figures/digits/per-class.png").touch()
     code = "import sys; sys.modules['torch'] = None; sys.argv = ['robbench', 'report']\n"
     code += "from robbench.__main__ import run_in_process; sys.exit(run_in_process())"
     made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -191,7 +197,7 @@ def test_the_command_works_where_torch_is_not_installed(tmp_path, repo):
         "APGD-CE",
     ):
         assert words in page.text
-    assert len([a for e, a in page.elements if e == "img"]) == 2, "the sheet and the sweep"
+    assert len([a for e, a in page.elements if e == "img"]) == 2, "the sheet and a figure"
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):
@@ -284,11 +290,9 @@ def test_a_damaged_result_is_named_and_shows_no_number(tmp_path, damage):
     root = tmp_path / "results"
     store(root, "good", "whitebox", PGD="rrrb")
     path = store(root, "bad", "whitebox", PGD="rrbb")
-    (root / "mnist/bad/a@sweep.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    (root / "figures/mnist").mkdir(parents=True)
-    (root / "figures/mnist/gallery.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    pages, _ = make_site(root, tmp_path / "out")
-    assert {"img"} <= {e for e, _ in pages["models/mnist/bad.html"].elements}
+    write_sweep(build_sweep(root, [read_result(path)]), root)
+    pages, notes = make_site(root, tmp_path / "out")
+    assert "img" in {e for e, _ in pages["models/mnist/bad.html"].elements} and not notes
     damage(path)
     pages, _ = make_site(root, tmp_path / "out")
     for name in ("index.html", "models/mnist/bad.html"):
@@ -315,24 +319,58 @@ def test_a_damaged_verdict_shows_no_picture_of_its_checks(tmp_path, repo):
     assert "verdict masked" not in str(page.elements) and "Evidence of the verdict" not in page.text
 
 
-@pytest.mark.parametrize("content", [b"<svg onload=alert(1)>", b"", "link", "folder link"])
-def test_only_pictures_of_the_tree_are_copied(tmp_path, content):
-    root, secret = tmp_path / "results", tmp_path / "secret"
-    store(root, "at", "whitebox", PGD="rb")
-    secret.mkdir()
-    (secret / "accuracy-eps.png").write_bytes(b"\x89PNG\r\n\x1a\nsecret")
-    picture = root / "mnist/at/x.png"
-    if content == "link":
-        picture.symlink_to(secret / "accuracy-eps.png")
-    elif content == "folder link":
-        (root / "figures").mkdir()
-        (root / "figures/mnist").symlink_to(secret)
-    else:
-        picture.write_bytes(content)
+def test_no_picture_of_the_tree_is_shown(tmp_path, repo):
+    """What is shown is drawn from numbers that are vouched for. What stands in its place in the tree is not read."""
+    root = tmp_path / "results"
+    shutil.copytree(repo / "results/digits/natural/sanity", root / "digits/natural/sanity")
+    for suite in ("quick", "whitebox"):
+        shutil.copytree(repo / f"results/digits/natural/{suite}", root / f"digits/natural/{suite}")
+    write_sweep(build_sweep(root, [read_result(root / "digits/natural/quick/result.json")]), root)
+    names = [f"figures/digits/{name}.png" for name in ("accuracy-eps", "accuracy-steps", "per-class")]
+    names += ["digits/natural/sanity/sheet.png", "digits/natural/quick@sweep-Linf.png"]
+    (root / "figures/digits").mkdir(parents=True)
+    (root / names[0]).touch()
+    (root / names[1]).symlink_to("/etc/hostname")
+    os.mkfifo(root / names[2])
     pages, notes = make_site(root, tmp_path / "out")
-    assert len(notes) == 1 and "Left out" in notes[0]
-    assert not list((tmp_path / "out").rglob("*.png"))
-    assert "img" not in [e for e, _ in pages["models/mnist/at.html"].elements]
+    before = [(tmp_path / "out/pictures" / name).read_bytes() for name in names]
+    assert not notes and before[4] == (root / names[4]).read_bytes()
+    for name in ("at", "natural"):  # a picture of another model, and one that nothing asked for
+        (root / f"digits/natural/{name}.png").write_bytes((repo / "results/digits/at/sanity/sheet.png").read_bytes())
+    for name in (names[0], *names[3:]):
+        shutil.copy(repo / "results/digits/at/sanity/sheet.png", root / name)
+    pages, notes = make_site(root, tmp_path / "out")
+    assert before == [(tmp_path / "out/pictures" / name).read_bytes() for name in names] and not notes
+    shown = [unquote(a["src"]) for e, a in pages["models/digits/natural.html"].elements if e == "img"]
+    assert sorted(shown) == sorted(f"../../pictures/{name}" for name in names)
+
+
+def test_a_landscape_without_a_digest_is_not_drawn(tmp_path, repo):
+    file = read_sanity(repo / "results/digits/natural/sanity/sanity.json")
+    sheets = {draw_sheet(file, repo / f"results/digits/{name}/sanity/landscape.parquet") for name in ("natural", "at")}
+    assert not file.landscape and len(sheets) == 1, "an exchanged one would not be noticed"
+    sealed = file.model_copy(update={"landscape": "0" * 64})
+    assert draw_sheet(sealed, repo / "results/digits/natural/sanity/landscape.parquet") not in sheets
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("run_id,n\n{0},9\n" + "0" * 64 + ",9", "damaged or not here"),
+        ("run_id,n\n,9", "damaged or not here"),
+        ("run_id,n\n{0},9\n{1},9", "of different runs"),
+        ("run_id\n{0}", "is no sweep"),
+        ("", "is no sweep"),
+    ],
+)
+def test_a_sweep_that_does_not_follow_from_results_is_named(tmp_path, rows, reason):
+    root = tmp_path / "results"
+    ids = [read_result(store(root, "at", suite, PGD="rrb")).run_id for suite in ("whitebox", "quick")]
+    path = root / "mnist/at/whitebox@sweep-Linf.csv"
+    path.write_text(rows.format(*ids), encoding="utf-8")
+    pages, notes = make_site(root, tmp_path / "out")
+    assert len(notes) == 1 and reason in notes[0] and "whitebox@sweep-Linf.csv" in notes[0]
+    assert "img" not in [e for e, _ in pages["models/mnist/at.html"].elements] and path.exists()
 
 
 def test_pages_of_an_older_report_are_removed_and_other_files_stay(tmp_path):

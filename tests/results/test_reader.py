@@ -384,6 +384,36 @@ def test_breaks_are_predictions_of_the_target(tmp_path, target, prediction, prob
             read_vouched(folder)
 
 
+@pytest.mark.parametrize("target", ["least-likely", "random", "list-0123456789abcdef", "next", "5"])
+def test_all_attacks_have_the_same_target(tmp_path, target):
+    wanted = result("m", "whitebox", 9, {"PGD": 9, "FGSM": 9}, n=20)
+    wanted = wanted.model_copy(update={"identity": {"target": target}, "overrides": {"target": target}})
+    folder = locate_result(tmp_path, write_evidence(tmp_path, wanted))
+    rows = read_rows(folder / "outcomes.parquet").assign(label=4)
+    broken = rows["status"] == "broken"
+    rows["prediction"] = broken.map({True: 5, False: 4})
+    rewrite(folder, rows)
+    assert read_vouched(folder).n == 20
+    rows.loc[broken[broken].index[-1], "prediction"] = 6
+    rewrite(folder, rows)
+    with pytest.raises(ResultError, match="prediction 6 is not the target"):
+        read_vouched(folder)
+
+
+@pytest.mark.parametrize("eps", ["47/2550", "1/3", "0.0123456789", "8/255", "0.1"])
+def test_a_radius_that_the_summary_rounds_is_no_contradiction(tmp_path, eps):
+    found = evaluate("digits/natural", "quick", samples=4, eps=eps, results=tmp_path)
+    folder = locate_result(tmp_path, found)
+    assert read_vouched(folder).overrides["eps"] == found.overrides["eps"]
+    path = folder / "result.json"
+    fields = json.loads(path.read_text())
+    fields["overrides"]["eps"] = "0.3"
+    fields.pop("sha256")
+    path.write_bytes(seal(fields))
+    with pytest.raises(ResultError, match="eps is"):
+        read_vouched(folder)
+
+
 def test_own_images_are_no_known_test_set(tmp_path):
     images = {"resize": None, "crop": None, "channels": 3, "classes": None}
     assert read_vouched(targeted(tmp_path / "a", None, 5, images, "mine")).n == 20

@@ -120,11 +120,15 @@ def plan_runs(
     print_text(
         f"Timed on {place}, {format_count(threads, 'thread')}, as busy as it is now, without start-up and loading."
     )
-    shared = format_count(count, "GPU" if elsewhere else "worker")
-    if elsewhere:
-        print_text(f"The times are this CPU's. To plan for {shared}, run `robbench plan` on a machine with a GPU.")
+    _print_shared(format_count(count, "GPU" if elsewhere else "worker"), None if elsewhere else sums["wall_seconds"])
+
+
+def _print_shared(workers: str, seconds: float | None) -> None:
+    """Print how long several workers take together; None where they are GPUs, and this machine has none."""
+    if seconds is None:
+        print_text(f"The times are this CPU's. To plan for {workers}, run `robbench plan` on a machine with a GPU.")
     else:
-        print_text(f"{shared}: {sums['wall_seconds']:.0f} s, if each is as fast and none ever waits.")
+        print_text(f"{workers}: {seconds:.0f} s, if each is as fast and none ever waits.")
 
 
 def _print_plans(plans: list[ModelPlan]) -> None:

@@ -98,6 +98,7 @@ def examine_model(request: RunRequest, *, act: bool = False, hint_samples: bool 
         hint_samples: whether to advise a shorter run.
     """
     announce(f"{request.spec.model} · sanity: loading")
+    from robbench.core.files import write_atomically
     from robbench.masking.record import LANDSCAPE, SHEET, sanity_folder
     from robbench.masking.run import run_sanity
     from robbench.report.progress import TerminalReporter
@@ -108,6 +109,6 @@ def examine_model(request: RunRequest, *, act: bool = False, hint_samples: bool 
     with explain_interrupt("Every image that was attacked is kept."), contextlib.closing(reporter):
         found = run_sanity(request, reporter, act=act)
     folder = sanity_folder(Path(request.options.results), found.sanity)
-    draw_sheet(found.sanity, folder / LANDSCAPE, folder / SHEET)
+    write_atomically(folder / SHEET, draw_sheet(found.sanity, folder / LANDSCAPE))
     print(f"{folder / SHEET} written.", file=sys.stderr)
     return found

@@ -87,7 +87,7 @@ def read_flat_table(path: Path, most: int, columns: list[str] | None = None) -> 
         texts = [field.name for field in fields if _is_text(field.type)]
         for field in fields:
             if field.name not in texts and not pa.types.is_primitive(field.type):
-                raise ValueError(f"column {field.name} is {field.type}; expected numbers, booleans or text")
+                raise ValueError(f"column {field.name} is of another type; expected numbers, booleans or text")
     with open_regular(path, most) as stream, pq.ParquetFile(stream, read_dictionary=texts) as file:
         table = file.read(columns)
         # A text that many rows repeat is stored once. It is counted before it is repeated.

@@ -226,12 +226,18 @@ def _read_table(paths: list[Path], root: Path, mapping: dict[str, int] | None) -
     if not labels:
         raise DataError(f"--data: {where} holds no images.")
     if all(isinstance(v, str) for v in labels):
+        if mapping is not None and (lacking := [n for n, v in enumerate(labels, 1) if v not in mapping]):
+            raise DataError(
+                f"{where}: the class of image {lacking[0]} is not in the mapping of {len(mapping)} classes. Add it to "
+                "the mapping, or remove its images."
+            )
         known = _number_classes(labels, mapping, where)
         return Listed(items, np.array([known[v] for v in labels], np.int64), known, _count_outputs(mapping, known))
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in labels):
-        strange = next(v for v in labels if not isinstance(v, int) or isinstance(v, bool))
+        strange = next(n for n, v in enumerate(labels, 1) if not isinstance(v, int) or isinstance(v, bool))
         raise DataError(
-            f"{where}: label {str(strange)[:80]!r} given; allowed: whole numbers from 0 on, or names of classes."
+            f"{where}: the label of image {strange} is neither a whole number nor text; allowed: whole numbers from 0 "
+            "on, or names of classes."
         )
     return Listed(items, np.array(labels, np.int64), mapping, None)
 
@@ -239,17 +245,18 @@ def _read_table(paths: list[Path], root: Path, mapping: dict[str, int] | None) -
 def _find_columns(names: Sequence[str], where: str) -> tuple[str, str]:
     """Find the column of images or paths, and that of labels.
 
+    A file of a stranger may name this one, so no message repeats what stands in it.
+
     Raises:
         DataError: one is missing, or two columns could be meant.
     """
     if len(set(names)) < len(names):
         raise DataError(f"{where}: two of its {len(names)} columns have one name; expected: different names.")
-    found = [next((n for n in known if n in names), None) for known in (_PATHS, _LABELS)]
-    if found[0] is None or found[1] is None:
-        raise DataError(
-            f"{where}: columns {', '.join(names)[:200] or '(none)'} given; expected: one of {', '.join(_PATHS)}, "
-            f"and one of {', '.join(_LABELS)}."
-        )
+    found = []
+    for what, known in (("images", _PATHS), ("labels", _LABELS)):
+        if not (fitting := [name for name in known if name in names]):
+            raise DataError(f"{where}: none of its {len(names)} columns is one of {what}: {', '.join(known)}.")
+        found += fitting[:1]
     return found[0], found[1]
 
 
@@ -272,9 +279,11 @@ def _read_parquet(paths: list[Path], root: Path, where: str) -> tuple[Items, lis
             kind = schema.field(image).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             labels += read_flat_table(path, MOST_PARQUET_BYTES, [label]).column(0).to_pylist()
-            if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
                 names += read_flat_table(path, MOST_PARQUET_BYTES, [image]).column(0).to_pylist()
                 continue
+            if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                raise ValueError(f"column {image} holds neither paths nor bytes")
             rows, size = file.metadata.num_rows, path.stat().st_size
             if rows > (most := _FREE_IMAGES + size // _LEAST_IMAGE_BYTES):
                 raise ValueError(f"{rows:,} images in {size:,} bytes; allowed: {most:,}")

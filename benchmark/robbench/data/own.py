@@ -149,7 +149,7 @@ def _open_npz(path: Path) -> OwnImages:
         file.seek(0)
         arrays = np.load(file, allow_pickle=False)
         if missing := {"x", "y"} - set(arrays.files):
-            raise ValueError(f"arrays {', '.join(arrays.files)} given; lacking: {', '.join(sorted(missing))}")
+            raise ValueError(f"{len(arrays.files)} arrays given; lacking: {', '.join(sorted(missing))}")
         return _take_pair(arrays["x"], arrays["y"])
 
 
@@ -170,9 +170,9 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, kind = read(stream)
             if kind.hasobject:
-                raise ValueError(f"{member.filename} holds objects; expected numbers")
+                raise ValueError("an array holds objects; expected numbers")
             if (needed := math.prod(shape) * kind.itemsize) != (held := member.file_size - stream.tell()):
-                raise ValueError(f"{member.filename} claims {needed:,} bytes, shape {shape!s:.80}, and holds {held:,}")
+                raise ValueError(f"an array claims {needed:,} bytes, shape {shape!s:.80}, and holds {held:,}")
 
 
 def _take_pair(x: object, y: object) -> OwnImages:

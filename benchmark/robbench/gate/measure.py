@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robbench.core.errors import ResultError, RobbenchError, unknown_name
+from robbench.core.errors import ResultError, RobbenchError, SuiteError, unknown_name
 from robbench.core.user_code import require_imported
 from robbench.core.version import digest_judging_code, digest_verdict_code
 from robbench.evaluation.options import Options
@@ -23,7 +23,7 @@ from robbench.models.spec import ModelSpec
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
-from robbench.suite import SuiteSource, load_suite
+from robbench.suite import SuiteSource, load_suite, suite_names
 
 if TYPE_CHECKING:
     from robbench.evaluation.run import Reporter
@@ -116,6 +116,16 @@ def measure_entry_again(
         levels=before.identity.get("levels"),
         surrogate=surrogate,
     )
+    try:
+        load_suite(before.suite)
+    except SuiteError:
+        if before.suite in suite_names():
+            raise
+        # The path may be that of any file, so the message does not repeat what stands in it.
+        raise ResultError(
+            f"The suite {before.suite!r} of the baseline cannot be read as a suite. If it is a file of yours, "
+            "`robbench eval --suite FILE` says what is wrong with it."
+        ) from None
     return measure_entry(spec or before.given.make_spec(), before.suite, asked, reporter)
 
 
@@ -197,8 +207,8 @@ def _require_consent(given: Given) -> None:
         require_imported(source.parts[0], f"Model {model!r} of the baseline", ResultError)
         return
     raise ResultError(
-        f"Model {model!r} of the baseline is a download. A file alone never starts one: if you want it, name it, "
-        f"--model {model}."
+        f"Model {model!r} of the baseline is a download, or may run code. A baseline alone never starts either: if you "
+        f"want it, name it, --model {model}."
     )
 
 

@@ -7,6 +7,7 @@ adapter answers is compared with what the model itself says on a few images (`ev
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -107,6 +108,10 @@ class EstimatorModel(Adapter):
         return f"{self.way} of {self.estimator!r}"
 
 
+# How an ONNX graph names a file of weights: the key of an entry is `location`. Lengths may be padded.
+_OTHER_FILES = re.compile(rb"(?:\x0a|\x8a\x80{0,8}\x00)(?:\x08|\x88\x80{0,8}\x00)location")
+
+
 class OnnxModel(Adapter):
     """An ONNX graph that onnxruntime runs on the CPU.
 
@@ -130,6 +135,11 @@ class OnnxModel(Adapter):
     def _start(self) -> None:
         import onnxruntime
 
+        if _OTHER_FILES.search(self.content):
+            raise ModelError(
+                "its weights are in other files, which no digest covers. Save them in the graph: "
+                "onnx.save(onnx.load(PATH), PATH)."
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])

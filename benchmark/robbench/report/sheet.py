@@ -18,7 +18,6 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from robbench.core.errors import ResultError
-from robbench.core.files import write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.masking.record import MOST_LANDSCAPE_BYTES, SanityFile
 from robbench.report.figures.canvas import format_level, plain_text, set_log_axis, shrink_png
@@ -31,38 +30,51 @@ _COLOUR = {  # a trustworthy number has no colour: green would praise the model,
     "randomized": "#cf222e",
 }  # fmt: skip
 _SMALL: dict[str, Any] = {"fontsize": 9.5, "color": "#444444"}
+_UNSEALED = "sanity.json has no digest of landscape.parquet. Measure again: robbench sanity --overwrite."
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 
 @plain_text()
-def draw_sheet(file: SanityFile, landscape: Path, output: Path) -> None:
+def draw_sheet(file: SanityFile, landscape: Path) -> bytes:
     """Draw the page as a PNG of about 1600 × 1500 pixels.
+
+    Older versions wrote no digest of the landscape. Nothing vouches for such a landscape, so the page shows a sentence
+    in its place.
+
+    Args:
+        file: the checks.
+        landscape: path of landscape.parquet.
 
     Raises:
         ResultError: a file is damaged: the landscape cannot be read, or the measurements do not fit together.
     """
     try:
-        frame = read_flat_table(landscape, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True)
+        frame = None
+        if file.landscape:
+            frame = read_flat_table(landscape, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True)
         page = io.BytesIO()
         # The file does not hold matplotlib's version, so the same data give the same bytes.
         paint_sheet(file, frame).savefig(page, metadata={"Software": None})
+        return shrink_png(page.getvalue())
     except Exception as error:  # the schema does not say how long each list is, and a reader can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ResultError(
             f"{landscape.parent}: the page cannot be drawn ({reason}). Remove sanity.json and landscape.parquet, and "
             "run `robbench sanity` again."
         ) from None
-    write_atomically(output, shrink_png(page.getvalue()))
 
 
-def paint_sheet(file: SanityFile, frame: pd.DataFrame) -> Figure:
+def paint_sheet(file: SanityFile, frame: pd.DataFrame | None) -> Figure:
     """Paint the page from the measurements, and from the margins around the first images (landscape.parquet)."""
     figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.5, 5.2, 8.3])
     head, planes, plots = parts[:, 0]
     _draw_head(head, file)
-    _draw_planes(planes, frame)
+    if frame is None:
+        planes.text(0.01, 0.5, f"No landscape: {_UNSEALED}", fontsize=12)
+    else:
+        _draw_planes(planes, frame)
     axes = plots.subplots(2, 2)
     _draw_radii(axes[0, 0], file)
     _draw_grid(axes[0, 1], file)

@@ -40,6 +40,7 @@ __all__ = [
     "extend_sweep",
     "print_sweep",
     "read_robust_table",
+    "read_sweep",
     "write_sweep",
 ]
 
@@ -154,7 +155,12 @@ def extend_sweep(root: Path, results: Sequence[ResultFile], clean: bool = False)
 
 def _merge_stored(root: Path, results: Sequence[ResultFile], new: Sweep) -> Sweep | None:
     """Add the points of the sweep that is stored under the same name. None if a stored point would be lost."""
-    stored = _read_points(root / f"{new.stem}.csv")
+    path = root / f"{new.stem}.csv"
+    try:
+        stored = _read_points(path)
+    except ResultError:
+        set_aside(path, path.parent)
+        return new
     if not stored:
         return new
     run, clean = _describe_run(results[0]), "" in stored or new.points[0].run_id is None
@@ -175,8 +181,33 @@ def _describe_run(result: ResultFile) -> dict[str, Any]:
     return {**result.identity, "threat": result.threat.norm}
 
 
+def read_sweep(root: Path, path: Path, results: Sequence[ResultFile]) -> Sweep:
+    """Combine the results that a stored sweep names. No number of its file is taken.
+
+    Args:
+        root: the results tree.
+        path: the CSV file.
+        results: results of the model that `read_results` vouched for.
+
+    Raises:
+        ResultError: the file is damaged, a result that it names is missing, or the results do not belong together.
+    """
+    stored = _read_points(path)
+    named = [r for r in results if r.run_id in stored]
+    if {r.run_id for r in named} != {*stored} - {""} or not named:
+        raise ResultError(f"{path} names results that are damaged or not here. Run the sweep again.")
+    if any(_describe_run(r) != _describe_run(named[0]) for r in named):
+        raise ResultError(f"{path} names results of different runs. Run the sweep again.")
+    n = min(r.n for r in named)
+    return build_sweep(root, [r.model_copy(update={"n": n}) for r in named], clean="" in stored)
+
+
 def _read_points(path: Path) -> dict[str, int]:
-    """Read the points of a stored sweep: run_id ("" for radius 0) -> number of images. None are stored: {}."""
+    """Read the points of a stored sweep: run_id ("" for radius 0) -> number of images. No file: {}.
+
+    Raises:
+        ResultError: the file is damaged.
+    """
     try:
         header, *rows = csv.reader(io.StringIO(read_bounded(path, _MOST_BYTES).decode()))
         run, n = header.index("run_id"), header.index("n")
@@ -184,8 +215,7 @@ def _read_points(path: Path) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     except (OSError, IndexError, ValueError, csv.Error):
-        set_aside(path, path.parent)
-        return {}
+        raise ResultError(f"{path} is no sweep of robbench. Run the sweep again.") from None
 
 
 def _radius(result: ResultFile) -> Fraction:

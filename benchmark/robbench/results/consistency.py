@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.numbers import parse_threat
+from robbench.core.numbers import parse_eps, parse_threat
 from robbench.core.types import Status
 from robbench.core.words import format_count, format_goal
 from robbench.data.sets import NAMES
@@ -176,7 +176,7 @@ def _find_target_mismatches(target: object, rows: pd.DataFrame) -> Iterator[Mism
     """Yield a rule of targets that is none, and the first break whose prediction is not the target that the rule gives.
 
     Images of a class that is the target of all get the next class. The class after the last is 0. The targets of other
-    rules do not follow from the records, but each is another class than the label.
+    rules do not follow from the records, but each is another class than the label, and the same one for all attacks.
     """
     if target is None:
         return
@@ -187,7 +187,7 @@ def _find_target_mismatches(target: object, rows: pd.DataFrame) -> Iterator[Mism
     label, prediction = broken["label"].to_numpy(), broken["prediction"].to_numpy()
     last = max(int(rows["label"].max()), int(rows["prediction"].max()))  # of the classes that the records hold
     follows = (prediction == label + 1) | ((prediction == 0) & (label == last))
-    fits = prediction != label
+    fits = (prediction != label) & (prediction == broken.groupby("sample")["prediction"].transform("first"))
     if target == "next":
         fits = follows
     elif target.isdigit():
@@ -200,7 +200,9 @@ def _find_target_mismatches(target: object, rows: pd.DataFrame) -> Iterator[Mism
 
 
 def _is_radius(eps: object, stored: ResultFile) -> bool:
-    return parse_threat(stored.threat.norm, str(eps)) == parse_threat(stored.threat.norm, stored.threat.eps)
+    """Return whether a radius is the one of a result. The identity holds it exactly, the summary rounds it."""
+    known = (stored.identity.get("threat", {}).get("eps"), stored.threat.eps)
+    return parse_eps(str(eps)) in [parse_eps(str(radius)) for radius in known]
 
 
 def _differences(given: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:

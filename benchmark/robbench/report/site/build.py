@@ -11,13 +11,14 @@ from robbench.core.errors import RobbenchError, StorageError
 from robbench.core.files import read_bounded, refuse_links, write_atomically
 from robbench.masking.stored import VerdictIndex
 from robbench.models.card import Registry
+from robbench.report.figures.source import FigureData
 from robbench.report.site.card import describe_card
 from robbench.report.site.compare import make_comparison
 from robbench.report.site.model_page import Picture, make_model_page
 from robbench.report.site.overview import make_model_path, make_overview
 from robbench.report.site.page import make_path
 from robbench.report.site.paper_page import PaperPage, make_paper_page, make_table_index
-from robbench.report.site.pictures import list_pictures, read_picture
+from robbench.report.site.pictures import Drawing, list_drawings
 from robbench.report.site.standing import list_standings
 from robbench.results.reader import read_results
 
@@ -77,25 +78,29 @@ def _make_files(
         "tables.html": make_table_index(papers),
     }
     pages |= {f"tables/{page.name}.html": make_paper_page(page, set(names)) for page in papers}
-    files: dict[str, bytes] = {}
+    drawn: dict[Path, bytes] = {}  # path in the results tree -> PNG; empty if it cannot be drawn
+    data = FigureData(registry, root)
     for name in names:
         own = [s for s in standings if s.full_name == name]
         broken = [line for line, model in damage.items() if model == name]
         pictures = []
-        for path, caption in list_pictures(root, own) if own else ():
-            owner = path.relative_to(root).parts[:2]
-            if any(model == "/".join(owner) or owner == ("figures", model.split("/")[0]) for model in damage.values()):
-                continue  # it may be drawn from a damaged result
-            parts = ("pictures", *path.relative_to(root).parts)
-            try:
-                files["/".join(parts)] = read_picture(root, path)
-            except RobbenchError as error:
-                note(f"Left out: {error}")
-            else:
-                pictures.append(Picture(make_path(*parts), caption))
+        for drawing in list_drawings(data, own, stored.results) if own else ():
+            if drawing.name not in drawn:  # models share the figures of a data set
+                drawn[drawing.name] = _draw(drawing, note)
+            if drawn[drawing.name]:
+                pictures.append(Picture(make_path("pictures", *drawing.name.parts), drawing.caption))
         card = describe_card(registry, name, {str(s.base.identity.get("weights")) for s in own})
         pages[unquote(make_model_path(name))] = make_model_page(name, own, card, pictures, broken)
+    files = {"/".join(("pictures", *name.parts)): content for name, content in drawn.items() if content}
     return {name: text.encode() for name, text in pages.items()} | files
+
+
+def _draw(drawing: Drawing, note: Callable[[str], None]) -> bytes:
+    try:
+        return drawing.draw()
+    except RobbenchError as error:
+        note(f"Left out: {error}")
+        return b""
 
 
 def _write_manifest(out: Path, names: set[str]) -> None:

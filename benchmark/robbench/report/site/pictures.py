@@ -1,65 +1,90 @@
-"""The pictures of a results tree that a model's page shows. Imports no torch."""
+"""The pictures of a model's page. Imports no torch.
+
+A page shows no picture of the results tree, because nothing says what such a picture was drawn from. Each picture of a
+page is drawn from numbers that are vouched for. The files of the tree say only which pictures to draw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from robbench.core.errors import ResultError
-from robbench.core.files import read_bounded, refuse_links
-from robbench.masking.record import SHEET, sanity_folder
+from robbench.masking.record import LANDSCAPE, SHEET, sanity_folder
 from robbench.report.escape import flatten_text
+from robbench.report.figures.canvas import render_png
 from robbench.report.figures.captions import CAPTIONS, SHEET_CAPTION, SWEEP_CAPTION
+from robbench.report.figures.gallery import plan_gallery
+from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
+from robbench.report.figures.source import FigureData, FigurePlan
+from robbench.report.sheet import draw_sheet
 from robbench.report.site.standing import Standing
+from robbench.report.sweep import draw_sweep, read_sweep
+from robbench.results.schema import ResultFile
 
-__all__ = ["list_pictures", "read_picture"]
+__all__ = ["Drawing", "list_drawings"]
 
-_MOST = 2**25  # bytes of a picture
-_PNG = b"\x89PNG\r\n\x1a\n"
-_FIGURES = {
-    "accuracy-eps": "Robust accuracy of all models of this data set over the radius.",
-    "accuracy-steps": "Robust accuracy of all models of this data set over the steps of each attack.",
-    "per-class": "Robust accuracy of all models of this data set, class by class.",
-    "gallery": "Images, and their adversarial examples, for the models of this data set.",
+_FIGURES: dict[str, tuple[Callable[[FigureData, str, str], FigurePlan], str]] = {
+    "accuracy-eps": (plan_eps_figure, "Robust accuracy over the radius"),
+    "accuracy-steps": (plan_steps_figure, "Robust accuracy over the number of steps of PGD"),
+    "per-class": (plan_classes_figure, "Robust accuracy, class by class"),
+    "gallery": (plan_gallery, "Images and their adversarial examples"),
 }
 
 
-def list_pictures(root: Path, standings: Sequence[Standing]) -> Iterator[tuple[Path, str]]:
-    """Yield the pictures about one model, and captions.
+class Drawing(NamedTuple):
+    """A picture that is not drawn yet.
 
-    A picture of the gradient-masking checks counts only if their numbers can be vouched for. The caller leaves
-    pictures of models and data sets out that have damaged results, because nothing says what they were drawn from.
+    Attributes:
+        name: its path in the results tree.
+        caption: what it shows.
+        draw: returns the bytes of a PNG. Raises RobbenchError.
+    """
+
+    name: Path
+    caption: str
+    draw: Callable[[], bytes]
+
+
+def list_drawings(data: FigureData, standings: Sequence[Standing], results: Sequence[ResultFile]) -> Iterator[Drawing]:
+    """Yield the pictures of one model.
 
     Args:
-        root: the results tree.
+        data: the data of figures.
         standings: what is known of the model; not empty.
+        results: results of the tree that `read_results` vouched for.
     """
     for standing in standings:
         if (file := standing.sanity) is not None:
-            path = sanity_folder(root, file) / SHEET
-            if path.exists():
-                yield path, f"The checks for gradient masking, {standing.threat}. {SHEET_CAPTION}"
+            folder = sanity_folder(data.root, file)
+            caption = f"The checks for gradient masking, {standing.threat}. {SHEET_CAPTION}"
+            name = (folder / SHEET).relative_to(data.root)
+            yield Drawing(name, caption, partial(draw_sheet, file, folder / LANDSCAPE))
     base = standings[0].base
-    for path in sorted((root / base.dataset / base.model).glob("*.png")):
-        yield path, f"Accuracy under each attack over the radius, {flatten_text(path.stem)}. {SWEEP_CAPTION}"
-    for name, caption in _FIGURES.items():
-        path = root / "figures" / base.dataset / f"{name}.png"
-        if path.exists():
-            yield path, f"{caption} {CAPTIONS[name]}"
+    own = [r for r in results if (r.dataset, r.model) == (base.dataset, base.model)]
+    for path in sorted((data.root / base.dataset / base.model).glob("*@sweep-*.csv")):
+        name = path.with_suffix(".png").relative_to(data.root)
+        caption = f"Accuracy under each attack over the radius, {flatten_text(path.stem)}. {SWEEP_CAPTION}"
+        yield Drawing(name, caption, partial(_draw_sweep, data.root, path, own))
+    for figure, (_, caption) in _FIGURES.items():
+        name = Path("figures", base.dataset, f"{figure}.png")
+        if (data.root / name).exists():
+            draw = partial(_draw_figure, data, figure, base.dataset)
+            yield Drawing(name, f"{caption}, for the models of {base.dataset}. {CAPTIONS[figure]}", draw)
 
 
-def read_picture(root: Path, path: Path) -> bytes:
-    """Read a picture of a results tree.
+def _draw_sweep(root: Path, path: Path, results: Sequence[ResultFile]) -> bytes:
+    return draw_sweep(read_sweep(root, path, results))
 
-    Raises:
-        ResultError: it is no PNG, or cannot be read.
-        StorageError: a link leads to it.
-    """
-    refuse_links(root, path)
+
+def _draw_figure(data: FigureData, figure: str, dataset: str) -> bytes:
+    make, caption = _FIGURES[figure]
     try:
-        data = read_bounded(path, _MOST)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if not data.startswith(_PNG):
-        raise ResultError(f"{path} is no PNG.")
-    return data
+        plan = make(data, f"{caption}, {dataset}", dataset)
+    except ModuleNotFoundError as error:
+        raise ResultError(f"figures/{dataset}/{figure}.png: {error.name} is not installed here.") from None
+    if plan.numbers is None:
+        raise ResultError(f"figures/{dataset}/{figure}.png: nothing is stored to draw it from.")
+    return render_png(plan.paint, {"Title": figure})
