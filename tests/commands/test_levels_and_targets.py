@@ -19,7 +19,7 @@ def test_a_run_says_its_levels_and_can_be_verified(tmp_path):
     assert "255 levels" in said.stdout + said.stderr
     (file,) = tmp_path.glob("digits/at/*/result.json")
     assert read_result(file).identity["levels"] == 255
-    assert "in 255 levels" in said.stdout
+    assert ", 255 levels" in said.stdout
     assert run("verify", file).code == 0
 
 

@@ -345,7 +345,6 @@ def draw_sweep(sweep: Sweep) -> bytes:
     axes.grid(alpha=0.25)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     add_caption(figure, f"{SWEEP_CAPTION} Marks of one radius are beside each other.")
-    content = io.BytesIO()
-    # The file does not hold matplotlib's version, so the same figure gives the same bytes.
+    content = io.BytesIO()  # it does not hold matplotlib's version, so the same figure gives the same bytes
     figure.savefig(content, dpi=130, metadata={"Software": None})
     return shrink_png(content.getvalue())
