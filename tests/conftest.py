@@ -58,7 +58,7 @@ def limited_time() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repo() -> Path:
     """The checkout that holds these tests."""
     return Path(__file__).resolve().parents[1]

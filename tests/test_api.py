@@ -127,7 +127,7 @@ class Aging(nn.Module):
 
     def forward(self, x):
         self.calls += torch.is_grad_enabled()
-        return self.inner(x) * (1 if self.calls < 10 else -1)
+        return self.inner(x) * (1 if self.calls < 15 else -1)
 
 
 def test_a_model_that_changes_during_the_attack_is_flagged(digits):

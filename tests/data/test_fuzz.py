@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from robbench.certify.record import ROWS, SUMMARY, read_certified
 from robbench.core.errors import ResultError, RobbenchError
@@ -215,6 +216,7 @@ def archives(content: bytes, path: Path) -> None:
 
 def own(suffix: str) -> Callable[[str | bytes, Path], None]:
     """Return a parser of images of the user's own, or of the classes of such images."""
+    Image.init()  # Pillow imports the readers of formats when it meets an unknown file
 
     def parse(content: str | bytes, path: Path) -> None:
         (path.parent / "a").mkdir(exist_ok=True)

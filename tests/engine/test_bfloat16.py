@@ -315,7 +315,7 @@ def test_eval_and_plan_take_gradients_in_bfloat16(tmp_path):
     args = ("-m", "digits/at", "-s", "quick", "--samples", "20", "--results", tmp_path)
     found = json.loads(run("eval", *args, "--gradients", "bfloat16", "--json").stdout)
     assert found["overrides"] == {"gradients": "bfloat16"}
-    assert "Invalid value" in run("eval", *args, "--gradients", "float16", code=2).stderr
+    assert "allowed: bfloat16" in run("eval", *args, "--gradients", "float16", code=2).stderr
     said = run(
         "eval", "-m", "digits/at", "-s", "sanity", "--gradients", "bfloat16", "--results", tmp_path, code=2
     ).stderr

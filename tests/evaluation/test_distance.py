@@ -91,7 +91,9 @@ def test_distances_of_linear_models_are_exact_within_1e_3(norm, classes):
     found = result.distances
     assert (np.abs(found[NEAREST] / exact - 1) < 1e-3).all()
     assert (found.drop(columns=NEAREST) >= exact.reshape(-1, 1) * (1 - 1e-3)).all(axis=None), "no point is nearer"
-    for name in {"FAB", "DeepFool", "PGD-bisection"} & set(found):
+    # PGD climbs the cross-entropy, which need not lead to the nearest of several classes.
+    exact_attacks = {"FAB", "DeepFool"} | ({"PGD-bisection"} if classes == 2 else set())
+    for name in exact_attacks & set(found):
         assert (np.abs(found[name] / exact - 1) < 1e-3).all(), name
     assert {"L2": "CW"}.get(norm, "FAB") in found
 

@@ -406,7 +406,7 @@ def test_json_stays_parseable_when_the_model_prints(tmp_path, monkeypatch):
 
 def test_a_negative_radius_and_an_unknown_model_on_the_command_line():
     assert (
-        "--eps: '-0.1' given; it must not be negative. Allowed: a radius"
+        "--eps: '-0.1' given; it must not be negative."
         in run("eval", "-m", "digits/at", "--eps", "-0.1", code=2).stderr
     )
     told = run("eval", "-m", "digits/naturl", code=2).stderr
@@ -426,10 +426,10 @@ WRONG_COMMANDS = {  # what is typed: words of the sentence
     "eval": "What to measure? --model NAME",
     "eval -m digits/at --all --suite none": "--model digits/at and --all given; allowed: one of them",
     "eval --nope": "No such option: --nope",
-    "eval -m digits/at --samples x": "Invalid value for '--samples'",
+    "eval -m digits/at --samples x": "--samples: 'x' given; allowed: a whole number, such as 200",
     "eval -m digits/at --samples 0": "--samples: 0 given; allowed: a whole number, at least 1",
-    "eval -m digits/at --sample-seed=-1": "sample_seed: -1 given; allowed: a whole number, at least 0",
-    "eval -m digits/at --executor x": "Invalid value for '--executor'",
+    "eval -m digits/at --sample-seed=-1": "--sample-seed: -1 given; allowed: a whole number, at least 0",
+    "eval -m digits/at --executor x": "--executor: 'x' given; allowed: process, ray",
     "plan -m digits/at --pilot 1": "--pilot: 1 given; allowed: a whole number, at least 2",
     "nope": "No such command 'nope'. See `robbench --help`.",
     "list": "Missing argument",
