@@ -433,6 +433,7 @@ WRONG_COMMANDS = {  # what is typed: words of the sentence
     "plan -m digits/at --pilot 1": "--pilot: 1 given; allowed: a whole number, at least 2",
     "nope": "No such command 'nope'. See `robbench --help`.",
     "list": "Missing argument",
+    "export x --pictures a --output b": "--pictures and --output given; allowed: one of them",
     "verify": "Missing argument",
     "measure linear": "Missing option '--model'",
     "table 99": "Unknown table '99'.",

@@ -191,6 +191,8 @@ def export(
     models: Models = None,
 ) -> None:
     """Print a result as an entry of another leaderboard, or write its adversarial examples as pictures."""
+    if pictures is not None and output is not None:
+        raise RobbenchError("--pictures and --output given; allowed: one of them. Pictures are no entry to write.")
     announce(f"Reading {result}")
     if pictures is not None:
         from robbench.report.pictures import SHEET, write_pictures
