@@ -129,7 +129,7 @@ def _make_tables(standings: Sequence[Standing], root: Path, folder: Path) -> lis
         parts.append("\n".join([f"## {escape_markdown(title)}\n", table, *filter(None, lists)]))
     if minor := list(dict.fromkeys(_format_title(s) for s in standings if _is_minor(s))):
         lines = "".join(f"- {escape_markdown(title)}\n" for title in minor)
-        text = "A model has no row above under one of these threats if only the suites `quick` and `sanity` ran on it."
+        text = "A model has no row above under one of these if only the suites `quick` and `sanity` ran on it."
         parts.append(f"## Other threats\n\n{text}\n\n{lines}")
     return parts
 

@@ -201,7 +201,8 @@ def _find_target_mismatches(target: object, rows: pd.DataFrame) -> Iterator[Mism
 
 def _is_radius(eps: object, stored: ResultFile) -> bool:
     """Return whether a radius is the one of a result. The identity holds it exactly, the summary rounds it."""
-    known = (stored.identity.get("threat", {}).get("eps"), stored.threat.eps)
+    threat = stored.identity.get("threat")
+    known = (threat.get("eps") if isinstance(threat, dict) else None, stored.threat.eps)
     return parse_eps(str(eps)) in [parse_eps(str(radius)) for radius in known]
 
 
