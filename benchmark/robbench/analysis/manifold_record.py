@@ -17,11 +17,10 @@ import pandas as pd
 from pydantic import Field
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, digest_file, write_atomically
-from robbench.core.parquet import read_flat_table
-from robbench.results.measurement import check_summary, digest_table
+from robbench.core.files import digest
+from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table, write_measurement
 from robbench.results.reader import Damage
-from robbench.results.schema import Answers, Component, Count, StrictModel, dump_sealed, read_validated
+from robbench.results.schema import Answers, Component, Count, StrictModel, read_validated
 
 __all__ = [
     "COLUMNS",
@@ -142,15 +141,8 @@ def summarize_manifolds(
 
 
 def write_manifolds(folder: Path, file: ManifoldsFile, rows: pd.DataFrame) -> ManifoldsFile:
-    """Write a measurement and return its summary with the digest of the table.
-
-    The summary is written last, so that a summary on disk means a complete measurement.
-    """
-    (folder / _SUMMARY).unlink(missing_ok=True)
-    write_atomically(folder / _TABLE, rows.astype(COLUMNS).to_parquet(index=False))
-    file = file.model_copy(update={"files": {_TABLE: digest_file(folder / _TABLE, _MOST_BYTES)}})
-    write_atomically(folder / _SUMMARY, dump_sealed(file))
-    return file
+    """Write a measurement and return its summary with the digest of the table (`write_measurement`)."""
+    return write_measurement(folder / _SUMMARY, folder / _TABLE, _MOST_BYTES, file, rows.astype(COLUMNS))
 
 
 def read_manifolds(folder: Path) -> tuple[ManifoldsFile, pd.DataFrame]:
@@ -180,16 +172,7 @@ def read_manifolds_files(root: Path) -> tuple[dict[str, tuple[ManifoldsFile, pd.
     Returns:
         `dataset/model` -> summary and table, sorted by name, and the measurements that are damaged.
     """
-    found, damaged = {}, []
-    for path in sorted(root.glob(f"*/*/{FOLDER}/{_SUMMARY}")):
-        try:
-            file, rows = read_manifolds(path.parent)
-            if manifolds_folder(root, file.dataset, file.model) != path.parent:
-                raise ResultError(f"{path} is the measurement of {file.dataset}/{file.model}.")
-            found[f"{file.dataset}/{file.model}"] = file, rows
-        except ResultError as error:
-            damaged.append(Damage.of(root, path.parent, error))
-    return found, damaged
+    return read_measurements(root, FOLDER, _SUMMARY, read_manifolds)
 
 
 def _read_table(path: Path, file: ManifoldsFile) -> pd.DataFrame:
@@ -198,15 +181,7 @@ def _read_table(path: Path, file: ManifoldsFile) -> pd.DataFrame:
     Raises:
         ResultError: it cannot be read, has other columns or rows, or holds values that no measurement writes.
     """
-    try:
-        # The metadata of pandas could turn columns into an index or change their types.
-        rows: pd.DataFrame = read_flat_table(path, _MOST_BYTES).to_pandas(ignore_metadata=True)
-    except Exception as error:  # a damaged or hostile file can make the reader raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ResultError(f"{path} cannot be read ({reason}).") from None
-    found = [(str(name), str(kind)) for name, kind in rows.dtypes.items()]
-    if found != list(COLUMNS.items()):
-        raise ResultError(f"{path} has other columns or types: {sorted({*found} ^ {*COLUMNS.items()})[:4]}.")
+    rows = read_table(path, _MOST_BYTES, list(COLUMNS.items()))
     layers = len(file.layers) // len(KINDS)
     if [g.kind for g in file.layers] != list(KINDS) * layers or len(rows) != len(file.layers) * file.n:
         raise ResultError(f"{path} has {len(rows)} rows for {len(file.layers)} kinds of manifolds of {file.n} images.")

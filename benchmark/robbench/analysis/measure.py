@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robbench.analysis.logits import Integers
+from robbench.analysis.manifold_record import ManifoldsFile
 from robbench.analysis.record import (
     LOGITS_VERSION,
     LogitsFile,
@@ -44,7 +45,7 @@ from robbench.results.differences import describe_other_run
 from robbench.results.locking import lock_result
 from robbench.suite import load_suite
 
-__all__ = ["ATTACK", "SEED", "check_stored", "describe_run", "find_threat", "measure_logits"]
+__all__ = ["ATTACK", "SEED", "check_stored", "describe_run", "find_threat", "measure_logits", "run_batches"]
 
 ATTACK = PGD(objective="ce_scaled", steps=20, restarts=2)
 """20 steps of eps/4 from two random points, on the rescaled cross-entropy: logits of any scale have its gradient."""
@@ -103,7 +104,7 @@ def measure_logits(
     with lock_result(results, folder, wait=True, note=note):
         if (folder / "logits.json").exists() and not overwrite:
             stored = read_logits(folder)[0]
-            check_stored(folder, stored.run_id, stored.identity, identity, stored.answers, probe)
+            check_stored(folder, stored, identity, probe)
             if stored.n >= len(at):
                 note(
                     f"{title}: known since {stored.date[:10]} on {format_count(stored.n, 'image')}, nothing to compute."
@@ -117,29 +118,22 @@ def measure_logits(
 
 
 def check_stored(
-    folder: Path,
-    run_id: str,
-    stored: dict[str, Any],
-    identity: dict[str, Any],
-    answers: Sequence[Any],
-    probe: AnswerProbe,
+    folder: Path, stored: LogitsFile | ManifoldsFile, identity: dict[str, Any], probe: AnswerProbe
 ) -> None:
     """Check that a stored measurement is of this identity and that the model still answers as it did.
 
     Args:
         folder: folder of the stored measurement.
-        run_id: its run_id.
-        stored: its identity.
+        stored: its summary.
         identity: the identity of this run.
-        answers: its recorded answers.
         probe: the model's present answers.
 
     Raises:
         ResultError: it is not.
     """
-    if run_id != digest(identity):
-        raise ResultError(describe_other_run(folder, stored, identity))
-    if change := probe.describe_change(answers):
+    if stored.run_id != digest(identity):
+        raise ResultError(describe_other_run(folder, stored.identity, identity))
+    if change := probe.describe_change(stored.answers):
         raise ResultError(describe_other_answers(folder, change))
 
 
@@ -190,19 +184,22 @@ def _measure(
     return StoredLogits(sample, y.numpy(), broken, clean, adversarial), flags
 
 
+def run_batches(target: Target, x: Tensor, lanes: int) -> Iterator[Tensor]:
+    """Run a model on batches of images, all padded to one width. Yield the logits of each batch without padding."""
+    for start in range(0, len(x), lanes):
+        batch = x[start : start + lanes]
+        with torch.no_grad():
+            logits = target.module(batch[torch.arange(lanes) % len(batch)].to(target.device))
+        yield logits[: len(batch)]
+
+
 def compute_logits(target: Target, x: Tensor, lanes: int) -> Values:
     """Return the logits of images, [N, K]. All batches are padded to one width, as when the attack was judged.
 
     Raises:
         ModelError: a logit is NaN or infinite.
     """
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(x), lanes):
-            batch = x[start : start + lanes]
-            padded = batch[torch.arange(lanes) % len(batch)]
-            parts.append(target.module(padded.to(target.device))[: len(batch)].float().cpu())
-    logits: Values = torch.cat(parts).double().numpy()
+    logits: Values = torch.cat([z.float().cpu() for z in run_batches(target, x, lanes)]).double().numpy()
     if not np.isfinite(logits).all():
         raise ModelError("The model answers NaN or infinity for some images. Logits to compare must be finite.")
     return logits

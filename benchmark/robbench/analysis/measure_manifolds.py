@@ -26,7 +26,7 @@ from robbench.analysis.manifold_record import (
     write_manifolds,
 )
 from robbench.analysis.manifolds import analyze_manifolds, simulate_capacity
-from robbench.analysis.measure import check_stored, describe_run, find_threat
+from robbench.analysis.measure import check_stored, describe_run, find_threat, run_batches
 from robbench.attacks.pgd import PGD
 from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.checks import classify
@@ -105,7 +105,7 @@ def measure_manifolds(
     with lock_result(results, folder, wait=True, note=note):
         if (folder / "manifolds.json").exists() and not overwrite:
             stored = read_manifolds(folder)[0]
-            check_stored(folder, stored.run_id, stored.identity, identity, stored.answers, probe)
+            check_stored(folder, stored, identity, probe)
             # The common directions of the centres, and with them all numbers, depend on the number of images.
             if stored.n == len(at):
                 note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
@@ -221,12 +221,9 @@ def _represent(target: Target, layer: nn.Module | None, x: Tensor, lanes: int) -
     hook = layer.register_forward_hook(lambda _, args, out: outputs.append(out))
     rows = []
     try:
-        with torch.no_grad():
-            for start in range(0, len(x), lanes):
-                batch = x[start : start + lanes]
-                outputs.clear()
-                target.module(batch[torch.arange(lanes) % len(batch)].to(target.device))
-                rows.append(outputs[-1][: len(batch)].flatten(1).double().cpu())
+        for logits in run_batches(target, x, lanes):
+            rows.append(outputs[-1][: len(logits)].flatten(1).double().cpu())
+            outputs.clear()
     finally:
         hook.remove()
     values: Values = torch.cat(rows).numpy()

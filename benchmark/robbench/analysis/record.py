@@ -17,12 +17,11 @@ import pandas as pd
 
 from robbench.analysis.logits import Booleans, Integers
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, digest_file, write_atomically
-from robbench.core.parquet import read_flat_table
+from robbench.core.files import digest
 from robbench.linear.theory import Values
-from robbench.results.measurement import check_summary, digest_table
+from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table, write_measurement
 from robbench.results.reader import Damage
-from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
+from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, read_validated
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -149,18 +148,11 @@ def _columns(classes: int) -> list[str]:
 
 
 def write_logits(folder: Path, file: LogitsFile, measured: StoredLogits) -> LogitsFile:
-    """Write a measurement and return its summary with the digest of the table.
-
-    The summary is written last, so that a summary on disk means a complete measurement.
-    """
+    """Write a measurement and return its summary with the digest of the table (`write_measurement`)."""
     logits = np.hstack([measured.clean, measured.adversarial]).astype(np.float32)
     head = [measured.sample, measured.label, measured.broken]
     table = pd.DataFrame(dict(zip(_columns(file.classes), [*head, *logits.T], strict=True)))
-    (folder / _SUMMARY).unlink(missing_ok=True)
-    write_atomically(folder / _TABLE, table.to_parquet(index=False))
-    file = file.model_copy(update={"files": {_TABLE: digest_file(folder / _TABLE, _MOST_BYTES)}})
-    write_atomically(folder / _SUMMARY, dump_sealed(file))
-    return file
+    return write_measurement(folder / _SUMMARY, folder / _TABLE, _MOST_BYTES, file, table)
 
 
 def read_logits(folder: Path) -> tuple[LogitsFile, StoredLogits]:
@@ -189,16 +181,7 @@ def read_logits_files(root: Path) -> tuple[dict[str, tuple[LogitsFile, StoredLog
     Returns:
         `dataset/model` -> summary and logits, sorted by name, and the measurements that are damaged.
     """
-    found, damaged = {}, []
-    for path in sorted(root.glob(f"*/*/{FOLDER}/{_SUMMARY}")):
-        try:
-            file, measured = read_logits(path.parent)
-            if logits_folder(root, file.dataset, file.model) != path.parent:
-                raise ResultError(f"{path} is the measurement of {file.dataset}/{file.model}.")
-            found[f"{file.dataset}/{file.model}"] = file, measured
-        except ResultError as error:
-            damaged.append(Damage.of(root, path.parent, error))
-    return found, damaged
+    return read_measurements(root, FOLDER, _SUMMARY, read_logits)
 
 
 def _read_table(path: Path, classes: int) -> StoredLogits:
@@ -207,18 +190,8 @@ def _read_table(path: Path, classes: int) -> StoredLogits:
     Raises:
         ResultError: it cannot be read, has other columns, or holds values that no measurement writes.
     """
-    try:
-        # The metadata of pandas could turn columns into an index or change their types.
-        rows: pd.DataFrame = read_flat_table(path, _MOST_BYTES).to_pandas(ignore_metadata=True)
-    except Exception as error:  # a damaged or hostile file can make the reader raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ResultError(f"{path} cannot be read ({reason}).") from None
     kinds = ["int64", "int64", "bool", *["float32"] * (2 * classes)]
-    found = [(str(name), str(kind)) for name, kind in rows.dtypes.items()]
-    if found != (expected := list(zip(_columns(classes), kinds, strict=True))):
-        raise ResultError(
-            f"{path} has other columns or types than logits of {classes} classes: {sorted({*found} ^ {*expected})[:4]}."
-        )
+    rows = read_table(path, _MOST_BYTES, list(zip(_columns(classes), kinds, strict=True)))
     logits = rows.iloc[:, 3:].to_numpy(np.float64)
     measured = StoredLogits(
         rows["sample"].to_numpy(),

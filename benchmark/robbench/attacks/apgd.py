@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import Climbing
+from robbench.attacks.base import Climbing, may_hold
 from robbench.core.threat import Ball, per_lane
 from robbench.core.types import Problem, State
 
@@ -88,7 +88,7 @@ class APGD(Climbing):
         halved = torch.where(check, halve.to(size.dtype), s["halved"])
         loss_check = torch.where(check, loss_best, loss_check)
         rises = torch.where(check, torch.zeros_like(rises), rises)
-        if bool(halve.any()):  # most steps end no window
+        if may_hold(halve):  # most steps end no window
             x = torch.where(per_lane(halve, grad), x_best, x)
             grad = torch.where(per_lane(halve, grad), grad_best, grad)
 

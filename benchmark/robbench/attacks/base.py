@@ -117,6 +117,14 @@ class Searching(Attack, Protocol):
         """Tell which points with these losses [L, m] the search would keep if it keeps none before: [L, m] bool."""
 
 
+def may_hold(lanes: Tensor) -> bool:
+    """Return whether a condition [L] may hold in a lane, so that work for it is not in vain.
+
+    On a GPU the answer is always yes: to ask would make the CPU wait for all earlier work.
+    """
+    return lanes.device.type != "cpu" or bool(lanes.any())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Climbing:
     """The shared part of attacks that climb a loss by its gradient, from `restarts` starts.

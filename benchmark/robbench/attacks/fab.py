@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import check_parameters, clean_logits, target_class
+from robbench.attacks.base import check_parameters, clean_logits, may_hold, target_class
 from robbench.attacks.boundary import (
     SEARCHES,
     between,
@@ -107,7 +107,7 @@ class FAB:
         """Pull a misclassified point back, or go to the plane. The last steps search the segment."""
         x, wrong, searching = s["x"], is_wrong(logits, p.y), s["searching"]
         s = dict(s)
-        if bool((wrong | searching).any()):  # where images stand, there is seldom something to keep
+        if may_hold(wrong | searching):  # where images stand, there is seldom something to keep
             distance = ball.distance(p.x, x)
             closer = wrong & (distance < s["distance"])
             s |= narrowed(s, searching & ~wrong, closer, margin(logits, p.y))
@@ -115,9 +115,9 @@ class FAB:
         s["searching"] = (t + 1 > self.steps - self.searches) & s["distance"].isfinite()
         s["pulled"] = wrong & ~s["pulled"]
         s["x"] = self._onward(p, ball.norm, x, loss, grad)
-        if bool(s["pulled"].any()):
+        if may_hold(s["pulled"]):
             s["x"] = torch.where(per_lane(s["pulled"], x), p.x + self.beta * (x - p.x), s["x"])
-        if bool(s["searching"].any()):
+        if may_hold(s["searching"]):
             s["x"] = torch.where(per_lane(s["searching"], x), between(s), s["x"])
         return s
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import check_parameters, clean_logits, other_at
+from robbench.attacks.base import check_parameters, clean_logits, may_hold, other_at
 from robbench.attacks.odi import weighted
 from robbench.core.errors import SuiteError
 from robbench.core.losses import margin, margin_targeted
@@ -119,7 +119,7 @@ class Hunt:
         jump = over & ~done
 
         x = torch.where(per_lane(done, grad), s["x"], ball.project(p.x, s["x"] + self._move(ball, s, grad)))
-        if x.device.type != "cpu" or jump.any():  # asking a GPU would make it wait
+        if may_hold(jump):  # the draw takes time
             x = torch.where(per_lane(jump, grad), ball.random(p, step=at + 1), x)
         return {
             "x": x,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import check_parameters, clean_logits
+from robbench.attacks.base import check_parameters, clean_logits, may_hold
 from robbench.core.errors import SuiteError
 from robbench.core.losses import cross_entropy_scaled, margin, margin_targeted
 from robbench.core.threat import Ball, per_lane
@@ -129,19 +129,22 @@ class Relax:
 
         far = (near / lead > self.hopeless) & (taken == self.outside + self.inside)  # both are negative
         over = torch.where(probing, taken == self.probe, far | (taken == self.cycle))
-        others = logits.scatter(1, p.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
-        order = torch.where((probing & over)[:, None], others, s["order"])
+        order = s["order"]
+        if may_hold(probing & over):
+            others = logits.scatter(1, p.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
+            order = torch.where((probing & over)[:, None], others, order)
         mine = torch.arange(order.shape[1], device=at.device) == s["rank"][:, None]
         came = torch.where((over & ~probing)[:, None] & mine, torch.maximum(s["came"], near[:, None]), s["came"])
         done = s["done"] | (over & self._gives_up(at, best / lead, came))
         jump = over & ~done
         rank = torch.where(at < self._number(order), at, came.argmax(1))
 
-        moved = self._move(p, ball, s | {"top": top}, grad)
-        # The model errs on a point outside the ball.
-        caught = ~inside & (gap > 0)
-        x = torch.where(per_lane(caught, grad), ball.project(p.x, s["x"]), moved)
-        x = torch.where(per_lane(jump, grad), ball.random(p, step=at + 1), x)
+        x = self._move(p, ball, s | {"top": top}, grad)
+        caught = ~inside & (gap > 0)  # the model errs on a point outside the ball
+        if may_hold(caught):
+            x = torch.where(per_lane(caught, grad), ball.project(p.x, s["x"]), x)
+        if may_hold(jump):
+            x = torch.where(per_lane(jump, grad), ball.random(p, step=at + 1), x)
         return {
             "x": torch.where(per_lane(done, grad), s["x"], x),
             "at": at + jump.long(),
@@ -178,7 +181,7 @@ class Relax:
         size = ((share.clamp(max=1) * math.pi).cos() + 1) * torch.where(third, 0.5, 1.0) * ball.eps
         x = s["x"]
         begins = third & (taken == turn)
-        if x.device.type != "cpu" or begins.any():  # asking a GPU would make it wait
+        if may_hold(begins):  # the draw takes time
             halfway = (s["top"] + ball.random(p, step=s["at"] + _NOISE)) / 2
             x = torch.where(per_lane(begins, grad), halfway, x)  # the gradient is that of another point
         x = x + per_lane(size.masked_fill(begins, 0), grad) * ball.steepest(x, grad)

@@ -20,7 +20,7 @@ from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
-from robbench.results.measurement import check_summary, digest_table
+from robbench.results.measurement import check_summary, digest_table, read_measurements
 from robbench.results.reader import Damage
 from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
 from robbench.results.summary import make_accuracy
@@ -193,16 +193,8 @@ def read_linear_files(root: Path) -> tuple[dict[str, LinearFile], list[Damage]]:
     Returns:
         `dataset/model` -> summary, sorted by name, and the measurements that are damaged.
     """
-    files, damaged = {}, []
-    for path in sorted(root.glob(f"*/*/{FOLDER}/linear.json")):
-        try:
-            file = read_linear(path.parent)
-            if linear_folder(root, file.dataset, file.model) != path.parent:
-                raise ResultError(f"{path} is the measurement of {file.dataset}/{file.model}.")
-            files[f"{file.dataset}/{file.model}"] = file
-        except ResultError as error:
-            damaged.append(Damage.of(root, path.parent, error))
-    return files, damaged
+    found, damaged = read_measurements(root, FOLDER, "linear.json", lambda folder: (read_linear(folder), None))
+    return {name: file for name, (file, _) in found.items()}, damaged
 
 
 def read_linear(folder: Path) -> LinearFile:

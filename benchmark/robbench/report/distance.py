@@ -6,10 +6,10 @@ a stronger attack may find a nearer break.
 
 from __future__ import annotations
 
-import io
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,16 @@ from robbench.core.types import Status
 from robbench.core.words import format_count, format_goal
 from robbench.report.console import TerminalConsole
 from robbench.report.escape import format_csv
-from robbench.report.figures.canvas import OKABE_ITO, plain_text
+from robbench.report.figures.canvas import OKABE_ITO, make_figure, render_png
 from robbench.report.leaderboard import format_percent
 from robbench.report.tables import print_rows
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched_rows
 from robbench.results.schema import ResultFile
 from robbench.results.summary import make_accuracy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "NEAREST", "describe_distances", "find_distances", "list_quartiles", "print_distances", "read_distances",
@@ -35,6 +38,9 @@ __all__ = [
 NEAREST = "nearest"
 """The column of the smallest distances."""
 _QUARTILES = {"25 %": 0.25, "Median": 0.5, "75 %": 0.75}
+_CAPTION = (
+    "What to see: the share of images that no attack of the suite broke within a radius. A stronger one may lower it."
+)
 _SAME = 1.001  # an attack that comes so close to the smallest distance of an image found it, too
 
 
@@ -141,7 +147,8 @@ def write_survival(root: Path, result: ResultFile) -> tuple[Path, Path]:
     curve = trace_survival(read_distances(root, result)[NEAREST])
     numbers, picture = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("csv", "png"))
     write_atomically(numbers, format_csv(curve.assign(n=result.n, run_id=result.run_id)).encode())
-    write_atomically(picture, _draw_survival(result, curve))
+    png = render_png(partial(_paint_survival, result, curve), {"Title": _name(result)}, _CAPTION)
+    write_atomically(picture, png)
     return numbers, picture
 
 
@@ -149,14 +156,9 @@ def _name(result: ResultFile) -> str:
     return f"{result.dataset}/{result.model} · {result.suite} · {result.threat.norm}{format_goal(result.identity)}"
 
 
-@plain_text()
-def _draw_survival(result: ResultFile, curve: pd.DataFrame) -> bytes:
-    """Draw the curve with its band and return the bytes of a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+def _paint_survival(result: ResultFile, curve: pd.DataFrame) -> Figure:
+    """Paint the curve with its band."""
+    figure = make_figure(7, 4)
     axes = figure.subplots()
     end = 1.05 * float(curve["radius"].iloc[-1]) or 1.0
     curve = pd.concat([curve, curve.iloc[[-1]].assign(radius=end)])
@@ -168,8 +170,4 @@ def _draw_survival(result: ResultFile, curve: pd.DataFrame) -> bytes:
     axes.set_xlabel(f"radius ({result.threat.norm}, pixels in [0, 1])")
     axes.set_ylabel("images without a break found, %")
     axes.set_title(f"{_name(result)}, n = {result.n}: upper bound, 95 % Wilson band")
-    axes.grid(alpha=0.25)
-    content = io.BytesIO()
-    # The file does not hold matplotlib's version, so the same figure gives the same bytes.
-    figure.savefig(content, dpi=130, metadata={"Software": None})
-    return content.getvalue()
+    return figure

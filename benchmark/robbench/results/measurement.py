@@ -1,19 +1,24 @@
-"""What the readers of stored measurements share: the table is as it was written, and the summary follows from it."""
+"""What stored measurements share: the table is as it was written, and the summary follows from it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest_file
+from robbench.core.files import digest_file, write_atomically
+from robbench.core.parquet import read_flat_table
 from robbench.results.differences import list_differences
+from robbench.results.reader import Damage
+from robbench.results.schema import StrictModel, dump_sealed
 from robbench.results.selection import describe_selection, find_selection_error
 
-__all__ = ["check_summary", "digest_table"]
+__all__ = ["check_summary", "digest_table", "read_measurements", "read_table", "write_measurement"]
 
 
 class _Summary(Protocol):
@@ -24,10 +29,17 @@ class _Summary(Protocol):
     @property
     def total(self) -> int: ...
     @property
+    def model(self) -> str: ...
+    @property
     def dataset(self) -> str: ...
     @property
     def identity(self) -> dict[str, Any]: ...
     def model_dump(self) -> dict[str, Any]: ...
+
+
+_File = TypeVar("_File", bound=_Summary)
+_Sealed = TypeVar("_Sealed", bound=StrictModel)
+_Content = TypeVar("_Content")
 
 
 def check_summary(summary: Path, table: Path, file: _Summary, again: _Summary, sample: NDArray[np.int64]) -> None:
@@ -66,3 +78,59 @@ def digest_table(path: Path, most: int) -> str:
         return digest_file(path, most)
     except OSError as error:
         raise ResultError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def read_table(path: Path, most: int, columns: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Read a table of at most `most` bytes with exactly these columns: names and types, in order.
+
+    Raises:
+        ResultError: it cannot be read, or has other columns.
+    """
+    try:
+        # The metadata of pandas could turn columns into an index or change their types.
+        rows: pd.DataFrame = read_flat_table(path, most).to_pandas(ignore_metadata=True)
+    except Exception as error:  # a damaged or hostile file can make the reader raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResultError(f"{path} cannot be read ({reason}).") from None
+    found = [(str(name), str(kind)) for name, kind in rows.dtypes.items()]
+    if found != list(columns):
+        raise ResultError(f"{path} has other columns or types: {sorted({*found} ^ {*columns})[:4]}.")
+    return rows
+
+
+def write_measurement(summary: Path, table: Path, most: int, file: _Sealed, rows: pd.DataFrame) -> _Sealed:
+    """Write a measurement and return its summary with the digest of the table.
+
+    The summary is written last, so that a summary on disk means a complete measurement.
+    """
+    summary.unlink(missing_ok=True)
+    write_atomically(table, rows.to_parquet(index=False))
+    file = file.model_copy(update={"files": {table.name: digest_table(table, most)}})
+    write_atomically(summary, dump_sealed(file))
+    return file
+
+
+def read_measurements(
+    root: Path, folder: str, summary: str, read: Callable[[Path], tuple[_File, _Content]]
+) -> tuple[dict[str, tuple[_File, _Content]], list[Damage]]:
+    """Read the measurements of one kind of all models of a results tree.
+
+    Args:
+        root: the results tree.
+        folder: name of the folder of a measurement, in that of its model.
+        summary: name of the summary's file.
+        read: reads the measurement in a folder. Raises ResultError.
+
+    Returns:
+        `dataset/model` -> summary and content, sorted by path, and the measurements that are damaged.
+    """
+    found, damaged = {}, []
+    for path in sorted(root.glob(f"*/*/{folder}/{summary}")):
+        try:
+            file, content = read(path.parent)
+            if root / file.dataset / file.model / folder != path.parent:
+                raise ResultError(f"{path} is the measurement of {file.dataset}/{file.model}.")
+            found[f"{file.dataset}/{file.model}"] = file, content
+        except ResultError as error:
+            damaged.append(Damage.of(root, path.parent, error))
+    return found, damaged
