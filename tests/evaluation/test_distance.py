@@ -84,6 +84,7 @@ def every_class_count(norms=("Linf", "L2", "L1")):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:peers_left_out:robbench.RobustnessWarning")
 @pytest.mark.parametrize(("norm", "classes"), every_class_count())
 def test_distances_of_linear_models_are_exact_within_1e_3(norm, classes):
     model, x, y, exact = linear_problem(norm, classes)
