@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -26,27 +27,31 @@ from robbench.core.errors import RobbenchError, unknown_name
 if TYPE_CHECKING:
     from robbench.analysis.manifold_record import ManifoldsFile
     from robbench.analysis.record import LogitsFile
+    from robbench.analysis.study_record import StudyFile
     from robbench.models.spec import SpecFields
 
 __all__ = ["measure"]
 
-_KINDS = ("linear", "logits", "manifolds")
+_KINDS = ("linear", "logits", "manifolds", "steps", "training", "students")
 _WHAT = (
     "linear: the radius L of Shafahi's Eq. 4, without attacks. logits: clean, and where a fixed PGD breaks the image. "
-    "manifolds: the geometry of each layer around images, clean and under PGD."
+    "manifolds: the geometry of each layer around images, clean and under PGD. steps: PGD of several step sizes. "
+    "training: logits at iterations of short trainings of the recipe. students: networks that learn these logits. "
+    "all: what the registry's measurements.toml declares for --dataset, without what is known."
 )
 
 
 def measure(
     what: Annotated[str, typer.Argument(help=_WHAT)],
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable).")
-    ],
+        list[str] | None,
+        typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable)."),
+    ] = None,
     samples: Samples = None,
     eps: Annotated[
         str | None, typer.Option(help="linear: Linf radius of the prediction; the data set's usual one if left out.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="As for eval.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="As for eval. With all, the data set of the program.")] = None,
     architecture: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for eval.")] = None,
     std: Annotated[str | None, typer.Option(help="As for eval.")] = None,
@@ -58,12 +63,22 @@ def measure(
     overwrite: Annotated[bool, typer.Option(help="Replace a stored measurement of something else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what explains the robustness of models: linear model, logits under attack, manifolds of layers."""
+    """Measure what explains the robustness of models: linear model, logits, layers, steps of attacks, trainings."""
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
 
-    if what not in _KINDS:
-        raise RobbenchError(unknown_name("measurement", what, _KINDS))
+    if what not in (*_KINDS, "all"):
+        raise RobbenchError(unknown_name("measurement", what, (*_KINDS, "all")))
+    if what == "all":
+        given = [model, samples, eps, architecture, mean, std, lanes, overwrite or None, as_json or None]
+        if dataset is None or any(value is not None for value in given):
+            raise RobbenchError(
+                "all takes --dataset, and of the other options --device, --models, --data-dir, --results."
+            )
+        _measure_all(dataset, models or [], device, data_dir, results)
+        return
+    if not model:
+        raise RobbenchError("Give --model: a registered model, or a source.")
     if what != "linear" and eps is not None:
         raise RobbenchError("--eps goes with linear. The other measurements take the usual radius of the data set.")
     try:
@@ -75,13 +90,10 @@ def measure(
     specs = make_specs(model, Registry.default(models or []), about)
     announce(f"{model[0]} · {what}: loading")
     if what != "linear":
-        from robbench.analysis.measure import measure_logits
-        from robbench.analysis.measure_manifolds import measure_manifolds
         from robbench.evaluation.options import Options
 
         options = Options(samples=samples, lanes=lanes, device=device, data_dir=data_dir, models=models or [])
-        run = measure_logits if what == "logits" else measure_manifolds
-        measured = [run(spec, options, results, overwrite, _note) for spec in specs]
+        measured = [_choose_measurement(what)(spec, options, results, overwrite, _note) for spec in specs]
         if as_json:
             print_objects([file.model_dump(mode="json") for file in measured])
         else:
@@ -118,11 +130,63 @@ def measure(
             print_text(f"{file.dataset}/{file.model}: {flag}: {text}")
 
 
+def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path | None, results: Path) -> None:
+    """Train and measure what is declared and missing."""
+    from robbench.commands.measure_all import Task, measure_all
+    from robbench.models.card import Entry, Registry
+
+    def measure_task(task: Task, overwrite: bool) -> None:
+        from robbench.api import evaluate
+        from robbench.evaluation.options import Options
+        from robbench.linear.measure import measure_linear
+        from robbench.models.spec import ModelSpec
+
+        about: dict[str, Any] = {
+            "samples": task.samples,
+            "device": device,
+            "data_dir": data_dir,
+            "models": models,
+            "results": results,
+            "overwrite": overwrite,
+        }
+        if task.run == "eval":
+            evaluate(task.model, task.suite, **about)
+        elif task.run == "linear":
+            measure_linear(task.model, note=_note, **about)
+        else:
+            _choose_measurement(task.run)(ModelSpec(task.model), Options(**about), results, overwrite, _note)
+
+    def train_entry(entry: Entry) -> None:
+        from robbench.commands.train import report_progress
+        from robbench.training.options import Options
+        from robbench.training.train import train
+
+        train(entry, Options(data_dir=data_dir, device=device, report=report_progress))
+
+    measure_all(dataset, Registry.default(models), results, _KINDS, measure_task, train_entry)
+
+
+def _choose_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | StudyFile]:
+    from robbench.analysis.measure import measure_logits
+    from robbench.analysis.measure_manifolds import measure_manifolds
+    from robbench.analysis.measure_steps import measure_steps
+    from robbench.analysis.measure_training import measure_students, measure_training
+
+    known: dict[str, Callable[..., LogitsFile | ManifoldsFile | StudyFile]] = {
+        "logits": measure_logits,
+        "manifolds": measure_manifolds,
+        "steps": measure_steps,
+        "training": measure_training,
+        "students": measure_students,
+    }
+    return known[what]
+
+
 def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _describe(file: LogitsFile | ManifoldsFile) -> list[dict[str, str]]:
+def _describe(file: LogitsFile | ManifoldsFile | StudyFile) -> list[dict[str, str]]:
     about = {"model": f"{file.dataset}/{file.model}", "n": str(file.n)}
     flags = {"flags": ", ".join(sorted(file.flags)) or "–"}
     if file.identity["measure"] == "manifolds":
@@ -140,6 +204,8 @@ def _describe(file: LogitsFile | ManifoldsFile) -> list[dict[str, str]]:
             | flags
             for layer in cast("ManifoldsFile", file).layers
         ]
+    if file.identity["measure"] != "logits":
+        return [about | {"measured": file.identity["measure"], "on": file.date[:10]} | flags]
     logits = cast("LogitsFile", file)
     accuracies = {"clean %": logits.clean_accuracy, "PGD %": logits.robust_accuracy}
     return [about | {key: f"{100 * accuracy.value:.1f}" for key, accuracy in accuracies.items()} | flags]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robbench.training.options import BudgetName, Options, Precision, Progress
     from robbench.training.train import TrainingResult
 
-__all__ = ["cards", "train"]
+__all__ = ["cards", "report_progress", "train"]
 
 _BUDGETS = ("auto", "full", "cpu")
 _PRECISIONS = ("auto", "float32", "bfloat16", "float64")
@@ -95,7 +95,7 @@ def train(
         plan=None if iterations is None else Plan.parse(iterations),
         began=began,
         command=" ".join(["robbench train", *names, *changed]) if names else "",
-        report=_report_member if members else _report,
+        report=_report_member if members else report_progress,
     )
     with explain_interrupt(f"The last checkpoint is in {runs}."):
         if entry is not None:
@@ -145,7 +145,8 @@ def _train_missing(models: list[Path], options: Options) -> None:
     print(f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else ""))
 
 
-def _report(p: Progress) -> None:
+def report_progress(p: Progress) -> None:
+    """Print a report of a training."""
     left = f"{p.left / 60:.1f} min left" if p.iteration < p.iterations else "done"
     tested = "" if p.clean is None or p.robust is None else f"  clean {p.clean:.1%}  robust {p.robust:.1%}"
     print(f"{p.iteration:>8}/{p.iterations}  loss {p.loss:.4f}  lr {p.lr:.2e}  {left}{tested}", file=sys.stderr)
@@ -154,7 +155,7 @@ def _report(p: Progress) -> None:
 def _report_member(p: Progress) -> None:
     if p.clean is not None:  # ten lines a model, not a hundred
         print(p.model, end=" ", file=sys.stderr)
-        _report(p)
+        report_progress(p)
 
 
 def _finish(entry: Entry, trained: TrainingResult) -> None:

@@ -9,9 +9,18 @@ from functools import partial
 from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.figures.activations import plan_activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
+from robbench.papers.figures.images import plan_confident_images, plan_neighbours
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
 from robbench.papers.figures.manifolds import plan_manifolds, plan_simulated_capacity
+from robbench.papers.figures.steps import plan_step_sizes
+from robbench.papers.figures.students import plan_students
 from robbench.papers.figures.surrogate import plan_surrogate
+from robbench.papers.figures.training import (
+    plan_gap_evolution,
+    plan_logit_evolution,
+    plan_seed_gaps,
+    plan_seed_overlaps,
+)
 from robbench.report.figures.captions import CAPTIONS
 from robbench.report.figures.gallery import plan_gallery
 from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
@@ -142,6 +151,13 @@ _LAST_CAPTION = (
     "logits than the others."
 )
 _SEGUIN_CAPTIONS = {
+    "1": "What to see: how far the logits of training images grow, and whether the band is wider above than below.",
+    "A.6": "What to see: a curve of students that falls to the right says that a late teacher teaches less robustness.",
+    "B.1": "What to see: whether the gaps of A and B become alike, and whether C stays below B.",
+    "B.2": "What to see: whether the images that only one model is sure of are hard to read.",
+    "B.3": "What to see: whether the neighbours on the right look more like the seed image than those in the middle.",
+    "B.5": "What to see: A, whose gaps are small. B, a curve that rises: images with a large gap withstand the attack.",
+    "B.6": "What to see: a higher curve means that two networks order the classes more alike.",
     "2": (
         "What to see: A, whether robust models have smaller gaps. B, whether images with a larger gap withstand the "
         "attack more often: then a curve rises."
@@ -213,12 +229,27 @@ _ALL = (
     _gap_figure("7", "Logit squeezing and noise", _BOTH_SETS, _SQUEEZING),
     _paper_figure("8", "Activations of the penultimate layer", _BOTH_SETS, _PENULTIMATE, _PENULTIMATE_CAPTION),
     _paper_figure("9", "Activations of the logit layer", _BOTH_SETS, _LAST, _LAST_CAPTION),
+    _seguin_figure("1", "Maximum logit over a training", plan_logit_evolution, original="Figure 1 (B.4)"),
     _seguin_figure("2", "Logit gaps and who withstands the attack", plan_logit_gaps),
     _seguin_figure("3", "Order of the images and of the classes", plan_logit_orders),
     _seguin_figure("4", "The largest logits kept, the others changed", plan_fixed_logits),
     _seguin_figure("5", "Geometry of the manifolds in each layer", plan_manifolds),
+    _seguin_figure("A.6", "Students by teacher and loss", plan_students, original="Figures A.6 and A.7"),
     _seguin_figure("A.8", "Capacity of manifolds, theory and simulation", plan_simulated_capacity),
+    _seguin_figure("B.1", "Logit gap over a training", plan_gap_evolution),
+    _seguin_figure("B.2", "Images that two models are sure of", plan_confident_images),
+    _seguin_figure("B.3", "Nearest images by the cosine of the logits", plan_neighbours),
+    _seguin_figure("B.5", "Logit gaps with three seeds", plan_seed_gaps),
+    _seguin_figure("B.6", "Order of the classes with three seeds", plan_seed_overlaps),
     _seguin_figure("C", "The analytic model of logits", plan_surrogate, ("digits",), "Figures C.1-C.3"),
+    FigureDefinition(
+        "mosbach2018",
+        "Step size and number of steps of PGD",
+        _BOTH_SETS[::-1],
+        plan_step_sizes,
+        "What to see: a model whose numbers change much between cells needs a careful choice of the attack.",
+        "after Mosbach et al. 2018",
+    ),
     _result_figure("accuracy-eps", "Accuracy over the radius", plan_eps_figure),
     _result_figure("accuracy-steps", "Accuracy over the steps of an attack", plan_steps_figure),
     _result_figure("per-class", "Robust accuracy by class", plan_classes_figure),

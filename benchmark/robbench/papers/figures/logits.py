@@ -36,26 +36,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["describe_finding", "plan_fixed_logits", "plan_logit_gaps", "plan_logit_orders"]
+__all__ = [
+    "COLUMNS",
+    "Row",
+    "describe_finding",
+    "draw_band",
+    "format_mean",
+    "format_share",
+    "make_row",
+    "plan_fixed_logits",
+    "plan_logit_gaps",
+    "plan_logit_orders",
+]
 
-_COLUMNS = ["panel", "model", "other", "x", "value", "low", "high", "n"]
+COLUMNS = ["panel", "model", "other", "x", "value", "low", "high", "n"]
 _STANDARD, _ADVERSARIAL, _SECOND = "natural", "at", "trades"  # TRADES stands in for a second seed of `at`
 _BINS, _GROUPS = 48, 6
 _SHOWN = 8  # the class of Figure 3A; the paper shows its frogs
 _HOWS: tuple[Literal["permute", "average"], ...] = ("permute", "average")
 
-_Row = tuple[str, str, str, float, float, float, float, int]
+Row = tuple[str, str, str, float, float, float, float, int]
 
 
-def _row(panel: str, model: str, other: str, x: float, found: Estimate) -> _Row:
+def make_row(panel: str, model: str, other: str, x: float, found: Estimate) -> Row:
+    """Make a row of the CSV."""
     return panel, model, other, x, found.value, found.low, found.high, found.n
 
 
-def _percent(found: Estimate) -> str:
+def format_share(found: Estimate) -> str:
+    """Format a share and its interval in percent."""
     return f"{100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _number(found: Estimate) -> str:
+def format_mean(found: Estimate) -> str:
+    """Format a number and its interval."""
     return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
 
@@ -68,7 +82,7 @@ def _plan(
     data: FigureData,
     dataset: str,
     needed: tuple[str, ...],
-    compute: Callable[[Mapping[str, StoredLogits], str], tuple[list[_Row], str]],
+    compute: Callable[[Mapping[str, StoredLogits], str], tuple[list[Row], str]],
     paint: Callable[[pd.DataFrame, Mapping[str, ModelStyle], str], Figure],
 ) -> FigurePlan:
     """Plan a figure of all models with logits, or of none if one that it cannot do without is missing."""
@@ -82,7 +96,7 @@ def _plan(
         return FigurePlan.empty(*missing)
     n = min(len(z) for z in stored.values())  # each measurement has the first images of the test set
     rows, caption = compute({name: z.take_first(n) for name, z in stored.items()}, dataset)
-    numbers = pd.DataFrame(rows, columns=_COLUMNS)
+    numbers = pd.DataFrame(rows, columns=COLUMNS)
     return FigurePlan(numbers, partial(paint, numbers, data.choose_styles(list(stored)), caption))
 
 
@@ -91,7 +105,7 @@ def plan_logit_gaps(data: FigureData, title: str, dataset: str) -> FigurePlan:
     return _plan(data, dataset, (_STANDARD, _ADVERSARIAL), _compute_gap_rows, partial(_paint_gaps, title))
 
 
-def _compute_gap_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple[list[_Row], str]:
+def _compute_gap_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple[list[Row], str]:
     gaps = {name: compute_gaps(z.clean) for name, z in stored.items()}
     everything = np.concatenate(list(gaps.values()))
     low, high = np.quantile(everything[everything > 0], [0.002, 1])
@@ -99,28 +113,28 @@ def _compute_gap_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple
     rows = []
     for name, values in gaps.items():
         at = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, _BINS - 1)
-        rows += [_row("A", name, "", edges[i], estimate_share(at == i)) for i in range(_BINS)]
+        rows += [make_row("A", name, "", edges[i], estimate_share(at == i)) for i in range(_BINS)]
     for name, values in gaps.items():
         parts = np.quantile(values, np.linspace(0, 1, _GROUPS + 1))
         parts[-1] = np.inf
         inside = [float(np.median(values[(values >= a) & (values < b)])) for a, b in pairwise(parts)]
         shares = count_by_gap(values, stored[name].robust, parts)
-        rows += [_row("B", name, "", x, share) for x, share in zip(inside, shares, strict=True)]
+        rows += [make_row("B", name, "", x, share) for x, share in zip(inside, shares, strict=True)]
     standard, adversarial = f"{dataset}/{_STANDARD}", f"{dataset}/{_ADVERSARIAL}"
     smaller = estimate_mean(gaps[adversarial] - gaps[standard])
     half = np.median(gaps[adversarial])
     large = gaps[adversarial] >= half
     below, above = (estimate_share(stored[adversarial].robust[part]) for part in (~large, large))
     rows += [
-        _row("claim", adversarial, f"gap minus that of {_STANDARD}", 0, smaller),
-        _row("claim", adversarial, "robust, gap below the median", 0, below),
-        _row("claim", adversarial, "robust, gap above the median", 0, above),
+        make_row("claim", adversarial, f"gap minus that of {_STANDARD}", 0, smaller),
+        make_row("claim", adversarial, "robust, gap below the median", 0, below),
+        make_row("claim", adversarial, "robust, gap above the median", 0, above),
     ]
     caption = (
-        f"A: the gap of {_ADVERSARIAL} minus that of {_STANDARD} is {_number(smaller)} in the mean. "
+        f"A: the gap of {_ADVERSARIAL} minus that of {_STANDARD} is {format_mean(smaller)} in the mean. "
         f"{describe_finding(smaller.high < 0)}\n"
-        f"B: {_percent(above)} of the images of {_ADVERSARIAL} with a gap above its median withstand PGD, and "
-        f"{_percent(below)} of the others. {describe_finding(above.low > below.high)}"
+        f"B: {format_share(above)} of the images of {_ADVERSARIAL} with a gap above its median withstand PGD, and "
+        f"{format_share(below)} of the others. {describe_finding(above.low > below.high)}"
     )
     return rows, caption
 
@@ -132,7 +146,7 @@ def _paint_gaps(title: str, numbers: pd.DataFrame, styles: Mapping[str, ModelSty
         rows = numbers[(numbers["panel"] == "A") & (numbers["model"] == name)]
         left.step(rows["x"], 100 * rows["value"], where="post", color=style.colour, ls=style.dashes, label=style.label)
         rows = numbers[(numbers["panel"] == "B") & (numbers["model"] == name)]
-        _draw_band(right, rows, style.colour, style.dashes, style.label, "o")
+        draw_band(right, rows, style.colour, style.dashes, style.label, "o")
     for ax, letter, what in (
         (left, "A", "% of the images, per bin"),
         (right, "B", "% that withstand PGD, band: Wilson 95 %"),
@@ -146,7 +160,8 @@ def _paint_gaps(title: str, numbers: pd.DataFrame, styles: Mapping[str, ModelSty
     return figure
 
 
-def _draw_band(ax: Axes, rows: pd.DataFrame, colour: str, dashes: Any, label: str, marker: str) -> None:
+def draw_band(ax: Axes, rows: pd.DataFrame, colour: str, dashes: Any, label: str, marker: str) -> None:
+    """Draw shares in percent over x, with their intervals as a band."""
     ax.plot(rows["x"], 100 * rows["value"], color=colour, ls=dashes, marker=marker, ms=4, label=label)
     ax.fill_between(rows["x"], 100 * rows["low"], 100 * rows["high"], color=colour, alpha=0.15, lw=0)
 
@@ -157,24 +172,24 @@ def plan_logit_orders(data: FigureData, title: str, dataset: str) -> FigurePlan:
     return _plan(data, dataset, needed, _compute_order_rows, partial(_paint_orders, title))
 
 
-def _compute_order_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple[list[_Row], str]:
+def _compute_order_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple[list[Row], str]:
     standard, adversarial, second = (f"{dataset}/{name}" for name in (_STANDARD, _ADVERSARIAL, _SECOND))
     label = stored[standard].label
     ranks = {name: rank_within_class(compute_confidence(z.clean), label) for name, z in stored.items()}
     points = [(ranks[standard][i], ranks[adversarial][i]) for i in np.flatnonzero(label == _SHOWN)]
-    rows: list[_Row] = [("A", standard, adversarial, x, y, np.nan, np.nan, len(label)) for x, y in points]
+    rows: list[Row] = [("A", standard, adversarial, x, y, np.nan, np.nan, len(label)) for x, y in points]
     for a, b in combinations(stored, 2):
-        rows.append(_row("B", a, b, 0, estimate_share(np.abs(ranks[a] - ranks[b]) > 0.5)))
+        rows.append(make_row("B", a, b, 0, estimate_share(np.abs(ranks[a] - ranks[b]) > 0.5)))
     for name in (standard, adversarial):
         z = stored[name]
         wrong = rank_errors(z.clean, z.adversarial.argmax(1), z.label)
-        rows += [_row("C", name, "", k, estimate_share(wrong == k)) for k in range(2, z.clean.shape[1] + 1)]
+        rows += [make_row("C", name, "", k, estimate_share(wrong == k)) for k in range(2, z.clean.shape[1] + 1)]
     overlaps = {}
     for a, b in ((standard, adversarial), (adversarial, second)):
         for how, within in (("same image", None), ("same class", label)):
             overlap = average_overlap(stored[a].clean, stored[b].clean, within)
             overlaps[a, how] = overlap[:, 2]
-            rows += [_row("D", a, f"{b}, {how}", k + 1, estimate_mean(v)) for k, v in enumerate(overlap.T)]
+            rows += [make_row("D", a, f"{b}, {how}", k + 1, estimate_mean(v)) for k, v in enumerate(overlap.T)]
     far = [np.abs(ranks[a] - ranks[adversarial]) > 0.5 for a in (standard, second)]
     apart, alike = (estimate_share(f) for f in far)
     only = int((far[0] & ~far[1]).sum()), int((far[1] & ~far[0]).sum())
@@ -182,18 +197,18 @@ def _compute_order_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tup
     mixed, same = overlaps[standard, "same image"], overlaps[adversarial, "same image"]
     closer = estimate_mean(same - mixed)
     rows += [
-        _row("claim", standard, f"{adversarial}: ranks more than half apart", 0, apart),
-        _row("claim", second, f"{adversarial}: ranks more than half apart", 0, alike),
-        _row("claim", standard, f"{adversarial}: as before, minus that of {second}", 0, more),
-        _row("claim", standard, f"{adversarial}: AO@3", 3, estimate_mean(mixed)),
-        _row("claim", second, f"{adversarial}: AO@3", 3, estimate_mean(same)),
-        _row("claim", second, f"{adversarial}: AO@3 minus that of {standard}", 3, closer),
+        make_row("claim", standard, f"{adversarial}: ranks more than half apart", 0, apart),
+        make_row("claim", second, f"{adversarial}: ranks more than half apart", 0, alike),
+        make_row("claim", standard, f"{adversarial}: as before, minus that of {second}", 0, more),
+        make_row("claim", standard, f"{adversarial}: AO@3", 3, estimate_mean(mixed)),
+        make_row("claim", second, f"{adversarial}: AO@3", 3, estimate_mean(same)),
+        make_row("claim", second, f"{adversarial}: AO@3 minus that of {standard}", 3, closer),
     ]
     caption = (
-        f"B: {_STANDARD} and {_ADVERSARIAL} rank {_percent(apart)} of the images more than half the range apart, "
-        f"{_SECOND} and {_ADVERSARIAL} {_percent(alike)}.\n"
-        f"The difference is {_percent(more)}. {describe_finding(more.low > 0)}\n"
-        f"D: AO@3 of {_SECOND} and {_ADVERSARIAL} on one image is {_number(closer)} above that of {_STANDARD} and "
+        f"B: {_STANDARD} and {_ADVERSARIAL} rank {format_share(apart)} of the images more than half the range apart, "
+        f"{_SECOND} and {_ADVERSARIAL} {format_share(alike)}.\n"
+        f"The difference is {format_share(more)}. {describe_finding(more.low > 0)}\n"
+        f"D: AO@3 of {_SECOND} and {_ADVERSARIAL} on one image is {format_mean(closer)} above that of {_STANDARD} and "
         f"{_ADVERSARIAL}. {describe_finding(closer.low > 0)}\n"
         f"{_SECOND} stands in for a second seed of {_ADVERSARIAL}."
     )
@@ -223,7 +238,7 @@ def _paint_orders(title: str, numbers: pd.DataFrame, styles: Mapping[str, ModelS
     bars.set(title="B: two models", xlabel="% of images with ranks more than half the range apart")
     for i, (name, mine) in enumerate(panel["C"].groupby("model", sort=False)):
         style = styles[str(name)]
-        _draw_band(errors, mine, style.colour, style.dashes, style.label, MARKERS[i])
+        draw_band(errors, mine, style.colour, style.dashes, style.label, MARKERS[i])
     errors.set(
         title="C: wrong answers, clean and under PGD", xlabel="place of the answer in the mean logits of its class"
     )
@@ -247,30 +262,30 @@ def plan_fixed_logits(data: FigureData, title: str, dataset: str) -> FigurePlan:
     return _plan(data, dataset, (_ADVERSARIAL,), _compute_fixed_rows, partial(_paint_fixed, title))
 
 
-def _compute_fixed_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple[list[_Row], str]:
+def _compute_fixed_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple[list[Row], str]:
     name = f"{dataset}/{_ADVERSARIAL}"
     z = stored[name].clean
     classes = z.shape[1]
     shown = int(np.argsort(compute_gaps(z))[len(z) // 4])  # an image with a small gap has a tail that is easy to see
-    rows: list[_Row] = []
+    rows: list[Row] = []
     for how, values in (("original", z), *((how, change_tail(z, 3, how)) for how in _HOWS)):
         rows += [("A", name, how, k, values[shown, k], np.nan, np.nan, 1) for k in range(classes)]
     lost = {}
     for how in _HOWS:
         for k in range(1, classes - 1):  # a tail of one logit does not change
             lost[how, k] = estimate_mean(compute_divergence(z, change_tail(z, k, how)))
-            rows.append(_row("B", name, how, k, lost[how, k]))
+            rows.append(make_row("B", name, how, k, lost[how, k]))
     kept = 7  # what the paper's students need
     whole, tail = (compute_divergence(z, change_tail(z, k, "permute")) for k in (1, kept))
     difference = estimate_mean(tail - 0.01 * whole)
     rows += [
-        _row("claim", name, "permute: divergence at k = 1", 1, lost["permute", 1]),
-        _row("claim", name, "permute: divergence at k = 7", kept, lost["permute", kept]),
-        _row("claim", name, "permute: divergence at k = 7 minus 1 % of that at k = 1", kept, difference),
+        make_row("claim", name, "permute: divergence at k = 1", 1, lost["permute", 1]),
+        make_row("claim", name, "permute: divergence at k = 7", kept, lost["permute", kept]),
+        make_row("claim", name, "permute: divergence at k = 7 minus 1 % of that at k = 1", kept, difference),
     ]
     caption = (
-        f"B: permuting all but 1 logit changes the softmax by {_number(lost['permute', 1])} nats, all but 7 by "
-        f"{_number(lost['permute', kept])}, {'less' if difference.high < 0 else 'not less'} than 1 % of it.\n"
+        f"B: permuting all but 1 logit changes the softmax by {format_mean(lost['permute', 1])} nats, all but 7 by "
+        f"{format_mean(lost['permute', kept])}, {'less' if difference.high < 0 else 'not less'} than 1 % of it.\n"
         "The paper trains students on these targets; they need k = 7 for 99 % of their robustness. No student was "
         "trained here.\nThe change of the targets stands in for it, so whether the paper's finding shows here is open."
     )

@@ -12,6 +12,7 @@ import pandas as pd
 
 from robbench.analysis.manifold_record import ManifoldsFile, read_manifolds_files
 from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
+from robbench.analysis.study_record import StudyFile, read_studies
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
@@ -92,10 +93,15 @@ class FigureData:
     def _manifolds_files(self) -> tuple[dict[str, tuple[ManifoldsFile, pd.DataFrame]], list[Damage]]:
         return read_manifolds_files(self.root)
 
+    @cached_property
+    def _studies(self) -> tuple[dict[tuple[str, str], tuple[StudyFile, pd.DataFrame]], list[Damage]]:
+        return read_studies(self.root)
+
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        return [*self._stored.damaged, *self._linear_files[1], *self._logits_files[1], *self._manifolds_files[1]]
+        measured = [*self._linear_files[1], *self._logits_files[1], *self._manifolds_files[1], *self._studies[1]]
+        return [*self._stored.damaged, *measured]
 
     @cached_property
     def results(self) -> list[ResultFile]:
@@ -133,6 +139,22 @@ class FigureData:
     def read_manifolds(self, dataset: str) -> dict[str, tuple[ManifoldsFile, pd.DataFrame]]:
         """Read the manifold geometry of all models of a data set, as `read_logits` reads the logits."""
         return self._choose_current(dataset, self._manifolds_files[0])
+
+    def read_studies(self, kind: str, dataset: str) -> dict[str, pd.DataFrame]:
+        """Read the studies of a kind of all models of a data set, in the order of figures.
+
+        A study that trains counts if it trained by the recipe of the model's card.
+        """
+        current = {}
+        for (measure, name), (file, rows) in self._studies[0].items():
+            entry, recipe = self.find_entry(name), file.identity.get("recipe")
+            if recipe is None:
+                is_current = self._is_current(dataset, file.model, file.identity.get("weights"))
+            else:
+                is_current = bool(entry and entry.card.recipe and entry.card.recipe.model_dump(mode="json") == recipe)
+            if (measure, file.dataset) == (kind, dataset) and is_current:
+                current[name] = rows
+        return {name: current[name] for name in self._sort_models(set(current))}
 
     def _choose_current(
         self, dataset: str, files: Mapping[str, tuple[_File, _Content]]

@@ -1,0 +1,190 @@
+"""The files of studies: measurements with one row per group and image. Imports no torch.
+
+```
+results/<dataset>/<model>/<kind>/<kind>.json     the summary (`StudyFile`)
+results/<dataset>/<model>/<kind>/<kind>.parquet  columns of the kind (`list_columns`)
+```
+
+The kinds are `steps` (PGD of several step sizes), `training` (logits at iterations of a short training) and `students`
+(small networks that learned from the logits of a training).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from robbench.core.errors import ResultError
+from robbench.core.files import digest
+from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table, write_measurement
+from robbench.results.reader import Damage
+from robbench.results.schema import Answers, Component, Count, StrictModel, read_validated
+
+__all__ = [
+    "STUDIES",
+    "StudyFile",
+    "list_columns",
+    "read_studies",
+    "read_study",
+    "study_folder",
+    "summarize_study",
+    "write_study",
+]
+
+Kind = Literal["steps", "training", "students"]
+STUDIES: tuple[Kind, ...] = ("steps", "training", "students")
+_MOST_BYTES = 2**30
+_DERIVED = {"schema_version", "run_id", "identity", "n"}
+
+
+def list_columns(kind: str, classes: int) -> dict[str, str]:
+    """Return the columns of a table and their types. The columns before `sample` name the group of a row.
+
+    steps: whether the image is classified correctly, and the number of steps until PGD broke it; -1 if it did not.
+    training: the logits, and whether PGD broke the image; only images of the test set are attacked.
+    students: whether the student is right about the image, and whether it is still right under PGD.
+    """
+    image = {"sample": "int64", "label": "int64"}
+    if kind == "steps":
+        return {"step_size": "float64", **image, "correct": "bool", "step": "int64"}
+    if kind == "students":
+        return {"loss": "str", "iteration": "int64", **image, "correct": "bool", "robust": "bool"}
+    logits = {f"logit_{k}": "float16" for k in range(classes)}
+    return {"seed": "int64", "iteration": "int64", "split": "str", **image, "broken": "bool", **logits}
+
+
+class StudyFile(StrictModel):
+    """The content of the summary."""
+
+    schema_version: Literal[1]
+    measure: Kind
+    run_id: str
+    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
+    model: Component
+    dataset: Component
+    n: Count
+    """Number of test images: the first n of the test set."""
+    total: Count
+    """Number of images of the whole test set."""
+    classes: Count
+    flags: dict[str, str]
+    """Problems that make the numbers doubtful: name of the problem -> sentence."""
+    identity: dict[str, Any]
+    """What the numbers depend on."""
+    seconds: float
+    lanes: int
+    hardware: str
+    versions: dict[str, str]
+    date: str
+    """UTC, ISO 8601."""
+    answers: Answers | None
+    """As in result.json; null where the study trains its own networks."""
+    files: dict[str, str]
+    """SHA-256 of the table."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Every version seals."""
+        return True
+
+
+def study_folder(root: Path, dataset: str, model: str, kind: str) -> Path:
+    """Return the folder of a results tree that holds a study of a model."""
+    return root / dataset / model / kind
+
+
+def summarize_study(rows: pd.DataFrame, identity: dict[str, Any], described: dict[str, Any]) -> StudyFile:
+    """Compute the summary of a study.
+
+    Args:
+        rows: the table.
+        identity: what the numbers depend on.
+        described: the remaining fields of `StudyFile`.
+
+    Raises:
+        ResultError: the groups of the table do not have the same images.
+    """
+    n = len(_list_samples(rows, str(described["measure"]), described["classes"]))
+    return StudyFile(schema_version=1, run_id=digest(identity), identity=identity, n=n, **described)
+
+
+def _list_samples(rows: pd.DataFrame, kind: str, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the official indices of the test images. Every group of the table must have the same."""
+    names = list(list_columns(kind, classes))
+    keys = names[: names.index("sample")]
+    samples: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+    for key, group in rows.groupby(keys, sort=False):
+        split = str(key[-1]) if "split" in keys else "test"
+        mine = group["sample"].to_numpy()
+        if not np.array_equal(samples.setdefault(split, mine), mine):
+            raise ResultError(f"The group {key} of a table of {kind} has other images than the first one.")
+    if "test" not in samples:
+        raise ResultError(f"A table of {kind} has no test image.")
+    return np.asarray(samples["test"], np.int64)
+
+
+def write_study(folder: Path, file: StudyFile, rows: pd.DataFrame) -> StudyFile:
+    """Write a study and return its summary with the digest of the table (`write_measurement`)."""
+    columns = list_columns(file.measure, file.classes)
+    table = rows[list(columns)].astype(columns)
+    return write_measurement(*_paths(folder, file.measure), _MOST_BYTES, file, table)
+
+
+def read_study(folder: Path) -> tuple[StudyFile, pd.DataFrame]:
+    """Read a study. The summary must follow from the table, and the table must be the one that was written.
+
+    Raises:
+        ResultError: a file is missing, damaged or changed, or the summary does not follow.
+    """
+    summary, table = _paths(folder, folder.name)
+    try:
+        file = read_validated(summary, StudyFile, 2**26)
+        if file.measure != folder.name or file.files != {table.name: digest_table(table, _MOST_BYTES)}:
+            raise ResultError(f"{table}: not as it was written (SHA-256).")
+        rows = read_table(table, _MOST_BYTES, list(list_columns(file.measure, file.classes).items()))
+        described = {name: getattr(file, name) for name in StudyFile.model_fields if name not in _DERIVED}
+        again = summarize_study(rows, file.identity, described)
+        check_summary(summary, table, file, again, _list_samples(rows, file.measure, file.classes))
+        _check_values(table, file, rows)
+    except (ResultError, ValueError) as error:
+        raise ResultError(f"{error} Measure it again: robbench measure {folder.name} --overwrite.") from None
+    return file, rows
+
+
+def _check_values(table: Path, file: StudyFile, rows: pd.DataFrame) -> None:
+    """Refuse values that no study writes.
+
+    Raises:
+        ResultError: a label is no class, a logit is not finite, or an image is robust without being correct.
+    """
+    if file.measure == "training":
+        logits = rows.filter(like="logit_").to_numpy(np.float64)
+        wrong = rows["broken"] & ((rows["split"] == "train") | (logits.argmax(1) != rows["label"]))
+        bad = not np.isfinite(logits).all() or bool(wrong.any())
+    else:
+        claimed = rows["step"] >= 0 if file.measure == "steps" else rows["robust"]
+        bad = bool((claimed & ~rows["correct"]).any())
+    if bad or not rows["label"].between(0, file.classes - 1).all():
+        raise ResultError(f"{table} holds values that no measurement writes.")
+
+
+def _paths(folder: Path, kind: str) -> tuple[Path, Path]:
+    return folder / f"{kind}.json", folder / f"{kind}.parquet"
+
+
+def read_studies(root: Path) -> tuple[dict[tuple[str, str], tuple[StudyFile, pd.DataFrame]], list[Damage]]:
+    """Read all studies of a results tree.
+
+    Returns:
+        (kind, `dataset/model`) -> summary and table, and the studies that are damaged.
+    """
+    found: dict[tuple[str, str], tuple[StudyFile, pd.DataFrame]] = {}
+    damaged = []
+    for kind in STUDIES:
+        mine, broken = read_measurements(root, kind, f"{kind}.json", read_study)
+        found.update({(kind, name): content for name, content in mine.items()})
+        damaged += broken
+    return found, damaged
