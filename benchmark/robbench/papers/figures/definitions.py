@@ -12,6 +12,7 @@ from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity
 from robbench.papers.figures.images import plan_confident_images, plan_neighbours
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
 from robbench.papers.figures.manifolds import plan_manifolds, plan_simulated_capacity
+from robbench.papers.figures.noise import plan_noise_accuracy, plan_smoothed_certificates
 from robbench.papers.figures.steps import plan_step_sizes
 from robbench.papers.figures.students import plan_students
 from robbench.papers.figures.surrogate import plan_surrogate
@@ -249,6 +250,23 @@ _ALL = (
         plan_step_sizes,
         "What to see: a model whose numbers change much between cells needs a careful choice of the attack.",
         "after Mosbach et al. 2018",
+    ),
+    FigureDefinition(
+        "noise-certified",
+        "Certified accuracy of smoothed models",
+        ("digits",),
+        plan_smoothed_certificates,
+        "What to see: a higher curve means that more images are proven at that radius. All curves end at one radius, "
+        "which the number of draws sets.",
+    ),
+    FigureDefinition(
+        "noise-accuracy",
+        "Robust accuracy over the noise in training",
+        ("digits", "mnist"),
+        plan_noise_accuracy,
+        "What to see: A, whether models with more noise withstand the usual attack. B, what of it a stronger attack "
+        "leaves.",
+        "after Section 4 of Shafahi et al. 2019",
     ),
     _result_figure("accuracy-eps", "Accuracy over the radius", plan_eps_figure),
     _result_figure("accuracy-steps", "Accuracy over the steps of an attack", plan_steps_figure),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from robbench.analysis.logits import Booleans, Estimate, estimate_share
-from robbench.core.stats import paired_difference
+from robbench.analysis.logits import Booleans, estimate_share
 from robbench.papers.figures.logits import Row, describe_finding, draw_band, format_share, make_row
+from robbench.papers.figures.noise import compare_shares
 from robbench.papers.figures.training import Tables, plan_studies
 from robbench.report.figures.canvas import MARKERS, add_legend_below, make_figure, set_log_axis
 from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
@@ -51,8 +51,8 @@ def _compute_students(dataset: str, tables: Tables) -> tuple[list[Row], str]:
         rows.append(make_row("A", model, "teacher", i, estimate_share(correct & ~mine["broken"].to_numpy())))
         rows.append(make_row("B", model, "teacher", i, estimate_share(correct)))
     middle, last = iterations[-2], iterations[-1]
-    better = _compare(robust["logits", last], robust["softmax", last])
-    later = _compare(robust["logits", middle], robust["logits", last])
+    better = compare_shares(robust["logits", last], robust["softmax", last])
+    later = compare_shares(robust["logits", middle], robust["logits", last])
     rows += [
         make_row("claim", model, "student: robust, logits minus softmax", last, better),
         make_row("claim", model, f"student: robust, teacher of iteration {middle} minus {last}", middle, later),
@@ -64,13 +64,6 @@ def _compute_students(dataset: str, tables: Tables) -> tuple[list[Row], str]:
         f"{last}). {describe_finding(better.low > 0)}\n"
         "Robust: what PGD leaves. One student each."
     )
-
-
-def _compare(first: Booleans, second: Booleans) -> Estimate:
-    """Return the share of one list of yes and no minus that of another on the same images, with its paired interval."""
-    more, less = int((first & ~second).sum()), int((second & ~first).sum())
-    n = len(first)
-    return Estimate((more - less) / n, *paired_difference(more, less, n), n)
 
 
 def _paint_students(title: str, numbers: pd.DataFrame, styles: Mapping[str, ModelStyle], caption: str) -> Figure:

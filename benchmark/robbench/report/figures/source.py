@@ -13,6 +13,7 @@ import pandas as pd
 from robbench.analysis.manifold_record import ManifoldsFile, read_manifolds_files
 from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
 from robbench.analysis.study_record import StudyFile, read_studies
+from robbench.certify.record import Certificates, read_certified_files
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
@@ -97,11 +98,15 @@ class FigureData:
     def _studies(self) -> tuple[dict[tuple[str, str], tuple[StudyFile, pd.DataFrame]], list[Damage]]:
         return read_studies(self.root)
 
+    @cached_property
+    def _certified(self) -> tuple[list[Certificates], list[Damage]]:
+        return read_certified_files(self.root)
+
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        measured = [*self._linear_files[1], *self._logits_files[1], *self._manifolds_files[1], *self._studies[1]]
-        return [*self._stored.damaged, *measured]
+        measured = [self._linear_files, self._logits_files, self._manifolds_files, self._studies, self._certified]
+        return [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
 
     @cached_property
     def results(self) -> list[ResultFile]:
@@ -139,6 +144,19 @@ class FigureData:
     def read_manifolds(self, dataset: str) -> dict[str, tuple[ManifoldsFile, pd.DataFrame]]:
         """Read the manifold geometry of all models of a data set, as `read_logits` reads the logits."""
         return self._choose_current(dataset, self._manifolds_files[0])
+
+    def read_smoothed(self, dataset: str) -> dict[str, Certificates]:
+        """Read the certificates of smoothing of all models of a data set, in the order of figures.
+
+        Of a model with several noises, those with the most images.
+        """
+        found: dict[str, Certificates] = {}
+        for file, rows in sorted(self._certified[0], key=lambda c: (c[0].n, c[0].run_id)):
+            if (file.method, file.dataset) == ("smoothing", dataset) and self._is_current(
+                dataset, file.model, file.identity.get("weights")
+            ):
+                found[f"{dataset}/{file.model}"] = file, rows
+        return {name: found[name] for name in self._sort_models(set(found))}
 
     def read_studies(self, kind: str, dataset: str) -> dict[str, pd.DataFrame]:
         """Read the studies of a kind of all models of a data set, in the order of figures.
