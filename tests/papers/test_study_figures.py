@@ -66,7 +66,12 @@ def test_figures_are_drawn_twice_the_same_and_name_what_is_missing(tree, name, t
 
 def test_a_figure_imports_no_torch(tree, tmp_path):
     code = (
-        "import sys; sys.modules['torch'] = None\n"
+        "import sys\n"
+        "class NoTorch:  # scipy looks into sys.modules, so a None there would not do\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
         "from pathlib import Path\n"
         "from robbench.models.card import Registry\n"
         "from robbench.papers.figures.definitions import FIGURES\n"
@@ -114,7 +119,7 @@ def test_captions_of_trainings_say_when_the_finding_does_not_show(tree):
     taught = {"students": study(tree, "at", "students"), "at": tables["at"]}
     other = taught["students"].assign(loss=taught["students"]["loss"].map({"logits": "softmax", "softmax": "logits"}))
     assert "A.7" in students._compute_students("digits", taught)[1]
-    assert students._compute_students("digits", {**taught, "students": other})[1].count("does not show") == 2
+    assert "does not show" in students._compute_students("digits", {**taught, "students": other})[1].split("A.7")[1]
 
 
 def test_a_training_of_another_recipe_is_not_drawn(tree, repo, tmp_path):

@@ -47,7 +47,33 @@ def test_gradient_gaps_are_the_medians(repo, page):
     assert "{:.0f} for `natural`, {:.0f} for `at` and {:.1f} for `ls095_sigma03`".format(*medians) in page
 
 
+def test_what_noise_buys_is_quoted_as_it_is(repo, page):
+    figures = repo / "results/figures"
+    digits, mnist = (pd.read_csv(figures / name / "noise-accuracy.csv") for name in ("digits", "mnist"))
+
+    def quoted(rows, panel, model):
+        row = rows[(rows["panel"] == panel) & (rows["model"] == model)].iloc[0]
+        return interval(row.value, row.low, row.high) in page
+
+    for panel, name in (("B", "natural"), ("B", "lsq2_sigma03"), ("B", "clp05_sigma03"), ("A", "ls095_sigma03")):
+        assert quoted(digits, panel, f"digits/{name}"), name
+    assert quoted(mnist, "A", "mnist/lsq2_sigma05") and quoted(mnist, "B", "mnist/at")
+    gain, loss = digits[digits["panel"] == "claim"].itertuples()
+    assert (
+        f"{100 * gain.value:.1f} points [{100 * gain.low:.1f}, {100 * gain.high:.1f}] more than for `natural`" in page
+    )
+    assert f"{-100 * loss.value:.1f} points [{-100 * loss.high:.1f}, {-100 * loss.low:.1f}] more than `lsq2" in page
+    smoothed = digits[
+        (digits["panel"] == "B") & digits["model"].isin([f"digits/{n}ls03" for n in ("", "a", "sb", "b")])
+    ]
+    assert len(smoothed) == 4 and (smoothed["value"] * smoothed["n"] < 1.5).all()
+    assert (mnist[(mnist["panel"] == "B") & (mnist["x"] > 0)]["value"] == 0).all()
+    certified = pd.read_csv(figures / "digits/noise-certified.csv")
+    at_half = certified[np.isclose(certified["x"], 0.5)]
+    assert quoted(at_half, "A", "digits/lsq2_sigma03") and quoted(at_half, "A", "digits/natural")
+
+
 def test_every_figure_is_in_the_repository(repo, page):
     pictures = re.findall(r"\]\(\.\./(results/[^)]+)\)", page)
-    assert len(pictures) == 4
+    assert len(pictures) == 7
     assert all((repo / picture).is_file() for picture in pictures)

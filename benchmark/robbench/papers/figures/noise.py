@@ -110,7 +110,8 @@ def plan_noise_accuracy(data: FigureData, title: str, dataset: str) -> FigurePla
         ):
             found = Estimate(accuracy.value, accuracy.low, accuracy.high, n)
             rows.append(make_row(panel, name, "", _read_sigma(data, name), found))
-    best = max(noisy, key=lambda name: (strong[name].robust_accuracy.value, name))
+    shares = {row[1]: row[4] for row in rows if row[0] == "A"}
+    best = max(noisy, key=lambda name: (strong[name].robust_accuracy.value, shares[name], name))
     claims = []
     for other in needed:
         both = robust[best].index.intersection(robust[other].index)
