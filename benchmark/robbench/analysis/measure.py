@@ -24,7 +24,7 @@ from robbench.analysis.record import (
     summarize_logits,
     write_logits,
 )
-from robbench.analysis.study_record import StudyFile
+from robbench.analysis.series_record import SeriesFile
 from robbench.attacks.pgd import PGD
 from robbench.classifier.answers import AnswerProbe, describe_other_answers
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
@@ -119,7 +119,7 @@ def measure_logits(
 
 
 def check_stored(
-    folder: Path, stored: LogitsFile | ManifoldsFile | StudyFile, identity: dict[str, Any], probe: AnswerProbe
+    folder: Path, stored: LogitsFile | ManifoldsFile | SeriesFile, identity: dict[str, Any], probe: AnswerProbe
 ) -> None:
     """Check that a stored measurement is of this identity and that the model still answers as it did.
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from robbench.analysis.measure import check_stored, describe_run, find_threat
-from robbench.analysis.study_record import StudyFile, read_study, study_folder, summarize_study, write_study
+from robbench.analysis.series_record import SeriesFile, read_series, series_folder, summarize_series, write_series
 from robbench.attacks.pgd import PGD
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import classify
@@ -38,7 +38,7 @@ def measure_steps(
     results: Path,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> StudyFile:
+) -> SeriesFile:
     """Measure and store after how many steps PGD breaks the first test images, for each of several step sizes.
 
     Args:
@@ -72,11 +72,11 @@ def measure_steps(
     }
     x, y, sample = images.x(at), images.y[at], images.index[at]
     width = choose_lanes(options.lanes, len(at), x.shape[1:], target.device)
-    title, folder = f"{images.dataset}/{target.name}", study_folder(results, images.dataset, target.name, "steps")
+    title, folder = f"{images.dataset}/{target.name}", series_folder(results, images.dataset, target.name, "steps")
     probe = make_probe(target, images, width)
     with lock_result(results, folder, wait=True, note=note):
         if (folder / "steps.json").exists() and not overwrite:
-            stored = read_study(folder)[0]
+            stored = read_series(folder)[0]
             check_stored(folder, stored, identity, probe)
             if stored.n >= len(at):
                 note(f"{title}: steps known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
@@ -107,4 +107,4 @@ def measure_steps(
             classes = target.module(x[:1].to(target.device)).shape[1]
         table = pd.concat(frames, ignore_index=True)
         about = describe_run(target, images, flags, begin, width, probe) | {"measure": "steps", "classes": classes}
-        return write_study(folder, summarize_study(table, identity, about), table)
+        return write_series(folder, summarize_series(table, identity, about), table)

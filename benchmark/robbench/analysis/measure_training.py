@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.analysis.measure import ATTACK, SEED, find_threat
-from robbench.analysis.study_record import StudyFile, read_study, study_folder, summarize_study, write_study
+from robbench.analysis.series_record import SeriesFile, read_series, series_folder, summarize_series, write_series
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.prepare import pick_device
 from robbench.core import rng
@@ -57,7 +57,7 @@ def measure_training(
     results: Path,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> StudyFile:
+) -> SeriesFile:
     """Train a card's recipe in short with several seeds, and store logits of test images at the end.
 
     Of the first seed, those on the way are stored too, and the logits of all training images.
@@ -75,26 +75,26 @@ def measure_training(
     Raises:
         RobbenchError: the model has no recipe, or what is stored is of something else.
     """
-    study = _Study(spec, options, results, "training")
-    recipe = _shorten(study.entry)
-    identity = study.identify(recipe, iterations=_ITERATIONS, checkpoints=list(_CHECKPOINTS), seeds=list(_SEEDS))
+    series = _Series(spec, options, results, "training")
+    recipe = _shorten(series.entry)
+    identity = series.identify(recipe, iterations=_ITERATIONS, checkpoints=list(_CHECKPOINTS), seeds=list(_SEEDS))
 
     def measure() -> pd.DataFrame:
         frames = []
         for seed in _SEEDS:
             mine = recipe.model_copy(update={"seed": seed})
-            module = _build(study.entry, mine, study.device)
-            step = Step(module, mine, Draws(study.train, mine, study.device))
+            module = _build(series.entry, mine, series.device)
+            step = Step(module, mine, Draws(series.train, mine, series.device))
             for i in range(_ITERATIONS):
                 step(i, learning_rate(mine, i / _ITERATIONS))
                 if i + 1 in (_CHECKPOINTS if seed == SEED else _CHECKPOINTS[-1:]):
                     key = {"seed": seed, "iteration": i + 1}
                     splits = ("train", "test") if seed == SEED else ("test",)
-                    frames += [_look(study, module, split).assign(**key) for split in splits]
-            note(f"{study.title}: seed {seed}, {_ITERATIONS} iterations")
+                    frames += [_look(series, module, split).assign(**key) for split in splits]
+            note(f"{series.title}: seed {seed}, {_ITERATIONS} iterations")
         return pd.concat(frames, ignore_index=True)
 
-    return study.run(identity, measure, overwrite, note)
+    return series.run(identity, measure, overwrite, note)
 
 
 def measure_students(
@@ -103,7 +103,7 @@ def measure_students(
     results: Path,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> StudyFile:
+) -> SeriesFile:
     """Train students on the logits that `measure_training` stored, and store which images they get right.
 
     There is a student for each of some iterations of the teacher and for each loss: `logits` is the mean absolute
@@ -122,13 +122,13 @@ def measure_students(
     Raises:
         RobbenchError: no training of the teacher is stored, or what is stored is of something else.
     """
-    study = _Study(spec, options, results, "students")
-    file, teacher = read_study(study_folder(results, study.entry.dataset, study.entry.name, "training"))
-    if file.identity["train"] != study.train.digest or file.identity["recipe"] != _dump(study.entry):
-        raise ResultError(f"{study.title}: the stored training is of another recipe or other images; measure it again.")
+    series = _Series(spec, options, results, "students")
+    file, teacher = read_series(series_folder(results, series.entry.dataset, series.entry.name, "training"))
+    if file.identity["train"] != series.train.digest or file.identity["recipe"] != _dump(series.entry):
+        raise ResultError(f"{series.title}: the stored training is of another recipe or other images; measure it again.")
     update = {"adversary": None, "pairing": None, "seed": SEED, "iterations": _STUDENT_ITERATIONS}
-    recipe = _shorten(study.entry).model_copy(update=update)
-    identity = study.identify(recipe, teacher=file.run_id, checkpoints=list(_STUDENT_CHECKPOINTS), losses=list(_LOSSES))
+    recipe = _shorten(series.entry).model_copy(update=update)
+    identity = series.identify(recipe, teacher=file.run_id, checkpoints=list(_STUDENT_CHECKPOINTS), losses=list(_LOSSES))
     teacher = teacher[(teacher["split"] == "train") & (teacher["seed"] == SEED)]
 
     def measure() -> pd.DataFrame:
@@ -136,20 +136,20 @@ def measure_students(
         for iteration in _STUDENT_CHECKPOINTS:
             logits = teacher[teacher["iteration"] == iteration].filter(like="logit_").to_numpy(np.float32).copy()
             for loss in _LOSSES:
-                module = _build(study.entry, recipe, study.device)
+                module = _build(series.entry, recipe, series.device)
                 kind = Step if loss == "logits" else _SoftmaxStep
-                draws = Draws(study.train, recipe, study.device)
-                step = kind(module, recipe, draws, target=torch.from_numpy(logits).to(study.device))
+                draws = Draws(series.train, recipe, series.device)
+                step = kind(module, recipe, draws, target=torch.from_numpy(logits).to(series.device))
                 for i in range(_STUDENT_ITERATIONS):
                     step(i, learning_rate(recipe, i / _STUDENT_ITERATIONS))
-                rows = _look(study, module, "test")
+                rows = _look(series, module, "test")
                 correct = rows.filter(like="logit_").to_numpy().argmax(1) == rows["label"]
                 found = rows[["sample", "label"]].assign(correct=correct, robust=correct & ~rows["broken"])
                 frames.append(found.assign(loss=loss, iteration=iteration))
-                note(f"{study.title}: student of iteration {iteration}, {loss}")
+                note(f"{series.title}: student of iteration {iteration}, {loss}")
         return pd.concat(frames, ignore_index=True)
 
-    return study.run(identity, measure, overwrite, note)
+    return series.run(identity, measure, overwrite, note)
 
 
 class _SoftmaxStep(Step):
@@ -161,8 +161,8 @@ class _SoftmaxStep(Step):
         return divergence(z, self.target[batch.sample]).mean()
 
 
-class _Study:
-    """What both studies share: the card, its data, and the stored measurement."""
+class _Series:
+    """What both series share: the card, its data, and the stored measurement."""
 
     def __init__(self, spec: ModelSpec, options: Options, results: Path, kind: str) -> None:
         if not isinstance(spec.model, str) or spec.source is not None:
@@ -182,7 +182,7 @@ class _Study:
         self.threat = find_threat(self.entry.dataset)
 
     def identify(self, recipe: Recipe, **about: object) -> dict[str, Any]:
-        """Return the identity of the study."""
+        """Return the identity of the series."""
         return {
             "measure": self.kind,
             "version": 1,
@@ -202,12 +202,12 @@ class _Study:
         measure: Callable[[], pd.DataFrame],
         overwrite: bool,
         note: Callable[[str], None],
-    ) -> StudyFile:
+    ) -> SeriesFile:
         """Measure and store, or return what is stored."""
-        folder = study_folder(self.results, self.entry.dataset, self.entry.name, self.kind)
+        folder = series_folder(self.results, self.entry.dataset, self.entry.name, self.kind)
         with lock_result(self.results, folder, wait=True, note=note):
             if (folder / f"{self.kind}.json").exists() and not overwrite:
-                stored = read_study(folder)[0]
+                stored = read_series(folder)[0]
                 if stored.run_id != digest(identity):
                     raise ResultError(describe_other_run(folder, stored.identity, identity))
                 if stored.n >= self.n:
@@ -231,7 +231,7 @@ class _Study:
                 "answers": None,
                 "files": {},
             }
-            return write_study(folder, summarize_study(rows, identity, about), rows)
+            return write_series(folder, summarize_series(rows, identity, about), rows)
 
 
 def _dump(entry: Entry) -> dict[str, Any]:
@@ -257,14 +257,14 @@ def _build(entry: Entry, recipe: Recipe, device: torch.device) -> nn.Module:
     return module.to(device).to(memory_format=torch.channels_last).train()
 
 
-def _look(study: _Study, module: nn.Module, split: str) -> pd.DataFrame:
+def _look(series: _Series, module: nn.Module, split: str) -> pd.DataFrame:
     """Look at a network in training: logits of all training or of some test images. The latter are also attacked."""
-    data: Dataset = study.train if split == "train" else study.test
-    n = len(data) if split == "train" else study.n
+    data: Dataset = series.train if split == "train" else series.test
+    n = len(data) if split == "train" else series.n
     x, y = torch.from_numpy(data.x[:n]).float() / data.scale, torch.from_numpy(data.y[:n])
     module.eval()
     with torch.no_grad():
-        logits = torch.cat([module(part.to(study.device)).cpu() for part in torch.split(x, _LANES)])
+        logits = torch.cat([module(part.to(series.device)).cpu() for part in torch.split(x, _LANES)])
     kept = logits.half()  # what is stored
     right = np.flatnonzero((kept.argmax(1) == y).numpy())
     broken = np.zeros(n, bool)
@@ -276,7 +276,7 @@ def _look(study: _Study, module: nn.Module, split: str) -> pd.DataFrame:
             x[right],
             y[right],
             sample[right],
-            Ball.of(study.threat),
+            Ball.of(series.threat),
             key=rng.make_key(SEED, "training"),
             widths=BatchWidths(module, x.shape[1:], _LANES, x.dtype),
         )

@@ -27,7 +27,7 @@ from robbench.core.errors import RobbenchError, unknown_name
 if TYPE_CHECKING:
     from robbench.analysis.manifold_record import ManifoldsFile
     from robbench.analysis.record import LogitsFile
-    from robbench.analysis.study_record import StudyFile
+    from robbench.analysis.series_record import SeriesFile
     from robbench.models.spec import SpecFields
 
 __all__ = ["measure"]
@@ -166,13 +166,13 @@ def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path |
     measure_all(dataset, Registry.default(models), results, _KINDS, measure_task, train_entry)
 
 
-def _choose_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | StudyFile]:
+def _choose_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | SeriesFile]:
     from robbench.analysis.measure import measure_logits
     from robbench.analysis.measure_manifolds import measure_manifolds
     from robbench.analysis.measure_steps import measure_steps
     from robbench.analysis.measure_training import measure_students, measure_training
 
-    known: dict[str, Callable[..., LogitsFile | ManifoldsFile | StudyFile]] = {
+    known: dict[str, Callable[..., LogitsFile | ManifoldsFile | SeriesFile]] = {
         "logits": measure_logits,
         "manifolds": measure_manifolds,
         "steps": measure_steps,
@@ -186,7 +186,7 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _describe(file: LogitsFile | ManifoldsFile | StudyFile) -> list[dict[str, str]]:
+def _describe(file: LogitsFile | ManifoldsFile | SeriesFile) -> list[dict[str, str]]:
     about = {"model": f"{file.dataset}/{file.model}", "n": str(file.n)}
     flags = {"flags": ", ".join(sorted(file.flags)) or "–"}
     if file.identity["measure"] == "manifolds":

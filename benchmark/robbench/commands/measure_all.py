@@ -99,7 +99,7 @@ def is_known(task: Task, data: FigureData) -> bool:
         return logits is not None and len(logits) >= wanted
     if task.run == "manifolds":
         return task.model in data.read_manifolds(dataset)
-    return task.model in data.read_studies(task.run, dataset)
+    return task.model in data.read_series(task.run, dataset)
 
 
 def measure_all(

@@ -27,7 +27,7 @@ _COLUMNS_OF_PANELS = 4
 
 def plan_step_sizes(data: FigureData, title: str, dataset: str) -> FigurePlan:
     """Plan the picture of step sizes and numbers of steps, a panel for each model."""
-    tables = data.read_studies("steps", dataset)
+    tables = data.read_series("steps", dataset)
     missing = [
         data.make_command(name, "measure steps -m {}")
         for short in _FIRST

@@ -61,11 +61,11 @@ def plan_studies(
     paint: Callable[[pd.DataFrame, Mapping[str, ModelStyle], str], Figure],
     kinds: tuple[tuple[str, str], ...] = (("training", _STANDARD), ("training", _ADVERSARIAL)),
 ) -> FigurePlan:
-    """Plan a figure of the studies (kind, model), or none if one of them is missing."""
+    """Plan a figure of the series (kind, model), or none if one of them is missing."""
     tables, missing = {}, []
     for kind, short in kinds:
         name = f"{dataset}/{short}"
-        rows = data.read_studies(kind, dataset).get(name)
+        rows = data.read_series(kind, dataset).get(name)
         if rows is None:
             missing.append(data.make_command(name, f"measure {kind} -m {{}}"))
         else:

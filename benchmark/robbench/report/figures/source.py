@@ -12,7 +12,7 @@ import pandas as pd
 
 from robbench.analysis.manifold_record import ManifoldsFile, read_manifolds_files
 from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
-from robbench.analysis.study_record import StudyFile, read_studies
+from robbench.analysis.series_record import SeriesFile, read_series_files
 from robbench.certify.record import Certificates, read_certified_files
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
@@ -95,8 +95,8 @@ class FigureData:
         return read_manifolds_files(self.root)
 
     @cached_property
-    def _studies(self) -> tuple[dict[tuple[str, str], tuple[StudyFile, pd.DataFrame]], list[Damage]]:
-        return read_studies(self.root)
+    def _series_files(self) -> tuple[dict[tuple[str, str], tuple[SeriesFile, pd.DataFrame]], list[Damage]]:
+        return read_series_files(self.root)
 
     @cached_property
     def _certified(self) -> tuple[list[Certificates], list[Damage]]:
@@ -105,7 +105,7 @@ class FigureData:
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        measured = [self._linear_files, self._logits_files, self._manifolds_files, self._studies, self._certified]
+        measured = [self._linear_files, self._logits_files, self._manifolds_files, self._series_files, self._certified]
         return [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
 
     @cached_property
@@ -158,13 +158,13 @@ class FigureData:
                 found[f"{dataset}/{file.model}"] = file, rows
         return {name: found[name] for name in self._sort_models(set(found))}
 
-    def read_studies(self, kind: str, dataset: str) -> dict[str, pd.DataFrame]:
-        """Read the studies of a kind of all models of a data set, in the order of figures.
+    def read_series(self, kind: str, dataset: str) -> dict[str, pd.DataFrame]:
+        """Read the series of a kind of all models of a data set, in the order of figures.
 
-        A study that trains counts if it trained by the recipe of the model's card.
+        A series that trains counts if it trained by the recipe of the model's card.
         """
         current = {}
-        for (measure, name), (file, rows) in self._studies[0].items():
+        for (measure, name), (file, rows) in self._series_files[0].items():
             entry, recipe = self.find_entry(name), file.identity.get("recipe")
             if recipe is None:
                 is_current = self._is_current(dataset, file.model, file.identity.get("weights"))

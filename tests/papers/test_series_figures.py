@@ -10,7 +10,7 @@ import pytest
 
 from robbench.analysis.logits import compute_gaps
 from robbench.analysis.record import read_logits
-from robbench.analysis.study_record import read_study
+from robbench.analysis.series_record import read_series
 from robbench.core.errors import ResultError
 from robbench.core.stats import paired_difference, wilson
 from robbench.data.sets import load
@@ -45,8 +45,8 @@ def claims(tree, name):
     return {row.other if hasattr(row, "other") else row.group: row for row in rows.itertuples()}
 
 
-def study(tree, model, kind):
-    return read_study(tree / "digits" / model / kind)[1]
+def series(tree, model, kind):
+    return read_series(tree / "digits" / model / kind)[1]
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -85,7 +85,7 @@ def test_a_figure_imports_no_torch(tree, tmp_path):
 
 
 def test_the_claims_of_trainings_are_those_of_the_stored_logits(tree):
-    natural, at = (study(tree, name, "training") for name in ("natural", "at"))
+    natural, at = (series(tree, name, "training") for name in ("natural", "at"))
 
     def logits(rows, split, seed=0):
         mine = rows[(rows["split"] == split) & (rows["iteration"] == 400) & (rows["seed"] == seed)]
@@ -110,13 +110,13 @@ def test_the_claims_of_trainings_are_those_of_the_stored_logits(tree):
 
 
 def test_captions_of_trainings_say_when_the_finding_does_not_show(tree):
-    tables = {name: study(tree, name, "training") for name in ("natural", "at")}
+    tables = {name: series(tree, name, "training") for name in ("natural", "at")}
     swapped = {"natural": tables["at"], "at": tables["natural"]}
     assert "finding shows" in training._compute_logit_evolution("digits", tables)[1]
     assert "does not show" in training._compute_logit_evolution("digits", swapped)[1]
     assert "finding shows" in training._compute_overlaps("digits", tables)[1]
     assert "does not show" in training._compute_overlaps("digits", {"natural": tables["at"], "at": tables["at"]})[1]
-    taught = {"students": study(tree, "at", "students"), "at": tables["at"]}
+    taught = {"students": series(tree, "at", "students"), "at": tables["at"]}
     other = taught["students"].assign(loss=taught["students"]["loss"].map({"logits": "softmax", "softmax": "logits"}))
     assert "A.7" in students._compute_students("digits", taught)[1]
     assert "does not show" in students._compute_students("digits", {**taught, "students": other})[1].split("A.7")[1]
@@ -129,7 +129,7 @@ def test_a_training_of_another_recipe_is_not_drawn(tree, repo, tmp_path):
 
 
 def test_the_grid_of_steps_counts_the_stored_breaks(tree):
-    rows = study(tree, "at", "steps")
+    rows = series(tree, "at", "steps")
     numbers = plan(tree, "mosbach2018").numbers
     cell = numbers[
         (numbers["model"] == "digits/at") & (numbers["other"] == "step size 0.25 eps") & (numbers["x"] == 10)

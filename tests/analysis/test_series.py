@@ -1,4 +1,4 @@
-"""Stored studies: steps until a break, short trainings and their students; changed tables are refused."""
+"""Stored series: steps until a break, short trainings and their students; changed tables are refused."""
 
 import json
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from robbench.analysis import measure_training as training
 from robbench.analysis.measure_steps import measure_steps
-from robbench.analysis.study_record import read_studies, read_study, study_folder
+from robbench.analysis.series_record import read_series_files, read_series, series_folder
 from robbench.attacks.pgd import PGD
 from robbench.commands.app import app
 from robbench.core.errors import ModelError, ResultError
@@ -24,7 +24,7 @@ SPEC = ModelSpec("digits/at")
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    root = tmp_path_factory.mktemp("studies")
+    root = tmp_path_factory.mktemp("series")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_ITERATIONS", 6)
         patch.setattr(training, "_CHECKPOINTS", (2, 6))
@@ -50,7 +50,7 @@ def copy(stored, tmp_path):
 
 
 def table(root, kind):
-    return read_study(study_folder(root, "digits", "at", kind))
+    return read_series(series_folder(root, "digits", "at", kind))
 
 
 def test_steps_are_those_at_which_pgd_breaks_an_image(stored):
@@ -134,7 +134,7 @@ def rewrite(root, kind, change):
     """Change the table, and make the summary name its new digest, as a careful forger would."""
     from robbench.core.files import digest_file
 
-    folder = study_folder(root, "digits", "at", kind)
+    folder = series_folder(root, "digits", "at", kind)
     path = folder / f"{kind}.parquet"
     change(pd.read_parquet(path)).to_parquet(path, index=False)
     fields = json.loads((folder / f"{kind}.json").read_text())
@@ -163,18 +163,18 @@ def rewrite(root, kind, change):
 def test_changed_tables_are_refused_even_with_a_new_seal(copy, kind, change, message):
     folder = rewrite(copy, kind, change)
     with pytest.raises(ResultError, match=message) as error:
-        read_study(folder)
+        read_series(folder)
     assert f"robbench measure {kind} --overwrite" in str(error.value)
-    found, damaged = read_studies(copy)
+    found, damaged = read_series_files(copy)
     assert len(found) == 2 and len(damaged) == 1
 
 
 def test_a_changed_file_and_another_run_are_refused(copy):
-    folder = study_folder(copy, "digits", "at", "training")
+    folder = series_folder(copy, "digits", "at", "training")
     path = folder / "training.parquet"
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(ResultError, match="not as it was written"):
-        read_study(folder)
+        read_series(folder)
     (copy / "digits/at").rename(copy / "digits/trades")
     with pytest.raises(ResultError, match="different run"):
         measure_steps(ModelSpec("digits/trades"), Options(samples=30), copy)

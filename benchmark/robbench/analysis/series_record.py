@@ -1,7 +1,7 @@
-"""The files of studies: measurements with one row per group and image. Imports no torch.
+"""The files of series: measurements with one row per group and image. Imports no torch.
 
 ```
-results/<dataset>/<model>/<kind>/<kind>.json     the summary (`StudyFile`)
+results/<dataset>/<model>/<kind>/<kind>.json     the summary (`SeriesFile`)
 results/<dataset>/<model>/<kind>/<kind>.parquet  columns of the kind (`list_columns`)
 ```
 
@@ -24,18 +24,18 @@ from robbench.results.reader import Damage
 from robbench.results.schema import Answers, Component, Count, StrictModel, read_validated
 
 __all__ = [
-    "STUDIES",
-    "StudyFile",
+    "SERIES",
+    "SeriesFile",
     "list_columns",
-    "read_studies",
-    "read_study",
-    "study_folder",
-    "summarize_study",
-    "write_study",
+    "read_series_files",
+    "read_series",
+    "series_folder",
+    "summarize_series",
+    "write_series",
 ]
 
 Kind = Literal["steps", "training", "students"]
-STUDIES: tuple[Kind, ...] = ("steps", "training", "students")
+SERIES: tuple[Kind, ...] = ("steps", "training", "students")
 _MOST_BYTES = 2**30
 _DERIVED = {"schema_version", "run_id", "identity", "n"}
 
@@ -56,7 +56,7 @@ def list_columns(kind: str, classes: int) -> dict[str, str]:
     return {"seed": "int64", "iteration": "int64", "split": "str", **image, "broken": "bool", **logits}
 
 
-class StudyFile(StrictModel):
+class SeriesFile(StrictModel):
     """The content of the summary."""
 
     schema_version: Literal[1]
@@ -81,7 +81,7 @@ class StudyFile(StrictModel):
     date: str
     """UTC, ISO 8601."""
     answers: Answers | None
-    """As in result.json; null where the study trains its own networks."""
+    """As in result.json; null where the series trains its own networks."""
     files: dict[str, str]
     """SHA-256 of the table."""
 
@@ -91,24 +91,24 @@ class StudyFile(StrictModel):
         return True
 
 
-def study_folder(root: Path, dataset: str, model: str, kind: str) -> Path:
-    """Return the folder of a results tree that holds a study of a model."""
+def series_folder(root: Path, dataset: str, model: str, kind: str) -> Path:
+    """Return the folder of a results tree that holds a series of a model."""
     return root / dataset / model / kind
 
 
-def summarize_study(rows: pd.DataFrame, identity: dict[str, Any], described: dict[str, Any]) -> StudyFile:
-    """Compute the summary of a study.
+def summarize_series(rows: pd.DataFrame, identity: dict[str, Any], described: dict[str, Any]) -> SeriesFile:
+    """Compute the summary of a series.
 
     Args:
         rows: the table.
         identity: what the numbers depend on.
-        described: the remaining fields of `StudyFile`.
+        described: the remaining fields of `SeriesFile`.
 
     Raises:
         ResultError: the groups of the table do not have the same images.
     """
     n = len(_list_samples(rows, str(described["measure"]), described["classes"]))
-    return StudyFile(schema_version=1, run_id=digest(identity), identity=identity, n=n, **described)
+    return SeriesFile(schema_version=1, run_id=digest(identity), identity=identity, n=n, **described)
 
 
 def _list_samples(rows: pd.DataFrame, kind: str, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -126,27 +126,27 @@ def _list_samples(rows: pd.DataFrame, kind: str, classes: int) -> np.ndarray[Any
     return np.asarray(samples["test"], np.int64)
 
 
-def write_study(folder: Path, file: StudyFile, rows: pd.DataFrame) -> StudyFile:
-    """Write a study and return its summary with the digest of the table (`write_measurement`)."""
+def write_series(folder: Path, file: SeriesFile, rows: pd.DataFrame) -> SeriesFile:
+    """Write a series and return its summary with the digest of the table (`write_measurement`)."""
     columns = list_columns(file.measure, file.classes)
     table = rows[list(columns)].astype(columns)
     return write_measurement(*_paths(folder, file.measure), _MOST_BYTES, file, table)
 
 
-def read_study(folder: Path) -> tuple[StudyFile, pd.DataFrame]:
-    """Read a study. The summary must follow from the table, and the table must be the one that was written.
+def read_series(folder: Path) -> tuple[SeriesFile, pd.DataFrame]:
+    """Read a series. The summary must follow from the table, and the table must be the one that was written.
 
     Raises:
         ResultError: a file is missing, damaged or changed, or the summary does not follow.
     """
     summary, table = _paths(folder, folder.name)
     try:
-        file = read_validated(summary, StudyFile, 2**26)
+        file = read_validated(summary, SeriesFile, 2**26)
         if file.measure != folder.name or file.files != {table.name: digest_table(table, _MOST_BYTES)}:
             raise ResultError(f"{table}: not as it was written (SHA-256).")
         rows = read_table(table, _MOST_BYTES, list(list_columns(file.measure, file.classes).items()))
-        described = {name: getattr(file, name) for name in StudyFile.model_fields if name not in _DERIVED}
-        again = summarize_study(rows, file.identity, described)
+        described = {name: getattr(file, name) for name in SeriesFile.model_fields if name not in _DERIVED}
+        again = summarize_series(rows, file.identity, described)
         check_summary(summary, table, file, again, _list_samples(rows, file.measure, file.classes))
         _check_values(table, file, rows)
     except (ResultError, ValueError) as error:
@@ -154,8 +154,8 @@ def read_study(folder: Path) -> tuple[StudyFile, pd.DataFrame]:
     return file, rows
 
 
-def _check_values(table: Path, file: StudyFile, rows: pd.DataFrame) -> None:
-    """Refuse values that no study writes.
+def _check_values(table: Path, file: SeriesFile, rows: pd.DataFrame) -> None:
+    """Refuse values that no series writes.
 
     Raises:
         ResultError: a label is no class, a logit is not finite, or an image is robust without being correct.
@@ -175,16 +175,16 @@ def _paths(folder: Path, kind: str) -> tuple[Path, Path]:
     return folder / f"{kind}.json", folder / f"{kind}.parquet"
 
 
-def read_studies(root: Path) -> tuple[dict[tuple[str, str], tuple[StudyFile, pd.DataFrame]], list[Damage]]:
-    """Read all studies of a results tree.
+def read_series_files(root: Path) -> tuple[dict[tuple[str, str], tuple[SeriesFile, pd.DataFrame]], list[Damage]]:
+    """Read all series of a results tree.
 
     Returns:
-        (kind, `dataset/model`) -> summary and table, and the studies that are damaged.
+        (kind, `dataset/model`) -> summary and table, and the series that are damaged.
     """
-    found: dict[tuple[str, str], tuple[StudyFile, pd.DataFrame]] = {}
+    found: dict[tuple[str, str], tuple[SeriesFile, pd.DataFrame]] = {}
     damaged = []
-    for kind in STUDIES:
-        mine, broken = read_measurements(root, kind, f"{kind}.json", read_study)
+    for kind in SERIES:
+        mine, broken = read_measurements(root, kind, f"{kind}.json", read_series)
         found.update({(kind, name): content for name, content in mine.items()})
         damaged += broken
     return found, damaged
