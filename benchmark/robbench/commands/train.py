@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cards", "train"]
 
-_BUDGETS = ("auto", "full", "cpu")
+_BUDGETS = ("auto", "full", "cpu", "gpu")
 _PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 
 
@@ -45,7 +45,7 @@ def train(
     ] = None,
     restart: Annotated[bool, typer.Option(help="Start again, without an earlier unfinished training.")] = False,
     budget: Annotated[
-        str, typer.Option(help="full, cpu (the card's smaller recipe for a CPU), or auto: by the device.")
+        str, typer.Option(help="full, cpu (a smaller recipe), gpu (larger batches), or auto: by the device.")
     ] = "auto",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, float64, or auto: by the device and image size.")
