@@ -54,7 +54,7 @@ def measure(args: list[str]) -> tuple[dict[str, float], set[str]]:
     before, begin = os.times(), time.monotonic()
     with tempfile.NamedTemporaryFile("r") as modules:
         command = [sys.executable, "-c", CODE, modules.name, *args]
-        with subprocess.Popen(command, stdout=theirs, stderr=theirs) as child:
+        with subprocess.Popen(command, stdout=theirs, stderr=theirs):
             os.close(theirs)
             first = _wait_for_end(ours)
         wall, after = time.monotonic() - begin, os.times()
