@@ -12,7 +12,16 @@ from typing import Any, TextIO
 
 from robbench.core.errors import ResultError
 
-__all__ = ["announce", "print_json", "print_objects", "print_table", "print_text", "reserve_stdout", "tree"]
+__all__ = [
+    "announce",
+    "print_json",
+    "print_objects",
+    "print_table",
+    "print_text",
+    "print_whole",
+    "reserve_stdout",
+    "tree",
+]
 
 
 _reserved: ContextVar[TextIO | None] = ContextVar("_reserved", default=None)
@@ -58,6 +67,11 @@ def print_text(text: str) -> None:
     from robbench.report.console import make_console
 
     make_console().print(text, soft_wrap=True)
+
+
+def print_whole(text: str) -> None:
+    """Print text that a program may read, such as CSV: no line break is added on a terminal."""
+    getattr(sys.stdout, "write_whole", sys.stdout.write)(text)
 
 
 def print_objects(objects: list[dict[str, Any]]) -> None:
