@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("command", nargs="*", help="such as 'show digits/at'; by default a list of commands")
     commands = parser.parse_args().command or COMMANDS
     width = max(map(len, commands))
-    print(f"{len(commands)} commands; a command that takes under {SHORT:.0f} s runs {RUNS} times, and others run once.")
+    print(f"A command that takes under {SHORT:.0f} s runs {RUNS} times. Others run once.")
     print(f"{'command':<{width}}  " + "  ".join(f"{name:>7}" for name in HEADS) + "  large packages", flush=True)
     for command in commands:
         runs, imported = [], set[str]()

@@ -21,9 +21,16 @@ from rich.text import Text
 from robbench.report.escape import escape_control
 from robbench.report.wrapping import break_line, break_text
 
-__all__ = ["SafeStream", "TerminalConsole", "make_console", "protect_terminal"]
+__all__ = ["SafeStream", "TerminalConsole", "leave_out_python", "make_console", "protect_terminal"]
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_ABOUT_PYTHON = re.compile(
+    r" \(in Python\b[^()]*\)"  # --output NAME (in Python output=)
+    r"|; in Python\b(?:[^().]|\([^()]*\)|\.(?=\S))*"  # (--model; in Python: model=)
+    r"|, or in Python [^,]*"  # a class, or in Python a list, or None
+    r"|,? or None(?=[.,]|$)"
+)
+_RESET = "\x1b[0m"
 _WIDTH = 200  # characters, if there is no terminal
 
 
@@ -45,6 +52,8 @@ class SafeStream:
 
     def write(self, text: str) -> int:
         """Write text with its control characters as escapes."""
+        if text == _RESET:  # Ray resets colours when the process ends. Nothing here is coloured.
+            return len(text)
         width = _find_width(self.plain)
         for line in _LINE.findall(text):
             self._write_line(line, width)
@@ -113,7 +122,9 @@ class TerminalConsole(Console):
             yield Segment(text if control else escape_control(text), style, control)
 
     def note(self, text: str) -> None:
-        """Print a warning."""
+        """Print a warning. A reader at the command line gets no words about Python."""
+        if isinstance(super().file, SafeStream):
+            text = leave_out_python(text)
         self.print(Text.assemble(("note:", "yellow"), " ", text), soft_wrap=True)
 
 
@@ -137,6 +148,11 @@ def _find_width(stream: IO[str]) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):
         return None
+
+
+def leave_out_python(text: str) -> str:
+    """Leave out what only a reader in Python can do: `(in Python data=)` and `or None`."""
+    return _ABOUT_PYTHON.sub("", text)
 
 
 @contextlib.contextmanager
