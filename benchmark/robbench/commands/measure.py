@@ -85,7 +85,8 @@ def measure(
         if as_json:
             print_objects([file.model_dump(mode="json") for file in measured])
         else:
-            print_table([row for file in measured for row in _describe(file)], as_json=False)
+            heads = ("model", "n", "flags", "manifolds") if what == "manifolds" else ()
+            print_table([row for file in measured for row in _describe(file)], as_json=False, heads=heads)
         return
     from robbench.linear.measure import measure_linear
     from robbench.report.linear import make_linear_rows

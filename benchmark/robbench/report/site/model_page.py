@@ -14,7 +14,7 @@ from robbench.report.site.overview import format_verdict, list_damage, show_accu
 from robbench.report.site.page import Html, join, link, list_items, make_document, tag
 from robbench.report.site.standing import Standing
 from robbench.report.site.tables import Cell, make_table
-from robbench.report.verdict import describe_verdict
+from robbench.report.verdict import describe_status, describe_verdict
 from robbench.results.summary import make_accuracy
 
 __all__ = ["Picture", "make_model_page"]
@@ -158,7 +158,7 @@ def _explain_verdict(standing: Standing) -> Iterator[Html]:
     rows: list[dict[str, Cell | str]] = [
         {
             "Check": check.title,
-            "Result": check.status,
+            "Result": describe_status(check),
             "Value": Cell("–" if check.value is None else f"{check.value:.4g}", None, "number"),
             "Passes": check.threshold,
             "Reason": check.reason,
