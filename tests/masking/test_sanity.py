@@ -234,6 +234,12 @@ def test_random_answers_are_randomized():
     assert (noisy.verdict, noisy.decided_by, noisy.advice.suite) == ("randomized", ["randomized"], "eot")
 
 
+def test_an_advised_suite_without_transfers_takes_no_surrogate():
+    noisy = Noisy(digits("natural"), 0.1).eval()
+    found = examine(noisy, samples=3, dataset="digits", act=True, surrogate="digits/natural")
+    assert found.acted is not None and found.acted.suite == "eot"
+
+
 def test_images_of_ones_own_need_no_surrogate():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(24, 1, 6, 6, generator=generator)

@@ -230,6 +230,8 @@ class _Examination:
         if self.images.dataset not in loaded.threats and options.eps is None:
             threat = self.suite.threat(self.images.dataset)
             options = replace(options, norm=threat.norm, eps=threat.eps_text)
+        if all(stage.kind != Transfer.kind for stage in loaded.stages(self.images.dataset)):
+            options = replace(options, surrogate=None)
         request = replace(self.request, suite=suite, options=options)
         result = run_here(EvaluationRun(request, self.target, self.images, loaded, self.reporter))
         return FollowUpResult(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)
