@@ -346,9 +346,10 @@ def test_no_picture_of_the_tree_is_shown(tmp_path, repo):
 
 
 def test_a_landscape_without_a_digest_is_not_drawn(tmp_path, repo):
-    file = read_sanity(repo / "results/digits/natural/sanity/sanity.json")
+    stored = read_sanity(repo / "results/digits/natural/sanity/sanity.json")
+    file = stored.model_copy(update={"landscape": ""})
     sheets = {draw_sheet(file, repo / f"results/digits/{name}/sanity/landscape.parquet") for name in ("natural", "at")}
-    assert not file.landscape and len(sheets) == 1, "an exchanged one would not be noticed"
+    assert len(sheets) == 1, "an exchanged one would not be noticed"
     sealed = file.model_copy(update={"landscape": "0" * 64})
     assert draw_sheet(sealed, repo / "results/digits/natural/sanity/landscape.parquet") not in sheets
 

@@ -101,16 +101,13 @@ def test_weights_do_not_come_through_a_link_out_of_the_registry(tmp_path):
     load_model(registry(tmp_path / "b"))
 
 
-def test_results_are_not_written_through_a_link_out_of_the_tree(problem, tmp_path):
-    model, x, y = problem
+def test_results_are_not_written_through_a_link_out_of_the_tree(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").write_text("keep")
-    (tmp_path / "r/digits/small").mkdir(parents=True)
-    (tmp_path / "r/digits/small/quick").symlink_to(tmp_path / "precious")
+    (tmp_path / "r/digits/natural").mkdir(parents=True)
+    (tmp_path / "r/digits/natural/quick").symlink_to(tmp_path / "precious")
     with pytest.raises(StorageError, match=r"quick is a link, to .*precious"):
-        evaluate(
-            model, "quick", x=x, y=y, dataset="digits", name="small", results=tmp_path / "r", overwrite=True
-        )  # fmt: skip
+        evaluate("digits/natural", "quick", samples=2, results=tmp_path / "r", overwrite=True)
     assert os.listdir(tmp_path / "precious") == ["file"]
 
 

@@ -101,10 +101,13 @@ MNIST = "58307ebf296d64db3d8a15e3d10912cb175f169f6a7001b0af629d10c8420c6d"
     [
         (range(898, 1198), "first 300 of 899", "digits", load("digits").digest, None, True),
         (range(300), "first 300 of 899", "digits", load("digits").digest, None, False),
-        (range(300), "first 300 of 899", "digits", "own images", None, True),
+        (range(300), "first 300 of 899", "digits", "own images", None, False),
         (range(898, 1043), "all 145", "digits", load("digits").digest, None, False),
         (range(200), "first 200 of 10000", "mnist", MNIST, None, True),
         (range(200), "first 200 of 9000", "mnist", MNIST, None, False),
+        (range(200), "first 200 of 10000", "mnist", "own images", None, False),
+        (range(200), "first 200 of 300", "mnist", None, None, False),
+        (range(200), "first 200 of 10000", "cifar10", "the official files", None, True),
         (range(200), "first 200 of 10000", "fashion_mnist", MNIST, None, False),
         ([0, 1, 3], "first 3 of 10000", "cifar100", "?", None, False),
         ([0, 1, 3], "first 3 of 9999", "cifar100", "?", None, True),  # a copy that lacks image 2

@@ -27,7 +27,8 @@ def check_request(request: RunRequest) -> None:
     if isinstance(spec.model, str) and spec.source is None:
         dataset: str = Registry.default([Path(m) for m in options.models]).find(spec.model).card.dataset
     else:
-        named = spec.dataset if spec.source is None else spec.source.test_set(spec.dataset)
+        source = None if spec.has_own_images else spec.source
+        named = spec.dataset if source is None else source.test_set(spec.dataset)
         if spec.has_own_images or named == IMAGENET:
             choose_threat(suite, named or "custom", options, None)  # refuses a run without a radius
             return
