@@ -12,6 +12,8 @@ import pandas as pd
 
 from robbench.analysis.manifold_record import ManifoldsFile, read_manifolds_files
 from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
+from robbench.analysis.study_record import StudyFile, read_studies
+from robbench.analysis.study_spec import load_studies
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
@@ -92,10 +94,15 @@ class FigureData:
     def _manifolds_files(self) -> tuple[dict[str, tuple[ManifoldsFile, pd.DataFrame]], list[Damage]]:
         return read_manifolds_files(self.root)
 
+    @cached_property
+    def _studies(self) -> tuple[dict[str, tuple[StudyFile, pd.DataFrame]], list[Damage]]:
+        return read_studies(self.root)
+
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        return [*self._stored.damaged, *self._linear_files[1], *self._logits_files[1], *self._manifolds_files[1]]
+        measured = (self._linear_files, self._logits_files, self._manifolds_files, self._studies)
+        return [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
 
     @cached_property
     def results(self) -> list[ResultFile]:
@@ -133,6 +140,20 @@ class FigureData:
     def read_manifolds(self, dataset: str) -> dict[str, tuple[ManifoldsFile, pd.DataFrame]]:
         """Read the manifold geometry of all models of a data set, as `read_logits` reads the logits."""
         return self._choose_current(dataset, self._manifolds_files[0])
+
+    def read_study(self, full_name: str) -> tuple[StudyFile, pd.DataFrame] | None:
+        """Read a part of a study, such as `digits/tsipras2019-pair`; None if it is not as it is declared now."""
+        dataset, _, part = full_name.partition("/")
+        name, _, kind = part.rpartition("-")
+        declared = getattr(load_studies()[f"{name}-{dataset}"], kind).model_dump(mode="json")
+        found = self._studies[0].get(full_name)
+        return found if found is not None and found[0].identity.get("spec") == declared else None
+
+    def make_study_command(self, full_name: str) -> str:
+        """Return the shell command that trains the study of a part such as `digits/tsipras2019-pair`."""
+        dataset, _, part = full_name.partition("/")
+        restart = " --restart" if any((self.root / full_name / "study").glob("*.json")) else ""
+        return f"robbench train --family {part.rpartition('-')[0]}-{dataset}{restart}"
 
     def _choose_current(
         self, dataset: str, files: Mapping[str, tuple[_File, _Content]]
