@@ -60,7 +60,7 @@ def _board(folder):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["table", "8"], "Unknown table '8'. Known: all, seguin2021-1"),
+        (["table", "8"], "Unknown table '8'. Known: all, goibert2019"),
         (["table", "shafahi-5"], "Did you mean shafahi2019-5"),
         (["table", "seguin2021-2", "--format", "markdwn"], "Did you mean markdown"),
         (["table", "all", "--format", "csv"], "go with one table"),

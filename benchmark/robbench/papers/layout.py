@@ -11,6 +11,7 @@ import io
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 import pandas as pd
@@ -100,7 +101,8 @@ def check_format(kind: str) -> None:
 
 
 def _title(table: FilledTable) -> str:
-    return f"{table.paper_table.source}, Table {table.paper_table.number}: {table.paper_table.title}"
+    number = f", Table {table.paper_table.number}" if table.paper_table.number else ""
+    return f"{table.paper_table.source}{number}: {table.paper_table.title}"
 
 
 def _explain(table: FilledTable) -> str:
@@ -112,7 +114,7 @@ def _explain(table: FilledTable) -> str:
         "strongest suite at the same radius (the suite whose interval ends lowest), and the attack of this suite with "
         "the lowest accuracy. Overestimation: PGD on cross-entropy from one start minus that worst case. Verdict: "
         "that of robbench sanity on the same weights."
-    ) + (_PREDICTION if table.paper_table.predicts else "")
+    ) + (f" {table.paper_table.remark}" if table.paper_table.remark else _PREDICTION * table.paper_table.predicts)
 
 
 def _row_name(table: FilledTable, row: FilledRow) -> str:
@@ -124,7 +126,7 @@ def _row_name(table: FilledTable, row: FilledRow) -> str:
 def _format_pair(cell: Cell) -> tuple[str, str]:
     """Format our accuracy, and the paper's number with the difference."""
     if cell.ours is None or cell.difference is None:
-        return "–", cell.paper.text
+        return "–" if cell.ours is None else format_with_interval(cell.ours), cell.paper.text
     return format_with_interval(cell.ours), f"{cell.paper.text} ({round(cell.difference, 1) + 0.0:+.1f})"  # no -0.0
 
 
@@ -265,7 +267,7 @@ def _cell_fields(cell: Cell) -> dict[str, str]:
         "": f"{100 * ours.value:.2f}" if ours else "",
         " low": f"{100 * ours.low:.2f}" if ours else "",
         " high": f"{100 * ours.high:.2f}" if ours else "",
-        " paper": f"{cell.paper.value:g}",
+        " paper": "" if isnan(cell.paper.value) else f"{cell.paper.value:g}",
         " difference": "" if difference is None else f"{round(difference, 2) + 0.0:.2f}",
     }
 

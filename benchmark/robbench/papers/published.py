@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from robbench.core.errors import ResultError, unknown_name
 from robbench.models.card import Entry
@@ -21,11 +22,13 @@ class Column:
 
     Attributes:
         heading: printed heading; the name of the attack if the column is about one attack.
-        csv: name of the column in the table's CSV file.
+        csv: name of the column in the table's CSV file; empty if we do not have the paper's numbers.
         attacks: the attacks whose worst case is our accuracy. Empty means clean accuracy. None means not measured.
+        on: data set -> attacks that replace `attacks` there.
         card_key: key of the column in `paper.figures` of cards, if it is not `csv`.
         deviation: CSV column of the paper's standard deviation over its runs.
         predicted: whether our accuracy is the prediction of the linear model, from `robbench measure linear`.
+        worst: whether our accuracy is the worst case of the strongest suite.
     """
 
     heading: str
@@ -34,6 +37,8 @@ class Column:
     card_key: str = ""
     deviation: str = ""
     predicted: bool = False
+    worst: bool = False
+    on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -48,7 +53,7 @@ class PaperTable:
     Attributes:
         id: name of the table on the command line.
         source: the paper. The `paper.source` of its cards begins with this text.
-        number: number of the table in the paper.
+        number: number of the table in the paper; empty if the table has none.
         title: title of the table.
         csv: file in `papers/`.
         labels: heading -> CSV column, for the labels of a row.
@@ -60,6 +65,7 @@ class PaperTable:
         dataset: data set of all rows; empty if the CSV file or `models` gives it.
         models: first label of a row -> models of the row, if cards do not quote the table. The first model is always
             shown, the others are shown if they have a result.
+        remark: what a reader must know about the paper's numbers or about our models.
     """
 
     id: str
@@ -74,6 +80,7 @@ class PaperTable:
     others: tuple[str, ...] = ()
     dataset: str = ""
     models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    remark: str = ""
 
     @property
     def predicts(self) -> bool:
@@ -83,7 +90,7 @@ class PaperTable:
 
 @dataclass(frozen=True, slots=True)
 class PaperNumber:
-    """A number in a paper's table: its text with the paper's marks, and its value (never NaN)."""
+    """A number in a paper's table: its text with the paper's marks, and its value; NaN if we lack it."""
 
     text: str
     value: float
@@ -196,6 +203,55 @@ _LINEAR_MODEL = PaperTable(
     },
 )
 
+
+_mnist_methods = partial(
+    PaperTable, number="", labels={"Method": "method"}, suite="whitebox", cards=(), dataset="mnist"
+)
+_USUAL_PGD: Mapping[str, tuple[str, ...]] = {"digits": ("PGD-20-xent",)}
+_LABEL_SMOOTHING = _mnist_methods(
+    id="goibert2019",
+    source="Goibert & Dohmatob 2019",
+    title="ways to smooth labels",
+    csv="goibert2019_mnist.csv",
+    columns=(
+        Column("Accuracy", "", ()),
+        Column("FGSM", "", ("FGSM-xent",)),
+        Column("BIM", "", ("PGD-40-xent",), on=_USUAL_PGD),
+    ),
+    models={
+        "no smoothing": ("digits/natural", "mnist/natural"),
+        "SLS": ("digits/ls03", "mnist/ls095"),
+        "ALS": ("digits/als03",),
+        "BLS": ("digits/bls03",),
+        "SBLS": ("digits/sbls03",),
+    },
+    remark=(
+        "The methods are the paper's. Its numbers are not in this repository, so its half of each cell is –. BIM is "
+        "PGD on cross-entropy. The paper's other attacks, DeepFool and C&W, look for the nearest break."
+    ),
+)
+_LOGIT_PAIRING = _mnist_methods(
+    id="mosbach2018",
+    source="Mosbach et al. 2018",
+    title="logit pairing and logit squeezing",
+    csv="mosbach2018_mnist.csv",
+    columns=(
+        Column("Accuracy", "accuracy", ()),
+        Column("Baseline attack", "baseline", ("PGD-40-xent",), on=_USUAL_PGD),
+        Column("Strongest attack", "strongest", None, worst=True),
+    ),
+    models={
+        "Plain": ("digits/natural", "mnist/natural"),
+        "CLP": ("digits/clp05_sigma03",),
+        "LSQ": ("digits/lsq05_sigma03", "digits/lsq2_sigma03", "mnist/lsq05_sigma05"),
+        "100% AT": ("digits/at", "mnist/at"),
+    },
+    remark=(
+        "The paper's numbers are of MNIST at Linf 76.5/255, so rows of digits have no difference. Our baseline attack "
+        "is PGD on cross-entropy, our strongest attack the worst case. The paper's has many steps and restarts."
+    ),
+)
+
 _ALL = (
     _LINEAR_MODEL,
     _shafahi("2", "MNIST, white-box and black-box, excerpt", "mnist", _MNIST_COLUMNS, "5"),
@@ -206,6 +262,8 @@ _ALL = (
     _shafahi("7", "CIFAR-10, black-box", "cifar10_blackbox", _BLACK_BOX, "7", "3", "4"),
     _seguin("1", "standard and adversarial training", "accuracy", {"Model": "model", "Data set": "dataset"}),
     _seguin("2", "students of changed logits", "distillation", {"Student": "student"}, "cifar10"),
+    _LABEL_SMOOTHING,
+    _LOGIT_PAIRING,
 )
 TABLES = {table.id: table for table in _ALL}
 """Id -> table, for all tables that results can fill."""
@@ -234,10 +292,10 @@ def read_paper_rows(table: PaperTable, entries: Sequence[Entry]) -> list[PaperRo
     quoting = [e for e in entries if e.card.paper and e.card.paper.source.startswith(table.source)]
     rows = []
     for raw in read_table(table.csv):
-        numbers = {column.key: _parse_number(raw, column) for column in table.columns}
+        numbers = {column.key or column.heading: _parse_number(raw, column) for column in table.columns}
         labels = tuple(_QUOTED.get(raw[key], raw[key]) for key in table.labels.values())
         if table.models:
-            rows.append(_row_of_models(labels, numbers, table.models[labels[0]], entries))
+            rows.append(_row_of_models(table, labels, numbers, entries))
             continue
         dataset = table.dataset or raw["dataset"]
         claiming = [e for e in quoting if e.dataset == dataset and _has_numbers(e, numbers)]
@@ -254,13 +312,13 @@ def read_paper_rows(table: PaperTable, entries: Sequence[Entry]) -> list[PaperRo
 
 
 def _row_of_models(
-    labels: tuple[str, ...], numbers: Mapping[str, PaperNumber], names: Sequence[str], entries: Sequence[Entry]
+    table: PaperTable, labels: tuple[str, ...], numbers: Mapping[str, PaperNumber], entries: Sequence[Entry]
 ) -> PaperRow:
     """Make a row whose models the table names. Models that no registry has are left out."""
-    known = {e.full_name: e for e in entries}
+    known, names = {e.full_name: e for e in entries}, table.models.get(labels[0], ())
     return PaperRow(
         labels=labels,
-        dataset=names[0].partition("/")[0],
+        dataset=table.dataset or names[0].partition("/")[0],
         numbers=tuple(numbers.values()),
         cards=tuple(known[n] for n in names[:1] if n in known),
         others=tuple(known[n] for n in names[1:] if n in known),
@@ -268,6 +326,8 @@ def _row_of_models(
 
 
 def _parse_number(raw: Mapping[str, str], column: Column) -> PaperNumber:
+    if not column.csv:
+        return PaperNumber("–", float("nan"))
     number = _NUMBER.match(raw[column.csv])
     assert number is not None, f"{column.csv} = {raw[column.csv]!r} in a paper's table"
     text = raw[column.csv] + (f" ± {raw[column.deviation]}" if column.deviation else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 
 from robbench.core.errors import CardError, ResultError
@@ -34,15 +35,18 @@ _WEAK = {"quick", "sanity"}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Our accuracy, None if it was not measured, and the paper's number."""
+    """Our accuracy, None if it was not measured, the paper's number, and whether both are of one data set."""
 
     ours: Accuracy | None
     paper: PaperNumber
+    is_comparable: bool = True
 
     @property
     def difference(self) -> float | None:
-        """Our accuracy minus the paper's number, in points."""
-        return None if self.ours is None else 100 * self.ours.value - self.paper.value
+        """Our accuracy minus the paper's number, in points; None if one is missing or both are not comparable."""
+        if self.ours is None or isnan(self.paper.value) or not self.is_comparable:
+            return None
+        return 100 * self.ours.value - self.paper.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,6 @@ class FilledTable:
 
 def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTable:
     """Fill a paper's table with our results. Notes name damaged results, and models whose weights are not shipped.
-
-    Args:
-        table: the paper's table.
-        registry: the cards.
-        results: the results tree.
 
     Raises:
         CardError: a card is invalid.
@@ -237,7 +236,7 @@ def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredRes
         trained = f"{format_iterations(same.card, entry.card.recipe.iterations)}; see {same.name}"
         return replace(filled, model=entry.full_name, trained=trained), notes
     current = stored.find_results(entry)[0]
-    threat = load_suite(table.suite).threat(row.dataset)
+    threat = load_suite(table.suite).threat(entry.dataset)
     comparable = [r for r in current if r.attacks and _threat(r) == threat]
     columns = next((r for r in comparable if r.suite == table.suite and not r.overrides), None)
     # Compare the upper ends of the intervals. A result on few images then rarely counts as strongest by luck.
@@ -249,13 +248,18 @@ def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredRes
     )
     n = columns.n if columns else None
     prediction = stored.predict(entry, threat, n) if table.predicts else None
+    worst = None if strongest is None else _find_worst_case(strongest, stored)
 
     def find_ours(column: Column) -> Accuracy | None:
-        if column.predicted:
-            return prediction
-        return None if columns is None or column.attacks is None else stored.compute_accuracy(columns, column.attacks)
+        if column.worst:
+            return worst.accuracy if worst else None
+        attacks = column.on.get(entry.dataset, column.attacks)
+        if column.predicted or columns is None or attacks is None:
+            return prediction if column.predicted else None
+        return stored.compute_accuracy(columns, attacks)
 
-    cells = tuple(Cell(find_ours(c), number) for c, number in zip(table.columns, row.numbers, strict=True))
+    same_data = entry.dataset == row.dataset
+    cells = tuple(Cell(find_ours(c), number, same_data) for c, number in zip(table.columns, row.numbers, strict=True))
     suites = [r.suite for r in comparable if r.suite != table.suite or r is columns]
     filled = FilledRow(
         labels=row.labels,
@@ -264,11 +268,11 @@ def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredRes
         trained=_format_training(entry.card),
         n=n,
         cells=cells,
-        worst=None if strongest is None else _find_worst_case(strongest, stored),
-        missing=Missing(tuple(_list_missing_runs(table, row, entry, suites, stored, prediction))),
+        worst=worst,
+        missing=Missing(tuple(_list_missing_runs(table, entry, suites, stored, prediction))),
         measured=entry.full_name,
     )
-    notes = list(_list_notes(table, row, entry, [r for r in (columns, strongest) if r], stored))
+    notes = list(_list_notes(table, entry, [r for r in (columns, strongest) if r], stored))
     if prediction is not None:
         notes += _list_linear_notes(entry.full_name, stored.linear[entry.full_name], n)
     return filled, notes
@@ -283,7 +287,6 @@ def _threat(result: ResultFile) -> Threat:
 
 def _list_missing_runs(
     table: PaperTable,
-    row: PaperRow,
     entry: Entry,
     suites: Sequence[str],
     stored: _StoredResults,
@@ -292,7 +295,7 @@ def _list_missing_runs(
     """Yield the missing runs of a row: those that fill its columns, and one with a strong suite."""
     stale = {r.suite for r in stored.find_results(entry)[1] if not r.overrides}
     if table.suite not in suites:
-        models = [*stored.find_surrogates(table, row.dataset), entry]
+        models = [*stored.find_surrogates(table, entry.dataset), entry]
         yield MissingRun(entry.full_name, table.suite, table.suite in stale, _list_needs(models))
     if table.predicts and prediction is None:
         yield MissingRun(entry.full_name, "", entry.full_name in stored.linear, _list_needs([entry]))
@@ -314,14 +317,12 @@ def _find_worst_case(result: ResultFile, stored: _StoredResults) -> WorstCase:
     return WorstCase(result.robust_accuracy, folder, result.n, lowest, verdict, compute_overestimation(result))
 
 
-def _list_notes(
-    table: PaperTable, row: PaperRow, entry: Entry, used: Sequence[ResultFile], stored: _StoredResults
-) -> Iterator[str]:
+def _list_notes(table: PaperTable, entry: Entry, used: Sequence[ResultFile], stored: _StoredResults) -> Iterator[str]:
     """Yield notes about the results of a row."""
     for result in {r.run_id: r for r in used}.values():
         for flag, text in sorted(result.flags.items()):
             yield f"{entry.full_name}, suite {result.suite}: {flag}: {text}"
-    if any(r.suite == table.suite for r in used) and entry in stored.find_surrogates(table, row.dataset):
+    if any(r.suite == table.suite for r in used) and entry in stored.find_surrogates(table, entry.dataset):
         yield (
             f"{entry.full_name} is the surrogate of the black-box columns. On this model itself they are white-box "
             "attacks, unlike the paper's numbers in this row."
