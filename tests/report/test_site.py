@@ -35,6 +35,7 @@ from robbench.report.terminal import summarize_result
 from robbench.report.verdict import describe_verdict
 from robbench.results.reader import read_results
 from robbench.results.schema import read_result
+from support.commands import run
 from support.papers import attack, put, result
 from support.site import Page, make_site
 
@@ -188,6 +189,14 @@ def test_the_command_works_where_torch_is_not_installed(tmp_path, repo):
     assert made.returncode == 0, made.stderr
     out = tmp_path / "build/report"
     assert made.stdout == f"{len(list(out.rglob('*.html')))} pages. Open build/report/index.html\n"
+    mine = tmp_path / "mine"
+    shutil.copytree(tmp_path / "results/digits", mine / "digits")
+    run("report", cwd=tmp_path, ROBBENCH_RESULTS="mine")
+    first = {path.name for path in (mine / "report").iterdir()}
+    assert "index.html" in first
+    again = run("report", "--results", "mine", cwd=tmp_path)
+    assert "Open mine/report/index.html" in again.stdout and {p.name for p in (mine / "report").iterdir()} == first
+    assert "amaged" not in run("show", "digits/at", "--results", "mine", cwd=tmp_path).stdout
     page = Page(out / "models/digits/at.html")
     for words in (
         "Not tested",
