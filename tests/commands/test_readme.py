@@ -10,9 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from robbench.attacks import ATTACKS
 from robbench.commands.app import app
 from robbench.report.leaderboard import format_percent, format_with_interval, rank_results
 from robbench.results.reader import read_results
+from robbench.suite import load_suite
 
 pytestmark = pytest.mark.whole
 
@@ -153,3 +155,13 @@ def test_the_demo_installs_no_extras_and_the_tests_install_all(repo, tmp_path):
         done[goal] = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "pip install" in done["demo"] and "[" not in done["demo"].split("pip install")[1].splitlines()[0]
     assert done["demo"].count("pip install") == 1 and "'.[all,dev]'" in done["lint"]
+
+
+def test_the_page_of_commands_names_every_attack_and_its_suite_can_be_loaded(repo, tmp_path):
+    page = (repo / "docs/commands.md").read_text()
+    for kind in ATTACKS:
+        assert f"`{kind}`" in page, kind
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my.toml").write_text(text)
+    suite = load_suite(tmp_path / "my.toml")
+    assert [a.kind for a in suite.stages("digits")] == ["relax", "brief"]

@@ -11,7 +11,7 @@ from robbench.report.leaderboard import format_points
 from robbench.report.site.chart import draw_curve
 from robbench.report.site.coverage import list_tested, list_untested
 from robbench.report.site.overview import format_verdict, list_damage, show_accuracy
-from robbench.report.site.page import Html, join, link, list_items, make_document, tag
+from robbench.report.site.page import Html, join, keep_whole, link, list_items, make_document, tag
 from robbench.report.site.standing import Standing
 from robbench.report.site.tables import Cell, make_table
 from robbench.report.verdict import describe_status, describe_verdict
@@ -70,10 +70,12 @@ def _summarize(standing: Standing) -> Html:
     return tag(
         "p",
         tag("b", standing.title),
-        f": of {standing.n} images ({standing.base.selection}), the model classifies "
-        f"{100 * standing.clean.value:.1f} % correctly. Stored attacks leave {100 * standing.worst.value:.1f} % "
-        f"[{100 * standing.worst.low:.1f}, {100 * standing.worst.high:.1f}] robust.{usual} Verdict on the number of "
-        "the usual PGD: ",
+        keep_whole(
+            f": of {standing.n} images ({standing.base.selection}), the model classifies "
+            f"{100 * standing.clean.value:.1f} % correctly. Stored attacks leave {100 * standing.worst.value:.1f} % "
+            f"[{100 * standing.worst.low:.1f}, {100 * standing.worst.high:.1f}] robust.{usual} Verdict on the number "
+            "of the usual PGD: "
+        ),
         format_verdict(standing.verdict),
         f", {describe_verdict(standing.verdict)}. ",
         link("Compare with another model", f"../../compare.html#{quote(standing.key)}"),
@@ -115,7 +117,7 @@ def _make_threat(standing: Standing, all_standings: Sequence[Standing]) -> Itera
     same = [s for s in all_standings if s is not standing and _function(s) == _function(standing)]
     yield tag("h2", f"{standing.title}: what was tested")
     yield tag("h3", "Attacked with")
-    yield list_items(list_tested(standing))
+    yield list_items(map(keep_whole, list_tested(standing)))
     yield tag("h3", "Not tested")
     yield list_items(list_untested(standing, list(dict.fromkeys(s.threat for s in same))), class_="untested")
     yield tag("h2", f"{standing.title}: attacks")
@@ -148,20 +150,27 @@ def _explain_verdict(standing: Standing) -> Iterator[Html]:
     yield tag("h2", f"{standing.title}: verdict")
     file = standing.sanity
     if file is None:
-        yield tag("p", "Verdict: ", format_verdict(standing.verdict), ". There is no evidence that can be read.")
+        rest = ". There is no evidence that can be read."
+        if standing.verdict == "unchecked":
+            rest = (
+                f", {describe_verdict(standing.verdict)}. This command checks it: robbench sanity {standing.full_name}"
+            )
+        yield tag("p", "Verdict: ", format_verdict(standing.verdict), rest)
         return
     decided = f" Decided by: {', '.join(file.decided_by)}." if file.decided_by else ""
     advice = f"{file.advice.suite}: {file.advice.reason}" if file.advice.suite else file.advice.reason
     statement = f", {describe_verdict(file.verdict)}: of {file.n} images, the usual PGD leaves "
     left = f"{100 * file.measurements.pgd.value:.1f} %."
-    yield tag("p", "Verdict: ", format_verdict(file.verdict), f"{statement}{left}{decided} Advice: {advice}")
+    yield tag(
+        "p", "Verdict: ", format_verdict(file.verdict), keep_whole(f"{statement}{left}{decided} Advice: {advice}")
+    )
     rows: list[dict[str, Cell | str]] = [
         {
             "Check": check.title,
             "Result": describe_status(check),
             "Value": Cell("–" if check.value is None else f"{check.value:.4g}", None, "number"),
             "Passes": check.threshold,
-            "Reason": check.reason,
+            "Reason": keep_whole(check.reason),
         }
         for check in file.checks
     ]
