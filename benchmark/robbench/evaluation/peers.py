@@ -210,6 +210,10 @@ def _make_call(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torc
     return made
 
 
+def _list_torchattacks(package: ModuleType) -> list[str]:
+    return [n for n in package.__dict__ if n[0].isupper() and n not in ("LGV", "MultiAttack")]
+
+
 def _list_torchattacks_parameters(cls: Any) -> list[str]:
     return list(inspect.signature(cls).parameters)[1:]
 
@@ -263,10 +267,7 @@ def build_peer(stage: Stage) -> Peer:
         if params:
             raise SuiteError(f"Attack {stage.name!r}: {', '.join(params)} given; AutoAttack has its published budgets")
         return Peer(library=library, attack=name, release=release, batch=batch)
-    if library == "torchattacks":
-        known = [n for n in package.__dict__ if n[0].isupper() and n not in ("LGV", "MultiAttack")]
-    else:
-        known = list_attacks(library, package)
+    known = _list_torchattacks(package) if library == "torchattacks" else list_attacks(library, package)
     if name not in known:
         noun = "function of adv-lib" if library == "advlib" else f"class of {library}"
         raise SuiteError(f"Attack {stage.name!r}: {unknown_name(noun, name, known)}")
