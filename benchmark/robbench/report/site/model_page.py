@@ -66,7 +66,9 @@ def _summarize(standing: Standing) -> Html:
     if standing.usual is not None:
         gap = standing.usual - 100 * standing.worst.value
         images = "" if standing.usual_n == standing.n else f", on {standing.usual_n} images"
-        usual = f" The usual PGD says {standing.usual:.1f} %{images}; that is {format_points(gap)} points more."
+        points = format_points(gap)
+        than = "the same" if points == format_points(0.0) else f"{points} points more"
+        usual = f" The usual PGD says {standing.usual:.1f} %{images}; that is {than}."
     return tag(
         "p",
         tag("b", standing.title),
