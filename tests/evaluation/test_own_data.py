@@ -551,3 +551,12 @@ def test_files_of_a_known_test_set_hold_its_images(net, tmp_path):
     (tmp_path / "mnist/t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(10_000, np.uint8)))
     with pytest.raises(DataError, match="not those of the test set mnist"):
         evaluate(net, "quick", dataset="mnist", data_dir=tmp_path, samples=2)
+
+
+def test_an_image_of_many_pixels_is_not_decoded(tmp_path):
+    """A file of kilobytes can hold them. Each is counted alone here: a folder has no limit for all of them."""
+    for name, size in (("wide", (8193, 8192)), ("small", (8, 8))):
+        (tmp_path / name).mkdir()
+        Image.new("1", size).save(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match="8193 × 8192 pixels given; allowed: 67,108,864"):
+        open_images(tmp_path)

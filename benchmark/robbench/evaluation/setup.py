@@ -18,7 +18,7 @@ from robbench.core.errors import DataError, SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import format_ids
 from robbench.core.words import format_goal
-from robbench.evaluation.arguments import choose_norm, choose_threat
+from robbench.evaluation.arguments import check_suite_name, choose_norm, choose_threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options, name_target
 from robbench.evaluation.peers import list_missing
@@ -65,6 +65,7 @@ class Setup:
     def __init__(
         self, target: Target, images: Images, suite: Suite, options: Options, device: torch.device | None
     ) -> None:
+        check_suite_name(suite)
         self.target, self.images, self.suite, self.options = target, images, suite, options
         self.coarse = options.gradients is not None
         if self.coarse and images.dtype != torch.float32:
