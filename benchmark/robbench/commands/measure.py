@@ -125,7 +125,9 @@ def _find_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | G
     from robbench.analysis.measure_gradients import measure_gradients
     from robbench.analysis.measure_manifolds import measure_manifolds
 
-    return {"logits": measure_logits, "manifolds": measure_manifolds, "gradients": measure_gradients}[what]
+    found: dict[str, Callable[..., LogitsFile | ManifoldsFile | GradientsFile]]
+    found = {"logits": measure_logits, "manifolds": measure_manifolds, "gradients": measure_gradients}
+    return found[what]
 
 
 def _note(text: str) -> None:
