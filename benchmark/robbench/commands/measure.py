@@ -24,16 +24,20 @@ from robbench.commands.printing import announce, print_objects, print_table, pri
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from robbench.analysis.gradients_record import GradientsFile
     from robbench.analysis.manifold_record import ManifoldsFile
     from robbench.analysis.record import LogitsFile
     from robbench.models.spec import SpecFields
 
 __all__ = ["measure"]
 
-_KINDS = ("linear", "logits", "manifolds")
+_KINDS = ("linear", "logits", "manifolds", "gradients")
 _WHAT = (
     "linear: the radius L of Shafahi's Eq. 4, without attacks. logits: clean, and where a fixed PGD breaks the image. "
-    "manifolds: the geometry of each layer around images, clean and under PGD."
+    "manifolds: the geometry of each layer around images, clean and under PGD. gradients: of the loss, and large "
+    "perturbations."
 )
 
 
@@ -58,14 +62,14 @@ def measure(
     overwrite: Annotated[bool, typer.Option(help="Replace a stored measurement of something else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what explains the robustness of models: linear model, logits under attack, manifolds of layers."""
+    """Measure what explains the robustness of models: linear model, logits, manifolds, gradients."""
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
 
     if what not in _KINDS:
         raise RobbenchError(unknown_name("measurement", what, _KINDS))
     if what != "linear" and eps is not None:
-        raise RobbenchError("--eps goes with linear. The other measurements take the usual radius of the data set.")
+        raise RobbenchError("--eps goes with linear. The other measurements choose their radius.")
     try:
         radius = None if eps is None else parse_threat("Linf", eps).eps
     except ValueError as error:
@@ -75,12 +79,10 @@ def measure(
     specs = make_specs(model, Registry.default(models or []), about)
     announce(f"{model[0]} · {what}: loading")
     if what != "linear":
-        from robbench.analysis.measure import measure_logits
-        from robbench.analysis.measure_manifolds import measure_manifolds
         from robbench.evaluation.options import Options
 
         options = Options(samples=samples, lanes=lanes, device=device, data_dir=data_dir, models=models or [])
-        run = measure_logits if what == "logits" else measure_manifolds
+        run = _find_measurement(what)
         measured = [run(spec, options, results, overwrite, _note) for spec in specs]
         if as_json:
             print_objects([file.model_dump(mode="json") for file in measured])
@@ -119,11 +121,21 @@ def measure(
             print_text(f"{file.dataset}/{file.model}: {flag}: {text}")
 
 
+def _find_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | GradientsFile]:
+    from robbench.analysis.measure import measure_logits
+    from robbench.analysis.measure_gradients import measure_gradients
+    from robbench.analysis.measure_manifolds import measure_manifolds
+
+    found: dict[str, Callable[..., LogitsFile | ManifoldsFile | GradientsFile]]
+    found = {"logits": measure_logits, "manifolds": measure_manifolds, "gradients": measure_gradients}
+    return found[what]
+
+
 def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _describe(file: LogitsFile | ManifoldsFile) -> list[dict[str, str]]:
+def _describe(file: LogitsFile | ManifoldsFile | GradientsFile) -> list[dict[str, str]]:
     about = {"model": f"{file.dataset}/{file.model}", "n": str(file.n)}
     flags = {"flags": ", ".join(sorted(file.flags)) or "–"}
     if file.identity["measure"] == "manifolds":
@@ -141,6 +153,9 @@ def _describe(file: LogitsFile | ManifoldsFile) -> list[dict[str, str]]:
             | flags
             for layer in cast("ManifoldsFile", file).layers
         ]
+    if file.identity["measure"] == "gradients":
+        means = cast("GradientsFile", file).means
+        return [about | {name: f"{means[name]:.3f}" for name in ("alignment", "roughness", "sparsity")} | flags]
     logits = cast("LogitsFile", file)
     accuracies = {"clean %": logits.clean_accuracy, "PGD %": logits.robust_accuracy}
     return [about | {key: f"{100 * accuracy.value:.1f}" for key, accuracy in accuracies.items()} | flags]

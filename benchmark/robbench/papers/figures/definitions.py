@@ -11,8 +11,8 @@ from robbench.papers.figures.activations import plan_activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
 from robbench.papers.figures.manifolds import plan_manifolds, plan_simulated_capacity
-from robbench.papers.figures.studies import plan_accuracy_by_radius, plan_accuracy_by_size, plan_pair
 from robbench.papers.figures.surrogate import plan_surrogate
+from robbench.papers.figures.tsipras import TSIPRAS
 from robbench.report.figures.captions import CAPTIONS
 from robbench.report.figures.gallery import plan_gallery
 from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
@@ -194,25 +194,11 @@ def _seguin_figure(
     return FigureDefinition(f"seguin2021-{number}", title, datasets, make, _SEGUIN_CAPTIONS[number], credit)
 
 
-_TSIPRAS_CAPTIONS = {
-    "1": (
-        "What to see: left, whether training on attacks helps where images are few. Right, whether it costs accuracy "
-        "where there are many."
-    ),
-    "5": (
-        "What to see: a and b, with an adversary only strongly correlated pixels have weight. c, whether weakly "
-        "correlated pixels buy accuracy and cost robustness."
-    ),
-    "7": "What to see: whether the accuracy falls as the adversary of the training grows.",
-}
-_TSIPRAS_CAPTIONS["6"] = _TSIPRAS_CAPTIONS["1"]
-
-
-def _tsipras_figure(number: str, title: str, make: Callable[[FigureData, str, str], FigurePlan]) -> FigureDefinition:
+def _tsipras_figure(
+    number: str, title: str, make: Callable[[FigureData, str, str], FigurePlan], caption: str
+) -> FigureDefinition:
     credit = f"after Figure {number} of Tsipras et al. 2019"
-    return FigureDefinition(
-        f"tsipras2019-{number}", title, ("digits", "mnist"), make, _TSIPRAS_CAPTIONS[number], credit
-    )
+    return FigureDefinition(f"tsipras2019-{number}", title, ("digits", "mnist"), make, caption, credit)
 
 
 def _result_figure(name: str, title: str, make: Callable[[FigureData, str, str], FigurePlan]) -> FigureDefinition:
@@ -241,10 +227,7 @@ _ALL = (
     _seguin_figure("5", "Geometry of the manifolds in each layer", plan_manifolds),
     _seguin_figure("A.8", "Capacity of manifolds, theory and simulation", plan_simulated_capacity),
     _seguin_figure("C", "The analytic model of logits", plan_surrogate, ("digits",), "Figures C.1-C.3"),
-    _tsipras_figure("1", "Accuracy over the training set, L2", partial(plan_accuracy_by_size, "L2")),
-    _tsipras_figure("5", "What a linear classifier uses", plan_pair),
-    _tsipras_figure("6", "Accuracy over the training set, Linf", partial(plan_accuracy_by_size, "Linf")),
-    _tsipras_figure("7", "Accuracy over the radius of training", plan_accuracy_by_radius),
+    *(_tsipras_figure(*figure) for figure in TSIPRAS),
     _result_figure("accuracy-eps", "Accuracy over the radius", plan_eps_figure),
     _result_figure("accuracy-steps", "Accuracy over the steps of an attack", plan_steps_figure),
     _result_figure("per-class", "Robust accuracy by class", plan_classes_figure),

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from robbench.analysis.logits import Estimate
 from robbench.linear.theory import Values
@@ -75,6 +74,8 @@ def _say(shows: bool) -> str:
 
 def estimate_over_seeds(values: Values) -> Estimate:
     """Return the mean of at least two seeds with its interval by Student's t."""
+    from scipy.special import stdtrit  # listing the figures needs no SciPy
+
     n = len(values)
     half = float(stdtrit(n - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(n)
     mean = float(values.mean())

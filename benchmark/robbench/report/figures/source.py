@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import pandas as pd
 
+from robbench.analysis.gradients_record import GradientsFile, Pictures, read_gradients_files
 from robbench.analysis.manifold_record import ManifoldsFile, read_manifolds_files
 from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
 from robbench.analysis.study_record import StudyFile, read_studies
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FigureData", "FigurePlan", "ModelStyle"]
 
-_File = TypeVar("_File", LogitsFile, ManifoldsFile)
+_File = TypeVar("_File", LogitsFile, ManifoldsFile, GradientsFile)
 _Content = TypeVar("_Content")
 _ORDER = ("black", "blue", "sky", "orange", "vermillion", "purple", "green", "grey")
 
@@ -95,14 +96,20 @@ class FigureData:
         return read_manifolds_files(self.root)
 
     @cached_property
+    def _gradients_files(
+        self,
+    ) -> tuple[dict[str, tuple[GradientsFile, tuple[pd.DataFrame, Pictures]]], list[Damage]]:
+        return read_gradients_files(self.root)
+
+    @cached_property
     def _studies(self) -> tuple[dict[str, tuple[StudyFile, pd.DataFrame]], list[Damage]]:
         return read_studies(self.root)
 
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        measured = (self._linear_files, self._logits_files, self._manifolds_files, self._studies)
-        return [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
+        measured = [self._linear_files[1], self._logits_files[1], self._manifolds_files[1], self._gradients_files[1]]
+        return [*self._stored.damaged, *(damage for damaged in [*measured, self._studies[1]] for damage in damaged)]
 
     @cached_property
     def results(self) -> list[ResultFile]:
@@ -140,6 +147,10 @@ class FigureData:
     def read_manifolds(self, dataset: str) -> dict[str, tuple[ManifoldsFile, pd.DataFrame]]:
         """Read the manifold geometry of all models of a data set, as `read_logits` reads the logits."""
         return self._choose_current(dataset, self._manifolds_files[0])
+
+    def read_gradients(self, dataset: str) -> dict[str, tuple[GradientsFile, tuple[pd.DataFrame, Pictures]]]:
+        """Read the loss gradients of all models of a data set, as `read_logits` reads the logits."""
+        return self._choose_current(dataset, self._gradients_files[0])
 
     def read_study(self, full_name: str) -> tuple[StudyFile, pd.DataFrame] | None:
         """Read a part of a study, such as `digits/tsipras2019-pair`; None if it is not as it is declared now."""
