@@ -24,8 +24,9 @@ LAYERS = [
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms and modules that work where torch is not installed.
 NO_TORCH = {
-    "analysis.logits", "analysis.manifold_record", "analysis.manifolds", "analysis.record",
-    "analysis.series_record", "analysis.surrogate",
+    "analysis.gradients", "analysis.gradients_record", "analysis.logits", "analysis.manifold_record",
+    "analysis.manifolds", "analysis.pair", "analysis.record", "analysis.series_record", "analysis.study_record",
+    "analysis.study_spec", "analysis.surrogate",
     "certify.interval", "certify.radius", "certify.record",
     "commands", "gate", "papers", "report", "results", "suite",
     "core.errors", "core.files", "core.numbers", "core.philox", "core.stats", "core.types",
@@ -108,6 +109,7 @@ BARE = re.compile(
     r"\.read_text\(|\.read_bytes\(|\.write_text\(|\.write_bytes\(|\.open\(\"|\bopen\(|tomllib\.loads|pd\.read_"
 )
 ALLOWED = {
+    "analysis/study_spec.py": "the package's own files",
     "core/files.py": "these are the helpers",
     "core/machine.py": "/proc",
     "core/version.py": "the package's own files",

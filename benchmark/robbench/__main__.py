@@ -16,7 +16,7 @@ def run_in_process() -> int:
     from robbench.commands.printing import reserve_stdout
     from robbench.commands.usage import word_usage
     from robbench.core.errors import RobbenchError
-    from robbench.report.console import protect_terminal
+    from robbench.report.console import leave_out_python, protect_terminal
 
     # The base of all errors of the parser. Typer does not export it.
     wrong_command: type[Exception] = typer.BadParameter.__mro__[1]
@@ -28,7 +28,7 @@ def run_in_process() -> int:
         except SystemExit as ended:  # of the command line; one of a model is an error of its command
             return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         except RobbenchError as error:
-            message = f"robbench: {_name_option(str(error))}"
+            message = f"robbench: {leave_out_python(_name_option(str(error)))}"
         except wrong_command as error:
             message = word_usage(error)
         except MemoryError:

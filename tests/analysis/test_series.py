@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from robbench.analysis import measure_training as training
 from robbench.analysis.measure_steps import measure_steps
-from robbench.analysis.series_record import read_series_files, read_series, series_folder
+from robbench.analysis.series_record import read_series, read_series_files, series_folder
 from robbench.attacks.pgd import PGD
 from robbench.commands.app import app
 from robbench.core.errors import ModelError, ResultError

@@ -46,6 +46,10 @@ def test_gradients_do_not_go_with_the_checks(tmp_path):
         (["--norm", "L2"], "--norm L2 given without --eps"),
         (["--norm", "L7", "--eps", "0.1"], "norm: 'L7' given; allowed: Linf, L2, L1"),
         (["--seeds", "0"], "--seeds 0 given; allowed: 1 or more"),
+        (
+            ["--seeds", "2", "-s", "distance"],
+            "--seeds 2 given with suite 'distance', which looks for the nearest",
+        ),
         (["--seeds", "2", "--eps", "0.1,0.2"], "more than 1 at a single radius only"),
         (["--eps", "0.1,x"], "Several radii have commas between them"),
         (["--resume"], "--resume goes on with what was begun"),

@@ -392,6 +392,9 @@ def test_streams_and_consoles_show_escapes() -> None:
     assert "\x1b" not in out.getvalue() and "\\u001b[2J" in out.getvalue() and "\\udb40\\udc41" in out.getvalue()
     assert "\rbar \\u001b[A\r50 %\nx\\u000dy" in out.getvalue()
     assert json.loads(escape_control(json.dumps("\x9b\u202e\U000e0041", ensure_ascii=False))) == "\x9b\u202e\U000e0041"
+    before = out.getvalue()
+    stream.write("\x1b[0m")
+    assert out.getvalue() == before, "a reset of colours, which Ray writes at its end, is not shown as text"
     shown = io.StringIO()
     console = make_console(file=SafeStream(shown), force_terminal=True, color_system="standard")
     console.print(HOSTILE, style="red")

@@ -64,8 +64,22 @@ def test_a_surrogate_of_a_source_is_loaded_only_if_it_is_named(tmp_path):
     assert run("check", "--baseline", out, "--surrogate", source).code == 0
 
 
-def test_a_surrogate_that_no_attack_uses_is_no_other_run(tmp_path):
-    run("eval", *QUICK, "--surrogate", "digits/natural", "--results", tmp_path)
-    (file,) = tmp_path.glob("digits/at/*/result.json")
-    assert read_result(file).overrides == {}
-    assert "known since" in run("eval", *QUICK, "--results", tmp_path).stderr
+@pytest.mark.parametrize("args", [("eval",), ("plan",), ("baseline", "--out", "b.json")])
+def test_a_surrogate_that_no_attack_uses_is_refused(tmp_path, args):
+    said = run(*args, *QUICK, "--surrogate", "digits/none", cwd=tmp_path, code=2)
+    assert "digits/none given, but no transfer attack runs in suite 'fast'" in said.stderr
+    assert not list(tmp_path.glob("**/*.json"))
+
+
+def test_a_check_refuses_a_surrogate_that_no_entry_uses(tmp_path):
+    """Where some entries have transfers and others none, those alone take it."""
+    out, suite = tmp_path / "b.json", write_transfer_suite(tmp_path)
+    run("baseline", *QUICK, "--out", out)
+    said = run("check", "--baseline", out, "--surrogate", "digits/none", code=2)
+    assert "digits/none given, but no attack of the baseline is a transfer" in said.stderr
+    (plain,) = read_baseline(out).runs
+    run("baseline", "-m", "digits/at", "--samples", 12, "-s", suite, "--out", out)
+    (transfer,) = read_baseline(out).runs
+    assert transfer.has_transfer and not plain.has_transfer
+    again = measure_entry_again(plain, Options(results=tmp_path / "again", surrogate="digits/none"))
+    assert again.identity == plain.identity

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from robbench.core.errors import suggest_names
+from robbench.report.console import TerminalConsole, leave_out_python, protect_terminal
 from support.commands import run
 
 CODE = """
@@ -59,8 +61,9 @@ OWN = ("eval", "--eps", "0.1", "--results", "r", "--data", "colour", "-s", "quic
         ((*EVAL, "--lanes", "x"), "--lanes: 'x' given; allowed: a whole number"),
         ((*EVAL, "--seeds", "2.5"), "--seeds: '2.5' given; allowed: a whole number"),
         ((*EVAL, "--on-broken", "skp"), "--on-broken: 'skp' given; allowed: stop, skip. Did you mean skip"),
-        ((*EVAL, "--target", "nxt"), "or None. Did you mean next?"),
-        ((*EVAL, "--norm", "linf"), "or None. Did you mean Linf?"),
+        ((*EVAL, "--target", "nxt"), "allowed: least-likely, random, next, a class. Did you mean next?"),
+        ((*EVAL, "--target", "most-likely"), "random, next, a class.\n"),
+        ((*EVAL, "--norm", "linf"), "allowed: Linf, L2, L1, L0. Did you mean Linf?"),
         ((*EVAL, "--executor", "rai"), "allowed: process, ray. Did you mean ray?"),
         ((*EVAL, "--gradients", "float16"), "allowed: bfloat16. Did you mean bfloat16?"),
         ((*EVAL, "--eps", "0.1,,0.2"), "Several radii have commas between them"),
@@ -94,6 +97,46 @@ def test_a_wrong_value_gives_one_sentence_that_helps(place, command, message):
     said = run(*command, cwd=place, code=2).stderr
     assert message in said and "Traceback" not in said and "Value error" not in said
     assert "parse string" not in said and "Errno" not in said
+    assert "None" not in said and "in Python" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x: 3 given; allowed: a path, or None.", "x: 3 given; allowed: a path."),
+        ("a class, or in Python a list with one class for each image, or None. Did", "a class. Did"),
+        ("Give one: --eps 8/255 (and --norm); in Python eps= (and norm=).", "Give one: --eps 8/255 (and --norm)."),
+        ("Give images (--data PATH; in Python data=, or x= and y=), or", "Give images (--data PATH), or"),
+        ("Say which: --output NAME (in Python output=).", "Say which: --output NAME."),
+        ("add --import m (in Python, import m first).", "add --import m."),
+        ("Give it (--model; in Python: model=). More.", "Give it (--model). More."),
+        ("Give them: --data PATH; in Python data=, or x= and y=.", "Give them: --data PATH."),
+        ("digits/or None of these, and Python 3.11 given", "digits/or None of these, and Python 3.11 given"),
+    ],
+)
+def test_a_reader_of_the_command_line_gets_no_words_about_python(text, told, capsys):
+    assert leave_out_python(text) == told
+    console = TerminalConsole(stderr=True)
+    console.note(text)
+    with protect_terminal():
+        console.note(text)
+    assert capsys.readouterr().err == f"note: {text}\nnote: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "close"),
+    [
+        ("most-likely", ("least-likely", "random"), ""),
+        ("box_high", ("box_low", "sphere"), ""),
+        ("mnist/xyz", ("mnist/at", "mnist/trades"), ""),
+        ("lest-likely", ("least-likely",), "least-likely"),
+        ("digits/ta", ("digits/at", "mnist/at"), "digits/at"),
+        ("data_set", ("dataset",), "dataset"),
+    ],
+)
+def test_a_name_is_suggested_only_if_each_of_its_words_is_close(given, known, close):
+    said = suggest_names(given, known)
+    assert said.startswith(f" Did you mean {close}") if close else said == ""
 
 
 def test_another_error_of_a_model_gets_no_hint_about_images(place):

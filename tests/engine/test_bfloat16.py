@@ -208,8 +208,8 @@ def test_a_model_that_fails_in_bfloat16_alone_says_so(problem):
 
     model, x, y = problem
     with pytest.raises(ModelError, match=r"no kernel for BFloat16 .*in bfloat16; without --gradients"):
-        evaluate(Strict(model).eval(), "quick", x=x, y=y, dataset="digits", gradients="bfloat16")
-    assert evaluate(Strict(model).eval(), "quick", x=x, y=y, dataset="digits").n == len(y)
+        evaluate(Strict(model).eval(), "quick", x=x, y=y, norm="Linf", eps=0.2, gradients="bfloat16")
+    assert evaluate(Strict(model).eval(), "quick", x=x, y=y, norm="Linf", eps=0.2).n == len(y)
 
 
 @pytest.mark.parametrize(("offset", "flagged"), [(0, False), (100, True)])
@@ -223,9 +223,9 @@ def test_logits_too_close_together_for_bfloat16_are_flagged(problem, offset, fla
             return self.inner(x) + offset
 
     model, x, y = problem
-    found = evaluate(Lifted(model).eval(), "quick", x=x, y=y, dataset="digits", gradients="bfloat16")
+    found = evaluate(Lifted(model).eval(), "quick", x=x, y=y, norm="Linf", eps=0.2, gradients="bfloat16")
     assert ("bfloat16" in found.flags) is flagged, found.flags
-    assert "bfloat16" not in evaluate(Lifted(model).eval(), "quick", x=x, y=y, dataset="digits").flags
+    assert "bfloat16" not in evaluate(Lifted(model).eval(), "quick", x=x, y=y, norm="Linf", eps=0.2).flags
 
 
 class Wavering(nn.Module):
@@ -251,7 +251,7 @@ def test_an_autocast_of_the_callers_own_is_refused(problem, gradients):
     """It would make every answer coarse, those of the judge too."""
     model, x, y = problem
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RobbenchError, match=r"inside torch\.autocast"):
-        evaluate(model, "quick", x=x, y=y, dataset="digits", gradients=gradients)
+        evaluate(model, "quick", x=x, y=y, norm="Linf", eps=0.2, gradients=gradients)
 
 
 def test_a_model_asked_in_bfloat16_is_not_called_coarse(problem):
@@ -342,7 +342,7 @@ def test_hardware_without_it_is_told_of(problem, monkeypatch, coarse, said):
             seconds.append(took)
 
     for gradients in (None, "bfloat16"):
-        evaluate(model, "quick", x=x, y=y, dataset="digits", gradients=gradients, reporter=Listening())
+        evaluate(model, "quick", x=x, y=y, norm="Linf", eps=0.2, gradients=gradients, reporter=Listening())
     assert [("bfloat16 cost time here" in n) for n in notes] == [True] * said
     assert seconds[1] == pytest.approx(coarse * seconds[0])
 
@@ -350,6 +350,6 @@ def test_hardware_without_it_is_told_of(problem, monkeypatch, coarse, said):
 def test_what_means_nothing_is_refused(problem):
     model, x, y = problem
     with pytest.raises(RobbenchError, match="'int8' given; allowed: bfloat16"):
-        evaluate(model, "quick", x=x, y=y, dataset="digits", gradients="int8")
+        evaluate(model, "quick", x=x, y=y, norm="Linf", eps=0.2, gradients="int8")
     with pytest.raises(DataError, match=r"given with images in torch.float64; allowed: float32"):
-        evaluate(model.double(), "quick", x=x.double(), y=y, dataset="digits", gradients="bfloat16")
+        evaluate(model.double(), "quick", x=x.double(), y=y, norm="Linf", eps=0.2, gradients="bfloat16")

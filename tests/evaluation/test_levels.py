@@ -1,6 +1,7 @@
 """Images of 8 bits: a break counts only if it holds after rounding, inside the ball."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -119,6 +120,39 @@ def test_points_outside_the_ball_are_rounded_plainly():
     far = (x0 + 31.9 / 255).clamp(0, 1)
     for norm in ("Linf", "L2", "L1"):
         assert torch.equal(Ball(norm, 0.01, 255).round(x0, far), (far * 255).round() / 255)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0"])
+def test_images_have_a_choice_where_two_points_on_levels_are_in_the_ball(norm):
+    """Against all 5^4 points on four levels."""
+    grid = torch.cartesian_prod(*[torch.arange(5) / 4] * 4).view(-1, 1, 2, 2)
+    x0 = torch.rand(300, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    x0[:100] = (x0[:100] * 4).round() / 4
+    x0[100:200, :, 0] = (x0[100:200, :, 0] * 4).round() / 4
+    counts = set()
+    for eps in (0.0, 0.06, 0.13, 0.2, 0.24, 0.26, 0.4, 0.7) if norm != "L0" else (0, 1, 2, 3):
+        ball = Ball(norm, eps, 4)
+        count = torch.stack([ball.contains(x.expand_as(grid), grid).sum() for x in x0])
+        assert torch.equal(ball.has_choice(x0), count > 1), eps
+        counts |= set(count.clamp(max=2).tolist())
+    assert counts == {0, 1, 2} and Ball(norm, 0.0).has_choice(x0).all()
+
+
+def test_images_that_no_attack_can_change_are_flagged(tmp_path):
+    x = X[:6].clone()
+    x[4:] = (x[4:] * 255 + 0.4) / 255  # off the levels: the nearest is 0.4 away, the next 0.6
+    for levels, eps, fixed in (
+        (255, 0.9, "4 of 6 .*: samples 0–3"),
+        (255, 0.3, "6 of 6"),
+        (1, 50, "6 of 6"),
+        (255, 1.1, ""),
+    ):
+        result = run(tmp_path / f"{levels} {eps}", levels, x=x, y=NET(x).argmax(1), eps=str(eps / 255))
+        assert ("levels" in result.flags) == bool(fixed), eps
+        assert re.match(fixed, result.flags.get("levels", "")), result.flags
+        outcome = attack_images(NET, PGD(steps=3), x, NET(x).argmax(1), eps=eps / 255, levels=levels)
+        assert outcome.flags.get("levels") == result.flags.get("levels")
+    assert "levels" not in run(tmp_path / "none", None, x=x, y=NET(x).argmax(1), eps="1/1000").flags
 
 
 def test_levels_are_part_of_the_identity_only_where_they_are_given(tmp_path):

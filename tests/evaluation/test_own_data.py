@@ -24,6 +24,7 @@ from robbench.evaluation.run import evaluate
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from support.commands import run
+from support.datasets import idx
 from support.independent import loop_fgsm
 
 EPS = 0.1
@@ -531,8 +532,31 @@ def test_labels_that_are_no_numbers_end_in_a_sentence(tmp_path, label):
 
 
 def test_images_of_your_own_have_no_name_of_a_known_test_set(net, digits, tmp_path):
-    given = make_folder(tmp_path, digits)
-    for name in ("digits", "mnist", "cifar10"):
-        with pytest.raises(DataError, match="the name of a known test set"):
-            evaluate(net, "quick", **given, dataset=name)
-    assert evaluate(net, "quick", **given, dataset="mine", eps=0.1, samples=2).n == 2
+    pictures, labels = digits
+    np.savez(tmp_path / "a.npz", x=pictures[:4], y=labels[:4])
+    given = [make_folder(tmp_path, digits), {"data": tmp_path / "a.npz"}, {"data": (pictures[:4], labels[:4])}]
+    x, y = torch.from_numpy(pictures[:4])[:, None], torch.from_numpy(labels[:4])
+    given += [{"x": x, "y": y}, {"data": TensorDataset(x, y)}]
+    for images in given:
+        for name in ("digits", "mnist", "cifar10", "imagenet", "MNIST", "Fashion-MNIST", "cifar 100", "ｍｎｉｓｔ"):
+            with pytest.raises(DataError, match=r"the name of a known test set\. Give another name, such as my-"):
+                evaluate(net, "quick", **images, dataset=name)
+        assert evaluate(net, "quick", **images, dataset="my-digits", norm="Linf", eps=0.1, samples=2).n == 2
+
+
+def test_files_of_a_known_test_set_hold_its_images(net, tmp_path):
+    """Any files can lie in the data directory; those of MNIST are known by their digest."""
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist/t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((10_000, 28, 28), np.uint8)))
+    (tmp_path / "mnist/t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(10_000, np.uint8)))
+    with pytest.raises(DataError, match="not those of the test set mnist"):
+        evaluate(net, "quick", dataset="mnist", data_dir=tmp_path, samples=2)
+
+
+def test_an_image_of_many_pixels_is_not_decoded(tmp_path):
+    """A file of kilobytes can hold them. Each is counted alone here: a folder has no limit for all of them."""
+    for name, size in (("wide", (8193, 8192)), ("small", (8, 8))):
+        (tmp_path / name).mkdir()
+        Image.new("1", size).save(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match="8193 × 8192 pixels given; allowed: 67,108,864"):
+        open_images(tmp_path)

@@ -4,12 +4,16 @@ import sys
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from robbench.core.errors import SuiteError
 from robbench.evaluation.run import evaluate
+from robbench.results.reader import read_results
+from robbench.results.schema import AttackResult
 from robbench.results.store import RunStore
+from robbench.results.summary import find_measured_flags, make_accuracy
 
 pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:there are .* points with zero gradient:Warning")]
 
@@ -85,7 +89,16 @@ def liar(monkeypatch):
             (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(self.model(x), y), x)
             return (x + self.eps * grad.sign()).clamp(0, 1)
 
-    for cls in (Far, Bright, Nothing, Honest):
+    class Near(Base):
+        """Crosses a boundary of `Sum` by a tenth of a level of 8 bits, and takes no radius."""
+
+        def __init__(self, model):
+            self.model = model
+
+        def __call__(self, x, y):
+            return x + 0.51 / 255
+
+    for cls in (Far, Bright, Nothing, Honest, Near):
         setattr(module, cls.__name__, cls)
     monkeypatch.setitem(sys.modules, "torchattacks", module)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
@@ -99,6 +112,62 @@ def test_claims_that_do_not_hold_are_refuted_and_told(tmp_path, liar, name):
     assert f"{result.attacks[0].refuted} of A" in result.flags["refuted"]
     found = rows(tmp_path / "r", result)
     assert (found["claimed"] & (found["status"] == "robust")).sum() == result.attacks[0].refuted
+
+
+class Sum(torch.nn.Module):
+    """Class 1 from half a level of 8 bits above 100 on."""
+
+    def forward(self, x):
+        s = 255 * x.flatten(1).mean(1) - 100.5
+        return torch.stack([-s, s], 1)
+
+
+def test_a_library_claims_nothing_about_points_that_rounding_or_the_radius_takes_away(tmp_path, liar):
+    x, y = torch.full((8, 1, 2, 2), 100.2 / 255), torch.zeros(8, dtype=torch.int64)
+    x[4:] = 100 / 255
+    for levels, eps, broken in ((None, 0.6, 8), (255, 0.9, 4), (None, 0.3, 0), (255, 0.7, 0)):
+        shown = run(tmp_path, "torchattacks:Near", Sum().eval(), x=x, y=y, eps=str(eps / 255), levels=levels)
+        assert shown.attacks[0].refuted == 0 and "refuted" not in shown.flags, (levels, eps)
+        assert round(8 * (1 - shown.robust_accuracy.value)) == broken, (levels, eps)
+
+
+@pytest.mark.parametrize(("name", "flagged"), [("Far", True), ("Nothing", True), ("Honest", False)])
+def test_a_library_that_breaks_far_fewer_images_is_named(tmp_path, liar, name, flagged):
+    more = '[[attack]]\nname = "B"\nkind = "fgsm"\nobjective = "margin"\n'
+    result = run(
+        tmp_path, f"torchattacks:{name}", model="digits/natural", more=more, samples=30, results=tmp_path / "r"
+    )
+    assert ("weak_peer" in result.flags) == flagged
+    assert not flagged or "A 0, B " in result.flags["weak_peer"]
+    (stored,), damaged = read_results(tmp_path / "r")
+    assert stored.flags == result.flags and not damaged, "and the flag follows from the records"
+
+
+def records(**statuses):
+    """Records of attacks on the same images: b broken, r robust, s skipped."""
+    names = {"b": "broken", "r": "robust", "s": "skipped"}
+    rows = [(i, a, names[c]) for a, letters in statuses.items() for i, c in enumerate(letters)]
+    more = {"label": 0, "prediction": 0, "nonfinite": 0}
+    return pd.DataFrame(rows, columns=["sample", "attack", "status"]).assign(**more)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "version", "flagged"),
+    [
+        ("b" * 19, "b" + "r" * 18, 2, True),
+        ("b" * 19, "b" + "r" * 18, 1, False),  # stored before there was this flag
+        ("b" * 10 + "r" * 9, "b" * 5 + "r" * 14, 2, True),
+        ("b" * 10 + "r" * 9, "b" * 6 + "r" * 13, 2, False),
+        ("b" * 4 + "r" * 15, "r" * 19, 2, False),  # few breaks may be chance
+        ("b" * 18 + "r", "s" * 18 + "r", 2, False),  # a cascade leaves it what others could not break
+        ("s" * 18 + "r", "b" * 18 + "r", 2, False),
+    ],
+)
+def test_far_fewer_is_half_as_many_and_five_fewer(ours, theirs, version, flagged):
+    made = dict.fromkeys(("forwards", "backwards", "refuted"), 0) | {"seconds": 0.0, "zero_gradient_share": 0.0}
+    about = {"ours": {"kind": "pgd", "version": 9}, "theirs": {"kind": "advlib:fmn", "version": version}}
+    results = [AttackResult(name=n, robust_accuracy=make_accuracy(0, 1), config=c, **made) for n, c in about.items()]
+    assert ("weak_peer" in find_measured_flags(records(ours=ours, theirs=theirs), results)) == flagged
 
 
 def test_an_honest_peer_is_confirmed(tmp_path, liar):

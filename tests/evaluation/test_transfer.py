@@ -1,5 +1,7 @@
 """Perturbations made on a surrogate: the surrogate's own final points, judged on the target."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -117,4 +119,26 @@ def test_a_result_with_a_surrogate_of_the_users_is_sound(tmp_path):
     assert result.overrides["surrogate"] == "digits/at"
     (stored,), damaged = read_results(tmp_path / "r")
     assert stored.overrides == result.overrides and not damaged
-    assert "surrogate" not in evaluate("digits/natural", "quick", samples=4, surrogate="digits/at").overrides
+
+
+@pytest.mark.parametrize("surrogate", ["digits/at", "digits/none", "no_module:make"])
+@pytest.mark.parametrize("suite", ["quick", "queries", [PGD(steps=2)], "near"])
+def test_a_surrogate_that_no_attack_uses_is_refused(tmp_path, monkeypatch, suite, surrogate):
+    """A wrong one too: nothing would load it."""
+    radius = {} if suite == "near" else {"eps": "0.1"}
+    if suite == "near":
+        suite = str(tmp_path / "near.toml")
+        Path(suite).write_text('version = 1\njudge = "nearest"\n[[attack]]\nname = "FAB"\nkind = "fab"\n')
+    monkeypatch.setattr("robbench.evaluation.run.Worker", None)
+    with pytest.raises(SuiteError, match=f"^surrogate: {surrogate} given, but no transfer attack runs in suite"):
+        evaluate("digits/natural", suite, samples=4, surrogate=surrogate, **radius)
+
+
+def test_a_surrogate_whose_transfers_are_left_out_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "transfer.toml"
+    inner = 'attack = "pgd"\nobjective = "margin"\nsteps = 7\n'
+    optional = TRANSFER.replace(inner, 'attack = "deepfool"\noptional = true\n')  # which is not made for L1
+    path.write_text(optional + '[[attack]]\nname = "P"\nkind = "pgd"\n')
+    monkeypatch.setattr("robbench.evaluation.run.Worker", None)
+    with pytest.raises(SuiteError, match="no transfer attack runs"):
+        evaluate("digits/natural", path, samples=4, surrogate="digits/at", norm="L1", eps="1")

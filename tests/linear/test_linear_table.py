@@ -10,6 +10,7 @@ from robbench.linear.theory import Linearization
 from robbench.papers.layout import Commands, render_table
 from robbench.papers.published import TABLES
 from robbench.papers.tables import fill_table
+from support.evidence import TEST_SETS
 from support.papers import SHA, line_of, put, result
 
 TABLE = TABLES["shafahi2019-1"]
@@ -28,7 +29,7 @@ def put_linear(root, model, radii, dataset="mnist", weights=None, flat=False):
         "model": model, "dataset": dataset, "total": 10000, "forwards": n, "backwards": 3 * n, "seconds": 1.0,
         "lanes": 8, "hardware": "", "versions": {}, "date": "2026-01-02T03:04:05+00:00",
     }  # fmt: skip
-    identity = {"weights": weights or SHA[model]}
+    identity = {"weights": weights or SHA[model], "data": TEST_SETS["mnist"][0]}
     empty = pd.DataFrame({name: [] for name in ACTIVATIONS})
     write_linear(linear_folder(root, dataset, model), summarize_linear(found, identity, {}, about), found, empty)
 

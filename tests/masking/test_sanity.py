@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -24,14 +25,14 @@ from robbench.masking.measure import CheckBudget
 from robbench.masking.measurements import Challenge
 from robbench.masking.record import FILE, LANDSCAPE, CheckResult, dump_sanity, read_sanity
 from robbench.masking.run import examine
-from robbench.masking.stored import VerdictIndex
+from robbench.masking.stored import VerdictIndex, read_verdict
 from robbench.masking.verdict import MIN_CORRECT, advise_next_suite, decide_verdict, is_too_little
 from robbench.models.card import Registry
 from robbench.models.load import load_model
 from robbench.report.sheet import draw_sheet
 from robbench.results.consistency import find_record_mismatches
 from robbench.results.reader import read_results
-from robbench.results.schema import read_result
+from robbench.results.schema import dump_sealed, read_result
 from robbench.results.store import read_rows
 from support.leaderboard import read_leaderboard
 from support.masks import NoGradient, Noisy, Temperature
@@ -234,6 +235,12 @@ def test_random_answers_are_randomized():
     assert (noisy.verdict, noisy.decided_by, noisy.advice.suite) == ("randomized", ["randomized"], "eot")
 
 
+def test_an_advised_suite_without_transfers_takes_no_surrogate():
+    noisy = Noisy(digits("natural"), 0.1).eval()
+    found = examine(noisy, samples=3, dataset="digits", act=True, surrogate="digits/natural")
+    assert found.acted is not None and found.acted.suite == "eot"
+
+
 def test_images_of_ones_own_need_no_surrogate():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(24, 1, 6, 6, generator=generator)
@@ -284,6 +291,20 @@ def test_eval_with_the_suite_gives_the_verdict_too(tree):
     assert shown.exit_code == 0 and "trustworthy" in shown.stdout
     printed = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
     assert printed["verdict"] == "trustworthy" and printed["overestimation"] >= 0
+
+
+def test_a_verdict_without_a_digest_of_its_landscape_gets_one(tree, tmp_path, monkeypatch):
+    """Files of older versions have none. The landscape is measured again; all else stands."""
+    _, found = tree
+    root = shutil.copytree(tree[0], tmp_path / "tree")
+    folder = root / "digits" / "natural" / "sanity"
+    original = (folder / LANDSCAPE).read_bytes()
+    (folder / FILE).write_bytes(dump_sealed(found.model_copy(update={"landscape": ""})))
+    exchanged = pd.read_parquet(folder / LANDSCAPE).assign(margin=0.0)
+    exchanged.to_parquet(folder / LANDSCAPE, index=False)
+    monkeypatch.setattr("robbench.masking.run.run_measurements", None)
+    assert examine("digits/natural", samples=40, results=root) == found == read_verdict(folder / FILE)
+    assert (folder / LANDSCAPE).read_bytes() == original, "nothing vouched for the exchanged one"
 
 
 def test_the_report_and_its_json(tree):

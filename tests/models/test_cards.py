@@ -107,6 +107,8 @@ def test_full_card_is_exact_and_frozen() -> None:
         (RECIPE + "alpha = 0.5\n[recipe.distillation]\nteacher = 't'", "recipe: alpha given with a teacher"),
         (RECIPE + "[cpu_budget]\nsteps = 2", "cpu_budget: steps given; the recipe has no adversary"),
         (MINIMAL + "[cpu_budget]\niterations = 2", "cpu_budget: given without a recipe"),
+        (MINIMAL + "[gpu_budget]\nfactor = 2", "gpu_budget: given without a recipe"),
+        (RECIPE + "[gpu_budget]\nfactor = 1", "gpu_budget.factor: 1 given"),
         (ADVERSARY.replace("steps = 1", "stepz = 1"), "recipe.adversary.stepz: unknown key 'stepz'; did you mean"),
         (WEIGHTS, "weights: no source given; expected: either path, or package and resource"),
         (WEIGHTS + "package = 'p'", "weights: package given; expected: either path, or package and resource"),

@@ -9,7 +9,7 @@ from robbench.attacks import FGSM
 from robbench.core.errors import ResultError
 from robbench.evaluation.run import evaluate
 from robbench.report.pictures import SHEET, write_pictures
-from robbench.results.adversarials import FILE, read
+from robbench.results.adversarials import FILE, Points, pack, read
 from support.commands import run
 
 
@@ -33,6 +33,68 @@ def test_every_stored_point_is_a_picture(place, tmp_path):
     first = np.rint(group.x[np.argmin(group.sample)][0].astype(np.float64) * 255).astype(np.uint8)
     assert np.array_equal(sheet[2:66:8, 2:66:8], first), "images of 8 pixels are enlarged to 64"
     assert len([*(tmp_path / "out").iterdir()]) == len(group.sample) + 1
+
+
+def forge(place, change):
+    """Write other points with digests that fit them."""
+    path = place / FILE
+    kept = read(path)
+    (group,) = kept.points
+    about = {"sample": group.sample.copy(), "attack": group.attack.astype("U99"), "x": group.x.copy()} | change(group)
+    path.write_bytes(pack([Points.of(kept.run_id, **about)], kept.run_id, sorted(set(about["attack"].tolist()))))
+    assert not read(path).altered
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda g: {"x": g.x * np.nan}, "pixels outside"),
+        (lambda g: {"x": g.x + 1}, "pixels outside"),
+        (lambda g: {"x": -g.x}, "pixels outside"),
+        (lambda g: {"x": g.x.reshape(len(g), -1)}, "shapes"),
+        (lambda g: {"x": g.x[:, 0, 0, 0]}, "shapes"),
+        (lambda g: {"x": g.x[..., None]}, "shapes"),
+        (lambda g: {"x": g.x[..., :0]}, "shapes"),
+        (lambda g: {"x": np.repeat(g.x, 2, 1)}, "2 channels"),
+        (lambda g: {"sample": g.sample + 10_000}, "no break of the records"),
+        (lambda g: {"sample": -1 - g.sample}, "no break of the records"),
+        (lambda g: {"sample": np.full_like(g.sample, g.sample[0])}, "two points of one break"),
+        (lambda g: {"attack": np.full(len(g), "../../x")}, "no break of the records"),
+        (lambda g: {k: np.concatenate([v] * 400) for k, v in vars(g).items() if k != "sha256"}, "two points"),
+    ],
+)
+def test_hostile_points_write_nothing(place, tmp_path, change, problem):
+    forge(place, change)
+    with pytest.raises(ResultError, match=problem):
+        write_pictures(place, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_of_two_formats_have_one_shape(place, tmp_path):
+    kept = read(place / FILE)
+    (group,) = kept.points
+    parts = [
+        Points.of(kept.run_id, group.sample[at], group.attack[at], x)
+        for at, x in ((slice(0, 2), group.x[:2].astype(np.float64)), (slice(2, 4), group.x[2:4, :, :3]))
+    ]
+    (place / FILE).write_bytes(pack(parts, kept.run_id, ["FGSM"]))
+    with pytest.raises(ResultError, match="shapes"):
+        write_pictures(place, tmp_path / "out")
+
+
+def test_attacks_with_names_alike_have_files_of_their_own(tmp_path):
+    x, y = robbench.load_data("digits", 8)
+    suite = tmp_path / "s.toml"
+    text = "version = 1\nmode = 'full'\n"
+    for name in ("a/b", "a b", "A b", "ä" * 100):
+        text += f"[[attack]]\nname = '{name}'\nkind = 'fgsm'\nobjective = 'ce'\n"
+    suite.write_text(text)
+    net = robbench.load_model("digits/natural")
+    evaluate(net, str(suite), x=x, y=y, norm="Linf", eps=0.2, results=tmp_path, name="net", save_adversarials=True)
+    (place,) = tmp_path.glob("custom/net/*")
+    count, _ = write_pictures(place, tmp_path / "out")
+    assert count == sum(len(g) for g in read(place / FILE).points) > 8
+    assert len([*(tmp_path / "out").iterdir()]) == count + 1
 
 
 def test_a_result_without_points_or_with_others_is_refused(place, tmp_path):

@@ -23,7 +23,7 @@ def accuracy(k, n=1000):
     return Accuracy(value=k / n, low=low, high=high)
 
 
-def result(model, robust, dataset="digits", eps="0.2", **changed):
+def result(model, robust, dataset="cifar10", eps="0.2", **changed):
     attack = AttackResult(
         name="PGD", robust_accuracy=accuracy(robust + 10), forwards=2000, backwards=1000, seconds=1.0, config={},
         refuted=0, zero_gradient_share=0.0,
@@ -143,11 +143,11 @@ def test_the_leaderboard_has_one_group_per_threat_and_suite(tmp_path):
     assert text == read_leaderboard(root)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
-        "## digits, Linf 0.2",
-        "## digits, Linf 0.3",
-        "## digits, Linf 0.2, suite whitebox",
-        "## digits, Linf 0.2, suite whitebox (seed 1)",
-        "## digits, Linf 0.3, suite whitebox",
+        "## cifar10, Linf 0.2",
+        "## cifar10, Linf 0.3",
+        "## cifar10, Linf 0.2, suite whitebox",
+        "## cifar10, Linf 0.2, suite whitebox (seed 1)",
+        "## cifar10, Linf 0.3, suite whitebox",
     ]
     assert "[at](at/whitebox/result.json)" in text
     assert f"[at](at/whitebox@{larger.run_id[:8]}/result.json)" in text
@@ -181,10 +181,10 @@ def test_an_empty_tree_says_what_to_do(tmp_path):
 def test_a_damaged_result_is_named_and_in_no_table(tmp_path, change):
     put(tmp_path, result("a", 10))
     put(tmp_path, result("sound", 10))
-    path = tmp_path / "digits/a/whitebox/result.json"
+    path = tmp_path / "cifar10/a/whitebox/result.json"
     path.write_text(path.read_text().replace(*change, 1))
     text = read_leaderboard(tmp_path)
-    assert "- digits/a/whitebox: damaged: digits/a/whitebox/result.json" in text
+    assert "- cifar10/a/whitebox: damaged: cifar10/a/whitebox/result.json" in text
     assert "| [sound]" in text and "| [a]" not in text and str(tmp_path) not in text
 
 
@@ -237,16 +237,16 @@ def test_the_first_page_has_the_worst_case_over_all_suites(tmp_path):
     of(root, "split", [True] * 80 + [False] * 20, n=100, suite="fast", date="2026-03-02T03:04:05+00:00")
     of(root, "whole", [False] * 21 + [True] * 59 + [False] * 13 + [True] * 7, n=100)
     pages = render(root)
-    assert list(pages) == ["leaderboard.md", "results/digits/leaderboard.md"]
+    assert list(pages) == ["leaderboard.md", "results/cifar10/leaderboard.md"]
     low, high = (f"{100 * value:.1f}" for value in wilson(59, 100))
     assert list_rows(pages["leaderboard.md"]) == [
         ["1", "[whole][1]", "100.0", "66.0 [56.3, 74.5]", "whitebox", "unchecked", "100", "2026-01"],
         ["2", "[split][2]", "100.0", f"59.0 [{low}, {high}]", "whitebox +20", "unchecked", "100", "2026-03"],
     ]
     assert "- split: whitebox, and 20 more images by fast." in pages["leaderboard.md"]
-    assert "[1]: results/digits/whole/whitebox/result.json\n" in pages["leaderboard.md"]
-    assert "](results/digits/leaderboard.md)" in pages["leaderboard.md"]
-    assert "](../../leaderboard.md)" in pages["results/digits/leaderboard.md"]
+    assert "[1]: results/cifar10/whole/whitebox/result.json\n" in pages["leaderboard.md"]
+    assert "](results/cifar10/leaderboard.md)" in pages["leaderboard.md"]
+    assert "](../../leaderboard.md)" in pages["results/cifar10/leaderboard.md"]
 
 
 def test_curves_over_radii_do_not_fill_the_first_page(tmp_path):
@@ -261,9 +261,9 @@ def test_curves_over_radii_do_not_fill_the_first_page(tmp_path):
     of(root, "b", [True] * 9 + [False], n=10, eps="0.3", overrides={"eps": "0.3"})
     first, details = render(root).values()
     titles = [line for line in first.splitlines() if line.startswith("## ")]
-    assert titles == ["## digits, Linf 0.2", "## digits, Linf 0.3", "## Other threats"]
-    assert "- digits, Linf 0.1\n- digits, Linf 0.15\n" in first
-    assert "## digits, Linf 0.1, suite quick" in details and "## digits, Linf 0.15, suite sanity" in details
+    assert titles == ["## cifar10, Linf 0.2", "## cifar10, Linf 0.3", "## Other threats"]
+    assert "- cifar10, Linf 0.1\n- cifar10, Linf 0.15\n" in first
+    assert "## cifar10, Linf 0.1, suite quick" in details and "## cifar10, Linf 0.15, suite sanity" in details
 
 
 def test_details_lie_beside_a_page_elsewhere(tmp_path):
@@ -271,7 +271,7 @@ def test_details_lie_beside_a_page_elsewhere(tmp_path):
     put(root, result("a", 20))
     put(root, result("b", 20, dataset="mnist"))
     pages = render(root, beside=True)
-    assert list(pages) == ["leaderboard.md", "leaderboard-digits.md", "leaderboard-mnist.md"]
+    assert list(pages) == ["leaderboard.md", "leaderboard-cifar10.md", "leaderboard-mnist.md"]
     assert "](leaderboard-mnist.md)" in pages["leaderboard.md"]
     assert "[b](results/mnist/b/whitebox/result.json)" in pages["leaderboard-mnist.md"]
     assert "[a]" not in pages["leaderboard-mnist.md"]
@@ -280,8 +280,8 @@ def test_details_lie_beside_a_page_elsewhere(tmp_path):
 def test_details_of_damaged_results_alone_keep_no_old_number(tmp_path):
     root = tmp_path / "results"
     put(root, result("a", 20))
-    (root / "digits/a/whitebox/result.json").write_text("{")
-    details = render(root)["results/digits/leaderboard.md"]
+    (root / "cifar10/a/whitebox/result.json").write_text("{")
+    details = render(root)["results/cifar10/leaderboard.md"]
     assert "All results are damaged." in details and "## " not in details
 
 
@@ -290,10 +290,10 @@ def test_details_are_not_written_through_a_link(tmp_path, monkeypatch):
     root, other = tmp_path / "results", tmp_path / "other.md"
     put(root, result("a", 20))
     other.write_text("precious")
-    (root / "digits" / PAGE).symlink_to(other)
+    (root / "cifar10" / PAGE).symlink_to(other)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match="is a link"):
         leaderboard(results=Path("results"))
     assert other.read_text() == "precious" and not Path(PAGE).exists()
     leaderboard(results=Path("results"), output=Path("mine.md"))
-    assert Path("mine-digits.md").exists()
+    assert Path("mine-cifar10.md").exists()

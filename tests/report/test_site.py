@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from itertools import combinations
 from urllib.parse import unquote, urlsplit
 
@@ -27,14 +28,15 @@ from robbench.report.site.build import MANIFEST
 from robbench.report.site.card import describe_card
 from robbench.report.site.compare import collect_pairs
 from robbench.report.site.coverage import list_tested, list_untested
-from robbench.report.site.page import Html, join, make_path, tag
-from robbench.report.site.paper_page import PaperPage
+from robbench.report.site.page import Html, join, keep_whole, make_path, tag
+from robbench.report.site.paper_page import PaperPage, make_paper_page
 from robbench.report.site.standing import list_standings
 from robbench.report.sweep import build_sweep, write_sweep
 from robbench.report.terminal import summarize_result
 from robbench.report.verdict import describe_verdict
 from robbench.results.reader import read_results
 from robbench.results.schema import read_result
+from support.commands import run
 from support.papers import attack, put, result
 from support.site import Page, make_site
 
@@ -177,6 +179,42 @@ def test_names_of_models_are_escaped_in_addresses(tmp_path, name):
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("99.0 [97.7, 99.6] / 98.97 (+0.0)", ["[97.7, 99.6] /", "98.97 (+0.0)"]),
+        ("– / 99.97 and 5.18 (-5.2)", ["– / 99.97", "5.18 (-5.2)"]),
+        ("PGD: PGD-20-xent, APGD-CE-20.", ["PGD-20-xent", "APGD-CE-20."]),
+        ("leaves 45.5 % of 200 (p = 0.05), below 1e-20", ["45.5 %", "p = 0.05", "1e-20"]),
+        ("robbench eval -m mnist/a --suite paper-mnist, then --json", ["--suite paper-mnist", "--json"]),
+        ("robbench eval --suite paper-mnist", ["--suite paper-mnist"]),
+        ("<b> [<i>, </i>] & a-" + "b" * 40, ["[<i>, </i>]"]),
+        ("", []),
+    ],
+)
+def test_names_intervals_and_units_stay_on_a_line(text, whole):
+    html = keep_whole(text)
+    found = [unescape(part) for part in re.findall(r'<span class="whole">(.*?)</span>', html)]
+    assert found == whole
+    assert unescape(re.sub(r'<span class="whole">|</span>', "", html)) == text
+    assert "<b>" not in html and "<i>" not in html
+
+
+def test_a_wide_table_of_a_paper_becomes_two_with_the_same_cells():
+    heads = ["α", "Card", "Network", "Iterations", "n", "Train", "Test", *(f"WB-{i}" for i in range(4))]
+    heads += ["Worst case", "Its n", "Overestimation", "Verdict"]
+    rows = [{h: f"{h} {i}" for h in heads} | {"Card": f"mnist/m{i}"} for i in range(3)]
+    page = make_paper_page(PaperPage("p", "A table", "How.", rows, [], []), {"mnist/m1"})
+    tables = page.split("<table")[1:]
+    assert len(tables) == 2
+    columns = [re.findall(r'scope="col"[^>]*><button[^>]*>(.*?)</button>', table) for table in tables]
+    assert columns[1] == ["α", "Card", "Network", "Iterations", "n", "Its n", "Overestimation"]
+    assert {*columns[0], *columns[1]} == {*heads} and columns[0][:2] == ["α", "Card"]
+    assert all(len(c) <= 12 for c in columns) and page.count('href="../models/mnist/m1.html"') == 2
+    small = PaperPage("p", "A table", "How.", [dict(list(row.items())[:12]) for row in rows], [], [])
+    assert make_paper_page(small, set()).count("<table") == 1
+
+
 def test_the_command_works_where_torch_is_not_installed(tmp_path, repo):
     for name in ("sanity", "whitebox"):
         shutil.copytree(repo / "results/digits/at" / name, tmp_path / "results/digits/at" / name)
@@ -188,6 +226,14 @@ def test_the_command_works_where_torch_is_not_installed(tmp_path, repo):
     assert made.returncode == 0, made.stderr
     out = tmp_path / "build/report"
     assert made.stdout == f"{len(list(out.rglob('*.html')))} pages. Open build/report/index.html\n"
+    mine = tmp_path / "mine"
+    shutil.copytree(tmp_path / "results/digits", mine / "digits")
+    run("report", cwd=tmp_path, ROBBENCH_RESULTS="mine")
+    first = {path.name for path in (mine / "report").iterdir()}
+    assert "index.html" in first
+    again = run("report", "--results", "mine", cwd=tmp_path)
+    assert "Open mine/report/index.html" in again.stdout and {p.name for p in (mine / "report").iterdir()} == first
+    assert "amaged" not in run("show", "digits/at", "--results", "mine", cwd=tmp_path).stdout
     page = Page(out / "models/digits/at.html")
     for words in (
         "Not tested",
@@ -215,15 +261,16 @@ def test_the_worst_case_is_over_all_suites(tmp_path):
     store(tmp_path, "at", "quick", FGSM="brrrrrrrmm")
     (s,) = standings(tmp_path)
     assert (s.worst.value, s.clean.value, s.n) == (0.2, 0.8, 10)
-    assert s.source == "whitebox, and 1 more image by fast, 1 more image by quick"
+    others = {"1 more image by fast", "1 more image by quick"}  # as many each, so that their order is that of the runs
+    assert s.source.startswith("whitebox, and ") and {*s.source.removeprefix("whitebox, and ").split(", ")} == others
     assert s.usual == pytest.approx(40) and s.usual_n == 10
 
 
 def test_other_weights_images_or_threats_do_not_count(tmp_path):
     for changed in ({"eps": "0.2"}, {"identity": {"weights": "e" * 64}}, {"identity": {"data": "f" * 64}}):
         root = tmp_path / str(len(list(tmp_path.iterdir())))
-        store(root, "at", "whitebox", PGD="rrrrrbbbbb")
-        put(root, result("at", "fast", 0, {"Hunt": 0}, n=10, **changed))
+        put(root, result("at", "whitebox", 5, {"PGD": 5}, n=10, dataset="mine"))
+        put(root, result("at", "fast", 0, {"Hunt": 0}, n=10, dataset="mine", **changed))
         assert sorted(s.worst.value for s in standings(root)) == [0, 0.5]
 
 
@@ -346,9 +393,10 @@ def test_no_picture_of_the_tree_is_shown(tmp_path, repo):
 
 
 def test_a_landscape_without_a_digest_is_not_drawn(tmp_path, repo):
-    file = read_sanity(repo / "results/digits/natural/sanity/sanity.json")
+    stored = read_sanity(repo / "results/digits/natural/sanity/sanity.json")
+    file = stored.model_copy(update={"landscape": ""})
     sheets = {draw_sheet(file, repo / f"results/digits/{name}/sanity/landscape.parquet") for name in ("natural", "at")}
-    assert not file.landscape and len(sheets) == 1, "an exchanged one would not be noticed"
+    assert len(sheets) == 1, "an exchanged one would not be noticed"
     sealed = file.model_copy(update={"landscape": "0" * 64})
     assert draw_sheet(sealed, repo / "results/digits/natural/sanity/landscape.parquet") not in sheets
 
@@ -474,14 +522,14 @@ def test_attacks_on_predicted_classes_are_named_where_they_ran(tmp_path):
 )
 def test_two_blocks_of_one_threat_say_what_they_are_of(tmp_path, changed, words):
     root, first = tmp_path / "results", {"weights": "d" * 64, "data": "d" * 64}
-    put(root, result("a", "whitebox", 1, {"PGD": 1}, n=2, identity=first))
-    put(root, result("a", "fast", 2, {"PGD": 2}, n=3, identity=first | changed))
+    put(root, result("a", "whitebox", 1, {"PGD": 1}, n=2, dataset="mine", identity=first))
+    put(root, result("a", "fast", 2, {"PGD": 2}, n=3, dataset="mine", identity=first | changed))
     found = standings(root)
     assert len(found) == 2 and all(any(word in s.title for s in found) for word in words)
     pages, _ = make_site(root, tmp_path / "out")
-    for name in ("models/mnist/a.html", "index.html"):
+    for name in ("models/mine/a.html", "index.html"):
         assert all(word in pages[name].text for word in words), name
-    headings = [text for text in pages["models/mnist/a.html"].inside("h2") if text.startswith("Linf")]
+    headings = [text for text in pages["models/mine/a.html"].inside("h2") if text.startswith("Linf")]
     assert len(headings) == len(set(headings)) == 8, "each block has headings of its own"
     names = [model["name"] for group in collect_pairs(found) for model in group["models"]]
     assert len(names) == len(set(names))

@@ -20,7 +20,7 @@ OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-PAGES = ["index.html", "models/digits/at.html", "compare.html", "tables.html", "tables/p.html"]
+PAGES = ["index.html", "models/digits/at.html", "compare.html", "tables.html", "tables/p.html", "tables/wide.html"]
 pytestmark = [pytest.mark.whole, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 
@@ -36,7 +36,16 @@ def site(tmp_path_factory):
                 (folder / "results/digits" / model).mkdir(parents=True, exist_ok=True)
                 copy(path, folder / "results/digits" / model / path.name)
     rows = [{"Card": "digits/at", "Paper": "51.2", "Ours": "49.9 [46.7, 53.2]", "n": "899"}] * 2
-    papers = [PaperPage("p", "A table", "How to read it.", rows, ["A note."], ["robbench eval"])]
+    name = "mnist/lsq05_sigma05_100k"
+    wide = {"α": "0", "β": "0.5", "σ": "0.5", "k": "400k", "Card": name, "Network": "madry_mnist", "n": "500"}
+    wide |= {"Iterations": "25,000 of 100,000; see lsq05_sigma05", "Train": "– / 99.83"}
+    attacks = ("Test", "WB-PGD-20-rand-xent", "WB-PGD-20-rand-CW", "WB-FGSM-xent", "WB-FGSM-CW")
+    wide |= dict.fromkeys(attacks, "73.6 [69.6, 77.3] / 85.91 (-12.3)") | {"Worst case": "0.0 [0.0, 0.8]"}
+    wide |= {"Strongest suite: its lowest": "fast: PGD-40-scaled 0.0", "Its n": "500", "Overestimation": "12.3 points"}
+    papers = [
+        PaperPage("p", "A table", "How to read it.", rows, ["A note."], ["robbench eval"]),
+        PaperPage("wide", "A wide table", "How to read it.", [wide | {"Verdict": "suspicious"}] * 2, [], []),
+    ]
     write_site(folder / "results", folder / "out", Registry([locate_builtin_cards()]), papers, pytest.fail)
     return folder / "out"
 
@@ -173,6 +182,30 @@ def test_a_narrow_screen_shows_all_text(page, site, path):
         assert page.locator("table.stacked td:visible", has_text="[").first.bounding_box()["x"] < 200, (
             "cells are stacked"
         )
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_table_scrolls_sideways_and_no_word_is_broken(page, site, path, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{site.as_uri()}/{path}")
+    for frame in page.locator(".frame").all():
+        assert frame.evaluate("frame => frame.scrollWidth <= frame.clientWidth")
+    broken = page.evaluate(
+        """() => [...document.querySelectorAll(".whole")].filter(e => e.getClientRects().length > 1)
+            .map(e => e.textContent)"""
+    )
+    assert broken == []
+    if path == "tables/wide.html" and width == 360:
+        labels = page.evaluate(
+            """() => [...document.querySelectorAll(".stacked td")].filter(td => {
+                const label = getComputedStyle(td, "::before");
+                const canvas = document.createElement("canvas").getContext("2d");
+                canvas.font = label.font;
+                const longest = Math.max(...td.dataset.label.split(/[ -]/).map(w => canvas.measureText(w).width));
+                return longest > parseFloat(label.width); }).map(td => td.dataset.label)"""
+        )
+        assert labels == []
 
 
 def test_marks_of_a_chart_do_not_lie_on_each_other(page):

@@ -16,7 +16,7 @@ from robbench.papers.tables import fill_table
 from robbench.report.console import TerminalConsole
 from robbench.report.leaderboard import build_group_table, format_percent, format_with_interval
 from robbench.report.progress import TerminalReporter
-from robbench.report.tables import fits, name_columns, print_rows, print_turned
+from robbench.report.tables import fits, name_columns, print_grouped, print_rows, print_turned
 from robbench.report.terminal import print_results, summarize_result
 from robbench.results.reader import read_results
 from support.models import small
@@ -98,6 +98,33 @@ def test_a_turned_table_shows_every_row_once(width):
     assert max(map(len, text.splitlines())) <= width and text.count("The title") == 1
     for row in rows:
         assert all(text.count(cell) == 1 for cell in row.values())
+
+
+@pytest.mark.parametrize("width", [45, 60, 80, 100, 160])
+def test_a_table_of_groups_shows_each_number_once_in_few_lines(width):
+    heads = ("model", "n", "under")
+    cells = [(m, i, u) for m in range(2) for i in range(9) for u in ("clean", "adversarial")]
+    rows = [
+        {"model": f"digits/model_{m}", "n": "30", "layer": f"{i} layer", "under": u, "cost": f"{m}{i}{len(u)}.5"}
+        for m, i, u in cells
+    ]
+    out = console(width)
+    print_grouped(out, rows, heads)
+    lines = printed(out).splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert all(text.count(row["cost"]) == 1 for row in rows)
+    groups = text.count("digits/model_1 · n 30 · under ")
+    assert groups == (0 if width >= 60 else 2)
+    assert len(lines) <= (len(rows) + 4 if width >= 60 else 4 * (9 + 5)), "as many lines as rows, and a few"
+
+
+def test_a_cell_keeps_a_number_and_its_unit_on_one_line():
+    rows = [{"a": "between 48.5 % and 12 s of the time", "b": "word"}]
+    for width in range(24, 60):
+        out = console(width)
+        print_rows(out, rows)
+        assert "48.5 %" in printed(out) and "12 s" in printed(out)
 
 
 def test_styled_cells_and_control_characters_count_as_they_are_shown():

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from robbench.analysis.manifold_record import read_manifolds_files
+from robbench.analysis.record import read_logits_files
 from robbench.certify.record import ROWS, SUMMARY, read_certified_files
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
@@ -127,6 +129,20 @@ def tell_linear(root):
     return f"{make_linear_rows(list(files.values()), root, None)} {' '.join(map(str, damaged))}"
 
 
+def tell_logits(root):
+    files, damaged = read_logits_files(root)
+    told = {
+        name: (file.model_dump(), [repr(v.tolist()) for v in vars(m).values()]) for name, (file, m) in files.items()
+    }
+    return f"{told} {' '.join(map(str, damaged))}"
+
+
+def tell_manifolds(root):
+    files, damaged = read_manifolds_files(root)
+    told = {name: (file.model_dump(), rows.to_csv()) for name, (file, rows) in files.items()}
+    return f"{told} {' '.join(map(str, damaged))}"
+
+
 def compare_seeds(root):
     return repr(build_spread(root, read_results(root, MODEL).results or [_known(root)]))
 
@@ -237,6 +253,44 @@ def test_edited_certificates_are_named(tree, name, times):
     (path,) = tree.glob(f"digits/at/certified/bounds@*/{name}")
     readers = {"certified": tell_certificates, "leaderboard": read_leaderboard}
     assert bend(path, tree, times, readers, 7) > times * TIMES / 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "tell"), [("logits", tell_logits), ("manifolds", tell_manifolds)], ids=["logits", "manifolds"]
+)
+def test_edited_measurements_of_inner_values_are_named(tree, kind, tell):
+    source = Path(__file__).parents[2] / "results/digits/natural" / kind
+    place = shutil.copytree(source, tree / "digits/natural" / kind)
+    for suffix, times in (("json", 120), ("parquet", 60)):
+        assert bend(place / f"{kind}.{suffix}", tree, times, {kind: tell}, 10) > times * TIMES / 2
+    shutil.rmtree(place)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tell"), [("logits", tell_logits), ("manifolds", tell_manifolds)], ids=["logits", "manifolds"]
+)
+def test_numbers_of_inner_values_follow_from_their_table(tree, tmp_path, kind, tell):
+    """Also where somebody made the digest of the summary anew."""
+    source = Path(__file__).parents[2] / "results/digits/natural" / kind
+    path = shutil.copytree(source, tmp_path / "digits/natural" / kind) / f"{kind}.json"
+    fields = json.loads(path.read_text())
+    del fields["sha256"]
+    changes = [{"n": fields["n"] - 1}, {"run_id": "0" * 64}, {"files": {}}, {"model": "at"}, {"total": 1000}]
+    changes += [{"identity": fields["identity"] | {"data": "0" * 64}}]
+    if kind == "logits":
+        changes += [
+            {name: make_accuracy(1, fields["n"]).model_dump()} for name in ("clean_accuracy", "robust_accuracy")
+        ]
+        changes += [{"classes": 9}]
+    else:
+        first, *others = fields["layers"]
+        changes += [{"layers": [first | {name: 9.0}, *others]} for name in ("cost", "radius", "dimension")]
+        changes += [{"layers": others}, {"layers": [first | {"kind": "adversarial"}, *others]}]
+    for change in changes:
+        path.write_bytes(seal(fields | change))
+        assert tell(tmp_path).startswith("{} ") and f"{kind}" in tell(tmp_path), change
+    path.write_bytes(seal(fields))
+    assert "damaged" not in tell(tmp_path)
 
 
 def test_no_edited_sweep_changes_a_number(tree, tmp_path):

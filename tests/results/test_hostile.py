@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import hashlib
 import http.server
 import io
 import json
@@ -27,6 +28,7 @@ from robbench.core.files import check_path_component, read_bounded
 from robbench.core.numbers import parse_fraction
 from robbench.data import sets as data
 from robbench.evaluation.run import evaluate
+from robbench.models import outside
 from robbench.models.architectures import build
 from robbench.models.card import Registry, load_card
 from robbench.models.load import load_model, parse_state
@@ -101,16 +103,45 @@ def test_weights_do_not_come_through_a_link_out_of_the_registry(tmp_path):
     load_model(registry(tmp_path / "b"))
 
 
-def test_results_are_not_written_through_a_link_out_of_the_tree(problem, tmp_path):
-    model, x, y = problem
+def programs():
+    """Models that are programs: a traced network, and a graph as ONNX stores it, up to its weights."""
+    out = io.BytesIO()
+    torch.jit.save(torch.jit.trace(build("digits_convnet", {}, 10, (1, 8, 8)).eval(), torch.rand(2, 1, 8, 8)), out)
+    stored = io.BytesIO()  # without compression, which is refused before anything else is looked at
+    with zipfile.ZipFile(out) as source, zipfile.ZipFile(stored, "w") as packed:
+        for member in source.infolist():
+            packed.writestr(member.filename, source.read(member))
+    return {"TorchScript": stored.getvalue(), "ONNX": b"\x08\x08\x12\x07pytorch\x1a\x052.9.0:\x00"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".ts", ".onnx", ".safetensors", ""])
+@pytest.mark.parametrize("kind", ["TorchScript", "ONNX"])
+def test_weights_of_a_card_are_no_program(tmp_path, monkeypatch, kind, suffix):
+    """A card of a stranger's tree may name any file with its digest. Only the user can ask for a program."""
+    entry, content = registry(tmp_path), programs()[kind]
+    text = entry.path.read_text()
+    place = entry.root / f"weights/digits/other{suffix}"
+    place.write_bytes(content)
+    text = text.replace("digits/natural.safetensors", f"digits/other{suffix}")
+    entry.path.write_text(text.replace(entry.card.weights.sha256, hashlib.sha256(content).hexdigest()))
+    ran = []
+    monkeypatch.setattr(torch.jit, "load", lambda *a, **k: ran.append(a))
+    monkeypatch.setattr(torch._C, "import_ir_module_from_buffer", lambda *a, **k: ran.append(a))
+    monkeypatch.setattr(outside, "import_package", lambda *a, **k: ran.append(a))
+    with pytest.raises((ModelError, CardError)) as refused:
+        load_model(Registry([tmp_path]).find("natural"))
+    assert "file type" in str(refused.value) or "not a readable state dict" in str(refused.value)
+    assert not ran
+
+
+def test_results_are_not_written_through_a_link_out_of_the_tree(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").write_text("keep")
-    (tmp_path / "r/digits/small").mkdir(parents=True)
-    (tmp_path / "r/digits/small/quick").symlink_to(tmp_path / "precious")
+    (tmp_path / "r/digits/natural").mkdir(parents=True)
+    (tmp_path / "r/digits/natural/quick").symlink_to(tmp_path / "precious")
     with pytest.raises(StorageError, match=r"quick is a link, to .*precious"):
-        evaluate(
-            model, "quick", x=x, y=y, dataset="digits", name="small", results=tmp_path / "r", overwrite=True
-        )  # fmt: skip
+        evaluate("digits/natural", "quick", samples=2, results=tmp_path / "r", overwrite=True)
     assert os.listdir(tmp_path / "precious") == ["file"]
 
 

@@ -101,10 +101,13 @@ MNIST = "58307ebf296d64db3d8a15e3d10912cb175f169f6a7001b0af629d10c8420c6d"
     [
         (range(898, 1198), "first 300 of 899", "digits", load("digits").digest, None, True),
         (range(300), "first 300 of 899", "digits", load("digits").digest, None, False),
-        (range(300), "first 300 of 899", "digits", "own images", None, True),
+        (range(300), "first 300 of 899", "digits", "own images", None, False),
         (range(898, 1043), "all 145", "digits", load("digits").digest, None, False),
         (range(200), "first 200 of 10000", "mnist", MNIST, None, True),
         (range(200), "first 200 of 9000", "mnist", MNIST, None, False),
+        (range(200), "first 200 of 10000", "mnist", "own images", None, False),
+        (range(200), "first 200 of 300", "mnist", None, None, False),
+        (range(200), "first 200 of 10000", "cifar10", "the official files", None, True),
         (range(200), "first 200 of 10000", "fashion_mnist", MNIST, None, False),
         ([0, 1, 3], "first 3 of 10000", "cifar100", "?", None, False),
         ([0, 1, 3], "first 3 of 9999", "cifar100", "?", None, True),  # a copy that lacks image 2
@@ -370,9 +373,10 @@ def targeted(root, target, prediction, images=None, dataset="mnist"):
     ("target", "prediction", "problem"),
     [
         ("next", 4, None), ("next", 5, "is not the target"), ("next", 3, "is not the target"), ("5", 5, None),
-        ("5", 4, "is not the target"), ("3", 4, None), ("3", 3, "is not the target"), ("random", 7, None),
+        ("5", 4, "is not the target"), ("3", 4, None), ("3", 3, "is not the target"),
+        ("random", 7, "is not the target"),
         ("random", 3, "is not the target"), ("nonsense", 5, "no rule of targets"), ("-1", 5, "no rule of targets"),
-        ("list-xyz", 5, "no rule of targets"), ("list-0123456789abcdef", 5, None),
+        ("next", 0, "is not the target"), ("list-xyz", 5, "no rule of targets"), ("list-0123456789abcdef", 5, None),
     ],
 )  # fmt: skip
 def test_breaks_are_predictions_of_the_target(tmp_path, target, prediction, problem):
@@ -384,7 +388,29 @@ def test_breaks_are_predictions_of_the_target(tmp_path, target, prediction, prob
             read_vouched(folder)
 
 
-@pytest.mark.parametrize("target", ["least-likely", "random", "list-0123456789abcdef", "next", "5"])
+def test_random_targets_are_drawn_again(tmp_path):
+    """From seed, official index and label, where the number of classes is that of a data set or of the answers."""
+    x = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    own = {"x": x, "y": small()(x).argmax(1)}
+    for i, (model, call) in enumerate([("digits/natural", {"samples": 30}), (small(), own)]):
+        for seed in (0, 3):
+            root = tmp_path / f"{i}-{seed}"
+            found = evaluate(model, "quick", **call, eps=0.5, target="random", seed=seed, results=root)
+            folder = locate_result(root, found)
+            assert read_vouched(folder).run_id == found.run_id
+            rows = read_rows(folder / "outcomes.parquet")
+            broken = rows["status"] == "broken"
+            assert broken.sum() > 5
+            one = rows.index[broken & (rows["sample"] == rows.loc[broken, "sample"].iloc[0])]
+            last = int(rows["label"].max())
+            others = set(range(last + 1)) - {int(rows["label"][one[0]]), int(rows["prediction"][one[0]])}
+            rows.loc[one, "prediction"] = min(others)
+            rewrite(folder, rows)
+            with pytest.raises(ResultError, match="is not the target 'random'"):
+                read_vouched(folder)
+
+
+@pytest.mark.parametrize("target", ["least-likely", "list-0123456789abcdef", "next", "5"])
 def test_all_attacks_have_the_same_target(tmp_path, target):
     wanted = result("m", "whitebox", 9, {"PGD": 9, "FGSM": 9}, n=20)
     wanted = wanted.model_copy(update={"identity": {"target": target}, "overrides": {"target": target}})

@@ -24,6 +24,7 @@ from robbench.data.sets import load
 from robbench.models.architectures import build
 from robbench.models.card import Adversary, Recipe, Registry
 from robbench.models.load import load_model
+from robbench.models.recipes import LargeBatch
 from robbench.report.curve import draw_curve
 from robbench.training import recipe as terms
 from robbench.training import targets
@@ -31,6 +32,7 @@ from robbench.training import train as loop
 from robbench.training.draws import Draws
 from robbench.training.missing import list_missing, train_missing
 from robbench.training.options import Options
+from robbench.training.plan import Plan
 from robbench.training.step import Step
 from support.cards import SMALL
 
@@ -497,6 +499,36 @@ def test_a_cpu_budget_is_trained_on_a_cpu_and_named(tmp_path):
     assert Registry([tmp_path]).find("m").card.trained.instead == ""
     with pytest.raises(CardError, match=r"no \[cpu_budget\]"):
         train(put(tmp_path, CARD, "n"), runs=tmp_path / "runs", budget="cpu")
+
+
+@pytest.mark.whole
+def test_a_gpu_budget_is_as_many_epochs_of_larger_batches(tmp_path):
+    entry = put(tmp_path, CARD + "[gpu_budget]\nfactor = 4\nwarmup = 0.5\n")
+    assert list_missing(Registry([tmp_path]), budget="gpu") == [entry]
+    train(entry, runs=tmp_path / "runs", budget="gpu")
+    trained, recipe = Registry([tmp_path]).find("m").card.trained, entry.card.recipe
+    assert trained.iterations == recipe.iterations / 4 == 10
+    assert trained.instead == (
+        f"iterations 10 instead of 40, batch_size {4 * recipe.batch_size} instead of {recipe.batch_size}, "
+        f"lr {2 * recipe.lr:g} instead of {recipe.lr:g}, warmup 0.5 instead of 0"
+    )
+    assert (tmp_path / "runs/digits/m.gpu/checkpoint.pt").exists()
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "runs/digits/m.gpu/log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([2 * recipe.lr * min(1, i / 5) for i in range(10)])
+    # By number alone, ten iterations would do for the GPU budget, whatever their batch was.
+    assert not list_missing(Registry([tmp_path]), budget="gpu")
+    train(entry, runs=tmp_path / "few", budget="full", plan=Plan.parse("10"), restart=True)
+    assert [e.name for e in list_missing(Registry([tmp_path]), budget="gpu")] == ["m"]
+    with pytest.raises(CardError, match=r"no \[gpu_budget\]; allowed here: budget auto, full, cpu"):
+        train(put(tmp_path, CARD + BUDGET, "n"), runs=tmp_path / "runs", budget="gpu")
+
+
+def test_sgd_scales_the_rate_by_the_factor_and_adam_by_its_root():
+    sgd = Recipe(iterations=101, batch_size=8, optimizer="sgd", lr=0.1)
+    large = LargeBatch(factor=4)
+    changed = large.apply(sgd)
+    assert (changed.iterations, changed.batch_size, changed.lr, changed.warmup) == (26, 32, 0.4, 0.05)
+    assert large.apply(sgd.model_copy(update={"optimizer": "adam"})).lr == pytest.approx(0.2)
 
 
 @pytest.mark.whole

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robbench.analysis.gradients_record import GradientsFile
 from robbench.analysis.logits import Integers
 from robbench.analysis.manifold_record import ManifoldsFile
 from robbench.analysis.record import (
@@ -119,7 +120,10 @@ def measure_logits(
 
 
 def check_stored(
-    folder: Path, stored: LogitsFile | ManifoldsFile | SeriesFile, identity: dict[str, Any], probe: AnswerProbe
+    folder: Path,
+    stored: LogitsFile | ManifoldsFile | GradientsFile | SeriesFile,
+    identity: dict[str, Any],
+    probe: AnswerProbe,
 ) -> None:
     """Check that a stored measurement is of this identity and that the model still answers as it did.
 

@@ -125,10 +125,14 @@ def measure_students(
     series = _Series(spec, options, results, "students")
     file, teacher = read_series(series_folder(results, series.entry.dataset, series.entry.name, "training"))
     if file.identity["train"] != series.train.digest or file.identity["recipe"] != _dump(series.entry):
-        raise ResultError(f"{series.title}: the stored training is of another recipe or other images; measure it again.")
+        raise ResultError(
+            f"{series.title}: the stored training is of another recipe or other images; measure it again."
+        )
     update = {"adversary": None, "pairing": None, "seed": SEED, "iterations": _STUDENT_ITERATIONS}
     recipe = _shorten(series.entry).model_copy(update=update)
-    identity = series.identify(recipe, teacher=file.run_id, checkpoints=list(_STUDENT_CHECKPOINTS), losses=list(_LOSSES))
+    identity = series.identify(
+        recipe, teacher=file.run_id, checkpoints=list(_STUDENT_CHECKPOINTS), losses=list(_LOSSES)
+    )
     teacher = teacher[(teacher["split"] == "train") & (teacher["seed"] == SEED)]
 
     def measure() -> pd.DataFrame:

@@ -35,7 +35,7 @@ from robbench.commands.options import (
     parse_radii_option,
 )
 from robbench.commands.printing import print_objects
-from robbench.commands.runs import resume_runs, run_all
+from robbench.commands.runs import choose_ray, resume_runs, run_all
 from robbench.commands.sanity import examine_model
 from robbench.commands.show import as_object, write_curves
 from robbench.core.errors import RobbenchError
@@ -125,7 +125,7 @@ def eval_(
     """
     from robbench.evaluation.options import Options
 
-    ray = _parse_executor(executor, address, workers, threads)
+    ray = choose_ray(executor, address, workers, threads)
     import_user_modules(imports or [])
     place = Options(device=device, results=results, wait=wait)
     options = replace(
@@ -218,6 +218,7 @@ def _plan_runs(asked: _Asked) -> list[RunRequest]:
     """
     from robbench.evaluation.arguments import check_request
     from robbench.evaluation.request import RunRequest
+    from robbench.suite import load_suite
 
     if asked.suite == "sanity" and asked.options.gradients is not None:
         raise RobbenchError(
@@ -227,6 +228,11 @@ def _plan_runs(asked: _Asked) -> list[RunRequest]:
     if asked.seeds < 1 or (asked.seeds > 1 and len(asked.radii) > 1):
         raise RobbenchError(
             f"--seeds {asked.seeds} given; allowed: 1 or more, and more than 1 at a single radius only."
+        )
+    if asked.seeds > 1 and load_suite(asked.suite).judge == "nearest":
+        raise RobbenchError(
+            f"--seeds {asked.seeds} given with suite {asked.suite!r}, which looks for the nearest break. Give the "
+            "command once for each seed, with --seed N: each has a table of its own."
         )
     seeds = range(asked.options.seed, asked.options.seed + asked.seeds)
     requests = [
@@ -275,17 +281,6 @@ def _show_results(asked: _Asked, groups: list[list[ResultFile]], verdicts: list[
             print_sanity(verdict, again, every=False)
     if failed:
         raise typer.Exit(2)
-
-
-def _parse_executor(
-    executor: Executor, address: str | None, workers: int | None, threads: int
-) -> dict[str, Any] | None:
-    """Return the options of `evaluate_all`; None means this process."""
-    if executor == "ray":
-        return {"address": address, "workers": workers, "threads": threads}
-    if address is not None or workers is not None or threads != 1:
-        raise RobbenchError("--address, --workers and --threads-per-worker go with --executor ray.")
-    return None
 
 
 def _choose_models(model: list[str], all_models: bool, models: list[Path], about: SpecFields) -> list[ModelSpec]:

@@ -177,6 +177,11 @@ def check_baseline(
         decision = decide_gate([compare_entries(_find_entry(stored.runs, e), e) for e in entries], policy)
     else:
         wanted = choose_entries(stored, model or [], data)
+        if surrogate is not None and not any(entry.has_transfer for entry, _ in wanted):
+            raise RobbenchError(
+                f"--surrogate {surrogate} given, but no attack of the baseline is a transfer, so nothing would use it. "
+                "Leave it out."
+            )
         givens = {entry.name: given for entry, given in wanted}
         with _measure_into(results, device, lanes, data_dir, models, False) as (options, reporter):
             options = replace(options, surrogate=surrogate)

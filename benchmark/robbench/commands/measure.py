@@ -25,6 +25,9 @@ from robbench.commands.printing import announce, print_objects, print_table, pri
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from robbench.analysis.gradients_record import GradientsFile
     from robbench.analysis.manifold_record import ManifoldsFile
     from robbench.analysis.record import LogitsFile
     from robbench.analysis.series_record import SeriesFile
@@ -32,12 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-_KINDS = ("linear", "logits", "manifolds", "steps", "training", "students")
+_KINDS = ("linear", "logits", "manifolds", "gradients", "steps", "training", "students")
 _WHAT = (
     "linear: the radius L of Shafahi's Eq. 4, without attacks. logits: clean, and where a fixed PGD breaks the image. "
-    "manifolds: the geometry of each layer around images, clean and under PGD. steps: PGD of several step sizes. "
-    "training: logits at iterations of short trainings of the recipe. students: networks that learn these logits. "
-    "all: what the registry's measurements.toml declares for --dataset, without what is known."
+    "manifolds: the geometry of each layer around images, clean and under PGD. gradients: of the loss, and large "
+    "perturbations. steps: PGD of several step sizes. training: logits at iterations of short trainings of the recipe. "
+    "students: networks that learn these logits. all: what the registry's measurements.toml declares for --dataset, "
+    "without what is known."
 )
 
 
@@ -63,7 +67,7 @@ def measure(
     overwrite: Annotated[bool, typer.Option(help="Replace a stored measurement of something else.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what explains the robustness of models: linear model, logits, layers, steps of attacks, trainings."""
+    """Measure what explains robustness: linear model, logits, layers, gradients, steps of attacks, trainings."""
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
 
@@ -80,7 +84,7 @@ def measure(
     if not model:
         raise RobbenchError("Give --model: a registered model, or a source.")
     if what != "linear" and eps is not None:
-        raise RobbenchError("--eps goes with linear. The other measurements take the usual radius of the data set.")
+        raise RobbenchError("--eps goes with linear. The other measurements choose their radius.")
     try:
         radius = None if eps is None else parse_threat("Linf", eps).eps
     except ValueError as error:
@@ -93,11 +97,13 @@ def measure(
         from robbench.evaluation.options import Options
 
         options = Options(samples=samples, lanes=lanes, device=device, data_dir=data_dir, models=models or [])
-        measured = [_choose_measurement(what)(spec, options, results, overwrite, _note) for spec in specs]
+        run = _find_measurement(what)
+        measured = [run(spec, options, results, overwrite, _note) for spec in specs]
         if as_json:
             print_objects([file.model_dump(mode="json") for file in measured])
         else:
-            print_table([row for file in measured for row in _describe(file)], as_json=False)
+            heads = ("model", "n", "flags", "manifolds") if what == "manifolds" else ()
+            print_table([row for file in measured for row in _describe(file)], as_json=False, heads=heads)
         return
     from robbench.linear.measure import measure_linear
     from robbench.report.linear import make_linear_rows
@@ -153,8 +159,19 @@ def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path |
             evaluate(task.model, task.suite, **about)
         elif task.run == "linear":
             measure_linear(task.model, note=_note, **about)
+        elif task.run == "study":
+            train_study_of(task.model, overwrite)
         else:
-            _choose_measurement(task.run)(ModelSpec(task.model), Options(**about), results, overwrite, _note)
+            _find_measurement(task.run)(ModelSpec(task.model), Options(**about), results, overwrite, _note)
+
+    def train_study_of(task: str, restart: bool) -> None:
+        from robbench.analysis.study import StudyOptions, train_study
+        from robbench.analysis.study_spec import load_studies
+
+        name = f"{task.partition('/')[2]}-{dataset}"
+        train_study(
+            name, load_studies()[name], StudyOptions(data_dir, results, Path("runs"), device, None, restart, _note)
+        )
 
     def train_entry(entry: Entry) -> None:
         from robbench.commands.train import report_progress
@@ -166,15 +183,17 @@ def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path |
     measure_all(dataset, Registry.default(models), results, _KINDS, measure_task, train_entry)
 
 
-def _choose_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | SeriesFile]:
+def _find_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | GradientsFile | SeriesFile]:
     from robbench.analysis.measure import measure_logits
+    from robbench.analysis.measure_gradients import measure_gradients
     from robbench.analysis.measure_manifolds import measure_manifolds
     from robbench.analysis.measure_steps import measure_steps
     from robbench.analysis.measure_training import measure_students, measure_training
 
-    known: dict[str, Callable[..., LogitsFile | ManifoldsFile | SeriesFile]] = {
+    known: dict[str, Callable[..., LogitsFile | ManifoldsFile | GradientsFile | SeriesFile]] = {
         "logits": measure_logits,
         "manifolds": measure_manifolds,
+        "gradients": measure_gradients,
         "steps": measure_steps,
         "training": measure_training,
         "students": measure_students,
@@ -186,7 +205,7 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _describe(file: LogitsFile | ManifoldsFile | SeriesFile) -> list[dict[str, str]]:
+def _describe(file: LogitsFile | ManifoldsFile | GradientsFile | SeriesFile) -> list[dict[str, str]]:
     about = {"model": f"{file.dataset}/{file.model}", "n": str(file.n)}
     flags = {"flags": ", ".join(sorted(file.flags)) or "–"}
     if file.identity["measure"] == "manifolds":
@@ -204,6 +223,9 @@ def _describe(file: LogitsFile | ManifoldsFile | SeriesFile) -> list[dict[str, s
             | flags
             for layer in cast("ManifoldsFile", file).layers
         ]
+    if file.identity["measure"] == "gradients":
+        means = cast("GradientsFile", file).means
+        return [about | {name: f"{means[name]:.3f}" for name in ("alignment", "roughness", "sparsity")} | flags]
     if file.identity["measure"] != "logits":
         return [about | {"measured": file.identity["measure"], "on": file.date[:10]} | flags]
     logits = cast("LogitsFile", file)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robbench.analysis.study_spec import STUDY_PARTS
 from robbench.commands.options import explain_interrupt
 from robbench.core.errors import CardError, unknown_name
 from robbench.core.files import load_toml
@@ -20,6 +21,7 @@ __all__ = ["PROGRAM", "Task", "is_known", "measure_all", "read_program"]
 
 PROGRAM = "measurements.toml"
 _TRAINED_BY_CARD = ("training", "students")  # they train networks of their own and need no weights
+_STUDY = "study"  # its models are the studies of analysis/studies.toml, without the data set
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Task:
     """One measurement of one model.
 
     Attributes:
-        run: eval, or the name of a measurement of `robbench measure`.
-        model: full name of the model.
+        run: eval, study, or the name of a measurement of `robbench measure`.
+        model: full name of the model, or of a study: `digits/tsipras2019`.
         suite: of eval; empty for the others.
         samples: number of the first test images; None if the measurement chooses them itself.
     """
@@ -49,7 +51,7 @@ def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[
     Args:
         root: folder of the registry.
         dataset: the data set.
-        measurements: the allowed values of `run` besides eval.
+        measurements: the allowed values of `run` besides eval and study.
 
     Raises:
         CardError: the file is missing or invalid, or names no measurement of the data set.
@@ -64,7 +66,7 @@ def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[
         raise CardError(f"{path}: {unknown_name('data set', dataset, known)}")
     tasks: list[Task] = []
     for group in declared[dataset]:
-        tasks += _read_group(path, dataset, group, ("eval", *measurements))
+        tasks += _read_group(path, dataset, group, ("eval", _STUDY, *measurements))
     return list(dict.fromkeys(tasks))
 
 
@@ -99,6 +101,10 @@ def is_known(task: Task, data: FigureData) -> bool:
         return logits is not None and len(logits) >= wanted
     if task.run == "manifolds":
         return task.model in data.read_manifolds(dataset)
+    if task.run == "gradients":
+        return task.model in data.read_gradients(dataset)
+    if task.run == _STUDY:
+        return all(data.read_study(f"{task.model}-{part}") for part in STUDY_PARTS)
     return task.model in data.read_series(task.run, dataset)
 
 
@@ -119,7 +125,7 @@ def measure_all(
         dataset: the data set.
         registry: the cards. The last of its folders with a program counts.
         results: the results tree.
-        measurements: the allowed measurements besides eval.
+        measurements: the allowed measurements besides eval and study.
         measure: measures a task; the second argument says whether to replace what is stored.
         train: trains a card's model, or goes on with it.
 
@@ -139,8 +145,7 @@ def measure_all(
                 known += 1
                 continue
             print(f"{title} ({(time.monotonic() - begin) / 60:.1f} min so far)", file=sys.stderr)
-            entry = registry.find(task.model)
-            if entry.needs_training and task.run not in _TRAINED_BY_CARD:
+            if task.run not in (*_TRAINED_BY_CARD, _STUDY) and (entry := registry.find(task.model)).needs_training:
                 print(f"{task.model}: its weights are not here, so it is trained first", file=sys.stderr)
                 train(entry)
                 registry = Registry(registry.roots)  # the card names other weights now
@@ -149,13 +154,17 @@ def measure_all(
                     print(f"{title}: known already, of the same weights", file=sys.stderr)
                     known += 1
                     continue
-            measure(task, _is_stored(task, results))
+            measure(task, _is_stored(task, results, data))
             data = FigureData(registry, results)
     print(f"{dataset}: {format_count(len(tasks), 'measurement')}, {known} known before, {len(tasks) - known} made.")
 
 
-def _is_stored(task: Task, results: Path) -> bool:
+def _is_stored(task: Task, results: Path, data: FigureData) -> bool:
     """Return whether something is stored in the place of a task that does not count: of other weights, or damaged."""
+    if task.run == _STUDY:
+        parts = [f"{task.model}-{part}" for part in STUDY_PARTS]
+        stored = [part for part in parts if (results / part / "study" / "study.json").exists()]
+        return any(data.read_study(part) is None for part in stored)
     folder = results / task.model / (task.suite or task.run)
     name = "result.json" if task.run == "eval" else f"{task.run}.json"
     return (folder / name).exists()

@@ -19,7 +19,7 @@ from robbench.commands.options import (
     check_positive,
     explain_interrupt,
 )
-from robbench.commands.printing import announce, tree
+from robbench.commands.printing import announce, print_whole, tree
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.files import read_bounded, refuse_links, write_atomically
 from robbench.core.words import format_count
@@ -129,7 +129,7 @@ def table_(
             from rich.console import Console
 
             console = Console()
-            print(render_table(filled, kind, commands, console.width if console.is_terminal else None), end="")
+            print_whole(render_table(filled, kind, commands, console.width if console.is_terminal else None))
 
 
 def figure(
@@ -210,7 +210,7 @@ def export(
     if output:
         _write_page(text, output, False, "export")
     else:
-        print(text, end="")
+        print_whole(text)
 
 
 def _run_missing(table: FilledTable, registry: Registry, results: Path, options: dict[str, Any]) -> None:

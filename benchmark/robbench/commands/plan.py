@@ -134,7 +134,7 @@ def _print_shared(workers: str, seconds: float | None) -> None:
 def _print_plans(plans: list[ModelPlan]) -> None:
     from robbench.evaluation.planning import as_rows
 
-    print_table([*as_rows(plans)], False)
+    print_table([*as_rows(plans)], False, heads=["run"])
     for p in plans:
         print_text(
             f"{p.title}: {format_count(p.n, 'image')}, {p.seconds:.0f} s ± {100 * p.uncertainty:.0f} % on one worker. "

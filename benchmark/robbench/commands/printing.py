@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TextIO
 
 from robbench.core.errors import ResultError
 
-__all__ = ["announce", "print_json", "print_objects", "print_table", "print_text", "reserve_stdout", "tree"]
+__all__ = [
+    "announce",
+    "print_json",
+    "print_objects",
+    "print_table",
+    "print_text",
+    "print_whole",
+    "reserve_stdout",
+    "tree",
+]
 
 
 _reserved: ContextVar[TextIO | None] = ContextVar("_reserved", default=None)
@@ -42,15 +51,25 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False), file=_reserved.get())
 
 
-def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows as a table, or as JSON."""
+def print_table(rows: list[dict[str, Any]], as_json: bool, heads: Sequence[str] = ()) -> None:
+    """Print rows as a table, or as JSON.
+
+    Args:
+        rows: cells by column.
+        as_json: print JSON.
+        heads: columns that make groups of rows where a row does not fit on a line (`print_grouped`).
+    """
     if as_json:
         print_json(rows)
         return
     from robbench.report.console import make_console
-    from robbench.report.tables import print_rows
+    from robbench.report.tables import print_grouped, print_rows
 
-    print_rows(make_console(), [{column: str(cell) for column, cell in row.items()} for row in rows])
+    console, texts = make_console(), [{column: str(cell) for column, cell in row.items()} for row in rows]
+    if heads:
+        print_grouped(console, texts, heads)
+    else:
+        print_rows(console, texts)
 
 
 def print_text(text: str) -> None:
@@ -58,6 +77,11 @@ def print_text(text: str) -> None:
     from robbench.report.console import make_console
 
     make_console().print(text, soft_wrap=True)
+
+
+def print_whole(text: str) -> None:
+    """Print text that a program may read, such as CSV: no line break is added on a terminal."""
+    getattr(sys.stdout, "write_whole", sys.stdout.write)(text)
 
 
 def print_objects(objects: list[dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from robbench.models.spec import RecalledFields
     from robbench.results.schema import ResultFile
 
-__all__ = ["reproduce_result", "resume_runs", "run_all", "runs"]
+__all__ = ["choose_ray", "reproduce_result", "resume_runs", "run_all", "runs"]
 
 
 def runs(results: Results = Path("results"), as_json: Json = False) -> None:
@@ -47,6 +47,15 @@ def runs(results: Results = Path("results"), as_json: Json = False) -> None:
     if waiting := sum(run.resumable is not None for run in found):
         where = "" if results == Path("results") else f" --results {results}"
         print(f"{waiting} to be continued: robbench eval --resume{where}", file=sys.stderr)
+
+
+def choose_ray(executor: str, address: str | None, workers: int | None, threads: int) -> dict[str, Any] | None:
+    """Return the options of `evaluate_all`; None means this process."""
+    if executor == "ray":
+        return {"address": address, "workers": workers, "threads": threads}
+    if address is not None or workers is not None or threads != 1:
+        raise RobbenchError("--address, --workers and --threads-per-worker go with --executor ray.")
+    return None
 
 
 def run_all(

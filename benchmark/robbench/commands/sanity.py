@@ -25,7 +25,7 @@ from robbench.commands.options import (
     Surrogate,
     explain_interrupt,
 )
-from robbench.commands.printing import announce, print_objects
+from robbench.commands.printing import announce, print_objects, print_text
 
 if TYPE_CHECKING:
     from robbench.evaluation.request import RunRequest
@@ -80,13 +80,16 @@ def sanity(
         surrogate=surrogate,
     )
     check_request(request)
-    found = examine_model(request, act=act).sanity
+    found = examine_model(request, act=act)
     if as_json:
-        print_objects([found.model_dump(mode="json")])
+        print_objects([found.sanity.model_dump(mode="json")])
         return
     from robbench.report.sanity import print_sanity
+    from robbench.report.terminal import describe_surrogate
 
-    print_sanity(found, "Give the same command with --act, and it runs this suite too.")
+    if told := describe_surrogate(found.result):
+        print_text(told)
+    print_sanity(found.sanity, "Give the same command with --act, and it runs this suite too.")
 
 
 def examine_model(request: RunRequest, *, act: bool = False, hint_samples: bool = False) -> Examined:

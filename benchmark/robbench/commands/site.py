@@ -13,14 +13,23 @@ from robbench.commands.printing import announce, tree
 
 __all__ = ["report", "serve"]
 
+_REFERENCE = Path("results")  # the tree that a clone holds; a report inside it would be no result
+
 
 def report(
-    out: Annotated[Path, typer.Option(callback=check_folder, help="The folder to write to.")] = Path("build/report"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            callback=check_folder,
+            help="The folder to write to; by default build/report, and DIR/report with --results DIR.",
+        ),
+    ] = None,
     models: Models = None,
     results: Results = Path("results"),
 ) -> None:
     """Write a web site of the stored results into a folder. It opens without a server and without a network."""
     root = tree(results)
+    out = out or (Path("build/report") if root == _REFERENCE else root / "report")
     announce(f"Reading {root}")
     from robbench.models.card import Registry
     from robbench.papers.layout import Commands, lay_out_page

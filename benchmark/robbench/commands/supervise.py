@@ -76,11 +76,14 @@ def _choose_code(status: int, reader: int) -> int:
     except BlockingIOError:
         reported = b""
     if not reported:
-        print(
-            f"robbench: the process ended with exit code {os.WEXITSTATUS(status)} before the command was done. "
-            "The model, or other code that was imported, ended it. Nothing can be concluded.",
-            file=sys.stderr,
-        )
+        from robbench.report.console import protect_terminal
+
+        with protect_terminal():
+            print(
+                f"robbench: the process ended with exit code {os.WEXITSTATUS(status)} before the command was done. "
+                "The model, or other code that was imported, ended it. Nothing can be concluded.",
+                file=sys.stderr,
+            )
         return _UNREPORTED
     return os.WEXITSTATUS(status) or int(reported)
 

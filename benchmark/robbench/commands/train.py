@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from robbench.commands.options import DataDir, Device, Models, explain_interrupt
+from robbench.commands.options import DataDir, Device, Models, Results, explain_interrupt
 from robbench.commands.printing import announce
 from robbench.core.errors import RobbenchError, unknown_name
 from robbench.core.words import format_count
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["cards", "report_progress", "train"]
 
-_BUDGETS = ("auto", "full", "cpu")
+_BUDGETS = ("auto", "full", "cpu", "gpu")
 _PRECISIONS = ("auto", "float32", "bfloat16", "float64")
+_FAMILY = (
+    "Train the models of a paper's table (shafahi2019-5), a list (a,b,c) of one architecture, or a study "
+    "(tsipras2019-digits)."
+)
+_OF_A_STUDY = ("--time-limit", "--restart", "--device", "--runs", "--results", "--data-dir")
 
 
 def train(
@@ -31,10 +36,7 @@ def train(
         bool,
         typer.Option("--all-missing", help="Train all models without weights or with unfinished training, in order."),
     ] = False,
-    family: Annotated[
-        str | None,
-        typer.Option(help="Train the models of a paper's table (shafahi2019-5) or a list (a,b,c) of one architecture."),
-    ] = None,
+    family: Annotated[str | None, typer.Option(help=_FAMILY)] = None,
     time_limit: Annotated[str | None, typer.Option(help="Stop after this long (90, 90s, 9m, 2h); resumable.")] = None,
     fit: Annotated[
         str | None,
@@ -45,7 +47,7 @@ def train(
     ] = None,
     restart: Annotated[bool, typer.Option(help="Start again, without an earlier unfinished training.")] = False,
     budget: Annotated[
-        str, typer.Option(help="full, cpu (the card's smaller recipe for a CPU), or auto: by the device.")
+        str, typer.Option(help="full, cpu (a smaller recipe), gpu (larger batches), or auto: by the device.")
     ] = "auto",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, float64, or auto: by the device and image size.")
@@ -55,21 +57,24 @@ def train(
     runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
     models: Models = None,
     data_dir: DataDir = None,
+    results: Results = Path("results"),
 ) -> None:
-    """Train a model by its card's recipe.
+    """Train a model by its card's recipe, or a study: a family of small networks.
 
-    It writes the weights and their digest into the registry. If it is interrupted, the same command resumes.
+    It writes the weights and their digest into the registry. Of a study, it writes the measurements into --results.
+    If it is interrupted, the same command resumes.
     """
     began = time.monotonic()  # the imports below take seconds
+    from robbench.analysis.study_spec import load_studies
     from robbench.models.card import Registry
 
-    if [card is None, not all_missing, family is None].count(False) != 1:
-        raise RobbenchError("Give either the name of a card to train, or --family, or --all-missing.")
-    if all_missing and (restart or fit is not None or iterations is not None):
-        raise RobbenchError("--restart, --fit and --iterations work with named cards, not with --all-missing.")
     said = {"--fit": fit, "--iterations": iterations, "--time-limit": time_limit}
     said |= {"--budget": budget, "--precision": precision}
-    _check(said)
+    _check(said, [card is None, not all_missing, family is None].count(False), all_missing, restart)
+    if family is not None and family in load_studies():
+        _check_study(family, said, bool(models) or compiled)
+        _train_study(family, data_dir, results, runs, device, time_limit, restart)
+        return
     registry = Registry.default(models or [])
     entry = None if card is None else registry.find(card)
     members = [] if family is None else _find_family(family, registry)
@@ -81,7 +86,6 @@ def train(
     from robbench.training.train import train
 
     names = [entry.full_name] if entry is not None else [f"--family {family}"] if members else []
-    changed = [f"{option} {value}" for option, value in said.items() if value not in (None, "auto")]
     options = Options(
         data_dir=data_dir,
         runs=runs,
@@ -94,17 +98,16 @@ def train(
         fit=seconds,
         plan=None if iterations is None else Plan.parse(iterations),
         began=began,
-        command=" ".join(["robbench train", *names, *changed]) if names else "",
+        command=" ".join(["robbench train", *names, *_list_changed(said)]) if names else "",
         report=_report_member if members else report_progress,
     )
     with explain_interrupt(f"The last checkpoint is in {runs}."):
         if entry is not None:
             _finish(entry, train(entry, options))
-            return
-        if members:
+        elif members:
             train_family(members, options, skip=_explain_skipped, done=_finish)
-            return
-        _train_missing(models or [], options)
+        else:
+            _train_missing(models or [], options)
 
 
 def cards(
@@ -124,7 +127,11 @@ def cards(
     print("The cards are up to date." if not paths else f"{format_count(len(paths), 'card')} written.")
 
 
-def _check(given: dict[str, str | None]) -> None:
+def _check(given: dict[str, str | None], named: int, all_missing: bool, restart: bool) -> None:
+    if named != 1:
+        raise RobbenchError("Give either the name of a card to train, or --family, or --all-missing.")
+    if all_missing and (restart or given["--fit"] is not None or given["--iterations"] is not None):
+        raise RobbenchError("--restart, --fit and --iterations work with named cards, not with --all-missing.")
     for option, known in (("--budget", _BUDGETS), ("--precision", _PRECISIONS)):
         if given[option] not in known:
             raise RobbenchError(f"{option}: {unknown_name('value', str(given[option]), known)}")
@@ -143,6 +150,42 @@ def _train_missing(models: list[Path], options: Options) -> None:
     train_missing(Registry.default(models), options, begin=begin, done=_finish)
     left = list_missing(Registry.default(models), device=options.device, budget=options.budget)
     print(f"{len(before) - len(left)} finished; {len(left)} left" + (f", next: {left[0].full_name}" if left else ""))
+
+
+def _list_changed(given: dict[str, str | None]) -> list[str]:
+    """List the options of a call that were given, as they are written."""
+    return [f"{option} {value}" for option, value in given.items() if value not in (None, "auto")]
+
+
+def _check_study(name: str | None, given: dict[str, str | None], changed: bool) -> None:
+    if changed or any(not text.startswith("--time-limit") for text in _list_changed(given)):
+        raise RobbenchError(f"--family {name} is a study; allowed with it: {', '.join(_OF_A_STUDY)}.")
+
+
+def _train_study(
+    name: str,
+    data_dir: Path | None,
+    results: Path,
+    runs: Path,
+    device: str,
+    time_limit: str | None,
+    restart: bool,
+) -> None:
+    announce(f"train {name}: loading")
+    from robbench.analysis.study import StudyOptions, train_study
+    from robbench.analysis.study_spec import load_studies
+
+    limit = _seconds("--time-limit", time_limit)
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    options = StudyOptions(
+        data_dir=data_dir, results=results, runs=runs, device=device, time_limit=limit, restart=restart, note=note
+    )
+    with explain_interrupt(f"The networks that are trained are in {runs}."):
+        for file in train_study(name, load_studies()[name], options):
+            print(f"{file.dataset}/{file.model}: {format_count(file.rows, 'number')} in {results}.")
 
 
 def report_progress(p: Progress) -> None:
@@ -176,13 +219,13 @@ def _finish(entry: Entry, trained: TrainingResult) -> None:
 
 def _find_family(text: str, registry: Registry) -> list[Entry]:
     """Find the cards of a paper's table by its id or number, or of names separated by commas."""
+    from robbench.analysis.study_spec import load_studies
     from robbench.papers.published import TABLES, find_table, read_paper_rows
 
     known = {f"shafahi2019-{text}" if text.isdecimal() else text} & set(TABLES)
     if not known and not set(",/") & set(text):
-        raise RobbenchError(
-            f"--family: {unknown_name('family', text, TABLES)} Or give names of cards: --family dataset/a,dataset/b"
-        )
+        problem = unknown_name("family", text, [*TABLES, *load_studies()])
+        raise RobbenchError(f"--family: {problem} Or give names of cards: --family dataset/a,dataset/b")
     if not known:
         return list(dict.fromkeys(registry.find(name.strip()) for name in text.split(",")))
     rows = read_paper_rows(find_table(text), registry.entries())

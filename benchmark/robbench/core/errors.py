@@ -1,6 +1,7 @@
 """The errors that a user can cause. A message says what was given, what is allowed and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "suggest_names",
     "unknown_name",
 ]
+
+_CLOSE = 0.5  # the least similarity of a name that is suggested
 
 
 class RobbenchError(Exception):
@@ -55,10 +58,20 @@ class StorageError(RobbenchError):
 
 
 def suggest_names(given: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean A or B?` with the closest known names; empty if none is close."""
-    names = sorted(known)
-    close = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
+    """Return ` Did you mean A or B?` with the closest known names; empty if none is close.
+
+    Where a name has as many words as the given one, each word must be close: `most-likely` is not `least-likely`.
+    """
+    names = sorted(name for name in known if _has_close_words(given[:100], name))
+    close = difflib.get_close_matches(given[:100], names, n=3, cutoff=_CLOSE)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _has_close_words(given: str, name: str) -> bool:
+    pairs = [re.split("[-_/ ]", text) for text in (given, name)]
+    if len(pairs[0]) != len(pairs[1]):
+        return True
+    return all(difflib.SequenceMatcher(None, b, a).ratio() >= _CLOSE for a, b in zip(*pairs, strict=True))
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["draw_order", "make_key", "philox4x32"]
+__all__ = ["draw_order", "draw_targets", "make_key", "philox4x32"]
 
 _Words = TypeVar("_Words", "Tensor", NDArray[np.int64])
 
@@ -58,3 +58,11 @@ def draw_order(total: int, seed: int) -> NDArray[np.int64]:
         seeds.append(first.astype(np.uint64) << np.uint64(32) | second.astype(np.uint64))
     # Two words make a tie, which position would break, as good as impossible.
     return np.argsort(np.concatenate(seeds, dtype=np.uint64) if seeds else np.empty(0), kind="stable")
+
+
+def draw_targets(seed: int, sample: NDArray[np.int64], label: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Return a random class other than the label for each sample: official indices [n], labels [n] -> [n] int64."""
+    zero = np.zeros_like(sample)
+    word = philox4x32(sample & _MASK, zero, zero, zero, make_key(seed, "target"))[0]
+    drawn = (word * (classes - 1)) >> 32  # as `rng.below`
+    return drawn + (drawn >= label)

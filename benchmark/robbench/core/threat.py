@@ -105,6 +105,19 @@ class Ball:
         rounded = torch.where(moves & per_lane(inside, at), inward, nearest)
         return (rounded.to(x.dtype) / self.levels).clamp(0, 1)
 
+    def has_choice(self, x0: Tensor) -> Tensor:
+        """Tell per lane whether more than one point on levels is in the ball, [L] bool. True without `levels`.
+
+        If not, there is nothing to search: the only candidate is x0 with every pixel rounded to its nearest level.
+        """
+        if self.levels is None:
+            return torch.ones(len(x0), dtype=torch.bool, device=x0.device)
+        at = x0.flatten(1).double() * self.levels
+        near = (at - at.round()).abs()
+        near = torch.where(near < 1e-4, 0, near)  # float32 does not hold levels exactly
+        nearest, pixel = near.max(1, keepdim=True)  # the pixel for which the next level costs least
+        return length(self.norm, near.scatter(1, pixel, 1 - nearest) / self.levels) <= self.eps + self._slack
+
     def project(self, x0: Tensor, x: Tensor) -> Tensor:
         """Project x onto the intersection of ball and box, exactly (Euclidean projection).
 

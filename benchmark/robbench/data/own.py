@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from robbench.core.errors import DataError
 from robbench.core.files import digest, open_regular
+from robbench.core.types import IMAGENET
 from robbench.data.encoded import Preparation, describe_broken, survey
 from robbench.data.folder import Listed, list_images
 from robbench.data.formats import convert_errors
 from robbench.data.imagenet import find_imagenet, list_imagenet
+from robbench.data.sets import NAMES
 
-__all__ = ["OwnImages", "digest_tensor", "open_imagenet", "open_images"]
+__all__ = ["OwnImages", "digest_tensor", "find_known_name", "open_imagenet", "open_images"]
 
 _MOST_NPZ_BYTES = 2**36
 _FREE_NPZ_BYTES, _NPZ_RATIO = 2**26, 64
@@ -98,6 +101,15 @@ def open_images(
         f"data: {type(data).__module__}.{type(data).__qualname__} given; allowed: a path, a pair (x, y) of tensors or "
         "NumPy arrays, a torch Dataset with a length, or a DataLoader."
     )
+
+
+def find_known_name(name: str) -> str:
+    """Return the known data set that a name names or resembles (`MNIST`, `cifar-10`); "" if there is none."""
+
+    def fold(text: str) -> str:
+        return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+
+    return next((known for known in (*NAMES, IMAGENET) if fold(known) == fold(name)), "")
 
 
 def open_imagenet(

@@ -155,14 +155,17 @@ def find_index_bounds(name: str, digest: str, total: int) -> tuple[int, int]:
         The lowest index, and how many indices the test set leaves out at most.
 
     Raises:
-        DataError: the digest is that of a test set with another name or another number of images.
+        DataError: the digest is that of a test set with another name or another number of images. Or the images are
+            not those of the named test set: of `digits` and `mnist`, the digest of the complete set is known.
     """
     known = _DIGESTS.get(digest, (name, total))
     if known != (name, total):
         raise DataError(f"a test set {name} of {total} images is named; the digest is that of {known[0]}, {known[1]}")
     spec = _SPECS.get(name)
-    if name == "digits":  # there are no incomplete copies; the official indices count through both splits
-        return (_SPECS[name].sizes["train"] if digest in _DIGESTS else 0), 0
+    if spec and digest not in _DIGESTS and (name, spec.sizes["test"]) in _DIGESTS.values():
+        raise DataError(f"the images are not those of the test set {name} (digest {digest[:8]})")
+    if name == "digits":  # the official indices count through both splits
+        return _SPECS[name].sizes["train"], 0
     lacking = 0 if spec is None else spec.sizes["test"] - total
     return 0, max(lacking, 0)  # more images than the official ones are the user's own
 

@@ -12,9 +12,9 @@ from robbench.core.types import IMAGENET, Norm, Threat
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
 from robbench.models.card import DATASETS, Registry
-from robbench.suite import Suite, load_suite
+from robbench.suite import Suite, load_suite, suite_names
 
-__all__ = ["check_request", "choose_norm", "choose_threat", "require_dataset"]
+__all__ = ["check_request", "check_suite_name", "choose_norm", "choose_threat", "require_dataset"]
 
 
 def check_request(request: RunRequest) -> None:
@@ -24,15 +24,31 @@ def check_request(request: RunRequest) -> None:
         RobbenchError: they do not. The same errors would come later from the run itself.
     """
     suite, spec, options = load_suite(request.suite), request.spec, request.options
+    check_suite_name(suite)
     if isinstance(spec.model, str) and spec.source is None:
         dataset: str = Registry.default([Path(m) for m in options.models]).find(spec.model).card.dataset
     else:
-        named = spec.dataset if spec.source is None else spec.source.test_set(spec.dataset)
+        source = None if spec.has_own_images else spec.source
+        named = spec.dataset if source is None else source.test_set(spec.dataset)
         if spec.has_own_images or named == IMAGENET:
             choose_threat(suite, named or "custom", options, None)  # refuses a run without a radius
             return
         dataset = require_dataset(named)
     choose_threat(suite, dataset, options, math.prod(DATASETS[dataset].in_shape))
+
+
+def check_suite_name(suite: Suite) -> None:
+    """Refuse a suite of the user's own that has the name of a built-in one: tables would show both as one.
+
+    Raises:
+        SuiteError: it has the name, in whatever letters, and is another suite.
+    """
+    known = suite.name.casefold()
+    if known in suite_names() and suite != load_suite(known):
+        raise SuiteError(
+            f"A suite of your own has the name {suite.name}; {known} is a built-in suite. Give its file another name, "
+            f"such as my-{known}.toml."
+        )
 
 
 def require_dataset(dataset: str | None) -> str:

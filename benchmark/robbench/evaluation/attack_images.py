@@ -181,7 +181,7 @@ def attack_images(
     records = Shards(None, make_empty_rows(), lambda exact: [])
     lost = {"sample": images.index[wrong], "label": labels.numpy()[wrong], "prediction": first[wrong]}
     records.add(stage.name, Status.MISCLASSIFIED.value, {**NOT_ATTACKED, **lost})
-    outcome = _make_outcome(all_x, misclassified, prediction, {**images.flags, **flags})
+    outcome = _make_outcome(all_x, misclassified, prediction, {**images.flags, **flags, **setup.find_gaps()})
 
     def take(rows: Rows) -> None:
         records.add(stage.name, np.where(rows.broken, Status.BROKEN.value, Status.ROBUST.value), vars(rows))

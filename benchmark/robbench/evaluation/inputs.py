@@ -23,8 +23,8 @@ from robbench.core.errors import DataError, ModelError, RobbenchError
 from robbench.core.files import digest
 from robbench.core.types import IMAGENET, Dataset
 from robbench.core.user_code import contain_exits
-from robbench.data.own import digest_tensor, open_imagenet, open_images
-from robbench.data.sets import NAMES, load
+from robbench.data.own import digest_tensor, find_known_name, open_imagenet, open_images
+from robbench.data.sets import find_index_bounds, load
 from robbench.evaluation.arguments import require_dataset
 from robbench.evaluation.options import Options
 from robbench.evaluation.own_answers import COMPARED, compare_with_own
@@ -90,7 +90,12 @@ class Images:
 
     @classmethod
     def of(cls, data: Dataset) -> Self:
-        """Take the images of a data set; they become float32 as they are used."""
+        """Take the images of a data set; they become float32 as they are used.
+
+        Raises:
+            DataError: the files in the data directory hold other images than those of the test set of this name.
+        """
+        find_index_bounds(data.name, data.digest, len(data.y))
 
         def images(at: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(data.x[at]).to(torch.float32) / data.scale
@@ -109,7 +114,8 @@ def resolve(spec: ModelSpec, options: Options) -> tuple[Target, Images]:
     if isinstance(spec.model, str) and source is None:
         target, data = registered(spec.model, device, options)
         return target, Images.of(data)
-    images = own_images(spec, spec.dataset if source is None else source.test_set(spec.dataset), options)
+    named = spec.dataset if source is None or spec.has_own_images else source.test_set(spec.dataset)
+    images = own_images(spec, named, options)
     return own_target(spec, device, images, options), images
 
 
@@ -186,14 +192,16 @@ def own_images(spec: ModelSpec, dataset: str | None, options: Options) -> Images
         return Images.of(load(require_dataset(dataset), "test", options.data_dir))
     how = {name: getattr(spec, name) for name in IMAGE_FIELDS}
     if spec.has_own_images:
+        if known := find_known_name(dataset or ""):  # or tables would show these images as the known ones
+            raise DataError(
+                f"The name {dataset} given to images of your own; {known} is the name of a known test set. Give "
+                f"another name, such as my-{known}, with norm and eps. To measure on the known test set, give its name "
+                "alone."
+            )
         own = open_images((spec.x, spec.y) if spec.data is None else spec.data, **how)
     else:
         own = open_imagenet(options.data_dir, resize=spec.resize, crop=spec.crop, on_broken=spec.on_broken)
     name, flags, about = dataset or "custom", dict(own.flags), dict(own.about)
-    if "resize" in about and name in NAMES:  # no reader would take such a result for one of that data set
-        raise DataError(
-            f"--dataset {name} given with images of your own; that is the name of a known test set. Give another name."
-        )
     if own.read is not None:
         index, dtype = np.arange(len(own.y)), own.read(np.arange(1)).dtype
         return Images(name, own.read, own.y, index, own.num_classes, own.digest, dtype, flags, about)

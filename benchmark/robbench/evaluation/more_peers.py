@@ -14,7 +14,7 @@ from robbench.core.errors import SuiteError
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Norm
 
-__all__ = ["Call", "call_advlib", "call_foolbox", "is_unbounded", "list_attacks", "list_norms", "list_parameters"]
+__all__ = ["ADVLIB_BOUNDED", "Call", "call_advlib", "call_foolbox", "list_attacks", "list_norms", "list_parameters"]
 
 Call = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,6 +27,7 @@ _ADVLIB_NORMS: dict[str, tuple[Norm, ...]] = {  # the functions that are not her
     "tr": ("Linf", "L2"),
 }  # fmt: skip
 _ADVLIB_RADIUS = {"apgd": "eps", "apgd_targeted": "eps", "fab": "ε", "pgd_linf": "ε"}
+ADVLIB_BOUNDED = ("apgd", "apgd_targeted", "pgd_linf")  # functions whose points are within the radius
 _ADVLIB_NORM = {  # the parameter that takes the norm
     "apgd": "norm",
     "apgd_targeted": "norm",
@@ -36,7 +37,11 @@ _ADVLIB_NORM = {  # the parameter that takes the norm
     "df": "norm",
     "tr": "p",
 }
-_ADVLIB_CLASSES = {"apgd": 3, "apgd_targeted": 4}  # DLR losses are ratios of so many logits
+_NEEDS = {  # classes of foolbox that ask for what a suite cannot give
+    "BinarizationRefinementAttack": "starting points",
+    "DatasetAttack": "adversarial examples to start from",
+    "GenAttack": "a target class",
+}
 _OURS = {  # parameters that follow from the run
     "advlib": {"model", "inputs", "images", "labels", "targeted", "callback", "distance", "num_classes"},
     "foolbox": {"distance", "constraint"},
@@ -67,32 +72,19 @@ def list_norms(library: str, package: ModuleType, name: str, params: dict[str, A
     if library == "advlib":
         return _ADVLIB_NORMS.get(name, ())
     cls = getattr(package.attacks, name)
+    made = _make_foolbox(cls, params)
     takes = inspect.signature(cls).parameters
     if "distance" in takes or "constraint" in takes:
         return NORMS if "distance" in takes else ("Linf", "L2")
-    order = getattr(getattr(_make_foolbox(cls, params), "distance", None), "p", None)
+    order = getattr(getattr(made, "distance", None), "p", None)
     return tuple(norm for norm, p in _ORDER.items() if p == order)
-
-
-def is_unbounded(library: str, name: str) -> bool:
-    """Tell whether an attack looks for the nearest point and takes no radius. Then a point beyond eps is no claim."""
-    return (library == "advlib" and name not in _ADVLIB_RADIUS) or (library, name) == ("advlib", "fab")
 
 
 def call_advlib(
     package: ModuleType, name: str, params: dict[str, Any], model: nn.Module, ball: Ball, classes: int
 ) -> Call:
-    """Make the call of a function of adv-lib: (images, labels) -> points.
-
-    Raises:
-        SuiteError: the loss is made of more logits than the model has.
-    """
+    """Make the call of a function of adv-lib: (images, labels) -> points."""
     function = getattr(package.attacks, name)
-    if params.get("loss_function", "dlr") == "dlr" and classes < (least := _ADVLIB_CLASSES.get(name, 2)):
-        raise SuiteError(
-            f"advlib:{name} given with a model of {classes} classes; its DLR loss needs at least {least}. "
-            'Set loss_function = "ce".'
-        )
     given = dict(params)
     given |= {_ADVLIB_RADIUS[name]: ball.eps} if name in _ADVLIB_RADIUS else {}
     given |= {_ADVLIB_NORM[name]: _ORDER[ball.norm]} if name in _ADVLIB_NORM else {}
@@ -125,6 +117,8 @@ def call_foolbox(package: ModuleType, name: str, params: dict[str, Any], model: 
 
 
 def _make_foolbox(cls: Any, params: dict[str, Any]) -> Any:
+    if (needed := _NEEDS.get(cls.__name__)) is not None:
+        raise SuiteError(f"foolbox:{cls.__name__} needs {needed}, which a suite cannot give. Choose another attack.")
     try:
         return cls(**params)
     except (TypeError, ValueError, ImportError) as error:

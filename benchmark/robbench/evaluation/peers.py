@@ -37,10 +37,10 @@ from robbench.core.errors import RobbenchError, SuiteError, unknown_name
 from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Norm
 from robbench.evaluation.more_peers import (
+    ADVLIB_BOUNDED,
     Call,
     call_advlib,
     call_foolbox,
-    is_unbounded,
     list_attacks,
     list_norms,
     list_parameters,
@@ -62,7 +62,11 @@ _OTHER_NORMS = {  # norms of torchattacks' classes without a parameter `norm`; a
     "L1": ("EADL1", "EADEN"),
     "L0": ("SparseFool", "OnePixel", "Pixle", "JSMA"),
 }
-_LEAST_CLASSES = {"standard": 4, "plus": 4, "apgd-t": 4, "rand": 3, "apgd-dlr": 3}  # AutoAttack's DLR losses
+_LEAST_CLASSES = {  # their losses compare so many logits
+    "autoattack": {"standard": 4, "plus": 4, "apgd-t": 4, "rand": 3, "apgd-dlr": 3},
+    "torchattacks": {"apgdt": 4, "autoattack": 4},
+    "advlib": {"alma": 3, "apgd": 3, "apgd_targeted": 4},
+}
 _SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
 
@@ -81,9 +85,10 @@ class Peer:
         batch: number of consecutive official indices per call.
         params: parameters from the suite.
         norms: the norms that it is made for.
+        is_bounded: whether it takes the radius. If not, it looks for the nearest break.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: what it claims are points on the levels of the ball, within eps
 
     library: str
     attack: str
@@ -91,6 +96,7 @@ class Peer:
     batch: int = 100
     params: dict[str, Any] = field(default_factory=dict)
     norms: tuple[Norm, ...] = NORMS
+    is_bounded: bool = True
 
     @property
     def passes(self) -> int:
@@ -103,11 +109,12 @@ class Peer:
         Raises:
             SuiteError: the attack's loss is made of more logits than the model has.
         """
-        least = _LEAST_CLASSES.get(self.attack.lower(), 2) if self.library == "autoattack" else 2
-        if classes < least:
+        least = _LEAST_CLASSES.get(self.library, {}).get(self.attack.lower(), 2)
+        if classes < least and self.params.get("loss_function", "dlr") == "dlr":
             raise SuiteError(
                 f"{self.library}:{self.attack} given with a model of {classes} classes; its DLR loss needs at least "
-                f"{least}. Use autoattack:APGD-CE, autoattack:FAB or autoattack:SQUARE, or the suite autoattack."
+                f"{least}. Use autoattack:APGD-CE, autoattack:FAB or autoattack:SQUARE, or the suite autoattack. apgd "
+                'and apgd_targeted of advlib take loss_function = "ce".'
             )
 
     def describe(self) -> dict[str, Any]:
@@ -131,8 +138,9 @@ class Peer:
             seed: seed of the global generators of torch, NumPy and Python, whose states are restored afterwards.
 
         Returns:
-            The points of the library, [N, C, H, W] on the CPU, and which of them the model misclassifies in this batch,
-            [N] bool.
+            The points of the library, rounded to the levels of the ball, [N, C, H, W] on the CPU, and which of them the
+            model misclassifies in this batch, [N] bool. A point of an attack without a radius that lies beyond eps is
+            not claimed.
 
         Raises:
             SuiteError: the attack fails.
@@ -147,9 +155,10 @@ class Peer:
                 if isinstance(error, RobbenchError) or out_of_memory(error):
                     raise
                 raise SuiteError(f"{self.library}:{self.attack} fails: {type(error).__name__}: {error}") from error
+            x_adv = ball.round(x, x_adv)
             with torch.no_grad():
                 claimed = model(x_adv).argmax(1) != y
-            if is_unbounded(self.library, self.attack):
+            if not self.is_bounded:
                 claimed &= ball.contains(x, x_adv)
         return x_adv.cpu(), claimed.cpu()
 
@@ -201,13 +210,17 @@ def _make_call(peer: Peer, model: nn.Module, ball: Ball, seed: int, device: torc
     return made
 
 
+def _list_torchattacks(package: ModuleType) -> list[str]:
+    return [n for n in package.__dict__ if n[0].isupper() and n not in ("LGV", "MultiAttack")]
+
+
 def _list_torchattacks_parameters(cls: Any) -> list[str]:
     return list(inspect.signature(cls).parameters)[1:]
 
 
 def _list_torchattacks_norms(cls: Any) -> tuple[Norm, ...]:
     if "norm" in _list_torchattacks_parameters(cls):
-        return NORMS
+        return ("Linf", "L2")  # the library knows no other norm there
     own = next((norm for norm, names in _OTHER_NORMS.items() if cls.__name__ in names), "Linf")
     return tuple(norm for norm in NORMS if norm == own)
 
@@ -254,10 +267,7 @@ def build_peer(stage: Stage) -> Peer:
         if params:
             raise SuiteError(f"Attack {stage.name!r}: {', '.join(params)} given; AutoAttack has its published budgets")
         return Peer(library=library, attack=name, release=release, batch=batch)
-    if library == "torchattacks":
-        known = [n for n in package.__dict__ if n[0].isupper() and n not in ("LGV", "MultiAttack")]
-    else:
-        known = list_attacks(library, package)
+    known = _list_torchattacks(package) if library == "torchattacks" else list_attacks(library, package)
     if name not in known:
         noun = "function of adv-lib" if library == "advlib" else f"class of {library}"
         raise SuiteError(f"Attack {stage.name!r}: {unknown_name(noun, name, known)}")
@@ -268,7 +278,11 @@ def build_peer(stage: Stage) -> Peer:
         if key not in allowed:
             raise SuiteError(f"Attack {stage.name!r} ({stage.kind}): {unknown_name('parameter', key, allowed)}")
     norms = _list_torchattacks_norms(cls) if is_torchattacks else list_norms(library, package, name, params)
-    return Peer(library=library, attack=name, release=release, batch=batch, params=params, norms=norms)
+    # Of foolbox, the points are cut to the radius. FAB of adv-lib takes one and may go beyond.
+    is_bounded = "eps" in allowed if is_torchattacks else library == "foolbox" or name in ADVLIB_BOUNDED
+    return Peer(
+        library=library, attack=name, release=release, batch=batch, params=params, norms=norms, is_bounded=is_bounded
+    )
 
 
 def list_missing(stages: Iterable[Stage]) -> list[str]:

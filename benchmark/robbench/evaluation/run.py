@@ -49,7 +49,7 @@ __all__ = ["EvaluationRun", "Reporter", "Silent", "evaluate", "make_run", "run_h
 
 
 _FOUND_BY_EVERY_RUN = {
-    "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "dark",
+    "batch_dependent", "bfloat16", "bounded_outputs", "clipped", "dark", "levels",
     "log_probabilities", "nonfinite_clean", "output_part", "peers_left_out", "probabilities", "rounded_outputs",
     "skipped_images", "transfer_left_out", "uint8", *MEASURED_FLAGS,
 }  # fmt: skip

@@ -15,8 +15,10 @@ from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target
 from robbench.core import version
 from robbench.core.errors import DataError, SuiteError
+from robbench.core.threat import Ball
+from robbench.core.types import format_ids
 from robbench.core.words import format_goal
-from robbench.evaluation.arguments import choose_norm, choose_threat
+from robbench.evaluation.arguments import check_suite_name, choose_norm, choose_threat
 from robbench.evaluation.inputs import Images, select
 from robbench.evaluation.options import Options, name_target
 from robbench.evaluation.peers import list_missing
@@ -63,6 +65,7 @@ class Setup:
     def __init__(
         self, target: Target, images: Images, suite: Suite, options: Options, device: torch.device | None
     ) -> None:
+        check_suite_name(suite)
         self.target, self.images, self.suite, self.options = target, images, suite, options
         self.coarse = options.gradients is not None
         if self.coarse and images.dtype != torch.float32:
@@ -111,7 +114,7 @@ class Setup:
         return f"{self.images.dataset}/{self.target.name} · {self.suite.name} · {goal}"
 
     def find_gaps(self) -> dict[str, str]:
-        """Return a flag for each reason why attacks of the suite are left out: name -> sentence."""
+        """Return a flag for each reason why attacks are left out or images cannot be attacked: name -> sentence."""
         gaps = {}
         if self.left_out:
             gaps["transfer_left_out"] = (
@@ -120,7 +123,22 @@ class Setup:
             )
         if missing := list_missing(self.suite.stages(self.images.dataset)):
             gaps["peers_left_out"] = f"Attacks of the suite were left out. {' '.join(missing)}"
-        return gaps
+        return gaps | self._find_fixed_images()
+
+    def _find_fixed_images(self) -> dict[str, str]:
+        """Flag images that no attack can change, because the ball holds one point on levels at most."""
+        ball, n = Ball.of(self.threat, self.options.levels), len(self.positions)
+        if ball.levels is None:
+            return {}
+        parts = np.array_split(self.positions, -(-n // self.lanes)) if n else []
+        free = np.concatenate([ball.has_choice(self.images.x(at)).numpy() for at in parts])
+        if free.all():
+            return {}
+        return {
+            "levels": f"{n - int(free.sum())} of {n} images have no other point of {ball.levels} levels within "
+            f"{self.threat}, so no attack can change them, and they count as robust wherever the model is right: "
+            f"{format_ids(self.index[~free])}. Give more levels or a larger radius."
+        }
 
     def overrides(self) -> dict[str, str]:
         """Return what differs from the standard run of the suite: name -> value, in one spelling.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
     """Make the attacks of a suite.
 
     Raises:
-        SuiteError: an attack is unknown, has wrong parameters, or is not made for the threat's norm; or nothing is left
-            of the suite.
+        SuiteError: an attack is unknown, has wrong parameters, or is not made for the threat's norm; nothing is left of
+            the suite; or a surrogate is given that no attack uses.
         RobbenchError: a surrogate cannot be loaded.
     """
     stages = []
@@ -100,6 +100,11 @@ def ready_stages(suite: Suite, threat: Threat, target: Target, images: Images, o
         missing = " ".join(list_missing(suite.stages(images.dataset)))
         advice = missing or "Choose another suite."
         raise SuiteError(f"No attack of the suite {suite.name!r} is made for {threat.norm}{goal}. {advice}")
+    if options.surrogate is not None and not any(isinstance(stage.attack, Transfer) for stage in stages):
+        raise SuiteError(
+            f"surrogate: {options.surrogate} given, but no transfer attack runs in suite {suite.name!r}, so nothing "
+            "would use it. Leave --surrogate out, or choose a suite with transfer attacks: blackbox, masked or sanity."
+        )
     return stages
 
 
@@ -250,7 +255,7 @@ def _peer_batch(
         target.module,
         x[right].to(target.device),
         y[right].to(target.device),
-        replace(ball, levels=None),  # the engine rounds the points
+        ball,
         attack.seed(key, chunk),
     )
     claims = dict(zip(sample.tolist(), claimed.tolist(), strict=True))

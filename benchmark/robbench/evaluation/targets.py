@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.core import rng
 from robbench.core.errors import DataError
+from robbench.core.philox import draw_targets
 from robbench.evaluation.inputs import Images
 from robbench.evaluation.options import TARGETS
 
@@ -73,10 +73,7 @@ class Targets:
         if self.rule == "next":
             return following
         if self.rule == "random":
-            at = torch.tensor(sample)
-            words = rng.bits(rng.make_key(self.seed, "target"), at, torch.zeros_like(at), 0, 1)[:, 0]
-            drawn = rng.below(torch.tensor(self.classes - 1), words)
-            return drawn + (drawn >= y)
+            return torch.from_numpy(draw_targets(self.seed, sample, y.numpy(), self.classes))
         if self.rule == "least-likely":
             assert logits is not None
             return logits.cpu().scatter(1, y[:, None], torch.inf).argmin(1)

@@ -186,6 +186,11 @@ class BaselineEntry(StrictModel):
         return f"{self.dataset}/{self.model}"
 
     @property
+    def has_transfer(self) -> bool:
+        """Whether an attack of the entry perturbs images with a surrogate."""
+        return any(attack.get("kind") == "transfer" for attack in self.identity["attacks"])
+
+    @property
     def threat(self) -> dict[str, str]:
         """The norm and the exact radius, such as {"norm": "Linf", "eps": "1/5"}."""
         return {key: self.identity["threat"][key] for key in ("norm", "eps")}

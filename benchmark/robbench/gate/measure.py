@@ -89,7 +89,7 @@ def measure_entry_again(
     Args:
         before: the entry of the baseline.
         options: results, device, lanes, data_dir, models and surrogate are used. The entry determines the other
-            options, and a registered surrogate where none is given.
+            options, and a registered surrogate where none is given. Only transfer attacks use a surrogate.
         reporter: gets messages about the progress.
         spec: the model to measure; None means the model of the entry.
         n: measure only the first n images of the entry; None means all.
@@ -99,7 +99,7 @@ def measure_entry_again(
         ResultError: the surrogate of the entry is a source. The user must name it.
         RobbenchError: see `measure_entry`.
     """
-    surrogate = options.surrogate or before.surrogate
+    surrogate = (options.surrogate or before.surrogate) if before.has_transfer else None
     if options.surrogate is None and surrogate is not None and parse_source(surrogate) is not None:
         raise ResultError(
             f"The baseline of {before.name} has the surrogate {surrogate}. A file alone never loads one: name it, "

@@ -144,6 +144,12 @@ class _Examination:
         else:
             # What was measured stands; the checks are made again, by the thresholds of today.
             described = {name: getattr(known, name) for name in _DESCRIBED}
+            if not known.landscape:
+                self.reporter.note(
+                    f"{folder / FILE} has no digest of {LANDSCAPE}. The losses in it are measured again."
+                )
+                self._measure_landscape(result, folder)
+                described["landscape"] = digest_landscape(folder)
             found = judge_measurements(described, known.measurements)
         acted = found.acted
         if act and found.advice.suite and acted is None:
@@ -190,13 +196,17 @@ class _Examination:
             differentiable=self.differentiable,
             probabilities="probabilities" in flags,
         )
+        return measurements.model_copy(update={"cost": measurements.cost | self._measure_landscape(result, folder)})
+
+    def _measure_landscape(self, result: ResultFile, folder: Path) -> dict[str, Any]:
+        """Write landscape.parquet, and return the cost of it."""
         shown = np.zeros(len(self.images.y), bool)
         shown[select(len(self.images.y), self.options)[:_SHOWN]] = True
-        picture = self._probe(shown, result, 1)
-        with picture.count_cost("landscape"):
-            frame = compute_landscape(picture, PGD(objective="ce_scaled", steps=20))
+        probe = self._probe(shown, result, 1)
+        with probe.count_cost("landscape"):
+            frame = compute_landscape(probe, PGD(objective="ce_scaled", steps=20))
         write_atomically(folder / LANDSCAPE, frame.to_parquet(index=False))
-        return measurements.model_copy(update={"cost": measurements.cost | picture.costs})
+        return probe.costs
 
     def _probe(self, where: np.ndarray[Any, np.dtype[np.bool_]], result: ResultFile, draws: int) -> GradientProbe:
         at = np.flatnonzero(where)
@@ -230,6 +240,8 @@ class _Examination:
         if self.images.dataset not in loaded.threats and options.eps is None:
             threat = self.suite.threat(self.images.dataset)
             options = replace(options, norm=threat.norm, eps=threat.eps_text)
+        if all(stage.kind != Transfer.kind for stage in loaded.stages(self.images.dataset)):
+            options = replace(options, surrogate=None)
         request = replace(self.request, suite=suite, options=options)
         result = run_here(EvaluationRun(request, self.target, self.images, loaded, self.reporter))
         return FollowUpResult(suite=suite, run_id=result.run_id, robust_accuracy=result.robust_accuracy)

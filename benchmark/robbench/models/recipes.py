@@ -9,6 +9,7 @@ Here `fit` is the cross-entropy with smoothed labels or, with a teacher, the L1 
 Gaussian noise of the recipe is added to every x and x'.
 """
 
+import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +18,10 @@ from pydantic import Field, model_validator
 from robbench.core.types import Norm
 from robbench.models.fields import CardTable, Exact, Numbers, Scalar, Text
 
-__all__ = ["Adversary", "CpuOverrides", "Distillation", "Pairing", "Recipe"]
+__all__ = ["Adversary", "CpuOverrides", "Distillation", "LargeBatch", "Pairing", "Recipe", "describe_changes"]
+
+_CHANGED = ("iterations", "batch_size", "lr", "schedule", "warmup", "ema")  # by budgets
+_CHANGED_IN_ADVERSARY = ("steps", "step_size")
 
 
 class Adversary(CardTable):
@@ -84,7 +88,9 @@ class Recipe(CardTable):
     classes in proportion to exp(−z / `temperature`) (`boltzmann`). `beta` is the strength of logit squeezing with the
     `squeeze_norm`-norm. `sigma` is the standard deviation of the Gaussian noise on the inputs (exact, in [0, 1] pixel
     units). `milestones` are fractions of `iterations`. At each of them the schedule `steps` multiplies the learning
-    rate by `gamma`. `ema` is the decay of the running average of the weights, which is saved; 0 saves the last weights.
+    rate by `gamma`. Over the first `warmup` of the iterations, a fraction, the learning rate is multiplied by a factor
+    that rises linearly from 0 to 1 (Goyal et al. 2017, Sec. 2.2). `ema` is the decay of the running average of the
+    weights, which is saved; 0 saves the last weights.
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -103,6 +109,7 @@ class Recipe(CardTable):
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     milestones: Numbers = ()
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Literal["none", "crop", "crop_flip"] = "none"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
@@ -171,12 +178,40 @@ class CpuOverrides(CardTable):
             whole["adversary"] = whole["adversary"] | inner
         return Recipe.model_validate(whole)
 
-    def describe(self, recipe: Recipe) -> str:
-        """Describe the changes, such as `iterations 10000 instead of 100000`. More iterations are left out."""
-        parts = []
-        for key, value in self.model_dump(exclude_none=True).items():
-            source = recipe.adversary if key in ("steps", "step_size") else recipe
-            name = f"adversary.{key}" if source is recipe.adversary else key
-            if key != "iterations" or value < recipe.iterations:
-                parts.append(f"{name} {value} instead of {getattr(source, key)}")
-        return ", ".join(parts)
+
+class LargeBatch(CardTable):
+    """The table `gpu_budget` of a card: the recipe with a batch `factor` times as large, for as many epochs.
+
+    The number of iterations is divided by `factor`, and the learning rate is multiplied: by `factor` for SGD (Goyal et
+    al. 2017, Sec. 2.1), by its square root for Adam (Malladi et al. 2022, Def. 5.3). `warmup` replaces the recipe's.
+    """
+
+    factor: Annotated[int, Field(ge=2)]
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the larger batch."""
+        changed = {
+            "batch_size": recipe.batch_size * self.factor,
+            "iterations": math.ceil(recipe.iterations / self.factor),
+            "lr": recipe.lr * (self.factor if recipe.optimizer == "sgd" else math.sqrt(self.factor)),
+            "warmup": self.warmup,
+        }
+        return Recipe.model_validate(recipe.model_dump(exclude_unset=True) | changed)
+
+
+def describe_changes(before: Recipe, after: Recipe) -> str:
+    """Describe what a budget changed, such as `iterations 10000 instead of 100000`. More iterations are left out."""
+    pairs = [(key, getattr(before, key), getattr(after, key)) for key in _CHANGED]
+    if before.adversary and after.adversary:
+        old, new = before.adversary, after.adversary
+        pairs += [(f"adversary.{key}", getattr(old, key), getattr(new, key)) for key in _CHANGED_IN_ADVERSARY]
+    return ", ".join(
+        f"{key} {_show(new)} instead of {_show(old)}"
+        for key, old, new in pairs
+        if new != old and not (key == "iterations" and new > old)
+    )
+
+
+def _show(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -19,7 +19,7 @@ from robbench.models.fields import (
     check_relative_path,
     check_sha256,
 )
-from robbench.models.recipes import CpuOverrides, Recipe
+from robbench.models.recipes import CpuOverrides, LargeBatch, Recipe
 
 
 class DatasetFacts(NamedTuple):
@@ -138,6 +138,7 @@ class ModelCard(CardTable):
     threat: ThreatClaim | None = None
     recipe: Recipe | None = None
     cpu_budget: CpuOverrides | None = None
+    gpu_budget: LargeBatch | None = None
     weights: Weights | None = None
     paper: Paper | None = None
     trained: TrainingRecord | None = None
@@ -156,14 +157,16 @@ class ModelCard(CardTable):
         return self
 
     @model_validator(mode="after")
-    def _check_budget(self) -> Self:
-        if self.cpu_budget:
+    def _check_budgets(self) -> Self:
+        for name, budget in (("cpu_budget", self.cpu_budget), ("gpu_budget", self.gpu_budget)):
+            if budget is None:
+                continue
             if self.recipe is None:
-                raise ValueError("cpu_budget: given without a recipe; expected: a recipe that it changes")
+                raise ValueError(f"{name}: given without a recipe; expected: a recipe that it changes")
             try:
-                self.cpu_budget.apply(self.recipe)
+                budget.apply(self.recipe)
             except ValueError as error:
-                raise ValueError(f"cpu_budget: {error}") from None
+                raise ValueError(f"{name}: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -153,7 +153,8 @@ def write_survival(root: Path, result: ResultFile) -> tuple[Path, Path]:
 
 
 def _name(result: ResultFile) -> str:
-    return f"{result.dataset}/{result.model} · {result.suite} · {result.threat.norm}{format_goal(result.identity)}"
+    goal = f"{result.threat.norm}{format_goal(result.identity)}"
+    return f"{result.dataset}/{result.model} · {result.suite} · {goal}{f', seed {result.seed}' if result.seed else ''}"
 
 
 def _paint_survival(result: ResultFile, curve: pd.DataFrame) -> Figure:

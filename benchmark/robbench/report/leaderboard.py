@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from robbench.certify.interval import CertificateIndex
+from robbench.core.files import digest
 from robbench.core.stats import mcnemar
 from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import Markdown, escape_markdown
@@ -229,8 +230,19 @@ def format_group_title(result: ResultFile) -> str:
 
 
 def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultFile]]]:
-    """Group results that may be ranked against each other: one title, and the same images (`group_by_images`)."""
-    return group_by_images((format_group_title(r), r.identity.get("data"), r) for r in drop_repeats(results))
+    """Group results that may be ranked against each other: one title, the same images, and the same attacks.
+
+    Where one title has several sets of images or of attacks, the title ends with the first digits of their digest.
+    """
+    groups = []
+    named = ((format_group_title(r), r.identity.get("data"), r) for r in drop_repeats(results))
+    for title, members in group_by_images(named):
+        by_attacks: dict[str, list[ResultFile]] = {}
+        for r in members:
+            by_attacks.setdefault(digest([r.identity.get(key) for key in ("suite", "attacks")]), []).append(r)
+        apart = len(by_attacks) > 1
+        groups += [(f"{title}, attacks {key[:8]}" if apart else title, found) for key, found in by_attacks.items()]
+    return groups
 
 
 def group_by_images(items: Iterable[tuple[str, object, _T]]) -> list[tuple[str, list[_T]]]:

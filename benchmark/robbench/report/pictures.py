@@ -14,8 +14,9 @@ from PIL import Image
 
 from robbench.core.errors import ResultError
 from robbench.core.files import write_atomically
+from robbench.core.types import Status
 from robbench.results.adversarials import FILE, read
-from robbench.results.reader import read_vouched
+from robbench.results.reader import read_vouched, read_vouched_rows
 
 __all__ = ["SHEET", "write_pictures"]
 
@@ -39,7 +40,7 @@ def write_pictures(path: Path, folder: Path) -> tuple[int, int]:
 
     Raises:
         ResultError: the result is missing or damaged, holds no adversarial examples, or they are no images of 1 or 3
-            channels.
+            channels in [0, 1], one for each break.
     """
     result = read_vouched(path)
     stored = (path.parent if path.name == "result.json" else path) / FILE
@@ -54,14 +55,44 @@ def write_pictures(path: Path, folder: Path) -> tuple[int, int]:
         for sample, attack, x in zip(group.sample, group.attack, group.x, strict=True)
     ]
     found.sort(key=lambda entry: entry[:2])
-    rounded, pixels = 0, []
+    rows = read_vouched_rows(path)
+    broken = rows[rows["status"] == Status.BROKEN]
+    if problem := _find_problem(found, set(zip(broken["sample"], broken["attack"], strict=True))):
+        raise ResultError(f"{stored} {problem}. `robbench verify` says what differs.")
+    rounded, pixels, names = 0, [], _name_files([a.name for a in result.attacks])
     for sample, attack, x in found:
         pixels.append(levels := _round(x))
         rounded += not np.array_equal(levels / 255, np.moveaxis(x, 0, 2).astype(np.float64))
-        write_atomically(folder / f"{sample:06}-{re.sub(r'[^A-Za-z0-9._-]+', '-', attack)}.png", _encode(levels))
+        write_atomically(folder / f"{sample:06}-{names[attack]}.png", _encode(levels))
     if pixels:
         write_atomically(folder / SHEET, _encode(_arrange(pixels[:_MOST_ON_SHEET])))
     return len(pixels), rounded
+
+
+def _find_problem(found: list[tuple[int, str, NDArray[Any]]], breaks: set[tuple[int, str]]) -> str:
+    """Explain what is wrong with stored points; empty if each is an image of one shape and of another break.
+
+    The digests of a file that somebody made anew fit whatever it holds.
+    """
+    entries = [entry[:2] for entry in found]
+    if strange := set(entries) - breaks:
+        sample, attack = min(strange)
+        return f"holds a point of sample {sample}, {attack}, which is no break of the records"
+    if len(set(entries)) < len(entries):
+        return "holds two points of one break"
+    shapes = {x.shape for _, _, x in found}
+    if len(shapes) > 1 or any(len(shape) != 3 or 0 in shape for shape in shapes):
+        return f"holds points of the shapes {sorted(shapes)[:3]}; expected: one shape (C, H, W)"
+    if not all(((x >= 0) & (x <= 1)).all() for _, _, x in found):
+        return "holds pixels outside [0, 1]"
+    return ""
+
+
+def _name_files(attacks: list[str]) -> dict[str, str]:
+    """Return the part of a file's name that stands for each attack. Where two are alike, their places come first."""
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", attack) for attack in attacks]
+    alike = len({part.casefold() for part in parts}) < len(parts)
+    return {a: f"{i}-{part}" if alike else part for i, (a, part) in enumerate(zip(attacks, parts, strict=True))}
 
 
 def _round(x: NDArray[Any]) -> NDArray[np.uint8]:

@@ -11,26 +11,35 @@ from robbench.report.escape import escape_control, escape_html
 from robbench.report.leaderboard import format_with_interval
 from robbench.report.progress import format_duration
 from robbench.report.tables import print_rows
+from robbench.report.verdict import describe_status, describe_verdict
 
 __all__ = ["SanityResult", "format_verdict", "print_sanity"]
 
 _COLUMNS = ("Check", "Value", "Passes if", "Status", "What was seen")
+_WIDE = 140  # characters from which the table holds a sentence for each check
 _IN_PYTHON = "Call `robbench.sanity` again with act=True, and it runs this suite too."
 
 _STATUS_STYLE = {"pass": "green", "warn": "yellow", "fail": "red", "not applicable": "dim"}
+# The colour is that of the statement about the number. A model of 0 % can have a number that is right.
 _VERDICT_STYLE = {
     "undecided": "yellow", "trustworthy": "green", "suspicious": "yellow", "masked": "red", "randomized": "red",
 }  # fmt: skip
 
 
 def format_verdict(file: SanityFile) -> str:
-    """Format the verdict in one line, with the checks that gave it and both robust accuracies."""
+    """Format in one line what the usual PGD leaves, whether that number can be trusted, and what all attacks leave."""
+    return "".join(_word_verdict(file))
+
+
+def _word_verdict(file: SanityFile) -> tuple[str, str, str]:
+    """Return `format_verdict` in three parts. The second says whether the number can be trusted."""
     m = file.measurements
     by = f" by {', '.join(file.decided_by)}" if file.decided_by else ""
     return (
-        f"{file.dataset}/{file.model}, {file.threat.norm} {file.threat.eps}: {file.verdict}{by}. "
-        f"PGD alone leaves {format_with_interval(m.pgd)}, everything together {format_with_interval(m.best)} % of "
-        f"{format_count(file.n, 'image')}."
+        f"{file.dataset}/{file.model}, {file.threat.norm} {file.threat.eps}: the usual PGD leaves "
+        f"{format_with_interval(m.pgd)} % of {format_count(file.n, 'image')}: ",
+        describe_verdict(file.verdict),
+        f". Verdict on it: {file.verdict}{by}. Everything together leaves {format_with_interval(m.best)} %.",
     )
 
 
@@ -71,12 +80,25 @@ def print_sanity(file: SanityFile, again: str, every: bool = True) -> None:
         file: the content of sanity.json.
         again: says how to run the suite that is advised.
         every: print all checks; False prints only checks that did not pass.
+
+    A narrow terminal gets only the sentences of checks that did not pass.
     """
     console = make_console()
-    console.print(format_verdict(file), style=f"bold {_VERDICT_STYLE[file.verdict]}", soft_wrap=True)
+    before, statement, after = _word_verdict(file)
+    coloured = (statement, _VERDICT_STYLE[file.verdict])
+    console.print(Text.assemble(before, coloured, after, style="bold"), soft_wrap=True)
     shown = file.checks if every else _list_found(file)
-    if shown:
-        print_rows(console, [_make_row(c) for c in shown], right=("Value",))
+    rows = [_make_row(c) for c in shown]
+    if console.width >= _WIDE:
+        if rows:
+            print_rows(console, rows, right=("Value",))
+    else:
+        if rows:
+            print_rows(console, [{k: row[k] for k in _COLUMNS[:-1]} for row in rows], right=("Value",))
+        for c in _list_found(file):
+            console.print(f"{c.name}: {c.reason}", soft_wrap=True)
+        if every:
+            console.print("A wider terminal, or --json, says what each check saw.", style="dim")
     for text in _list_advice(file, again):
         console.print(text, soft_wrap=True)
     passes = sum(c.pairs + c.forwards / 3 for c in file.measurements.cost.values()) / file.n
@@ -118,7 +140,7 @@ def _format_value(c: CheckResult) -> str:
 
 
 def _format_status(c: CheckResult) -> str:
-    return c.status + (f" → {c.decides}" if c.decides else "")
+    return describe_status(c) + (f" → {c.decides}" if c.decides else "")
 
 
 def _make_row(c: CheckResult) -> dict[str, str | Text]:

@@ -30,7 +30,7 @@ _COLOUR = {  # a trustworthy number has no colour: green would praise the model,
     "randomized": "#cf222e",
 }  # fmt: skip
 _SMALL: dict[str, Any] = {"fontsize": 9.5, "color": "#444444"}
-_UNSEALED = "sanity.json has no digest of landscape.parquet. Measure again: robbench sanity --overwrite."
+_UNSEALED = "sanity.json has no digest of landscape.parquet. Measure the landscape again: robbench sanity."
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 
@@ -66,9 +66,10 @@ def draw_sheet(file: SanityFile, landscape: Path) -> bytes:
 
 def paint_sheet(file: SanityFile, frame: pd.DataFrame | None) -> Figure:
     """Paint the page from the measurements, and from the margins around the first images (landscape.parquet)."""
-    figure = Figure(figsize=(16, 15), dpi=100, layout="constrained")
+    heights = [1.5, 0.5 if frame is None else 5.2, 8.3]  # inches
+    figure = Figure(figsize=(16, sum(heights)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.5, 5.2, 8.3])
+    parts = figure.subfigures(3, 1, squeeze=False, height_ratios=heights)
     head, planes, plots = parts[:, 0]
     _draw_head(head, file)
     if frame is None:

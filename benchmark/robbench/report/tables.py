@@ -10,8 +10,9 @@ from rich.text import Text
 
 from robbench.report.console import TerminalConsole
 from robbench.report.escape import escape_control
+from robbench.report.wrapping import break_text
 
-__all__ = ["fits", "name_columns", "print_rows", "print_turned"]
+__all__ = ["fits", "name_columns", "print_grouped", "print_rows", "print_turned"]
 
 Row = Mapping[str, str | Text]
 _BETWEEN = 3  # characters between two columns: a line, and a space on each side
@@ -42,20 +43,48 @@ def print_rows(
         for column, width in widths.items():
             view.add_column(column, width=width, overflow="fold", justify="right" if column in right else "left")
         for row in rows:
-            view.add_row(*row.values())
+            view.add_row(*(_break_cell(console, cell, widths[column]) for column, cell in row.items()))
         console.print(view)
     else:
         if title:
             console.print(title, style="italic")
+        rest = max(1, console.width - 2 - max(map(cell_len, rows[0])))
         for row in rows:
             block = Table.grid(padding=(0, 2))
             block.add_column(no_wrap=True)
             block.add_column(overflow="fold")
             for column, cell in row.items():
                 if str(cell):
-                    block.add_row(column, cell)
+                    block.add_row(column, _break_cell(console, cell, rest))
             console.print(block)
             console.print()
+
+
+def print_grouped(console: TerminalConsole, rows: Sequence[Row], heads: Sequence[str]) -> None:
+    """Print rows of numbers as one table if each row fits on a line, else as a table for each group of rows.
+
+    The rows of a group have the same cells in the columns `heads`. These cells become the title of the group's table.
+
+    Args:
+        console: where to print.
+        rows: cells by column. The first column that is no head names the row, and the others hold numbers.
+        heads: the columns that make groups. The first cell stands in the title without the name of its column.
+    """
+    numbers = [column for column in rows[0] if column not in heads][1:] if rows else []
+    if not rows or fits(console, rows, list(rows[0])):
+        print_rows(console, rows, right=numbers)
+        return
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        name, *others = heads
+        title = " · ".join((str(row[name]), *(f"{column} {row[column]}" for column in others)))
+        groups.setdefault(title, []).append({c: cell for c, cell in row.items() if c not in heads})
+    for title, group in groups.items():
+        if fits(console, group, list(group[0])):
+            console.print(title, style="italic")
+            print_rows(console, group, right=numbers)
+        else:
+            print_turned(console, group, title=title, first=0)
 
 
 def print_turned(console: TerminalConsole, rows: Sequence[Row], *, title: str, first: int) -> None:
@@ -117,6 +146,10 @@ def _measure(rows: Sequence[Row], column: str, *, words: bool) -> int:
     texts = [column, *(escape_control(str(row[column])) for row in rows)]
     parts = [part for text in texts for part in (text.split() if words else text.splitlines())]
     return max(map(cell_len, parts), default=0)
+
+
+def _break_cell(console: TerminalConsole, cell: str | Text, width: int) -> Text:
+    return break_text(cell if isinstance(cell, Text) else console.render_str(cell), width)
 
 
 def _turn(rows: Sequence[Row]) -> list[dict[str, str | Text]]:

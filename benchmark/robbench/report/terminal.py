@@ -11,7 +11,7 @@ from robbench.certify.interval import CertificateIndex, find_contradictions
 from robbench.core.numbers import parse_threat
 from robbench.core.words import format_goal
 from robbench.masking.stored import VerdictIndex
-from robbench.report.console import TerminalConsole, make_console
+from robbench.report.console import TerminalConsole, leave_out_python, make_console
 from robbench.report.distance import print_distances, read_distances
 from robbench.report.leaderboard import (
     compute_overestimation,
@@ -26,7 +26,7 @@ from robbench.report.progress import format_duration
 from robbench.report.tables import fits, name_columns, print_rows, print_turned
 from robbench.results.schema import ResultFile
 
-__all__ = ["print_results", "summarize_result"]
+__all__ = ["describe_surrogate", "print_results", "summarize_result"]
 
 
 _FIRST = ("Model", "Clean", "Worst case [95 %]", "Verdict")
@@ -81,7 +81,22 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
 
 def _print_flags(console: TerminalConsole, r: ResultFile) -> None:
     for name, text in r.flags.items():
-        console.print(Text.assemble((f"{r.model}: {name}:", "yellow"), " ", text), soft_wrap=True)
+        flag = (f"{r.model}: {name}:", "yellow")
+        console.print(Text.assemble(flag, " ", leave_out_python(text)), soft_wrap=True)
+    if told := describe_surrogate(r):
+        console.print(told, soft_wrap=True)
+
+
+def describe_surrogate(r: ResultFile) -> str:
+    """Say which surrogate of the user's the transfer attacks took; empty where there is none.
+
+    The names of these attacks, such as BB-natural, name the surrogates of the suite.
+    """
+    names = [a.name for a in r.attacks if a.config.get("kind") == "transfer"]
+    if "surrogate" not in r.overrides or not names:
+        return ""
+    verb = "takes its points" if len(names) == 1 else "take their points"
+    return f"{r.model}: {', '.join(names)} {verb} from the surrogate {r.overrides['surrogate']} (--surrogate)."
 
 
 def summarize_result(r: ResultFile, verdict: str) -> str:

@@ -1,8 +1,14 @@
-"""What a verdict says of the number of the usual PGD, in words. Imports no torch."""
+"""What verdicts and checks say of the number of the usual PGD, in words. Imports no torch."""
 
 from __future__ import annotations
 
-__all__ = ["describe_verdict"]
+from functools import cache
+
+from robbench.masking.checks import load_thresholds
+from robbench.masking.record import CheckResult
+from robbench.masking.thresholds import CheckOutcome, Thresholds
+
+__all__ = ["describe_status", "describe_verdict"]
 
 _STATEMENTS = {
     "trustworthy": "this number can be trusted",
@@ -17,3 +23,17 @@ _STATEMENTS = {
 def describe_verdict(verdict: str) -> str:
     """Say whether the number can be trusted. The words are about the number: a model of 0 % can have a right number."""
     return _STATEMENTS.get(verdict, "the evidence about this number cannot be read")
+
+
+def describe_status(check: CheckResult) -> str:
+    """Return the status of a check. It says so where a value out of range passes because it can be chance."""
+    threshold = _read_thresholds().check.get(check.name)
+    if check.status != "pass" or threshold is None:
+        return check.status
+    by_value = threshold.judge(CheckOutcome(check.value, check.reason))
+    return "pass" if by_value == "pass" else "pass: can be chance (p ≥ 0.05)"
+
+
+@cache
+def _read_thresholds() -> Thresholds:
+    return load_thresholds()

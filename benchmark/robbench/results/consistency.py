@@ -14,9 +14,10 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.core.numbers import parse_eps, parse_threat
+from robbench.core.philox import draw_targets
 from robbench.core.types import Status
 from robbench.core.words import format_count, format_goal
-from robbench.data.sets import NAMES
+from robbench.models.schema import DATASETS
 from robbench.results.differences import list_differences
 from robbench.results.grid import Grid
 from robbench.results.schema import ResultFile
@@ -94,9 +95,9 @@ def find_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch
     """
     yield from find_summary_mismatches(stored, rows)
     yield from find_record_mismatches(rows, [a.name for a in stored.attacks], stored.mode)
-    yield from _find_target_mismatches(stored.identity.get("target"), rows)
+    yield from _find_target_mismatches(stored, rows)
     how = stored.identity.get("images")  # of encoded images, how they were decoded
-    if isinstance(how, dict) and "resize" in how and stored.dataset in NAMES:
+    if isinstance(how, dict) and "resize" in how and stored.dataset in DATASETS:
         yield Mismatch(f"result.json: dataset is {stored.dataset}; its identity is of images of the user's own")
     if error := find_selection_error(
         pd.unique(rows["sample"].to_numpy()),
@@ -172,12 +173,21 @@ def _find_override_mismatches(stored: ResultFile) -> Iterator[Mismatch]:
 _TARGET = re.compile(r"least-likely|random|next|[0-9]{1,9}|list-[0-9a-f]{16}")
 
 
-def _find_target_mismatches(target: object, rows: pd.DataFrame) -> Iterator[Mismatch]:
+def _count_classes(stored: ResultFile) -> int | None:
+    """Return the number of classes: that of a known data set, or of the logits in `answers`; None if it is unknown."""
+    if stored.dataset in DATASETS:
+        return DATASETS[stored.dataset].num_classes
+    return len(stored.answers[0].partition("|")[0].split()) if stored.answers else None
+
+
+def _find_target_mismatches(stored: ResultFile, rows: pd.DataFrame) -> Iterator[Mismatch]:
     """Yield a rule of targets that is none, and the first break whose prediction is not the target that the rule gives.
 
-    Images of a class that is the target of all get the next class. The class after the last is 0. The targets of other
-    rules do not follow from the records, but each is another class than the label, and the same one for all attacks.
+    Images of a class that is the target of all get the next class. The class after the last is 0. Random targets are
+    drawn again where the number of classes is known. The targets of other rules do not follow from the records, but
+    each is another class than the label, and the same one for all attacks.
     """
+    target, classes = stored.identity.get("target"), _count_classes(stored)
     if target is None:
         return
     if not isinstance(target, str) or not _TARGET.fullmatch(target):
@@ -185,11 +195,14 @@ def _find_target_mismatches(target: object, rows: pd.DataFrame) -> Iterator[Mism
         return
     broken = rows[rows["status"] == Status.BROKEN]
     label, prediction = broken["label"].to_numpy(), broken["prediction"].to_numpy()
-    last = max(int(rows["label"].max()), int(rows["prediction"].max()))  # of the classes that the records hold
+    # Where the number of classes is unknown, the last one that the records hold.
+    last = classes - 1 if classes else max(int(rows["label"].max()), int(rows["prediction"].max()))
     follows = (prediction == label + 1) | ((prediction == 0) & (label == last))
     fits = (prediction != label) & (prediction == broken.groupby("sample")["prediction"].transform("first"))
     if target == "next":
         fits = follows
+    elif target == "random" and classes:
+        fits = prediction == draw_targets(stored.seed, broken["sample"].to_numpy(), label, classes)
     elif target.isdigit():
         fits = np.where(label == int(target), follows, prediction == int(target))
     for i in np.flatnonzero(~fits)[:1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,15 +13,16 @@ from robbench.core.stats import wilson
 from robbench.core.types import Status, Threat, format_ids
 from robbench.results.grid import Grid
 from robbench.results.schema import Accuracy, AttackResult, ResultFile, ThreatResult
-from robbench.suite import Mode, Suite
+from robbench.suite import PEERS, Mode, Suite
 
 __all__ = [
     "MEASURED_FLAGS", "find_measured_flags", "find_robust_samples", "make_accuracy", "summarize", "summarize_attacks",
 ]  # fmt: skip
 
-MEASURED_FLAGS = ("chance", "zero_gradients", "refuted", "nonfinite")
+MEASURED_FLAGS = ("chance", "zero_gradients", "refuted", "weak_peer", "nonfinite")
 """Flags that follow from the records. Other flags are found before the attacks."""
 
+_FEW = 5  # an attack of another library breaks at least so many images fewer, and at most half, before a flag names it
 _ZERO_SHARE = 0.01  # above this share of exactly zero gradients, a flag warns the reader
 
 
@@ -117,6 +118,22 @@ def summarize_attacks(
     return results
 
 
+def _find_weak_peers(rows: pd.DataFrame, results: Sequence[AttackResult]) -> Iterator[str]:
+    """Name the attacks of other libraries that break far fewer images than another attack, on the images of both.
+
+    Records of `Peer.version` 1 were made before this flag. Attacks that skipped images are not compared, because
+    earlier attacks chose the images that they got.
+    """
+    broken = rows.assign(broken=rows["status"] == Status.BROKEN).groupby("attack")["broken"].sum()
+    skipping = set(rows.loc[rows["status"] == Status.SKIPPED, "attack"])
+    count = {r.name: int(broken[r.name]) for r in results if r.name not in skipping}
+    best = max(count, key=lambda name: count[name], default="")
+    for r in results:
+        is_peer = str(r.config.get("kind", "")).partition(":")[0] in PEERS and r.config.get("version", 1) > 1
+        if is_peer and r.name in count and count[best] >= max(count[r.name] + _FEW, 2 * count[r.name]):
+            yield f"{r.name} {count[r.name]}, {best} {count[best]}"
+
+
 def find_measured_flags(rows: pd.DataFrame, results: Sequence[AttackResult]) -> dict[str, str]:
     """Find the flags that follow from records: name of the problem -> sentence.
 
@@ -140,6 +157,11 @@ def find_measured_flags(rows: pd.DataFrame, results: Sequence[AttackResult]) -> 
         flags["refuted"] = (
             f"Breaks that another library claims and that do not hold (outside ball or box, or predicted right by this "
             f"run's forward pass): {', '.join(refuted)}. They count as robust here."
+        )
+    if weak := list(_find_weak_peers(rows, results)):
+        flags["weak_peer"] = (
+            f"Attacks of other libraries that break far fewer images than another attack here: {', '.join(weak)}. "
+            "Their numbers say little about the model. Look at their parameters, and at docs/peers.md."
         )
     if answers := int(rows["nonfinite"].sum()):
         flags["nonfinite"] = f"{answers} queries were answered with NaN or infinity; none of them counts as a break."

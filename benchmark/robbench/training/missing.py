@@ -37,12 +37,16 @@ def _is_finished(entry: Entry, device: torch.device, budget: BudgetName, iterati
     card = entry.card
     recipe, instead = choose_recipe(entry, device, budget, iterations)
     done = card.trained if card.weights is not None else None
-    return done is not None and done.iterations >= recipe.iterations and (bool(instead) or not done.instead)
+    if done is None or done.iterations < recipe.iterations:
+        return False
+    # A larger batch is another recipe: as many iterations of a smaller batch have seen fewer images.
+    return done.instead in ("", instead) if budget == "gpu" else bool(instead) or not done.instead
 
 
 def _budget(entry: Entry, budget: BudgetName) -> BudgetName:
-    """Choose a card's budget: `cpu`, asked of all cards, means the recipe where a card has no CPU budget."""
-    return "auto" if budget == "cpu" and entry.card.cpu_budget is None else budget
+    """Choose a card's budget: one that is asked of all cards means `auto` where a card has none."""
+    missing = {"cpu": entry.card.cpu_budget is None, "gpu": entry.card.gpu_budget is None}
+    return "auto" if missing.get(budget) else budget
 
 
 def train_missing(

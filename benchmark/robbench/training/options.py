@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 
 from robbench.core.errors import CardError
-from robbench.models.card import CpuOverrides, Entry, Recipe
+from robbench.models.card import Entry, Recipe
+from robbench.models.recipes import describe_changes
 from robbench.training.plan import Plan
 
 __all__ = ["BudgetName", "Options", "Precision", "Progress", "choose_recipe"]
 
-BudgetName = Literal["auto", "full", "cpu"]
+BudgetName = Literal["auto", "full", "cpu", "gpu"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
@@ -46,8 +47,8 @@ class Options:
         data_dir: folder of the data sets.
         runs: folder for checkpoints and logs.
         device: auto, cpu, cuda or cuda:i.
-        budget: `full` trains the recipe, `cpu` the recipe with the card's CPU budget. `auto` uses the CPU budget on a
-            CPU if the card has one.
+        budget: `full` trains the recipe, `cpu` the recipe with the card's CPU budget, `gpu` with its GPU budget. `auto`
+            uses the CPU budget on a CPU if the card has one.
         precision: `auto` is bfloat16 on a GPU for images of 32 pixels and more, otherwise float32. (Smaller networks
             are limited by launches, not by arithmetic.) `float64` is for comparisons.
         compiled: use `torch.compile` (needs a C++ compiler; the first iterations take a minute).
@@ -84,15 +85,17 @@ def choose_recipe(
     `iterations` replaces the number of the recipe and of the budget.
 
     Raises:
-        CardError: the card has no recipe, its weights come from a package, or it has no CPU budget for `budget="cpu"`.
+        CardError: the card has no recipe, its weights come from a package, or it has no budget of the name in `budget`.
     """
     card = entry.card
     if card.recipe is None or not card.is_trainable:
         raise CardError(f"{entry.full_name} has no recipe of its own to train by (weights from elsewhere).")
-    if budget == "cpu" and card.cpu_budget is None:
-        raise CardError(f"{entry.full_name} has no [cpu_budget]; allowed here: budget auto or full.")
-    unchanged = budget == "full" or (budget == "auto" and device.type != "cpu")
-    overrides = CpuOverrides() if unchanged or card.cpu_budget is None else card.cpu_budget
+    budgets = {"cpu": card.cpu_budget, "gpu": card.gpu_budget}
+    if budget in budgets and budgets[budget] is None:
+        others = ", ".join(["auto", "full", *(name for name, table in budgets.items() if table)])
+        raise CardError(f"{entry.full_name} has no [{budget}_budget]; allowed here: budget {others}.")
+    changes = budgets.get("cpu" if budget == "auto" and device.type == "cpu" else budget)
+    recipe = card.recipe if changes is None else changes.apply(card.recipe)
     if iterations is not None:
-        overrides = overrides.model_copy(update={"iterations": iterations})
-    return overrides.apply(card.recipe), overrides.describe(card.recipe)
+        recipe = recipe.model_copy(update={"iterations": iterations})
+    return recipe, describe_changes(card.recipe, recipe)

@@ -148,8 +148,9 @@ def build_inner_attack(adversary: Adversary, reference: Tensor | None = None) ->
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """Learning rate of an iteration. `progress` is the part of the iterations done before it, in [0, 1)."""
+    lr = recipe.lr * (progress / recipe.warmup if progress < recipe.warmup else 1.0)
     if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return lr * 0.5 * (1 + math.cos(math.pi * progress))
     if recipe.schedule == "steps":
-        return recipe.lr * recipe.gamma ** sum(progress >= m for m in recipe.milestones)
-    return recipe.lr
+        return lr * recipe.gamma ** sum(progress >= m for m in recipe.milestones)
+    return lr

@@ -10,7 +10,7 @@ runs/<dataset>/<name>/log.jsonl            one line per report: iteration, loss,
 runs/<dataset>/<name>/targets.safetensors  a teacher's logits, if the recipe has a teacher
 ```
 
-Other runs of the same card have folders of their own: `<name>.cpu` with the card's CPU budget, `<name>.fit` with
+Other runs of the same card have folders of their own: `<name>.cpu` and `<name>.gpu` with a budget, `<name>.fit` with
 iterations fitted to a time, `<name>.iterations` with a given number of them.
 """
 
@@ -90,7 +90,7 @@ class Run:
         self.entry, self.device = entry, device
         self.recipe, cut = choose_recipe(entry, device, options.budget)
         recipe = self.recipe
-        suffix = ".cpu" if cut else ""
+        suffix = (".gpu" if options.budget == "gpu" else ".cpu") if cut else ""
         self.fit = options.fit
         self.fitter: Fitter | None = None
         if options.fit is not None:

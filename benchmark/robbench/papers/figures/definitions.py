@@ -22,6 +22,7 @@ from robbench.papers.figures.training import (
     plan_seed_gaps,
     plan_seed_overlaps,
 )
+from robbench.papers.figures.tsipras import TSIPRAS
 from robbench.report.figures.captions import CAPTIONS
 from robbench.report.figures.gallery import plan_gallery
 from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
@@ -210,6 +211,13 @@ def _seguin_figure(
     return FigureDefinition(f"seguin2021-{number}", title, datasets, make, _SEGUIN_CAPTIONS[number], credit)
 
 
+def _tsipras_figure(
+    number: str, title: str, make: Callable[[FigureData, str, str], FigurePlan], caption: str
+) -> FigureDefinition:
+    credit = f"after Figure {number} of Tsipras et al. 2019"
+    return FigureDefinition(f"tsipras2019-{number}", title, ("digits", "mnist"), make, caption, credit)
+
+
 def _result_figure(name: str, title: str, make: Callable[[FigureData, str, str], FigurePlan]) -> FigureDefinition:
     return FigureDefinition(
         name, title, ("mnist", "digits", "cifar10", "fashion_mnist", "cifar100"), make, CAPTIONS[name]
@@ -268,6 +276,7 @@ _ALL = (
         "leaves.",
         "after Section 4 of Shafahi et al. 2019",
     ),
+    *(_tsipras_figure(*figure) for figure in TSIPRAS),
     _result_figure("accuracy-eps", "Accuracy over the radius", plan_eps_figure),
     _result_figure("accuracy-steps", "Accuracy over the steps of an attack", plan_steps_figure),
     _result_figure("per-class", "Robust accuracy by class", plan_classes_figure),

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import pandas as pd
 
+from robbench.analysis.gradients_record import GradientsFile, Pictures, read_gradients_files
 from robbench.analysis.manifold_record import ManifoldsFile, read_manifolds_files
 from robbench.analysis.record import LogitsFile, StoredLogits, read_logits_files
 from robbench.analysis.series_record import SeriesFile, read_series_files
+from robbench.analysis.study_record import StudyFile, read_studies
+from robbench.analysis.study_spec import load_studies
 from robbench.certify.record import Certificates, read_certified_files
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FigureData", "FigurePlan", "ModelStyle"]
 
-_File = TypeVar("_File", LogitsFile, ManifoldsFile)
+_File = TypeVar("_File", LogitsFile, ManifoldsFile, GradientsFile)
 _Content = TypeVar("_Content")
 _ORDER = ("black", "blue", "sky", "orange", "vermillion", "purple", "green", "grey")
 
@@ -102,10 +105,23 @@ class FigureData:
     def _certified(self) -> tuple[list[Certificates], list[Damage]]:
         return read_certified_files(self.root)
 
+    @cached_property
+    def _gradients_files(
+        self,
+    ) -> tuple[dict[str, tuple[GradientsFile, tuple[pd.DataFrame, Pictures]]], list[Damage]]:
+        return read_gradients_files(self.root)
+
+    @cached_property
+    def _studies(self) -> tuple[dict[str, tuple[StudyFile, pd.DataFrame]], list[Damage]]:
+        return read_studies(self.root)
+
     @property
     def damaged(self) -> list[Damage]:
         """The results and measurements that no figure shows, because they are damaged."""
-        measured = [self._linear_files, self._logits_files, self._manifolds_files, self._series_files, self._certified]
+        measured = [
+            *(self._linear_files, self._logits_files, self._manifolds_files, self._gradients_files),
+            *(self._series_files, self._studies, self._certified),
+        ]
         return [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
 
     @cached_property
@@ -173,6 +189,24 @@ class FigureData:
             if (measure, file.dataset) == (kind, dataset) and is_current:
                 current[name] = rows
         return {name: current[name] for name in self._sort_models(set(current))}
+
+    def read_gradients(self, dataset: str) -> dict[str, tuple[GradientsFile, tuple[pd.DataFrame, Pictures]]]:
+        """Read the loss gradients of all models of a data set, as `read_logits` reads the logits."""
+        return self._choose_current(dataset, self._gradients_files[0])
+
+    def read_study(self, full_name: str) -> tuple[StudyFile, pd.DataFrame] | None:
+        """Read a part of a study, such as `digits/tsipras2019-pair`; None if it is not as it is declared now."""
+        dataset, _, part = full_name.partition("/")
+        name, _, kind = part.rpartition("-")
+        declared = getattr(load_studies()[f"{name}-{dataset}"], kind).model_dump(mode="json")
+        found = self._studies[0].get(full_name)
+        return found if found is not None and found[0].identity.get("spec") == declared else None
+
+    def make_study_command(self, full_name: str) -> str:
+        """Return the shell command that trains the study of a part such as `digits/tsipras2019-pair`."""
+        dataset, _, part = full_name.partition("/")
+        restart = " --restart" if any((self.root / full_name / "study").glob("*.json")) else ""
+        return f"robbench train --family {part.rpartition('-')[0]}-{dataset}{restart}"
 
     def _choose_current(
         self, dataset: str, files: Mapping[str, tuple[_File, _Content]]

@@ -6,7 +6,7 @@ Every number of a chart is also text beside it. So the SVG is hidden from screen
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from robbench.core.numbers import parse_threat
 from robbench.report.leaderboard import format_percent
@@ -58,12 +58,19 @@ def draw_claims(standings: Sequence[tuple[Standing, str]]) -> Html:
         marks += [_line(100 * worst.low, 80, 100 * worst.high, 80, "interval"), _mark("worst", 100 * worst.value, 80)]
         grid = [_line(x, 0, x, 100, "grid") for x in (0, 25, 50, 75, 100)]
         name = join(link(standing.full_name, address), f", {standing.title}")
-        text = tag("p", name, " ", tag("span", " → ".join(numbers), class_="numbers"))
+        text = tag("p", name, " ", tag("span", *_join_numbers(numbers), class_="numbers"))
         rows.append(tag("li", text, _svg(*grid, *marks, kind="claim")))
     if not rows:
         return tag("p", "No model has a usual number.")
     axis = [tag("text", f"{x} %", x=f"{x}%", y="75%", class_="middle") for x in (0, 25, 50, 75, 100)]
     return join(_svg(*axis, kind="claim"), tag("ol", *rows, class_="claims"))
+
+
+def _join_numbers(numbers: list[str]) -> Iterator[str]:
+    """Yield numbers with their names, each on one line, with arrows between them."""
+    for i, number in enumerate(numbers):
+        yield " → " if i else ""
+        yield tag("span", number, class_="whole")
 
 
 def _describe(name: str, percent: float, n: int, whole: int) -> str:

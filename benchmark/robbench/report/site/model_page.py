@@ -11,10 +11,10 @@ from robbench.report.leaderboard import format_points
 from robbench.report.site.chart import draw_curve
 from robbench.report.site.coverage import list_tested, list_untested
 from robbench.report.site.overview import format_verdict, list_damage, show_accuracy
-from robbench.report.site.page import Html, join, link, list_items, make_document, tag
+from robbench.report.site.page import Html, join, keep_whole, link, list_items, make_document, tag
 from robbench.report.site.standing import Standing
 from robbench.report.site.tables import Cell, make_table
-from robbench.report.verdict import describe_verdict
+from robbench.report.verdict import describe_status, describe_verdict
 from robbench.results.summary import make_accuracy
 
 __all__ = ["Picture", "make_model_page"]
@@ -66,14 +66,18 @@ def _summarize(standing: Standing) -> Html:
     if standing.usual is not None:
         gap = standing.usual - 100 * standing.worst.value
         images = "" if standing.usual_n == standing.n else f", on {standing.usual_n} images"
-        usual = f" The usual PGD says {standing.usual:.1f} %{images}; that is {format_points(gap)} points more."
+        points = format_points(gap)
+        than = "the same" if points == format_points(0.0) else f"{points} points more"
+        usual = f" The usual PGD says {standing.usual:.1f} %{images}; that is {than}."
     return tag(
         "p",
         tag("b", standing.title),
-        f": of {standing.n} images ({standing.base.selection}), the model classifies "
-        f"{100 * standing.clean.value:.1f} % correctly. Stored attacks leave {100 * standing.worst.value:.1f} % "
-        f"[{100 * standing.worst.low:.1f}, {100 * standing.worst.high:.1f}] robust.{usual} Verdict on the number of "
-        "the usual PGD: ",
+        keep_whole(
+            f": of {standing.n} images ({standing.base.selection}), the model classifies "
+            f"{100 * standing.clean.value:.1f} % correctly. Stored attacks leave {100 * standing.worst.value:.1f} % "
+            f"[{100 * standing.worst.low:.1f}, {100 * standing.worst.high:.1f}] robust.{usual} Verdict on the number "
+            "of the usual PGD: "
+        ),
         format_verdict(standing.verdict),
         f", {describe_verdict(standing.verdict)}. ",
         link("Compare with another model", f"../../compare.html#{quote(standing.key)}"),
@@ -115,7 +119,7 @@ def _make_threat(standing: Standing, all_standings: Sequence[Standing]) -> Itera
     same = [s for s in all_standings if s is not standing and _function(s) == _function(standing)]
     yield tag("h2", f"{standing.title}: what was tested")
     yield tag("h3", "Attacked with")
-    yield list_items(list_tested(standing))
+    yield list_items(map(keep_whole, list_tested(standing)))
     yield tag("h3", "Not tested")
     yield list_items(list_untested(standing, list(dict.fromkeys(s.threat for s in same))), class_="untested")
     yield tag("h2", f"{standing.title}: attacks")
@@ -148,20 +152,27 @@ def _explain_verdict(standing: Standing) -> Iterator[Html]:
     yield tag("h2", f"{standing.title}: verdict")
     file = standing.sanity
     if file is None:
-        yield tag("p", "Verdict: ", format_verdict(standing.verdict), ". There is no evidence that can be read.")
+        rest = ". There is no evidence that can be read."
+        if standing.verdict == "unchecked":
+            rest = (
+                f", {describe_verdict(standing.verdict)}. This command checks it: robbench sanity {standing.full_name}"
+            )
+        yield tag("p", "Verdict: ", format_verdict(standing.verdict), rest)
         return
     decided = f" Decided by: {', '.join(file.decided_by)}." if file.decided_by else ""
     advice = f"{file.advice.suite}: {file.advice.reason}" if file.advice.suite else file.advice.reason
     statement = f", {describe_verdict(file.verdict)}: of {file.n} images, the usual PGD leaves "
     left = f"{100 * file.measurements.pgd.value:.1f} %."
-    yield tag("p", "Verdict: ", format_verdict(file.verdict), f"{statement}{left}{decided} Advice: {advice}")
+    yield tag(
+        "p", "Verdict: ", format_verdict(file.verdict), keep_whole(f"{statement}{left}{decided} Advice: {advice}")
+    )
     rows: list[dict[str, Cell | str]] = [
         {
             "Check": check.title,
-            "Result": check.status,
+            "Result": describe_status(check),
             "Value": Cell("–" if check.value is None else f"{check.value:.4g}", None, "number"),
             "Passes": check.threshold,
-            "Reason": check.reason,
+            "Reason": keep_whole(check.reason),
         }
         for check in file.checks
     ]

@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
@@ -18,11 +19,19 @@ from urllib.parse import quote
 from robbench.core.files import read_bounded
 from robbench.report.escape import escape_html
 
-__all__ = ["Html", "join", "link", "list_items", "make_document", "make_path", "tag"]
+__all__ = ["Html", "join", "keep_whole", "link", "list_items", "make_document", "make_path", "tag"]
 
 _ASSETS = Path(__file__).parent / "assets"
-_VOID = {"br", "img", "input", "meta"}
+_VOID = {"br", "img", "input", "meta", "wbr"}
 _MOST = 2**20  # bytes of an asset
+_WHOLE = re.compile(
+    r"\[[^\]\s]+, [^\]\s]+\](?: /)?"  # an interval: [97.7, 99.6], or [97.7, 99.6] /
+    r"|– / [\d.]+"  # a number of the paper beside none of ours: – / 98.97
+    r"|[\d.]+ (?:%|\([+-−][\d.]+\))"  # 5 %, and a number with its difference: 98.97 (+0.1)
+    r"|\w+ = [\d.]+"  # p = 0.05
+    r"|(?<!\S)--[a-z][\w-]*(?: [\w/-]{1,20}(?![\w/-]))?"  # an option: --suite whitebox
+    r"|(?<!\S)[\w.+]+-[\w.+-]{1,20}(?![\w-])"  # a name: PGD-20-xent
+)
 
 
 class Html(str):
@@ -52,6 +61,15 @@ def tag(name: str, /, *content: str, **attributes: str | bool | None) -> Html:
 def join(*parts: str) -> Html:
     """Join parts; those that are not `Html` are escaped."""
     return Html("".join(part if isinstance(part, Html) else escape_html(part) for part in parts))
+
+
+def keep_whole(text: str) -> Html:
+    """Convert text so that no line breaks inside names with hyphens, intervals, and numbers with their units."""
+    parts, end = [], 0
+    for match in _WHOLE.finditer(text):
+        parts += [text[end : match.start()], tag("span", match[0], class_="whole")]
+        end = match.end()
+    return join(*parts, text[end:])
 
 
 def make_path(*parts: str) -> str:

@@ -106,7 +106,7 @@
     head.append(make("a", A.name, { href: A.page }), " and ", make("a", B.name, { href: B.page }), `, ${n} common images.`);
     const list = document.createElement("ul");
     list.append(
-      make("li", `A minus B: ${sign(d)} points [${sign(from)}, ${sign(to)}], McNemar p ${p < 0.001 ? "below 0.001" : p.toFixed(3)}. ${verdict}`),
+      make("li", `A minus B: ${sign(d)} points [${sign(from)},\u00a0${sign(to)}], McNemar p ${p < 0.001 ? "below 0.001" : p.toFixed(3)}. ${verdict}`),
       make("li", `Both keep ${n - a - b - both}. Both lose ${both}.`),
       make("li", `Only A, ${A.name}, loses ${bOnly}.`),
       make("li", `Only B, ${B.name}, loses ${aOnly}.`),

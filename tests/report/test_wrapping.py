@@ -1,0 +1,110 @@
+"""Line breaks on terminals: between words, never between a number and its unit, whoever prints."""
+
+import io
+import re
+
+import pytest
+from rich.text import Text
+
+from robbench.report.console import SafeStream, TerminalConsole
+from robbench.report.wrapping import break_line, break_text
+from support.terminal import run_in_terminal
+
+CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+SENTENCE = (
+    "digits/at: 899 images, 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, 12 s on cpu, 350 MiB, 8 / s, "
+    "with ε = 0.2 and a strongest attack of a long name, and some more words that follow"
+)
+WHOLE = ("96.8 %", "[47.3, 53.9]", "Linf 0.2", "12 s", "350 MiB", "8 / s", "ε = 0.2")
+COMMANDS = {
+    ("eval", "-m", "digits/at", "-s", "whitebx"): "Did you mean whitebox",
+    ("eval", "-m", "digits/at", "--eps", "8"): '"8/255"',
+    ("eval", "-m", "digits/at", "--samples", "1e3"): "a whole number, such as 200",
+    ("show", "digits/att"): "digits/at",
+    ("export", "results/none"): "results/none",
+    ("baseline", "-m", "digits/at", "--target", "nxt", "--out", "none.json"): "least-likely",
+}
+RUN = """
+import sys
+sys.argv = ["robbench", *{args!r}]
+from robbench.__main__ import run_in_process
+run_in_process()
+"""
+PRINT = """
+import sys
+from robbench.report.console import TerminalConsole, protect_terminal
+with protect_terminal():
+    print({text!r}, file=sys.stderr)
+    TerminalConsole(stderr=True).note({text!r})
+    TerminalConsole().print({text!r})
+"""
+
+
+@pytest.mark.parametrize("width", range(14, 130, 3))
+def test_numbers_keep_their_units_at_every_width(width):
+    parts = break_line(SENTENCE, width)
+    assert " ".join(parts) == SENTENCE and max(map(len, parts)) <= width
+    for whole in WHOLE:
+        assert any(whole in part for part in parts) or len(whole) > width, whole
+    styled = break_text(Text.assemble((SENTENCE[:30], "red"), SENTENCE[30:]), width)
+    assert styled.plain.split("\n") == parts
+    assert any("red" in str(span.style) for span in styled.spans)
+
+
+def test_a_word_longer_than_the_line_stays_whole():
+    assert break_line("see /a/long/path/to/results please", 10) == ["see", "/a/long/path/to/results", "please"]
+    assert break_line("", 10) == [""] and break_line("  indented", 4) == ["  indented"]
+    assert break_line(" joins", 10, used=8) == ["", "joins"] and break_line("joins", 10, used=8) == ["joins"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_streams_and_consoles_break_lines_between_words(columns):
+    shown = CODES.sub("", run_in_terminal(PRINT.format(text=SENTENCE), columns))
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert " ".join(lines).count(SENTENCE) == 3
+    for whole in WHOLE:
+        assert sum(line.count(whole) for line in lines) == 3, whole
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_errors_of_commands_break_between_words(args, columns, repo):
+    whole = CODES.sub("", run_in_terminal(RUN.format(args=args), 5000, repo))
+    shown = CODES.sub("", run_in_terminal(RUN.format(args=args), columns, repo))
+    assert COMMANDS[args] in " ".join(shown.split()), shown
+    assert max(map(len, shown.splitlines())) <= columns
+    assert shown.split() == whole.split(), "a word was broken"
+
+
+def test_a_stream_breaks_no_laid_out_line_and_no_data(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "20")
+    out = Terminal()
+    stream = SafeStream(out)
+    table = "| a cell | another cell | a third |\n"
+    layout = "    a line of a listing that is long\n"
+    stream.write(table + layout)
+    stream.write_whole("a,cell of words,another cell of words\n")
+    print("some words", "and more that follow", file=stream)
+    print("\r50 % of all the images of the set", file=stream, end="")
+    print("\r60 % of all the images of the set", file=stream)
+    print("after the bar, lines are broken", file=stream)
+    assert out.getvalue() == (
+        table + layout + "a,cell of words,another cell of words\n"
+        "some words and more\nthat follow\n"
+        "\r50 % of all the images of the set\r60 % of all the images of the set\n"
+        "after the bar, lines\nare broken\n"
+    )
+    monkeypatch.setenv("COLUMNS", "0")
+    assert SafeStream(out).write("x y\n") == 4, "a terminal without a width gets lines as they are"
+
+
+def test_text_elsewhere_than_on_a_terminal_stays_on_its_line():
+    out = io.StringIO()
+    SafeStream(out).write(SENTENCE + "\n")
+    TerminalConsole(file=out).print(SENTENCE, soft_wrap=True)
+    assert out.getvalue() == 2 * (SENTENCE + "\n")
