@@ -103,8 +103,8 @@ def test_a_training_keeps_logits_of_the_network_that_the_recipe_makes(stored, mo
     mine = rows[(rows["split"] == "train") & (rows["seed"] == 0)]
     losses = []
     for _, part in mine.groupby("iteration"):
-        z = torch.from_numpy(part.filter(like="logit_").to_numpy(np.float32))
-        losses.append(float(torch.nn.functional.cross_entropy(z, torch.from_numpy(part["label"].to_numpy()))))
+        z = torch.from_numpy(part.filter(like="logit_").to_numpy(np.float32).copy())
+        losses.append(float(torch.nn.functional.cross_entropy(z, torch.from_numpy(part["label"].to_numpy(copy=True)))))
     assert losses[1] < losses[0] < 2.31, "the network learns"
 
 

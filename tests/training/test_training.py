@@ -523,6 +523,12 @@ def test_a_gpu_budget_is_as_many_epochs_of_larger_batches(tmp_path):
         train(put(tmp_path, CARD + BUDGET, "n"), runs=tmp_path / "runs", budget="gpu")
 
 
+def test_a_recipe_without_a_warm_up_is_named_as_before():
+    plain = recipe()
+    assert "warmup" not in plain.model_dump(mode="json")
+    assert plain.model_copy(update={"warmup": 0.1}).model_dump(mode="json")["warmup"] == 0.1
+
+
 def test_sgd_scales_the_rate_by_the_factor_and_adam_by_its_root():
     sgd = Recipe(iterations=101, batch_size=8, optimizer="sgd", lr=0.1)
     large = LargeBatch(factor=4)

@@ -25,13 +25,14 @@ from robbench.commands.printing import announce, print_objects, print_table, pri
 from robbench.core.errors import RobbenchError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from fractions import Fraction
 
     from robbench.analysis.gradients_record import GradientsFile
     from robbench.analysis.manifold_record import ManifoldsFile
     from robbench.analysis.record import LogitsFile
     from robbench.analysis.series_record import SeriesFile
-    from robbench.models.spec import SpecFields
+    from robbench.models.spec import ModelSpec, SpecFields
 
 __all__ = ["measure"]
 
@@ -93,39 +94,42 @@ def measure(
     about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
     specs = make_specs(model, Registry.default(models or []), about)
     announce(f"{model[0]} · {what}: loading")
-    if what != "linear":
-        from robbench.evaluation.options import Options
-
-        options = Options(samples=samples, lanes=lanes, device=device, data_dir=data_dir, models=models or [])
-        run = _find_measurement(what)
-        measured = [run(spec, options, results, overwrite, _note) for spec in specs]
-        if as_json:
-            print_objects([file.model_dump(mode="json") for file in measured])
-        else:
-            heads = ("model", "n", "flags", "manifolds") if what == "manifolds" else ()
-            print_table([row for file in measured for row in _describe(file)], as_json=False, heads=heads)
+    given_options: dict[str, Any] = {
+        "samples": samples,
+        "lanes": lanes,
+        "device": device,
+        "data_dir": data_dir,
+        "models": models or [],
+    }
+    if what == "linear":
+        _print_linear(specs, given_options, results, overwrite, radius, as_json)
         return
+    from robbench.evaluation.options import Options
+
+    run = _find_measurement(what)
+    measured = [run(spec, Options(**given_options), results, overwrite, _note) for spec in specs]
+    if as_json:
+        print_objects([file.model_dump(mode="json") for file in measured])
+    else:
+        heads = ("model", "n", "flags", "manifolds") if what == "manifolds" else ()
+        print_table([row for file in measured for row in _describe(file)], as_json=False, heads=heads)
+
+
+def _print_linear(
+    specs: Sequence[ModelSpec],
+    given: dict[str, Any],
+    results: Path,
+    overwrite: bool,
+    radius: Fraction | None,
+    as_json: bool,
+) -> None:
+    """Measure linear models, and print them."""
     from robbench.linear.measure import measure_linear
     from robbench.report.linear import make_linear_rows
 
-    files = [
-        measure_linear(
-            str(spec.model),
-            dataset=spec.dataset,
-            architecture=spec.architecture,
-            mean=spec.mean,
-            std=spec.std,
-            samples=samples,
-            lanes=lanes,
-            device=device,
-            data_dir=data_dir,
-            models=models or [],
-            results=results,
-            overwrite=overwrite,
-            note=_note,
-        )
-        for spec in specs
-    ]
+    given = given | {"results": results, "overwrite": overwrite, "note": _note}
+    names = ("dataset", "architecture", "mean", "std")
+    files = [measure_linear(str(s.model), **{name: getattr(s, name) for name in names}, **given) for s in specs]
     if as_json:
         print_objects([file.model_dump(mode="json") for file in files])
         return
@@ -169,9 +173,8 @@ def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path |
         from robbench.analysis.study_spec import load_studies
 
         name = f"{task.partition('/')[2]}-{dataset}"
-        train_study(
-            name, load_studies()[name], StudyOptions(data_dir, results, Path("runs"), device, None, restart, _note)
-        )
+        options = StudyOptions(data_dir=data_dir, results=results, device=device, restart=restart, note=_note)
+        train_study(name, load_studies()[name], options)
 
     def train_entry(entry: Entry) -> None:
         from robbench.commands.train import report_progress

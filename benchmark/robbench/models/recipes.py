@@ -13,7 +13,7 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from robbench.core.types import Norm
 from robbench.models.fields import CardTable, Exact, Numbers, Scalar, Text
@@ -116,6 +116,12 @@ class Recipe(CardTable):
     adversary: Adversary | None = None
     pairing: Pairing | None = None
     distillation: Distillation | None = None
+
+    @model_serializer(mode="wrap")
+    def _keep_identities(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Checkpoints and stored trainings are named by their recipe. Those of before `warmup` keep their names.
+        written: dict[str, Any] = serialize(self)
+        return {key: value for key, value in written.items() if key != "warmup" or value}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
