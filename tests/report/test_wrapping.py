@@ -67,6 +67,7 @@ def test_streams_and_consoles_break_lines_between_words(columns):
         assert sum(line.count(whole) for line in lines) == 3, whole
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("columns", [60, 80, 160])
 @pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
 def test_errors_of_commands_break_between_words(args, columns, repo):
@@ -108,3 +109,12 @@ def test_text_elsewhere_than_on_a_terminal_stays_on_its_line():
     SafeStream(out).write(SENTENCE + "\n")
     TerminalConsole(file=out).print(SENTENCE, soft_wrap=True)
     assert out.getvalue() == 2 * (SENTENCE + "\n")
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("kind", ["csv", "markdown"])
+def test_a_table_for_a_program_gets_no_line_breaks(kind, repo):
+    args = ("table", "seguin2021-2", "--format", kind)
+    wide, narrow = (CODES.sub("", run_in_terminal(RUN.format(args=args), columns, repo)) for columns in (5000, 60))
+    rows = [line for line in wide.splitlines() if line.count(",") > 4 or line.startswith("|")]
+    assert len(rows) > 2 and set(rows) <= set(narrow.splitlines())
