@@ -137,10 +137,8 @@ def test_a_surrogate_that_no_attack_uses_is_refused(tmp_path, monkeypatch, suite
 @pytest.mark.parametrize("suite", ["queries", [Square(steps=2)]])
 def test_a_precision_of_gradients_that_no_attack_takes_is_refused(monkeypatch, suite):
     monkeypatch.setattr("robbench.evaluation.run.Worker", None)
-    monkeypatch.setattr(
-        "robbench.evaluation.run.explain_bfloat16_cost", lambda *args: None
-    )  # as where bfloat16 is fast
-    with pytest.raises(SuiteError, match="^gradients: bfloat16 given, but no attack of suite .* takes a gradient"):
+    monkeypatch.setattr("robbench.evaluation.run.explain_bfloat16_cost", lambda *args: None)  # as on a fast machine
+    with pytest.raises(SuiteError, match=r"^gradients: bfloat16 given, but no attack of suite .* takes a gradient"):
         evaluate("digits/natural", suite, samples=4, eps="0.1", gradients="bfloat16")
 
 
