@@ -54,7 +54,8 @@ def test_gradients_do_not_go_with_the_checks(tmp_path):
         (["--eps", "0.1,x"], "Several radii have commas between them"),
         (["--resume"], "--resume goes on with what was begun"),
         (["--all"], "and --all given; allowed: one of them"),
-        (["--dataset", "digits"], "go with a source"),
+        (["--dataset", "digits"], "--dataset given with a registered model, whose card sets its images"),
+        (["--crop", "8", "--on-broken", "skip"], "--crop, --on-broken given with a registered model"),
         (["-s", "whitbox"], "Did you mean whitebox"),
     ],
 )

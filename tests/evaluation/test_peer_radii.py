@@ -41,7 +41,7 @@ class Planes(nn.Module):
 
 @functools.cache
 def linear_problem(norm, classes, shape):
-    """A linear model, four images, their classes, and the distance to the nearest other class."""
+    """A linear model, four images, their classes, and their radius. The other classes are up to twice as far."""
     generator = torch.Generator().manual_seed(100 + classes)
     draw = functools.partial(torch.rand, dtype=torch.float64, generator=generator)
     d, radius = math.prod(shape), {"Linf": 0.05, "L2": 0.2, "L1": 0.15}[norm]
@@ -115,7 +115,7 @@ def test_every_attack_of_the_libraries_is_on_the_page(library):
         names = list_attacks(library, package)
     _, _, others = PAGE.partition("## Not in the tables")
     measured = {row[:2] for row in ROWS}
-    same = {getattr(package.attacks, n): n for n in names if n.endswith("Attack")} if library == "foolbox" else {}
+    same = {getattr(package.attacks, n): n for n in reversed(names)} if library == "foolbox" else {}  # aliases are last
     for name in names:
         kind = f"{library}:{same.get(getattr(package.attacks, name), name) if library == 'foolbox' else name}"
         assert f"`{kind}`" in PAGE, kind

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from robbench.attacks import PGD
+from robbench.attacks import PGD, Square
 from robbench.core import rng
 from robbench.core.errors import ModelError, RobbenchError, SuiteError
 from robbench.core.threat import Ball
@@ -132,6 +132,14 @@ def test_a_surrogate_that_no_attack_uses_is_refused(tmp_path, monkeypatch, suite
     monkeypatch.setattr("robbench.evaluation.run.Worker", None)
     with pytest.raises(SuiteError, match=f"^surrogate: {surrogate} given, but no transfer attack runs in suite"):
         evaluate("digits/natural", suite, samples=4, surrogate=surrogate, **radius)
+
+
+@pytest.mark.parametrize("suite", ["queries", [Square(steps=2)]])
+def test_a_precision_of_gradients_that_no_attack_takes_is_refused(monkeypatch, suite):
+    monkeypatch.setattr("robbench.evaluation.run.Worker", None)
+    monkeypatch.setattr("robbench.evaluation.run.explain_bfloat16_cost", lambda *args: None)  # as on a fast machine
+    with pytest.raises(SuiteError, match=r"^gradients: bfloat16 given, but no attack of suite .* takes a gradient"):
+        evaluate("digits/natural", suite, samples=4, eps="0.1", gradients="bfloat16")
 
 
 def test_a_surrogate_whose_transfers_are_left_out_is_refused(tmp_path, monkeypatch):

@@ -97,6 +97,17 @@ def test_attacks_with_names_alike_have_files_of_their_own(tmp_path):
     assert len([*(tmp_path / "out").iterdir()]) == count + 1
 
 
+def test_points_on_levels_of_8_bits_are_not_rounded(tmp_path):
+    x, y = robbench.load_data("digits", 12)
+    net = robbench.load_model("digits/natural")
+    for levels, is_rounded in ((255, False), (16, True), (None, True)):
+        kept = {"results": tmp_path / str(levels), "name": "net", "save_adversarials": True, "levels": levels}
+        evaluate(net, [FGSM()], x=x, y=y, eps=0.2, **kept)
+        (found,) = (tmp_path / str(levels)).glob("custom/net/*")
+        count, differing = write_pictures(found, tmp_path / f"out{levels}")
+        assert count > 3 and (differing > 0) == is_rounded, levels
+
+
 def test_a_result_without_points_or_with_others_is_refused(place, tmp_path):
     kept = (place / FILE).read_bytes()
     (place / FILE).write_bytes(kept[:-8] + bytes(8))

@@ -172,10 +172,11 @@ def check_about(sources: set[str], about: Mapping[str, object]) -> None:
     Raises:
         RobbenchError: such an option is given, and no model is a source.
     """
-    if not sources and any(v is not None for v in about.values()):
+    given = [f"--{name.replace('_', '-')}" for name, value in about.items() if value is not None]
+    if not sources and given:
         raise RobbenchError(
-            "--dataset, --architecture, --mean, --std, --data, --output and --binary go with a source "
-            f"({SOURCES}). The card of a registered model sets them."
+            f"{', '.join(given)} given with a registered model, whose card sets its images and its logits. "
+            f"Such options go with a source ({SOURCES})."
         )
 
 

@@ -209,8 +209,8 @@ def survey(
                 raise DataError(f"More than {_MOST_BROKEN:,} images are broken, the first: {broken[0]}.")
             if on_broken == "stop":
                 raise DataError(
-                    f"{broken[0]}. It is no image that can be used. Remove it, or leave such files out: --on-broken "
-                    "skip (in Python on_broken='skip'); the result then names them."
+                    f"{broken[0]}. Remove it, or leave such files out: --on-broken skip (in Python on_broken='skip'); "
+                    "the result then names them."
                 )
             continue
         pixels += seen[2]

@@ -214,7 +214,7 @@ def _read_eps(name: str, value: Any) -> str | float | None:
 
 
 def _read_target(name: str, value: Any) -> str | tuple[int, ...] | None:
-    allowed = f"allowed: {', '.join(TARGETS)}, a class, or in Python a list with one class for each image, or None."
+    allowed = f"allowed: {', '.join(TARGETS)}, the number of a class, or in Python a list of one an image, or None."
     if value is None or (isinstance(value, str) and value in TARGETS):
         return value
     if hasattr(value, "tolist"):  # arrays and tensors

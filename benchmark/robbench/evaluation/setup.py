@@ -97,7 +97,15 @@ class Setup:
         return targets
 
     def _refuse_gradients(self) -> None:
-        """Refuse attacks that need a gradient on a model that is no torch network, before any of them starts."""
+        """Refuse attacks that need a gradient on a model that is no torch network, before any of them starts.
+
+        Refuse a precision of gradients, too, where no attack takes a gradient.
+        """
+        if self.coarse and not any(getattr(s.attack, "needs_grad", False) for s in self.stages):
+            raise SuiteError(
+                f"gradients: {self.options.gradients} given, but no attack of suite {self.suite.name!r} takes a "
+                "gradient, so nothing would use it. Leave --gradients out."
+            )
         if not isinstance(self.target.module, Guarded) or find_adapter(self.target.module) is None:
             return
         needing = [s.name for s in self.stages if getattr(s.attack, "needs_grad", False)]

@@ -62,7 +62,7 @@ def write_pictures(path: Path, folder: Path) -> tuple[int, int]:
     rounded, pixels, names = 0, [], _name_files([a.name for a in result.attacks])
     for sample, attack, x in found:
         pixels.append(levels := _round(x))
-        rounded += not np.array_equal(levels / 255, np.moveaxis(x, 0, 2).astype(np.float64))
+        rounded += not np.array_equal(levels.astype(x.dtype) / x.dtype.type(255), np.moveaxis(x, 0, 2))
         write_atomically(folder / f"{sample:06}-{names[attack]}.png", _encode(levels))
     if pixels:
         write_atomically(folder / SHEET, _encode(_arrange(pixels[:_MOST_ON_SHEET])))
