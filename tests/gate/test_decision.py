@@ -322,6 +322,50 @@ def test_a_baseline_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("verdicts", "message"),
+    [
+        ({"A": "m" * 9, "B": "m" * 9}, "all images are misclassified"),
+        ({"A": "mrb", "B": "rrb"}, "misclassified .m. under one attack and not"),
+        ({"A": "rrb", "B": "rmb"}, "misclassified .m. under one attack and not"),
+        ({"A": "srb", "B": "rrb"}, "skipped .s. that no earlier"),
+        ({"A": "srb", "B": "brb"}, "skipped .s. that no earlier"),
+        ({"A": "rrb", "B": "rsb"}, "skipped .s. that no earlier"),
+        ({"A": "rrb", "B": "rrs"}, None),
+        ({"A": "rmb", "B": "bms"}, None),
+    ],
+)
+def test_verdicts_that_no_run_writes_are_refused(tmp_path, verdicts, message):
+    """Edited ones could leave nothing that a gate compares."""
+    write_baseline(tmp_path / "b.json", [written(verdicts)])
+    if message is None:
+        assert read_baseline(tmp_path / "b.json").runs[0].verdicts == verdicts
+    else:
+        with pytest.raises(ResultError, match=message):
+            read_baseline(tmp_path / "b.json")
+
+
+def test_verdicts_are_of_the_attacks_of_the_identity(tmp_path):
+    entry = written({"A": "rrb"})
+    for changed in ({"attacks": ["Z"], "verdicts": {"Z": "rrb"}}, {"attacks": [], "verdicts": {}}):
+        write_baseline(tmp_path / "b.json", [entry.model_copy(update=changed)])
+        with pytest.raises(ResultError, match="attacks are not those of the identity"):
+            read_baseline(tmp_path / "b.json")
+    none = written({"A": "rrb"}, identity={"attacks": []}).model_copy(update={"attacks": [], "verdicts": {}})
+    write_baseline(tmp_path / "b.json", [none])
+    with pytest.raises(ResultError, match="nothing could be compared"):
+        read_baseline(tmp_path / "b.json")
+
+
+def test_the_same_weights_do_not_get_far_more_images_right():
+    before, now = made({"A": "m" * 60 + "r" * 40}), made({"A": "r" * 99 + "b"})
+    with pytest.raises(ResultError, match="counts 40 of 100 images as classified correctly, and 100 are now"):
+        compare_entries(before, now)
+    assert compare_entries(before, made({"A": "r" * 99 + "b"}, weights="other")).n == 100
+    assert compare_entries(made({"A": "mm" + "r" * 98}), now).n == 100, "rounding on other hardware may do that"
+    assert compare_entries(now, before).n == 100, "a drop is for the tests to judge"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t["runs"][0]["verdicts"].update(A="x" * 500), "verdicts of A: expected 500 letters"),

@@ -24,6 +24,7 @@ from robbench.core.version import PACKAGE
 from robbench.masking.record import read_sanity
 from robbench.masking.stored import VerdictIndex
 from robbench.report.sheet import draw_sheet
+from robbench.report.site import pictures as site_pictures
 from robbench.report.site.build import MANIFEST
 from robbench.report.site.card import describe_card
 from robbench.report.site.compare import collect_pairs
@@ -542,3 +543,22 @@ def test_one_block_says_no_more_than_its_threat(tmp_path):
     pages, _ = make_site(tmp_path / "results", tmp_path / "out")
     assert "Verdict on the number of the usual PGD" in pages["models/mnist/a.html"].text
     assert describe_verdict("unchecked") in pages["models/mnist/a.html"].text
+
+
+def test_a_figure_that_cannot_be_drawn_is_named_and_the_pages_stay(tmp_path, monkeypatch):
+    """A tree may hold any file of the name of a figure. The gallery needs torch, which the report does not."""
+    root = tmp_path / "results"
+    store(root, "at", "whitebox", PGD="rb")
+    (root / "figures/mnist").mkdir(parents=True)
+    for name in ("accuracy-steps", "gallery"):
+        (root / f"figures/mnist/{name}.png").touch()
+
+    def make(*given):
+        raise ModuleNotFoundError("no module", name="torch")
+
+    monkeypatch.setitem(site_pictures._FIGURES, "gallery", (make, "Images"))
+    pages, notes = make_site(root, tmp_path / "out")
+    text = " ".join(notes)
+    assert "figures/mnist/accuracy-steps.png: nothing is stored to draw it from" in text
+    assert "figures/mnist/gallery.png: torch is not installed here" in text and len(notes) == 2
+    assert "img" not in [e for e, _ in pages["models/mnist/at.html"].elements]

@@ -24,7 +24,7 @@ from robbench.results.consistency import derive_summary
 from robbench.results.places import locate_result
 from robbench.results.reader import read_results, read_vouched
 from robbench.results.records import COLUMNS, TIMING_COLUMNS, pack_rows, read_rows
-from robbench.results.schema import dump_sealed, read_result, seal
+from robbench.results.schema import dump_result, dump_sealed, read_result, seal
 from robbench.results.selection import describe_selection, find_selection_error
 from robbench.results.store import RunStore
 from support.commands import run
@@ -452,6 +452,7 @@ def test_no_character_loses_a_run(tmp_path):
         tmp_path, result("m", "whitebox", 9, {"PGD": 9}, n=20, flags={"a": "half \ud800 a character"})
     )
     assert read_vouched(locate_result(tmp_path, made)).flags["a"] == "half ? a character"
+    assert b"half ? a character" in dump_result(made).encode(), "what --json prints"
     assert json.loads(seal({"\udcff": ["\ud800"]}))["?"] == ["?"]
     for identity in ({"attacks": [{"name": "\ud800"}]}, {"images": {"classes": {"\udcff": 1}}}):
         with pytest.raises(ResultError, match="not Unicode text"):

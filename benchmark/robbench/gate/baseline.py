@@ -228,11 +228,28 @@ class BaselineEntry(StrictModel):
         )
         if error:
             return f"samples of {self.name}: {error}"
+        if problem := self._find_verdict_error():
+            return f"verdicts of {self.name}: {problem}"
         for field, lost in (("clean_accuracy", "m"), ("robust_accuracy", "mb")):
             left = sum(not set(letters) & set(lost) for letters in zip(*self.verdicts.values(), strict=True))
             if getattr(self, field) != make_accuracy(left, self.n):
                 return f"{field} of {self.name} does not follow from its verdicts"
         return ""
+
+    def _find_verdict_error(self) -> str:
+        """Explain what verdicts no run writes, or why nothing could be compared with them; empty if all is well."""
+        if self.attacks != [attack["name"] for attack in self.identity["attacks"]]:
+            return "the attacks are not those of the identity"
+        if not self.attacks:
+            return "there is no attack, so nothing could be compared"
+        # Rows of bytes, [attacks, n].
+        letters = np.array([np.frombuffer(row.encode(), np.uint8) for row in self.verdicts.values()])
+        missed, broken, skipped = (letters == ord(letter) for letter in "mbs")
+        if (missed.any(axis=0) != missed.all(axis=0)).any():
+            return "an image is misclassified (m) under one attack and not under another"
+        if (skipped & ~np.logical_or.accumulate(broken, axis=0)).any():
+            return "an image is skipped (s) that no earlier attack broke (b)"
+        return "all images are misclassified (m), so nothing could be compared" if missed.all() else ""
 
 
 class Baseline(StrictModel):

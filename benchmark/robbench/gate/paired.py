@@ -17,6 +17,7 @@ from robbench.gate.changes import Change, check_comparable, list_changes
 __all__ = ["CLEAN", "WORST", "Comparison", "Flip", "PairedTest", "compare_entries"]
 
 CLEAN, WORST = "clean accuracy", "worst case"
+_CHANCE = 1e-4  # p-value of a rise that rounding on other hardware does not give
 _ATTACKED, _WRONG = ("b", "r"), ("m", "b")  # letters of a baseline's verdicts
 
 BoolRow = NDArray[np.bool_]
@@ -138,8 +139,25 @@ def compare_entries(before: BaselineEntry, now: BaselineEntry, partial: bool = F
     new = {name: letters[positions] for name, letters in now.letters().items()}
     changes = list_changes(before, now)
     tests = list(_make_tests(before.name, index, old, new, changes))
+    _check_clean_rise(before.name, tests[0], changes)
     removed = [name for name in old if name not in new]
     return Comparison(before, now, tests, changes, list(_list_flips(index, old, new)), removed, len(index))
+
+
+def _check_clean_rise(name: str, clean: PairedTest, changes: list[Change]) -> None:
+    """Refuse a baseline in which the same model gets far fewer clean images right. It leaves little to compare.
+
+    Raises:
+        ResultError: weights and model are those of the baseline, and the rise is beyond chance.
+    """
+    if any(c.field in ("weights", "model") for c in changes):
+        return
+    if mcnemar(len(clean.gained), len(clean.lost), "greater") < _CHANCE:
+        raise ResultError(
+            f"{name}: the baseline counts {clean.before} of {clean.n} images as classified correctly, and {clean.now} "
+            "are now, with the same weights. The baseline is of a model that answers otherwise, or was edited. Write a "
+            "new baseline."
+        )
 
 
 def _make_tests(
