@@ -63,8 +63,14 @@ def test_another_seed_trains_only_the_new_networks_and_another_recipe_all(whole,
     other = make_spec(recipe=NETWORKS["recipe"] | {"lr": 0.02})
     with pytest.raises(ResultError, match=r"(?s)spec.*--restart"):
         run(tmp_path, other)
+    for results, restart in (("results", True), ("elsewhere", False)):
+        notes.clear()
+        lines = tmp_path / "runs/studies/small-digits.jsonl"
+        run(tmp_path, other, restart=restart, results=tmp_path / results, note=notes.append)
+        assert sum("images, seed" in note for note in notes) == (12 if restart else 0)
     notes.clear()
-    run(tmp_path, other, restart=True, note=notes.append)
+    lines.write_text((whole / "runs/studies/small-digits.jsonl").read_text())  # of the first recipe
+    run(tmp_path, other, results=tmp_path / "third", note=notes.append)
     assert sum("images, seed" in note for note in notes) == 12
 
 

@@ -47,7 +47,19 @@ def test_gradient_gaps_are_the_medians(repo, page):
     assert "{:.0f} for `natural`, {:.0f} for `at` and {:.1f} for `ls095_sigma03`".format(*medians) in page
 
 
+def test_claims_about_pixels_and_gradients_are_quoted_as_they_are(repo, page):
+    def claims(number):
+        rows = pd.read_csv(repo / f"results/figures/digits/tsipras2019-{number}.csv")
+        return rows[rows["panel"] == "claim"]
+
+    for row in claims("5").itertuples():
+        assert f"{100 * row.value:+.1f} points [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" in page
+    distances = claims("9")
+    for row in (*claims("2").itertuples(), *distances[distances["kind"].str.startswith("distance")].itertuples()):
+        assert any(f"{row.value:{s}.3f} [{row.low:{s}.3f}, {row.high:{s}.3f}]" in page for s in ("", "+"))
+
+
 def test_every_figure_is_in_the_repository(repo, page):
     pictures = re.findall(r"\]\(\.\./(results/[^)]+)\)", page)
-    assert len(pictures) == 4
+    assert len(pictures) == 7
     assert all((repo / picture).is_file() for picture in pictures)
