@@ -97,10 +97,21 @@ def test_changed_files_are_refused(whole, tmp_path):
     assert "not as it was written" in str(read_studies(tmp_path)[1][0])
 
 
+def test_a_line_that_was_cut_off_is_trained_again(whole, tmp_path):
+    path = tmp_path / "runs/studies/small-digits.jsonl"
+    path.parent.mkdir(parents=True)
+    content = (whole / "runs/studies/small-digits.jsonl").read_text()
+    path.write_text(content[:-10])
+    notes = []
+    run(tmp_path, make_spec(), note=notes.append)
+    assert sum("images, seed" in note for note in notes) == 1
+    assert path.read_text() == content
+
+
 def test_a_damaged_file_of_trained_networks_is_named(tmp_path):
     path = tmp_path / "runs/studies/small-digits.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_text('{"family": 1')
+    path.write_text('{"family": 1\n')
     with pytest.raises(StorageError, match=r"small-digits.jsonl cannot be read .*--restart"):
         run(tmp_path, make_spec())
 
