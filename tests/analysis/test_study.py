@@ -63,8 +63,14 @@ def test_another_seed_trains_only_the_new_networks_and_another_recipe_all(whole,
     other = make_spec(recipe=NETWORKS["recipe"] | {"lr": 0.02})
     with pytest.raises(ResultError, match=r"(?s)spec.*--restart"):
         run(tmp_path, other)
+    for results, restart in (("results", True), ("elsewhere", False)):
+        notes.clear()
+        lines = tmp_path / "runs/studies/small-digits.jsonl"
+        run(tmp_path, other, restart=restart, results=tmp_path / results, note=notes.append)
+        assert sum("images, seed" in note for note in notes) == (12 if restart else 0)
     notes.clear()
-    run(tmp_path, other, restart=True, note=notes.append)
+    lines.write_text((whole / "runs/studies/small-digits.jsonl").read_text())  # of the first recipe
+    run(tmp_path, other, results=tmp_path / "third", note=notes.append)
     assert sum("images, seed" in note for note in notes) == 12
 
 
@@ -91,10 +97,21 @@ def test_changed_files_are_refused(whole, tmp_path):
     assert "not as it was written" in str(read_studies(tmp_path)[1][0])
 
 
+def test_a_line_that_was_cut_off_is_trained_again(whole, tmp_path):
+    path = tmp_path / "runs/studies/small-digits.jsonl"
+    path.parent.mkdir(parents=True)
+    content = (whole / "runs/studies/small-digits.jsonl").read_text()
+    path.write_text(content[:-10])
+    notes = []
+    run(tmp_path, make_spec(), note=notes.append)
+    assert sum("images, seed" in note for note in notes) == 1
+    assert path.read_text() == content
+
+
 def test_a_damaged_file_of_trained_networks_is_named(tmp_path):
     path = tmp_path / "runs/studies/small-digits.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_text('{"family": 1')
+    path.write_text('{"family": 1\n')
     with pytest.raises(StorageError, match=r"small-digits.jsonl cannot be read .*--restart"):
         run(tmp_path, make_spec())
 

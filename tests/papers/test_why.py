@@ -73,6 +73,18 @@ def test_what_noise_buys_is_quoted_as_it_is(repo, page):
     assert quoted(at_half, "A", "digits/lsq2_sigma03") and quoted(at_half, "A", "digits/natural")
 
 
+def test_claims_about_pixels_and_gradients_are_quoted_as_they_are(repo, page):
+    def claims(number):
+        rows = pd.read_csv(repo / f"results/figures/digits/tsipras2019-{number}.csv")
+        return rows[rows["panel"] == "claim"]
+
+    for row in claims("5").itertuples():
+        assert f"{100 * row.value:+.1f} points [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" in page
+    distances = claims("9")
+    for row in (*claims("2").itertuples(), *distances[distances["kind"].str.startswith("distance")].itertuples()):
+        assert any(f"{row.value:{s}.3f} [{row.low:{s}.3f}, {row.high:{s}.3f}]" in page for s in ("", "+"))
+
+
 def test_every_figure_is_in_the_repository(repo, page):
     pictures = re.findall(r"\]\(\.\./(results/[^)]+)\)", page)
     assert len(pictures) == 7

@@ -25,7 +25,7 @@ from robbench.analysis.study_record import COLUMNS, STUDY_VERSION, StudyFile, re
 from robbench.analysis.study_spec import STUDY_PARTS, Member, NetworksSpec, PairSpec, StudySpec
 from robbench.classifier.prepare import pick_device
 from robbench.core.errors import ModelError, ResultError, StorageError
-from robbench.core.files import append_text, digest, read_json_lines, refuse_links
+from robbench.core.files import append_text, digest, read_bounded, read_json_lines, refuse_links, write_atomically
 from robbench.core.machine import describe_device, versions
 from robbench.core.types import Dataset
 from robbench.data.sets import load
@@ -245,7 +245,7 @@ class _Networks:
         ]
 
     def _read(self) -> dict[str, float]:
-        """Read the accuracies of the networks that are trained already.
+        """Read the accuracies of the networks that are trained already. A last line that was cut off is removed.
 
         Raises:
             StorageError: the file cannot be read, or is damaged.
@@ -253,6 +253,9 @@ class _Networks:
         if not self.lines.exists():
             return {}
         try:
+            content = read_bounded(self.lines, _MOST_LINES_BYTES)
+            if not content.endswith(b"\n"):
+                write_atomically(self.lines, content[: content.rfind(b"\n") + 1])
             lines = read_json_lines(self.lines, _MOST_LINES_BYTES)
             mine = {_text(line["member"]): float(line["accuracy"]) for line in lines if line["family"] == self.identity}
         except (OSError, KeyError, TypeError, ValueError) as error:
