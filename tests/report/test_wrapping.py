@@ -13,9 +13,9 @@ from support.terminal import run_in_terminal
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SENTENCE = (
     "digits/at: 899 images, 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, 12 s on cpu, 350 MiB, 8 / s, "
-    "with ε = 0.2 and a strongest attack of a long name, and some more words that follow"
+    "with ε = 0.2 and a strongest attack of a long name, and some more words that follow …"
 )
-WHOLE = ("96.8 %", "[47.3, 53.9]", "Linf 0.2", "12 s", "350 MiB", "8 / s", "ε = 0.2")
+WHOLE = ("96.8 %", "[47.3, 53.9]", "Linf 0.2", "12 s", "350 MiB", "8 / s", "ε = 0.2", "follow …")
 COMMANDS = {
     ("eval", "-m", "digits/at", "-s", "whitebx"): "Did you mean whitebox",
     ("eval", "-m", "digits/at", "--eps", "8"): '"8/255"',
