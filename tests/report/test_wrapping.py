@@ -51,6 +51,14 @@ def test_numbers_keep_their_units_at_every_width(width):
     assert any("red" in str(span.style) for span in styled.spans)
 
 
+def test_lists_break_between_their_numbers():
+    numbers = ", ".join(map(str, range(1000, 1100)))
+    for width in (20, 60, 80):
+        parts = break_line(f"Images: {numbers} [1, 2, 3] [47.3, 53.9]", width)
+        assert max(map(len, parts)) <= width and len(parts) < 1000 / width * 1.6 + 2
+        assert any("[47.3, 53.9]" in part for part in parts)
+
+
 def test_a_word_longer_than_the_line_stays_whole():
     assert break_line("see /a/long/path/to/results please", 10) == ["see", "/a/long/path/to/results", "please"]
     assert break_line("", 10) == [""] and break_line("  indented", 4) == ["  indented"]
