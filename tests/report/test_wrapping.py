@@ -13,9 +13,9 @@ from support.terminal import run_in_terminal
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SENTENCE = (
     "digits/at: 899 images, 96.8 % clean, 50.6 % [47.3, 53.9] robust at Linf 0.2, 12 s on cpu, 350 MiB, 8 / s, "
-    "with ε = 0.2 and a strongest attack of a long name, and some more words that follow"
+    "with ε = 0.2 and a strongest attack of a long name, and some more words that follow …"
 )
-WHOLE = ("96.8 %", "[47.3, 53.9]", "Linf 0.2", "12 s", "350 MiB", "8 / s", "ε = 0.2")
+WHOLE = ("96.8 %", "[47.3, 53.9]", "Linf 0.2", "12 s", "350 MiB", "8 / s", "ε = 0.2", "follow …")
 COMMANDS = {
     ("eval", "-m", "digits/at", "-s", "whitebx"): "Did you mean whitebox",
     ("eval", "-m", "digits/at", "--eps", "8"): '"8/255"',
@@ -49,6 +49,14 @@ def test_numbers_keep_their_units_at_every_width(width):
     styled = break_text(Text.assemble((SENTENCE[:30], "red"), SENTENCE[30:]), width)
     assert styled.plain.split("\n") == parts
     assert any("red" in str(span.style) for span in styled.spans)
+
+
+def test_lists_break_between_their_numbers():
+    numbers = ", ".join(map(str, range(1000, 1100)))
+    for width in (20, 60, 80):
+        parts = break_line(f"Images: {numbers} [1, 2, 3] [47.3, 53.9]", width)
+        assert max(map(len, parts)) <= width and len(parts) < 1000 / width * 1.6 + 2
+        assert any("[47.3, 53.9]" in part for part in parts)
 
 
 def test_a_word_longer_than_the_line_stays_whole():

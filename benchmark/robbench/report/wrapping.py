@@ -10,16 +10,16 @@ from rich.text import Text
 
 __all__ = ["break_line", "break_text"]
 
-# Spaces at which no line ends: 96.8 %, 8 / s, [47.3, 53.9], ε = 0.2, Linf 0.2.
+# Spaces at which no line ends: 96.8 %, 8 / s, ε = 0.2, Linf 0.2. An interval [47.3, 53.9] is one word.
 _JOIN = "|".join(
     (
         r"(?<=[\d.]) (?=(?:%|[kKMGT]?i?B|ms|s|min|h|points?|/)(?!\w))",
         r"(?<=/) (?=\w)",
-        r"(?<=\d,) (?=[-\d.])",
-        r" (?==)|(?<==) |(?<=Linf) (?=\d)|(?<=L[012]) (?=\d)",
+        r" (?=[=…])|(?<==) |(?<=Linf) (?=\d)|(?<=L[012]) (?=\d)",
     )
 )
-_UNIT = re.compile(rf"\S+(?:(?:{_JOIN})\S+)*")
+_WORD = r"(?:\[[^\[\]\s]+, [^\[\]\s]+\]|\S)+"
+_UNIT = re.compile(rf"{_WORD}(?:(?:{_JOIN}){_WORD})*")
 
 
 def break_line(line: str, width: int, used: int = 0) -> list[str]:
