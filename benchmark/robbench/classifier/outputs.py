@@ -60,7 +60,9 @@ def find_output_flags(logits: Tensor) -> dict[str, str]:
             f"The model's outputs pile up at the end of a range ({float(z.min()):.3g} to {float(z.max()):.3g}), like "
             f"those of a sigmoid, tanh, clamp, ReLU or softplus behind the logits: {_REMEDY}"
         )
-    if step := _find_step(z):
+    step = _find_step(z)
+    # Probabilities of a model that is sure of everything are 0 and 1 without any rounding.
+    if step and not ("probabilities" in flags and step > 0.9):
         flags["rounded_outputs"] = (
             f"All outputs of the model are multiples of about {step:.3g} from each other, so they are rounded: "
             "differences below that are ties, and the gradient of rounding is zero or made up. Return the logits as "

@@ -113,7 +113,8 @@ def _list_limits(audit: Audit, references: Sequence[Reference]) -> Iterator[str]
     )
     yield (
         f"**Rows.** {covered} have a model with a result here. Rows that differ in iterations alone can share a model, "
-        "which stands once below. The other rows are not judged."
+        "which stands once below, with the iterations of its own recipe. Such a row can ask for more of them. The other "
+        "rows are not judged."
     )
     groups = {c.table.dataset: [r for r in audit.rows if r.card.dataset == c.table.dataset] for c in audit.coverage}
     groups = {dataset: rows for dataset, rows in groups.items() if rows}
@@ -189,6 +190,19 @@ def _list_findings(audit: Audit, references: Sequence[Reference]) -> Iterator[st
     trained = [_describe_drop(row) for row in audit.rows if _is_adversarial(row)]
     if trained:
         yield f"Adversarial training, from the paper's attack to the best known: {'; '.join(trained)}."
+    published = {r.dataset: float(r.best.text) for r in references if r.model == _BASELINE}
+    weak = [
+        f"{escape_markdown(row.model)} keeps {format_percent(row.worst)} %, that of {_BASELINE} {theirs:.1f} %"
+        for row in audit.rows
+        if _is_adversarial(row)
+        and (theirs := published.get(row.card.dataset)) is not None
+        and theirs - 100 * row.worst.value > _MANY
+    ]
+    if weak:
+        yield (
+            f"So an adversarially trained model of ours is no control where it is far from the published one: "
+            f"{'; '.join(weak)}. Compare the claims with the published models."
+        )
     far_off = [r for r in references if r.overstated > _MANY]
     near = [r.overstated for r in references if r.overstated <= _MANY]
     if far_off and near:

@@ -239,14 +239,14 @@ def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredRes
     threat = load_suite(table.suite).threat(entry.dataset)
     comparable = [r for r in current if r.attacks and _threat(r) == threat]
     columns = next((r for r in comparable if r.suite == table.suite and not r.overrides), None)
-    # Compare the upper ends of the intervals. A result on few images then rarely counts as strongest by luck.
+    # Fewer images than those of the columns may be harder ones, so that their share says little about the suite.
     # Of equal results, prefer one that is not the paper's suite.
+    n = columns.n if columns else None
     strongest = min(
-        comparable,
+        [r for r in comparable if n is None or r.n >= n],
         key=lambda r: (r.robust_accuracy.high, -r.n, r.suite == table.suite, r.suite, r.run_id),
         default=None,
     )
-    n = columns.n if columns else None
     prediction = stored.predict(entry, threat, n) if table.predicts else None
     worst = None if strongest is None else _find_worst_case(strongest, stored)
 

@@ -66,7 +66,7 @@ class TerminalReporter:
         text = f"{title}: {format_count(n, 'image')}, {clean} classified correctly ({100 * clean / n:.1f} %), "
         text += format_count(len(stages), "attack")
         if seconds:
-            text += f", at most {format_duration(max(1.0, seconds))} on {device} (less where images break early)"
+            text += f", about {format_duration(max(1.0, seconds))} on a quiet {device} (less where images break early)"
         self.console.print(text, style="bold", soft_wrap=True)
         if seconds > 600 and device == "cpu" and self.hint_samples:
             self.console.print(f"  A shorter run: --samples {max(64, int(n * 300 / seconds) // 64 * 64)}")
