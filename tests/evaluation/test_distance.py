@@ -258,7 +258,7 @@ def test_the_results_of_two_seeds_have_titles_of_their_own(tree):
         run(*args, folder / "seeds", "--seed", seed)
     said = run("show", "digits/at", "--results", folder / "seeds", COLUMNS="80").stdout
     assert said.count("L2: distances of breaks") == said.count("L2, seed 1: distances of breaks") == 1
-    plain = run("eval", "-m", "digits/at", "-s", folder / "near.toml", "--seeds", 2, "--results", folder / "s", code=2)
+    plain = run(*args, folder / "s", "--seeds", 2, code=2)
     assert "--seeds 2 given with suite" in plain.stderr and not (folder / "s").exists()
 
 

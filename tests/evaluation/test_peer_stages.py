@@ -98,7 +98,13 @@ def liar(monkeypatch):
         def __call__(self, x, y):
             return x + 0.51 / 255
 
-    for cls in (Far, Bright, Nothing, Honest, Near):
+    class Edge(Near):
+        """The same, and it takes the radius."""
+
+        def __init__(self, model, eps):
+            self.model = model
+
+    for cls in (Far, Bright, Nothing, Honest, Near, Edge):
         setattr(module, cls.__name__, cls)
     monkeypatch.setitem(sys.modules, "torchattacks", module)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
@@ -125,8 +131,9 @@ class Sum(torch.nn.Module):
 def test_a_library_claims_nothing_about_points_that_rounding_or_the_radius_takes_away(tmp_path, liar):
     x, y = torch.full((8, 1, 2, 2), 100.2 / 255), torch.zeros(8, dtype=torch.int64)
     x[4:] = 100 / 255
-    for levels, eps, broken in ((None, 0.6, 8), (255, 0.9, 4), (None, 0.3, 0), (255, 0.7, 0)):
-        shown = run(tmp_path, "torchattacks:Near", Sum().eval(), x=x, y=y, eps=str(eps / 255), levels=levels)
+    cases = [(None, 0.6, 8), (255, 0.9, 4), (255, 0.7, 0)]
+    for name, levels, eps, broken in [("Edge", *c) for c in cases] + [("Near", *c) for c in [*cases, (None, 0.3, 0)]]:
+        shown = run(tmp_path, f"torchattacks:{name}", Sum().eval(), x=x, y=y, eps=str(eps / 255), levels=levels)
         assert shown.attacks[0].refuted == 0 and "refuted" not in shown.flags, (levels, eps)
         assert round(8 * (1 - shown.robust_accuracy.value)) == broken, (levels, eps)
 

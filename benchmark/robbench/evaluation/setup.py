@@ -143,7 +143,7 @@ class Setup:
         if free.all():
             return {}
         return {
-            "levels": f"{n - int(free.sum())} of {n} images have no other point of {ball.levels} levels within "
+            "levels": f"With levels {ball.levels}, {n - int(free.sum())} of {n} images have no other point within "
             f"{self.threat}, so no attack can change them, and they count as robust wherever the model is right: "
             f"{format_ids(self.index[~free])}. Give more levels or a larger radius."
         }
