@@ -40,6 +40,7 @@ from robbench.results.schema import dump_result, read_result
 from robbench.suite import load_suite
 from support.commands import run
 from support.datasets import idx, pixels
+from support.fuzzing import bounded_memory
 from support.leaderboard import read_leaderboard
 
 HOSTILE = "<img src=x onerror=alert(1)>|[a](javascript)`c`"
@@ -101,6 +102,14 @@ def test_weights_do_not_come_through_a_link_out_of_the_registry(tmp_path):
     with pytest.raises(ModelError, match="link out of the registry"):
         load_model(registry(tmp_path / "a", tmp_path / "outside.safetensors"))
     load_model(registry(tmp_path / "b"))
+
+
+def test_a_card_does_not_ask_for_more_memory_than_its_weights_fill(tmp_path):
+    entry = registry(tmp_path)
+    text = entry.path.read_text().replace('name = "digits_convnet"', 'name = "wide_resnet"\nargs = {widen_factor = 40}')
+    entry.path.write_text(text)
+    with bounded_memory(2**30), pytest.raises(ModelError, match=r"has \d+,\d{3},\d{3} parameters; allowed: 16,777,216"):
+        load_model(Registry([tmp_path]).find("natural"))
 
 
 def programs():
