@@ -150,7 +150,7 @@ def test_a_model_that_answers_nan_is_refused(tmp_path):
     x[0] = 0.5
     with pytest.raises(ModelError, match="NaN or infinity"):
         measure.compute_logits(
-            measure.resolve(ModelSpec(small(), x, torch.zeros(6).long(), "digits"), Options())[0].__class__(
+            measure.resolve(ModelSpec(small(), x, torch.zeros(6).long(), "mine"), Options())[0].__class__(
                 module=Nan(), name="n", device=torch.device("cpu"), weights="", identity={}
             ),
             x,
