@@ -138,9 +138,9 @@ def test_weights_of_a_card_are_no_program(tmp_path, monkeypatch, kind, suffix):
     monkeypatch.setattr(torch.jit, "load", lambda *a, **k: ran.append(a))
     monkeypatch.setattr(torch._C, "import_ir_module_from_buffer", lambda *a, **k: ran.append(a))
     monkeypatch.setattr(outside, "import_package", lambda *a, **k: ran.append(a))
-    with pytest.raises((ModelError, CardError)) as refused:
+    is_state = suffix in (".pt", ".pth", ".ckpt", ".safetensors")
+    with pytest.raises(ModelError, match="not a readable state dict" if is_state else "file type"):
         load_model(Registry([tmp_path]).find("natural"))
-    assert "file type" in str(refused.value) or "not a readable state dict" in str(refused.value)
     assert not ran
 
 
