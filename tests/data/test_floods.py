@@ -440,6 +440,13 @@ def test_a_file_that_grows_while_it_is_read_is_too_large():
         read_bounded(path, 10)
 
 
+def test_a_limit_of_size_costs_no_memory(tmp_path):
+    """A system that promises no more memory than it has would refuse what a limit of 16 GiB asks for."""
+    (tmp_path / "a").write_bytes(b"abc")
+    with bounded_memory(2**26):
+        assert read_bounded(tmp_path / "a", 2**40) == b"abc"
+
+
 def test_a_footer_tells_what_pyarrow_tells(tmp_path):
     path = tmp_path / "t.parquet"
     table = pa.table({"a": range(100), "b": ["x", None] * 50, "c": [1.5] * 100, "d": [True] * 100, "e": [[1, 2]] * 100})

@@ -532,7 +532,7 @@ from robbench.core.errors import RobbenchError
 x = torch.rand(4, 3, 32, 32)
 for source in sys.argv[1:]:
     try:
-        r = robbench.evaluate(source, "quick", x=x, y=torch.arange(4), samples=2)
+        r = robbench.evaluate(source, "quick", x=x, y=torch.arange(4), norm="Linf", eps="8/255", samples=2)
         print(r.dataset, r.model, r.threat.norm, r.identity["model"]["source"])
     except RobbenchError as error:
         print(f"{type(error).__name__}: {error}")
@@ -542,8 +542,8 @@ for source in sys.argv[1:]:
 def test_a_model_of_robustbench(tmp_path):
     stub = stub_robustbench(tmp_path / "stub")
     cases = {
-        "robustbench:Good2020": "cifar10 robustbench-Good2020 Linf robustbench:cifar10/Linf/Good2020",
-        "robustbench:cifar10/L2/Good2020": "cifar10 robustbench-L2-Good2020 Linf robustbench:cifar10/L2/Good2020",
+        "robustbench:Good2020": "custom robustbench-Good2020 Linf robustbench:cifar10/Linf/Good2020",
+        "robustbench:cifar10/L2/Good2020": "custom robustbench-L2-Good2020 Linf robustbench:cifar10/L2/Good2020",
         "robustbench:Godo2020": "Unknown robustbench model for cifar10, Linf 'Godo2020'. Did you mean Good2020",
         "robustbench:cifar10/corruptions/Good2020": "0 are known",
         "robustbench:Offline2021": "no network, or the server does not answer. Try again later. [RuntimeError",

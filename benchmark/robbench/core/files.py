@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _INTEGER_BITS = 64  # a longer integer overflows in computations, and no count or seed of a run is as long
+_GROWTH = 2**16  # bytes that a file may grow by while it is read
 _KEY_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
 # The time of tomllib grows with the square of the number of parts of a key.
 _LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_KEY_PART}(?:[ \t]*+\.[ \t]*+{_KEY_PART}){{100}}")
@@ -141,9 +142,11 @@ def read_bounded(path: Path, most: int) -> bytes:
         OSError: the file cannot be read, is not a regular file, or is larger.
     """
     with open_regular(path, most) as file:
-        data = file.read(most + 1)
-    if len(data) > most:  # it grew since it was opened
-        raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+        # `read` allocates all that it is asked for, so it is asked for little more than there is.
+        bound = min(most, os.fstat(file.fileno()).st_size + _GROWTH)
+        data = file.read(bound + 1)
+    if len(data) > bound:
+        raise OSError(errno.EFBIG, f"larger than {bound:,} bytes; it grew while it was read")
     return data
 
 

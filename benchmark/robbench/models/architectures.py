@@ -226,7 +226,13 @@ def list_arguments(name: str) -> dict[str, int | float | str | bool]:
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: int, in_shape: Shape) -> nn.Module:
+def build(
+    name: str,
+    args: Mapping[str, int | float | str | bool],
+    num_classes: int,
+    in_shape: Shape,
+    most: int = _MOST_PARAMETERS,
+) -> nn.Module:
     """Build a network with fresh random weights.
 
     Args:
@@ -234,9 +240,10 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
         args: keyword arguments of its builder.
         num_classes: K, the number of logits.
         in_shape: (C, H, W) of the images.
+        most: largest number of parameters.
 
     Raises:
-        ModelError: the name or an argument is unknown, or a value is not allowed.
+        ModelError: the name or an argument is unknown, a value is not allowed, or there are more parameters.
     """
     defaults = list_arguments(name)
     for key, given in args.items():
@@ -253,6 +260,6 @@ def build(name: str, args: Mapping[str, int | float | str | bool], num_classes: 
             size = sum(p.numel() for p in ARCHITECTURES[name](num_classes, in_shape, **args).parameters())
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{name} with {dict(args)} cannot be built: {error}") from error
-    if size > _MOST_PARAMETERS:
-        raise ModelError(f"{name} with {dict(args)} has {size:,} parameters; allowed: {_MOST_PARAMETERS:,}")
+    if size > most:
+        raise ModelError(f"{name} with {dict(args)} has {size:,} parameters; allowed: {most:,}")
     return ARCHITECTURES[name](num_classes, in_shape, **args)

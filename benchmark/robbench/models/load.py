@@ -40,6 +40,7 @@ __all__ = [
 MOST_WEIGHT_BYTES = 2**34
 """Limit for a file of weights."""
 
+_FREE_PARAMETERS = 2**24  # of any network; a larger one has at most one for each byte of its weights
 _MOST_STEPS = 200_000  # in the pickles of a file
 _MOST_PICKLES = 5  # that a file of an old torch begins with: magic number, version, machine, state dict, names
 
@@ -83,7 +84,8 @@ def load_model(entry: Entry, device: str | torch.device = "cpu") -> LoadedModel:
     try:
         # `build` draws initial weights. Loading a model must not change the state of the global generator.
         with torch.random.fork_rng(devices=[]):
-            module = build(card.architecture.name, card.architecture.args, facts.num_classes, facts.in_shape)
+            about = card.architecture
+            module = build(about.name, about.args, facts.num_classes, facts.in_shape, max(_FREE_PARAMETERS, len(data)))
     except ModelError as error:
         raise ModelError(f"{entry.path}: architecture: {error}") from error
     try:
