@@ -165,8 +165,8 @@ def read_gradients(folder: Path) -> tuple[GradientsFile, tuple[pd.DataFrame, Pic
             if file.files.get(name) != digest_table(folder / name, _MOST_BYTES):
                 raise ResultError(f"{folder / name}: not as it was written (SHA-256).")
         rows = read_table(folder / _TABLE, _MOST_BYTES, list(COLUMNS.items()))
-        if not len(rows) or not np.isfinite(rows[list(_MEANS)].to_numpy()).all():
-            raise ResultError(f"{folder / _TABLE} has no row, or a number that is not finite.")
+        if not np.isfinite(rows[list(_MEANS)].to_numpy()).all():
+            raise ResultError(f"{folder / _TABLE} holds a number that is not finite.")
         described = {name: getattr(file, name) for name in GradientsFile.model_fields if name not in _DERIVED}
         again = summarize_gradients(rows, file.identity, described)
         check_summary(path, folder / _TABLE, file, again, rows["sample"].to_numpy())
