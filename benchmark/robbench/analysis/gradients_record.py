@@ -48,15 +48,15 @@ _MEANS = ("alignment", "roughness", "sparsity", "distance_Linf", *(f"distance_{k
 COLUMNS = {
     "sample": "int64",  # official index of the image
     "label": "int64",
-    "alignment": "float64",  # cosine between the negative loss gradient and the class's mean image minus the others'
-    "roughness": "float64",  # differences of neighbouring pixels of the gradient; white noise has 1
-    "sparsity": "float64",  # Hoyer's, of the gradient
+    "alignment": "float32",  # cosine between the negative loss gradient and the class's mean image minus the others'
+    "roughness": "float32",  # differences of neighbouring pixels of the gradient; white noise has 1
+    "sparsity": "float32",  # Hoyer's, of the gradient
     "L2": "int64",  # the model's answer to the L2 example
     "Linf": "int64",  # the model's answer to the Linf example
     "near_Linf": "int64",  # label of the training image that is nearest to the Linf example
-    "distance_Linf": "float64",  # its L2 distance
+    "distance_Linf": "float32",  # its L2 distance
     **{f"near_{k}": "int64" for k in range(STEPS)},  # the same on the way to the L2 example
-    **{f"distance_{k}": "float64" for k in range(STEPS)},  # L2 distance from the nearest training image on the way
+    **{f"distance_{k}": "float32" for k in range(STEPS)},  # L2 distance from the nearest training image on the way
 }
 """The columns of gradients.parquet, in order."""
 _PIXELS = {"shown": "int64", "kind": "str", "level": "uint8"}
