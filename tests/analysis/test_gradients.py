@@ -15,7 +15,7 @@ from robbench.analysis.gradients import (
     measure_roughness,
     measure_sparsity,
 )
-from robbench.analysis.gradients_record import gradients_folder, read_gradients, read_gradients_files
+from robbench.analysis.gradients_record import gradients_folder, read_gradients, read_gradients_files, write_gradients
 from robbench.analysis.measure_gradients import measure_gradients
 from robbench.core.errors import ModelError, ResultError
 from robbench.core.threat import Ball
@@ -143,6 +143,14 @@ def test_changed_files_are_refused(stored, tmp_path, name):
         (folder / "gradients.json").write_bytes(seal(fields | change))
         with pytest.raises(ResultError, match=message):
             read_gradients(folder)
+
+
+def test_a_number_that_is_not_finite_is_refused(stored, tmp_path):
+    file, (rows, pictures) = read_gradients(gradients_folder(stored, "digits", "at"))
+    rows = rows.assign(alignment=rows["alignment"].where(rows.index > 0, np.inf))
+    write_gradients(tmp_path, file, rows, pictures)
+    with pytest.raises(ResultError, match="not finite"):
+        read_gradients(tmp_path)
 
 
 def test_own_images_have_no_training_images():

@@ -2,14 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from robbench.analysis.study import StudyOptions, train_study
-from robbench.analysis.study_record import read_studies, read_study
+from robbench.analysis.study_record import read_studies, read_study, write_study
 from robbench.analysis.study_spec import StudySpec, load_studies
 from robbench.commands.app import app
-from robbench.core.errors import ResultError, StorageError
+from robbench.core.errors import ModelError, ResultError, StorageError
 from robbench.data.sets import describe_datasets
 from robbench.results.schema import seal
 
@@ -116,6 +117,27 @@ def test_a_damaged_file_of_trained_networks_is_named(tmp_path):
         run(tmp_path, make_spec())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": [{"norm": "L2", "eps": ["0"], "sizes": [5, 899]}]}, "5 to 899 .*allowed: from 5, .*to 898"),
+        ({"groups": [{"norm": "L2", "eps": ["0"], "sizes": [4]}]}, "4 to 4 .*allowed: from 5, the batch size"),
+        ({"recipe": NETWORKS["recipe"] | {"lr": 3e38, "iterations": 4}}, "the recipe diverges"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path, changes, message):
+    with pytest.raises(ModelError, match=message):
+        run(tmp_path, make_spec(**changes))
+
+
+def test_a_number_that_is_not_finite_is_refused(whole, tmp_path):
+    file, rows = read_study(whole / "results/digits/small-networks/study")
+    about = {key: getattr(file, key) for key in ("model", "dataset", "n", "seconds", "hardware", "versions", "date")}
+    write_study(tmp_path, rows.assign(eps=rows["eps"].replace(0.1, np.inf)), file.identity, about)
+    with pytest.raises(ResultError, match="not finite"):
+        read_study(tmp_path)
+
+
 def test_the_declared_studies_fit_their_data_sets():
     sizes = {info.name: info.train for info in describe_datasets()}
     for name, spec in load_studies().items():
@@ -125,8 +147,9 @@ def test_the_declared_studies_fit_their_data_sets():
         assert all(any(g.norm == norm and 0 in g.eps and len(g.sizes) > 1 for g in groups) for norm in ("L2", "Linf"))
 
 
-def test_the_command_says_what_goes_with_a_study():
-    answer = CliRunner().invoke(app, ["train", "--family", "tsipras2019-digits", "--fit", "1m"])
+def test_the_command_says_what_goes_with_a_study(tmp_path):
+    short = ["--time-limit", "0.001s", "--results", str(tmp_path), "--runs", str(tmp_path)]
+    answer = CliRunner().invoke(app, ["train", "--family", "tsipras2019-digits", "--fit", "1m", *short])
     assert "tsipras2019-digits is a study; allowed with it: --time-limit" in str(answer.exception or answer.output)
     answer = CliRunner().invoke(app, ["train", "--family", "tsipras2019"])
     assert "tsipras2019-digits" in str(answer.exception or answer.output)

@@ -90,6 +90,13 @@ def test_captions_follow_the_numbers(stored):
     assert "sparsity of at minus that of at_l2 is +0.000" in _compute_gradients(3, ("sparsity",), same)[1]
 
 
+def test_the_way_is_that_of_the_last_image_where_fewer_are_shown(stored):
+    few = {name: (file.model_copy(update={"shown": file.shown[:3]}), rest) for name, (file, rest) in stored.items()}
+    for measured, shown in ((stored, 8), (few, 2)):
+        pictures = [row for row in _compute_interpolation(measured)[0] if row[0] == "picture"]
+        assert [row[3] for row in pictures] == [shown] * 4
+
+
 def test_without_an_l2_trained_model_the_figures_say_so(tree):
     shutil.rmtree(tree / "digits/at_l2")
     for number in ("2", "3", "4"):

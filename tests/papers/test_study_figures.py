@@ -15,7 +15,7 @@ from robbench.papers.figures.studies import compute_pair_rows, compute_radius_ro
 from robbench.papers.figures.write import write_figure
 from robbench.report.figures.source import FigureData
 
-PARTS = {"5": "pair"}
+PARTS = {"5": "pair", "1": "networks", "6": "networks", "7": "networks"}
 
 
 def make_networks(few, many, radii=(0.0, 0.1)):
@@ -53,8 +53,10 @@ def test_intervals_over_seeds_are_students():
 
 def test_captions_of_networks_follow_the_numbers():
     found = "The paper's finding shows here."
-    assert compute_size_rows(make_networks((0.5, 0.6), (0.9, 0.8)))[1].count(found) == 2
-    assert compute_size_rows(make_networks((0.5, 0.5), (0.9, 0.9)))[1].count("does not show") == 2
+    assert compute_size_rows(make_networks((0.5, 0.6), (0.9, 0.8)))[1].count("(yes)") == 2
+    assert compute_size_rows(make_networks((0.5, 0.5), (0.9, 0.9)))[1].count("(no)") == 2
+    three = compute_size_rows(make_networks((0.5, 0.6, 0.4), (0.9, 0.9, 0.8), (0.0, 0.1, 0.2)))[1]
+    assert (three.count("(yes)"), three.count("(no)")) == (2, 2)
     falling = make_networks((0.9, 0.8, 0.7), (0.9, 0.8, 0.7), (0.0, 0.1, 0.2))
     assert compute_radius_rows(falling)[1].count(f"falls in 2 of 2 steps. {found}") == 1
     rising = make_networks((0.9, 0.6, 0.7), (0.9, 0.6, 0.7), (0.0, 0.1, 0.2))

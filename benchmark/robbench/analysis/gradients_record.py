@@ -48,15 +48,15 @@ _MEANS = ("alignment", "roughness", "sparsity", "distance_Linf", *(f"distance_{k
 COLUMNS = {
     "sample": "int64",  # official index of the image
     "label": "int64",
-    "alignment": "float64",  # cosine between the negative loss gradient and the class's mean image minus the others'
-    "roughness": "float64",  # differences of neighbouring pixels of the gradient; white noise has 1
-    "sparsity": "float64",  # Hoyer's, of the gradient
+    "alignment": "float32",  # cosine between the negative loss gradient and the class's mean image minus the others'
+    "roughness": "float32",  # differences of neighbouring pixels of the gradient; white noise has 1
+    "sparsity": "float32",  # Hoyer's, of the gradient
     "L2": "int64",  # the model's answer to the L2 example
     "Linf": "int64",  # the model's answer to the Linf example
     "near_Linf": "int64",  # label of the training image that is nearest to the Linf example
-    "distance_Linf": "float64",  # its L2 distance
+    "distance_Linf": "float32",  # its L2 distance
     **{f"near_{k}": "int64" for k in range(STEPS)},  # the same on the way to the L2 example
-    **{f"distance_{k}": "float64" for k in range(STEPS)},  # L2 distance from the nearest training image on the way
+    **{f"distance_{k}": "float32" for k in range(STEPS)},  # L2 distance from the nearest training image on the way
 }
 """The columns of gradients.parquet, in order."""
 _PIXELS = {"shown": "int64", "kind": "str", "level": "uint8"}
@@ -165,8 +165,8 @@ def read_gradients(folder: Path) -> tuple[GradientsFile, tuple[pd.DataFrame, Pic
             if file.files.get(name) != digest_table(folder / name, _MOST_BYTES):
                 raise ResultError(f"{folder / name}: not as it was written (SHA-256).")
         rows = read_table(folder / _TABLE, _MOST_BYTES, list(COLUMNS.items()))
-        if not len(rows) or not np.isfinite(rows[list(_MEANS)].to_numpy()).all():
-            raise ResultError(f"{folder / _TABLE} has no row, or a number that is not finite.")
+        if not np.isfinite(rows[list(_MEANS)].to_numpy()).all():
+            raise ResultError(f"{folder / _TABLE} holds a number that is not finite.")
         described = {name: getattr(file, name) for name in GradientsFile.model_fields if name not in _DERIVED}
         again = summarize_gradients(rows, file.identity, described)
         check_summary(path, folder / _TABLE, file, again, rows["sample"].to_numpy())

@@ -207,9 +207,13 @@ class _Networks:
         self.device, self.options = pick_device(options.device), options
         shared = {key: value for key, value in identity["spec"].items() if key not in ("seeds", "groups")}
         self.identity = digest({**identity, "spec": shared})  # another size or seed leaves the others as they are
-        largest = max(size for group in spec.groups for size in group.sizes)
-        if largest > len(train):
-            raise ModelError(f"{title}: {largest} training images declared; the training set has {len(train)}.")
+        sizes = [size for group in spec.groups for size in group.sizes]
+        least = int(spec.recipe["batch_size"])
+        if min(sizes) < least or max(sizes) > len(train):
+            raise ModelError(
+                f"{title}: {min(sizes)} to {max(sizes)} training images declared; allowed: from {least}, the batch "
+                f"size, to {len(train)}, the whole training set."
+            )
         self.x = torch.from_numpy(test.x).to(torch.float32) / test.scale
 
     def train(self, began: float) -> list[_Row] | None:
@@ -270,8 +274,6 @@ class _Networks:
             adversary = Adversary(norm=member.norm, eps=member.eps, step_size=member.eps / 2, steps=spec.steps)
         recipe = Recipe.model_validate({**spec.recipe, "seed": member.seed, "adversary": adversary})
         data = _take_images(self.data, member.size, member.seed)
-        if recipe.batch_size > len(data):
-            raise ModelError(f"{self.title}: batch_size {recipe.batch_size} given for {len(data)} training images.")
         shape = (data.x.shape[1], data.x.shape[2], data.x.shape[3])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(member.seed)

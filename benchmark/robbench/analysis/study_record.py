@@ -115,8 +115,8 @@ def read_study(folder: Path) -> tuple[StudyFile, pd.DataFrame]:
         if file.files != {_TABLE: digest_table(folder / _TABLE, _MOST_BYTES)}:
             raise ResultError(f"{folder / _TABLE}: not as it was written (SHA-256).")
         rows = read_table(folder / _TABLE, _MOST_BYTES, list(COLUMNS.items()))
-        if not len(rows) or not np.isfinite(rows[["eps", "value"]].to_numpy()).all():
-            raise ResultError(f"{folder / _TABLE} has no row, or a number that is not finite.")
+        if not np.isfinite(rows[["eps", "value"]].to_numpy()).all():
+            raise ResultError(f"{folder / _TABLE} holds a number that is not finite.")
         described = {name: getattr(file, name) for name in StudyFile.model_fields if name not in _DERIVED}
         again = _summarize(rows, file.identity, described)
         for field, given, derived in list_differences("", file.model_dump(), again.model_dump()):

@@ -212,10 +212,14 @@ def _seguin_figure(
 
 
 def _tsipras_figure(
-    number: str, title: str, make: Callable[[FigureData, str, str], FigurePlan], caption: str
+    number: str,
+    title: str,
+    datasets: tuple[str, ...],
+    make: Callable[[FigureData, str, str], FigurePlan],
+    caption: str,
 ) -> FigureDefinition:
     credit = f"after Figure {number} of Tsipras et al. 2019"
-    return FigureDefinition(f"tsipras2019-{number}", title, ("digits", "mnist"), make, caption, credit)
+    return FigureDefinition(f"tsipras2019-{number}", title, datasets, make, caption, credit)
 
 
 def _result_figure(name: str, title: str, make: Callable[[FigureData, str, str], FigurePlan]) -> FigureDefinition:

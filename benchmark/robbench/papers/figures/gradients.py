@@ -35,6 +35,7 @@ _COLUMNS = ["panel", "model", "kind", "shown", "x", "value", "low", "high", "n",
 _STANDARD, _LINF, _L2 = "natural", "at", "at_l2"
 _COLOURS = {_STANDARD: OKABE_ITO["black"], _LINF: OKABE_ITO["blue"], _L2: OKABE_ITO["vermillion"]}
 _TITLES = {_STANDARD: "standard", _LINF: "Linf-trained", _L2: "L2-trained"}
+_WAY_SHOWN = 8  # place of the image of Figure 4 among the shown ones; the last one, if they are fewer
 _END = {"Linf": "Linf", "L2": str(STEPS - 1)}  # in the names of the columns of an example
 _NO_L2 = "No L2-trained model is here."
 
@@ -196,7 +197,8 @@ def plan_interpolation(data: FigureData, title: str, dataset: str) -> FigurePlan
 
 
 def _compute_interpolation(stored: _Stored) -> tuple[list[_Row], str]:
-    listed = _list_pictures(stored, ("L2",), 4)
+    chosen = min([_WAY_SHOWN, *(len(file.shown) - 1 for file, _ in stored.values())])
+    listed = [row for row in _list_pictures(stored, ("L2",), 1) if row[3] == chosen]
     for name, (_, (rows, _)) in stored.items():
         for k in range(STEPS):
             x = k / (STEPS - 1)
@@ -316,7 +318,7 @@ def _paint_examples(
 
 
 def _paint_interpolation(numbers: pd.DataFrame, shape: tuple[int, ...], title: str, caption: str) -> Figure:
-    pictures = numbers[(numbers["panel"] == "picture") & (numbers["shown"] == numbers["shown"].max())]
+    pictures = numbers[numbers["panel"] == "picture"]
     begin = _levels(next(pictures[pictures["kind"] == "image"].itertuples())).astype(float)
     models = [name for name in pictures["model"].unique() if name]
     figure = make_figure(10.4, 4.4)

@@ -27,16 +27,18 @@ _PAIR = (
 )
 _RADII = "What to see: whether the accuracy falls as the adversary of the training grows."
 
-TSIPRAS: tuple[tuple[str, str, Callable[[FigureData, str, str], FigurePlan], str], ...] = (
-    ("1", "Accuracy over the training set, L2", partial(plan_accuracy_by_size, "L2"), _SIZES),
-    ("2", "Loss gradients", partial(plan_gradients, 3, ("alignment", "sparsity")), _GRADIENTS),
-    ("3", "Large perturbations", partial(plan_examples, ("L2", "Linf"), 3), _EXAMPLES),
-    ("4", "From an image to its large perturbation", plan_interpolation, _WAY),
-    ("5", "What a linear classifier uses", plan_pair, _PAIR),
-    ("6", "Accuracy over the training set, Linf", partial(plan_accuracy_by_size, "Linf"), _SIZES),
-    ("7", "Accuracy over the radius of training", plan_accuracy_by_radius, _RADII),
-    ("8", "Large perturbations, Linf", partial(plan_examples, ("Linf",), 1), _EXAMPLES),
-    ("9", "Large perturbations, L2", partial(plan_examples, ("L2",), 1), _EXAMPLES),
-    ("10", "Loss gradients of all classes", partial(plan_gradients, 1, ("roughness",)), _GRADIENTS),
+_BOTH_SETS, _SMALL = ("digits", "mnist"), ("digits",)  # ten pictures in a row of MNIST are large files
+
+TSIPRAS: tuple[tuple[str, str, tuple[str, ...], Callable[[FigureData, str, str], FigurePlan], str], ...] = (
+    ("1", "Accuracy over the training set, L2", _BOTH_SETS, partial(plan_accuracy_by_size, "L2"), _SIZES),
+    ("2", "Loss gradients", _BOTH_SETS, partial(plan_gradients, 3, ("alignment", "sparsity")), _GRADIENTS),
+    ("3", "Large perturbations", _BOTH_SETS, partial(plan_examples, ("L2", "Linf"), 4), _EXAMPLES),
+    ("4", "From an image to its large perturbation", _BOTH_SETS, plan_interpolation, _WAY),
+    ("5", "What a linear classifier uses", _BOTH_SETS, plan_pair, _PAIR),
+    ("6", "Accuracy over the training set, Linf", _BOTH_SETS, partial(plan_accuracy_by_size, "Linf"), _SIZES),
+    ("7", "Accuracy over the radius of training", _BOTH_SETS, plan_accuracy_by_radius, _RADII),
+    ("8", "Large perturbations, Linf", _SMALL, partial(plan_examples, ("Linf",), 1), _EXAMPLES),
+    ("9", "Large perturbations, L2", _SMALL, partial(plan_examples, ("L2",), 1), _EXAMPLES),
+    ("10", "Loss gradients of all classes", _SMALL, partial(plan_gradients, 1, ("roughness",)), _GRADIENTS),
 )
-"""Number, title, plan and caption of each figure."""
+"""Number, title, data sets, plan and caption of each figure."""
