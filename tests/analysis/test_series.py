@@ -18,6 +18,7 @@ from robbench.evaluation.options import Options
 from robbench.models.card import Registry
 from robbench.models.spec import ModelSpec
 from robbench.results.schema import seal
+from support.series import change_identity
 
 SPEC = ModelSpec("digits/at")
 
@@ -114,6 +115,12 @@ def test_students_learn_the_stored_logits(stored, copy, monkeypatch):
     assert rows.groupby(["loss", "iteration"]).size().to_dict() == {
         (loss, i): 12 for loss in ("logits", "softmax") for i in (2, 6)
     }
+    folder = series_folder(copy, "digits", "at", "training")
+    for change in ({"recipe": file.identity["recipe"] | {"lr": 1.0}}, {"train": "other images"}):
+        change_identity(folder, **change)
+        with pytest.raises(ResultError, match="another recipe or other images"):
+            training.measure_students(SPEC, Options(samples=12), copy)
+        change_identity(folder, recipe=file.identity["recipe"], train=file.identity["train"])
     (copy / "digits/at/training/training.json").unlink()
     with pytest.raises(ResultError, match="robbench measure training"):
         training.measure_students(SPEC, Options(samples=12), copy)

@@ -20,6 +20,7 @@ from robbench.papers.figures.definitions import FIGURES
 from robbench.papers.figures.noise import compare_shares
 from robbench.papers.figures.write import write_figure
 from robbench.report.figures.source import FigureData
+from support.series import change_identity
 
 KINDS = ("logits", "training", "students", "steps", "fast", "whitebox", "certified")
 NEW = ("seguin2021-1", "seguin2021-A.6", "seguin2021-B.1", "seguin2021-B.2", "seguin2021-B.3", "seguin2021-B.5",
@@ -122,10 +123,15 @@ def test_captions_of_trainings_say_when_the_finding_does_not_show(tree):
     assert "does not show" in students._compute_students("digits", {**taught, "students": other})[1].split("A.7")[1]
 
 
-def test_a_training_of_another_recipe_is_not_drawn(tree, repo, tmp_path):
-    shutil.rmtree(tree / "digits/at/training")
-    shutil.copytree(tree / "digits/natural/training", tree / "digits/at/training")
-    assert "robbench measure training -m digits/at --overwrite" in plan(tree, "seguin2021-1").missing
+def test_studies_of_another_recipe_or_other_weights_are_not_drawn(tree):
+    folder = tree / "digits/at/training"
+    recipe = read_series(folder)[0].identity["recipe"]
+    change_identity(folder, recipe=recipe | {"lr": 1.0})
+    assert list(plan(tree, "seguin2021-1").missing) == ["robbench measure training -m digits/at --overwrite"]
+    change_identity(folder, recipe=recipe)
+    assert not plan(tree, "seguin2021-1").missing
+    change_identity(tree / "digits/at/steps", weights="0" * 64)
+    assert list(plan(tree, "mosbach2018").missing) == ["robbench measure steps -m digits/at --overwrite"]
 
 
 def test_the_grid_of_steps_counts_the_stored_breaks(tree):

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest
-from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table, write_measurement
+from robbench.core.files import digest, write_atomically
+from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table
 from robbench.results.reader import Damage
-from robbench.results.schema import Answers, Component, Count, StrictModel, read_validated
+from robbench.results.schema import Answers, Component, Count, StrictModel, dump_sealed, read_validated
 
 __all__ = [
     "SERIES",
@@ -127,10 +127,15 @@ def _list_samples(rows: pd.DataFrame, kind: str, classes: int) -> np.ndarray[Any
 
 
 def write_series(folder: Path, file: SeriesFile, rows: pd.DataFrame) -> SeriesFile:
-    """Write a series and return its summary with the digest of the table (`write_measurement`)."""
+    """Write a series, its summary last, and return the summary with the digest of the table."""
+    summary, table = _paths(folder, file.measure)
     columns = list_columns(file.measure, file.classes)
-    table = rows[list(columns)].astype(columns)
-    return write_measurement(*_paths(folder, file.measure), _MOST_BYTES, file, table)
+    repeated = [name for name in columns if not name.startswith("logit_")]  # a dictionary of logits doubles their size
+    summary.unlink(missing_ok=True)
+    write_atomically(table, rows[list(columns)].astype(columns).to_parquet(index=False, use_dictionary=repeated))
+    file = file.model_copy(update={"files": {table.name: digest_table(table, _MOST_BYTES)}})
+    write_atomically(summary, dump_sealed(file))
+    return file
 
 
 def read_series(folder: Path) -> tuple[SeriesFile, pd.DataFrame]:
