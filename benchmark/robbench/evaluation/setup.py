@@ -149,7 +149,8 @@ class Setup:
             "weights": self.target.weights,
             "data": self.images.digest,
             "dtype": str(self.images.dtype),
-            "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode},
+            "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode}
+            | ({"version": self.suite.version} if self.suite.version > 1 else {}),
             "attacks": [{"name": name, **about} for name, about in self._described.items()],
             "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},
             "seed": self.options.seed,
