@@ -66,7 +66,7 @@ def test_a_suite_of_ones_own(tmp_path):
     ("text", "message"),
     [
         ("version = ", "not valid TOML"),
-        (GOOD.replace("version = 1", "version = 0"), "version: 0 given; allowed: a whole number from 1"),
+        (GOOD.replace("version = 1", "version = 2"), "version: 2 given; allowed: 1"),
         (GOOD.replace("version = 1", 'version = 1\njudge = "best"'), "judge: 'best' given; allowed: any, final"),
         (GOOD.replace("version = 1", 'version = 1\nmodus = "full"'), "Unknown key 'modus'. Did you mean mode"),
         (GOOD.replace("version = 1", 'version = 1\nmode = "ful"'), "mode: 'ful' given; allowed: full, cascade"),

@@ -149,8 +149,7 @@ class Setup:
             "weights": self.target.weights,
             "data": self.images.digest,
             "dtype": str(self.images.dtype),
-            "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode}
-            | ({"version": self.suite.version} if self.suite.version > 1 else {}),
+            "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode},
             "attacks": [{"name": name, **about} for name, about in self._described.items()],
             "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},
             "seed": self.options.seed,

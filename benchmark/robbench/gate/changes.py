@@ -86,8 +86,8 @@ def _attack_changes(before: BaselineEntry, now: BaselineEntry) -> Iterator[Chang
     for name in new:
         if name not in old:
             yield Change("attack", "is new in the suite", name)
-    for key in ("judge", "mode", "version"):  # identities hold no version 1
-        old_value, new_value = (entry.identity["suite"].get(key, 1) for entry in (before, now))
+    for key in ("judge", "mode"):
+        old_value, new_value = (entry.identity["suite"][key] for entry in (before, now))
         if old_value != new_value:
             yield Change("suite", f"{key} {old_value} → {new_value}")
 

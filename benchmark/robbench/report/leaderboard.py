@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -19,7 +18,6 @@ from robbench.report.escape import Markdown, escape_markdown
 from robbench.results.places import drop_repeats, locate_result
 from robbench.results.reader import Damage, read_vouched_robust
 from robbench.results.schema import Accuracy, ResultFile
-from robbench.suite import load_suite, suite_names
 
 __all__ = [
     "NO_IMAGE_LEFT",
@@ -30,7 +28,6 @@ __all__ = [
     "format_damage",
     "format_group_title",
     "format_points",
-    "format_suite",
     "group_by_images",
     "group_results",
     "link_result",
@@ -228,19 +225,7 @@ def format_group_title(result: ResultFile) -> str:
     """Format the title of a group: data set, threat, suite and overrides. Results are ranked within a group."""
     changed = ", ".join(f"{k} {v}" for k, v in sorted(result.overrides.items()) if k not in ("eps", "norm"))
     threat = f"{result.threat.norm} {result.threat.eps}"
-    return f"{result.dataset}, {threat}, suite {format_suite(result)}" + (f" ({changed})" if changed else "")
-
-
-def format_suite(result: ResultFile) -> str:
-    """Format the suite's name, with the version of the suite if the built-in suite of that name has another version."""
-    stored = result.identity.get("suite", {}).get("version", 1)
-    present = _read_versions().get(result.suite, stored)
-    return result.suite if stored == present else f"{result.suite} v{stored}"
-
-
-@cache
-def _read_versions() -> dict[str, int]:
-    return {name: load_suite(name).version for name in suite_names()}
+    return f"{result.dataset}, {threat}, suite {result.suite}" + (f" ({changed})" if changed else "")
 
 
 def group_results(results: Iterable[ResultFile]) -> list[tuple[str, list[ResultFile]]]:
