@@ -99,10 +99,10 @@ def test_a_cycle_towards_a_target_that_is_behind_ends_early():
     taken = [max(int(s["taken"]) for s in states if s["at"] == k) for k in range(1, 5)]
     assert list_targets(states) == [1, 2, 3, 4, 1]
     assert taken == [attack.cycle, attack.cycle, attack.cycle, attack.outside + 3]
-    # The same with a larger lag: nobody is behind. With less that is allowed in any case, class 3 is within the lag.
-    for changed, ends in ((replace(attack, lag=3.0), attack.cycle), (replace(attack, hopeless=0.01), attack.cycle)):
-        states = follow(changed, Slopes([-1.0, -1.0, -1.0], [8.0, 7.5, 6.5]))[2]
-        assert max(int(s["taken"]) for s in states if s["at"] == 3) == ends
+    # Class 3 is not behind with a larger lag, or if as much may be left of any target.
+    for changed, ends in ((attack, 8), (replace(attack, lag=4.0), 20), (replace(attack, hopeless=0.4), 20)):
+        states = follow(changed, Slopes([-1.0, -1.0, -1.0], [9.0, 8.5, 6.5]))[2]
+        assert max(int(s["taken"]) for s in states if s["at"] == 3) == ends, changed
 
 
 @pytest.mark.parametrize(("reached", "cycles"), [(0.6, 2), (0.4, 3), (0.24, 5), (0.11, 10), (0.09, 12), (0.001, 13)])

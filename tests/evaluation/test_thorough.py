@@ -1,4 +1,4 @@
-"""The suite `thorough`: no scale, width or interruption changes what it finds, and it claims no more."""
+"""The suite `thorough`: no scale, width or interruption changes what it finds. It breaks all that `fast` breaks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import robbench as rb
+from robbench.suite import load_suite
 from support.models import hyperplane, labelled, network
 
 
@@ -62,3 +63,18 @@ def test_an_image_is_broken_within_its_exact_radius_alone(norm, tmp_path):
                 eps=float(radius[i]) * share, results=tmp_path / f"{share}{i}", progress=False,
             )  # fmt: skip
             assert (result.robust_accuracy.value == 1.0) == (share < 1)
+
+
+def test_what_fast_breaks_is_broken(tmp_path):
+    """The first attacks are those of `fast`, by names and so by random numbers."""
+    fast, thorough = load_suite("fast"), load_suite("thorough")
+    assert thorough.attacks[: len(fast.attacks)] == fast.attacks
+    net = network(torch.float64)
+    x, y = labelled(net, 24, torch.float64)
+    found = {}
+    for suite in ("fast", "thorough"):
+        result = rb.evaluate(
+            net, suite, x=x, y=y, dataset="made", name="net", norm="Linf", eps=0.2, results=tmp_path, progress=False
+        )
+        found[suite] = set(result.records.query("status == 'broken'")["sample"])
+    assert found["fast"] <= found["thorough"]
