@@ -40,7 +40,7 @@ GUIDED = {  # that follow a gradient, and so find the edge of a linear model: by
     "apgd": lambda steps: APGD(steps=steps),
     "apgd targeted": lambda steps: APGD(objective="margin_targeted", steps=steps, targets=1),
     "hunt": lambda steps: Hunt(starts=1, targets=1, run=steps + 2, chase=steps, probe=1),
-    "relax": lambda steps: Relax(targets=1, inside=steps, again=steps, hopeless=2.0),
+    "relax": lambda steps: Relax(targets=1, inside=steps, again=steps, patience=9.0),
     "eot": lambda steps: EOT(inner=PGD(steps=steps), draws=2),
     "fab": lambda steps: FAB(targets=1, steps=steps + 3),
     "deepfool": lambda steps: DeepFool(candidates=1, iterations=steps),

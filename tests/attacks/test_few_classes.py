@@ -38,7 +38,7 @@ BY_RANK = {  # that try every class
     "odi dlr_targeted": ODI(objective="dlr_targeted", targets=3, steps=40, restarts=2),
     "fab": FAB(targets=3, steps=30),
     "deepfool": DeepFool(candidates=3, iterations=10, overshoot=0.001),
-    "relax": Relax(targets=3, inside=30, hopeless=1.0),
+    "relax": Relax(targets=3, inside=30, patience=9.0),  # the nearest class may be the least likely
     "hunt": Hunt(starts=1, targets=3, run=30, chase=30, hopeless=1.0),  # it would give up after the starts
 }
 TOWARD_THE_FIRST = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -55,7 +56,7 @@ def list_targets(states):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_only_the_first_part_of_a_cycle_leaves_the_ball_and_its_radius_shrinks(norm):
-    attack = Relax(targets=2, restarts=0, hopeless=2.0, widen=0.5)
+    attack = Relax(targets=2, restarts=0, patience=9.0, hopeless=9.0, widen=0.5)
     p, ball, states = follow(attack, Slopes([-1.0, -2.0, -3.0], [1.0, 1.0, 1.0]), norm)
     left = {True: [], False: []}
     for s in states:
@@ -69,7 +70,7 @@ def test_only_the_first_part_of_a_cycle_leaves_the_ball_and_its_radius_shrinks(n
 
 def test_targets_are_the_likeliest_classes_where_the_short_run_ended():
     # Within 0.1 of the image, class 3 comes from the last place to -0.5, class 2 to -2.
-    states = follow(Relax(restarts=0, hopeless=2.0, spread=0.0), Slopes([-1.0, -2.0, -3.0], [0.0, 0.0, 25.0]))[2]
+    states = follow(Relax(restarts=0, patience=9.0), Slopes([-1.0, -2.0, -3.0], [0.0, 0.0, 25.0]))[2]
     targets = list_targets(states)
     assert targets[0] == 3
     assert targets[1:] == [1, 2]
@@ -78,7 +79,7 @@ def test_targets_are_the_likeliest_classes_where_the_short_run_ended():
 def test_an_error_outside_the_ball_is_followed_by_its_projection():
     # The hyperplane is 0.12 away, and the ball has a radius of 0.1.
     model = Slopes([-1.2, -9.0, -9.0], [10.0, 0.0, 0.0])
-    attack = Relax(targets=1, restarts=0, hopeless=2.0)
+    attack = Relax(targets=1, restarts=0, hopeless=9.0)
     p, ball, states = follow(attack, model)
     caught = [
         (before, after)
@@ -91,25 +92,33 @@ def test_an_error_outside_the_ball_is_followed_by_its_projection():
         assert int(after["taken"]) == attack.outside
 
 
-def test_a_far_target_ends_after_two_parts_and_the_trial_after_three_cycles_that_end_alike():
-    attack = Relax()
-    states = follow(attack, Slopes([-1.0] * 5, [0.0] * 5), classes=6)[2]
-    taken = [max(int(s["taken"]) for s in states if s["at"] == k) for k in range(4)]
-    assert taken == [attack.probe, *[attack.outside + attack.inside] * 2, attack.outside + attack.inside + 1]
-    assert max(int(s["at"]) for s in states) == 3
-    # The worst cycle is as far below the best as the best is below zero, so the next may reach zero.
-    states = follow(attack, Slopes([-1.0, -1.0, -2.0, -2.0, -2.0], [0.0] * 5), classes=6)[2]
-    assert max(int(s["at"]) for s in states) == 5
+def test_a_cycle_towards_a_target_that_is_behind_ends_early():
+    attack = Relax(targets=4, restarts=1, patience=99.0, lag=2.0, hopeless=0.3)
+    # Within 0.1 of the image, 0.2 is left of class 1, 0.25 of class 2, 0.35 of class 3, and 0.5 of class 4.
+    states = follow(attack, Slopes([-1.0, -1.0, -1.0, -1.0], [8.0, 7.5, 6.5, 5.0]), classes=5)[2]
+    taken = [max(int(s["taken"]) for s in states if s["at"] == k) for k in range(1, 5)]
+    assert list_targets(states) == [1, 2, 3, 4, 1]
+    assert taken == [attack.cycle, attack.cycle, attack.cycle, attack.outside + 3]
+    # Class 3 is not behind with a larger lag, or if as much may be left of any target.
+    for changed, ends in ((attack, 8), (replace(attack, lag=4.0), 20), (replace(attack, hopeless=0.4), 20)):
+        states = follow(changed, Slopes([-1.0, -1.0, -1.0], [9.0, 8.5, 6.5]))[2]
+        assert max(int(s["taken"]) for s in states if s["at"] == 3) == ends, changed
 
 
-@pytest.mark.parametrize(("reached", "cycles"), [(0.5, 3), (0.095, 4), (0.065, 7), (0.015, 12), (0.0001, 13)])
-def test_the_closer_an_image_came_the_more_restarts_it_gets(reached, cycles):
-    """Within 0.1 of the image, class 1 comes from -1 to the negative of this, and ten restarts share 0.1."""
-    attack = Relax(targets=3, restarts=10, spread=0.0)
+@pytest.mark.parametrize(("reached", "cycles"), [(0.6, 2), (0.4, 3), (0.24, 5), (0.11, 10), (0.09, 12), (0.001, 13)])
+def test_the_closer_an_image_came_the_more_cycles_it_gets(reached, cycles):
+    """Within 0.1 of the image, class 1 comes from -1 to the negative of this. Cycles times this may come to 1."""
+    attack = Relax(targets=3, restarts=10)
     states = follow(attack, Slopes([-1.0, -2.0, -2.0], [10 * (1 - reached), 0.0, 0.0]))[2]
-    targets = list_targets(states)
-    assert len(targets) == cycles
-    assert set(targets[3:]) <= {1}, "restarts climb the margin that came closest"
+    assert len(list_targets(states)) == cycles
+    longest = [max(int(s["taken"]) for s in states if s["at"] == k) for k in range(1, cycles + 1)]
+    assert longest[3:4] in ([], [2 * attack.cycle], [2 * attack.cycle + 1]), "restarts take twice the steps"
+
+
+def test_restarts_take_the_three_closest_targets_by_turns():
+    # Of class 4, 0.02 is left, of class 3 0.04, of class 2 0.06, and 0.08 of class 1, which the short run likes best.
+    states = follow(Relax(targets=4, restarts=6), Slopes([-1.0] * 4, [9.2, 9.4, 9.6, 9.8]), classes=5)[2]
+    assert list_targets(states)[4:] == [4, 3, 2, 4, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +184,8 @@ def test_a_short_search_ends_at_the_first_look_that_finds_it_far(reached, querie
         (lambda: Relax(restarts=-1), "restarts -1 given; allowed: at least 0"),
         (lambda: Relax(widen=-0.5), "widen -0.5 given; allowed: at least 0"),
         (lambda: Relax(hopeless=0.0), "hopeless 0.0 given; it must be above 0"),
+        (lambda: Relax(patience=-1.0), "patience -1.0 given; it must be above 0"),
+        (lambda: Relax(lag=0.5), "lag 0.5 given; allowed: at least 1"),
         (lambda: Brief(steps=0), "steps 0"),
         (lambda: Brief(hopeless=0.0), "hopeless 0.0 given; it must be above 0"),
         (lambda: Brief(p_init=2.0), "p_init 2.0 given"),

@@ -18,6 +18,9 @@ from robbench.core.types import NORMS, Norm, Problem, State
 __all__ = ["Relax"]
 
 _NOISE = 1 << 29  # step counter of the noise, away from those of the starts
+_LONGER = 2  # how often a restart takes the steps of a cycle
+_RIVALS = 3  # the targets that restarts take by turns
+_LOOK = 4  # points of the second part after which a target may be left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +32,17 @@ class Relax:
     parts. Points of the first part may lie outside the ball: in a ball whose radius shrinks from 1 + `widen` times ε to
     ε. Such a point breaks nothing. Where the model errs on one, its projection is the next query, and the second part
     begins. Points of the second part lie in the ball. The third part begins halfway between the best point of the
-    cycle and a random point of the ball. At last, up to `restarts` cycles climb the margin of the class that came
-    closest to zero.
+    cycle and a random point of the ball. At last, up to `restarts` cycles, twice as long, climb by turns the margins of
+    the three classes that came closest to zero.
 
-    The relaxation follows the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules below are
-    different. A margin is compared with the margin of the clean image, or with the range of other margins of the same
-    image. So no rule depends on the scale of the logits:
+    The relaxation follows the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules are different.
+    What is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no
+    rule depends on the scale of the logits:
 
-    - A cycle ends after its second part if more than `hopeless` of the clean margin is left.
-    - Among the targets, from the third cycle on, the trial ends after a cycle if two things hold. More than `hopeless`
-      of the clean margin is left, and the distance from the best cycle to zero is more than `spread` times the distance
-      from the worst cycle to the best. Cycles that all end alike on a far image promise nothing of the next one.
-    - A restart happens if less than a share of the clean margin is left. The share falls from `hopeless` before the
-      first restart in equal parts to zero after the last one.
+    - The trial ends after k cycles if more than `patience` / k is left of the image. So the images that came closest
+      get the most cycles.
+    - A cycle ends after four points of its second part, or after the whole part, if its target is behind: more is left
+      of the target than `hopeless`, and than `lag` times what is left of the image.
 
     Attributes:
         probe: steps of the short run.
@@ -51,12 +52,13 @@ class Relax:
         inside: steps of the second part.
         again: steps of the third part.
         widen: how far points of the first part may leave the ball, as a share of ε.
-        hopeless: the share of the clean margin from which on an image or a target counts as far.
-        spread: how often the range of the cycles must fit between the best cycle and zero to end the trial.
+        patience: the share of the clean margin that may be left after one cycle. After k cycles, it is a k-th of that.
+        lag: how many times what is left of the image may be left of a target.
+        hopeless: what may be left of a target in any case.
     """
 
     kind: ClassVar[str] = "relax"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     memoryless: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
@@ -70,8 +72,9 @@ class Relax:
     inside: int = 10
     again: int = 5
     widen: float = 0.5
-    hopeless: float = 0.1
-    spread: float = 1.0
+    patience: float = 1.0
+    lag: float = 2.5
+    hopeless: float = 0.2
 
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
@@ -79,11 +82,14 @@ class Relax:
         for name in ("probe", "targets", "outside", "inside", "again"):
             if getattr(self, name) < 1:
                 raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least 1")
-        for name in ("restarts", "widen", "spread"):
+        for name in ("restarts", "widen"):
             if getattr(self, name) < 0:
                 raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least 0")
-        if self.hopeless <= 0:
-            raise SuiteError(f"hopeless {self.hopeless} given; it must be above 0")
+        for name in ("patience", "hopeless"):
+            if getattr(self, name) <= 0:
+                raise SuiteError(f"{name} {getattr(self, name)} given; it must be above 0")
+        if self.lag < 1:
+            raise SuiteError(f"lag {self.lag} given; allowed: at least 1")
 
     @property
     def cycle(self) -> int:
@@ -93,7 +99,7 @@ class Relax:
     @property
     def steps(self) -> int:
         """The steps of the short run and of all cycles, and one step between each and the next."""
-        return self.probe + (self.targets + self.restarts) * (self.cycle + 1)
+        return self.probe + self.targets * (self.cycle + 1) + self.restarts * (_LONGER * self.cycle + 1)
 
     def init(self, p: Problem, ball: Ball) -> State:
         """Begin the short run."""
@@ -121,23 +127,28 @@ class Relax:
         """Take a step, begin the next cycle, or end the trial."""
         at, taken, probing = s["at"], s["taken"], s["at"] == 0
         gap, lead = margin(logits, p.y), margin(clean_logits(p), p.y)
-        inside = probing | (taken >= self.outside)
+        outside, turn, cycle = self._parts(s)
+        inside = probing | (taken >= outside)
         best = torch.where(inside, torch.maximum(s["best"], gap), s["best"])
         better = inside & (loss > s["near"])
         near = torch.where(better, loss, s["near"])
         top = torch.where(per_lane(better, grad), s["x"], s["top"])
 
-        far = (near / lead > self.hopeless) & (taken == self.outside + self.inside)  # both are negative
-        over = torch.where(probing, taken == self.probe, far | (taken == self.cycle))
+        look = (taken == turn) | (taken == outside + _LOOK - 1)
+        behind = look & (near / lead > (self.lag * best / lead).clamp(min=self.hopeless))  # margins are negative
+        over = torch.where(probing, taken == self.probe, behind | (taken == cycle))
         order = s["order"]
         if may_hold(probing & over):
             others = logits.scatter(1, p.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
             order = torch.where((probing & over)[:, None], others, order)
         mine = torch.arange(order.shape[1], device=at.device) == s["rank"][:, None]
         came = torch.where((over & ~probing)[:, None] & mine, torch.maximum(s["came"], near[:, None]), s["came"])
-        done = s["done"] | (over & self._gives_up(at, best / lead, came))
+        done = s["done"] | (over & self._gives_up(at, best / lead, order))
         jump = over & ~done
-        rank = torch.where(at < self._number(order), at, came.argmax(1))
+        number = self._number(order)
+        closest = came.argsort(dim=1, descending=True, stable=True)
+        turns = (at - number).clamp(min=0) % min(_RIVALS, number)
+        rank = torch.where(at < number, at, closest.gather(1, turns[:, None]).squeeze(1))
 
         x = self._move(p, ball, s | {"top": top}, grad)
         caught = ~inside & (gap > 0)  # the model errs on a point outside the ball
@@ -148,7 +159,7 @@ class Relax:
         return {
             "x": torch.where(per_lane(done, grad), s["x"], x),
             "at": at + jump.long(),
-            "taken": torch.where(jump, 0, torch.where(caught, self.outside, taken + 1)),
+            "taken": torch.where(jump, 0, torch.where(caught, outside, taken + 1)),
             "order": order,
             "rank": torch.where(jump, rank, s["rank"]),
             "came": came,
@@ -162,21 +173,22 @@ class Relax:
         """Return how many targets there are."""
         return min(self.targets, order.shape[1])
 
-    def _gives_up(self, at: Tensor, left: Tensor, came: Tensor) -> Tensor:
+    def _parts(self, s: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how many steps this cycle has taken after each of its parts: three of [L]."""
+        longer = torch.where(s["at"] > self._number(s["order"]), _LONGER, 1)
+        return longer * self.outside, longer * (self.outside + self.inside), longer * self.cycle
+
+    def _gives_up(self, at: Tensor, left: Tensor, order: Tensor) -> Tensor:
         """Tell where the trial ends after cycle number `at`, with this share of the clean margin left: [L] bool."""
-        number = self._number(came)
-        high, low = came.amax(1), came.masked_fill(came.isinf(), torch.inf).amin(1)
-        alike = (at >= 3) & (left > self.hopeless) & (-high > self.spread * (high - low))
-        restarted = at - number
-        allowed = self.hopeless * (1 - restarted / max(self.restarts, 1))
-        return torch.where(restarted < 0, alike, (left >= allowed) | (restarted >= self.restarts))
+        return (at > 0) & (left * at > self.patience) | (at >= self._number(order) + self.restarts)
 
     def _move(self, p: Problem, ball: Ball, s: State, grad: Tensor) -> Tensor:
         """Follow the gradient by steps whose size falls along half a cosine, in the ball of this step."""
-        probing, taken, turn = s["at"] == 0, s["taken"], self.outside + self.inside
+        probing, taken = s["at"] == 0, s["taken"]
+        first, turn, cycle = self._parts(s)
         third = ~probing & (taken >= turn)
         share = torch.where(
-            probing, taken / self.probe, torch.where(third, (taken - turn) / self.again, taken / turn)
+            probing, taken / self.probe, torch.where(third, (taken - turn) / (cycle - turn), taken / turn)
         ).to(grad.dtype)
         size = ((share.clamp(max=1) * math.pi).cos() + 1) * torch.where(third, 0.5, 1.0) * ball.eps
         x = s["x"]
@@ -186,7 +198,7 @@ class Relax:
             x = torch.where(per_lane(begins, grad), halfway, x)  # the gradient is that of another point
         x = x + per_lane(size.masked_fill(begins, 0), grad) * ball.steepest(x, grad)
         # The wider ball is the ball, stretched around the image and cut at the box.
-        outside = self.widen * (1 - (taken + 1).to(grad.dtype) / self.outside).clamp(min=0)
+        outside = self.widen * (1 - (taken + 1).to(grad.dtype) / first).clamp(min=0)
         wide = per_lane(torch.where(probing, 0.0, outside) + 1, grad)
         stretched = (p.x + wide * (ball.project(p.x, p.x + (x - p.x) / wide) - p.x)).clamp(0, 1)
         return torch.where(wide > 1, stretched, ball.project(p.x, x))

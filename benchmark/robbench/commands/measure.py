@@ -125,6 +125,7 @@ def _print_linear(
 ) -> None:
     """Measure linear models, and print them."""
     from robbench.linear.measure import measure_linear
+    from robbench.report.linear import make_linear_rows
 
     given = given | {"results": results, "overwrite": overwrite, "note": _note}
     names = ("dataset", "architecture", "mean", "std")

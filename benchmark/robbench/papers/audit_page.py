@@ -113,8 +113,8 @@ def _list_limits(audit: Audit, references: Sequence[Reference]) -> Iterator[str]
     )
     yield (
         f"**Rows.** {covered} have a model with a result here. Rows that differ in iterations alone can share a model, "
-        "which stands once below, with the iterations of its own recipe. Such a row can ask for more of them. The other "
-        "rows are not judged."
+        "which stands once below, with the iterations of its own recipe. Such a row can ask for more of them. The "
+        "other rows are not judged."
     )
     groups = {c.table.dataset: [r for r in audit.rows if r.card.dataset == c.table.dataset] for c in audit.coverage}
     groups = {dataset: rows for dataset, rows in groups.items() if rows}
