@@ -113,7 +113,8 @@ def _explain(table: FilledTable) -> str:
         f"{table.paper_table.suite}; – was not measured. Worst case: the robust accuracy under all attacks of the "
         "strongest suite at the same radius (of those on at least n images, the suite whose interval ends lowest), and "
         "the attack of this suite with the lowest accuracy. Overestimation: the usual PGD of that suite "
-        "(cross-entropy, one start) minus that worst case; – where the suite has no such attack. Verdict: that of robbench sanity on the same weights."
+        "(cross-entropy, one start) minus that worst case; – where the suite has no such attack. Verdict: that of "
+        "robbench sanity on the same weights."
     ) + (f" {table.paper_table.remark}" if table.paper_table.remark else _PREDICTION * table.paper_table.predicts)
 
 
