@@ -71,6 +71,8 @@ OWN = ("eval", "--eps", "0.1", "--results", "r", "--data", "colour", "-s", "quic
         (("check", "--baseline", "file", "--max-drop", "-1"), "--max-drop: -1.0 given"),
         (("certify", "digits/at", "--method", "boundz"), "Did you mean bounds?"),
         (("evl",), "Did you mean 'eval'? See"),
+        (("sanity", "--model", "digits/at"), "takes the model without it: robbench sanity digits/at. See"),
+        (("show", "-m", "digits/at"), "-m given; this command takes the model without it: robbench show digits/at"),
         ((*EVAL, "--results", "file"), "--results: file given, which is a file; allowed: a folder"),
         ((*EVAL, "--results", "file/r"), "--results: file/r given, and file is a file; allowed: a folder"),
         (("show", "digits/at", "--results", "file"), "--results: file given, which is a file"),

@@ -431,3 +431,19 @@ def test_a_changed_judge_is_named_even_where_the_gate_passes(repo):
         assert "not that of the baseline" in page and "engine/judge.py" in page
     same = decide_gate([compare_entries(entry, entry)], Policy())
     assert "not that of the baseline" not in format_text(same)
+
+
+def test_a_run_that_changed_nothing_but_its_verdicts_is_noted():
+    base = "r" * 60 + "b" * 40
+    before = made({"A": base})
+    text = "A file was edited, or the model is not deterministic."
+    for now, is_noted in (
+        (made({"A": flipped(base, ("b", "r", 2))}), True),
+        (made({"A": base}), False),
+        (made({"A": flipped(base, ("b", "r", 2))}, run_id="other"), False),
+        (made({"A": flipped(base, ("b", "r", 2))}, hardware="another cpu"), False),
+        (made({"A": flipped(base, ("b", "r", 2))}, code={"engine.py": "1"}), False),
+    ):
+        page = format_text(decide_gate([compare_entries(before, now)], Policy()))
+        assert (text in " ".join(page.split())) == is_noted, now
+        assert not is_noted or "the verdicts of 2 images differ" in " ".join(page.split())

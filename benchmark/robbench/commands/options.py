@@ -97,7 +97,12 @@ ModelNames = Annotated[
 Norm = Annotated[str | None, typer.Option(help="Linf, L2 or L1 (L0 for attacks that know it); goes with --eps.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace a stored result of a different run.")]
 Radius = Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')]
-Samples = Annotated[int | None, typer.Option(callback=check_positive, help="The first N test images instead of all.")]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        callback=check_positive, help="The first N test images instead of all; of a folder, in a fixed mixed order."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the attacks' random numbers.")]
 Std = Annotated[str | None, typer.Option(help="Goes with --mean.")]
 Target = Annotated[

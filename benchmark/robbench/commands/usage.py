@@ -17,10 +17,21 @@ def word_usage(error: Any) -> str:
     text = error.format_message()
     if text.startswith("Usage:"):
         return str(text)
-    text = _word_value(error) or text
+    text = _word_misplaced(error) or _word_value(error) or text
     end = "" if text.endswith("?") else "."
     path = error.ctx.command_path if error.ctx else "robbench"
     return f"robbench: {text.rstrip('.')}{end} See `{path} --help`."
+
+
+def _word_misplaced(error: Any) -> str:
+    """Say that a command takes the model without an option; empty where the error is about something else."""
+    named = getattr(error, "option_name", None) in ("--model", "-m")
+    takes = error.ctx is not None and any(
+        p.name == "model" and not p.opts[0].startswith("-") for p in error.ctx.command.params
+    )
+    if not (named and takes):
+        return ""
+    return f"{error.option_name} given; this command takes the model without it: {error.ctx.command_path} digits/at"
 
 
 def _word_value(error: Any) -> str:

@@ -202,7 +202,7 @@ class Registry:
             close = difflib.get_close_matches(name, self._entries, n=5, cutoff=0.0)
             raise CardError(
                 f"Unknown model {name!r}. The closest of {len(self._entries)}: {', '.join(close)}. "
-                "`robbench list models` lists them all."
+                "`robbench list models` lists them all. A source has its kind first, such as module:function."
             )
         return matches[0]
 

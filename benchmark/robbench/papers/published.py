@@ -162,6 +162,9 @@ def _shafahi(number: str, title: str, csv: str, columns: tuple[Column, ...], *ca
         cards=cards[:1],
         others=cards[1:],
         dataset="mnist" if mnist else "cifar10",
+        remark="*: the paper quotes Madry et al. 2017, with one number with and without a random start."
+        if columns is _BLACK_BOX
+        else "",
     )
 
 

@@ -150,7 +150,7 @@ def fill_table(table: PaperTable, registry: Registry, results: Path) -> FilledTa
             rows.append(FilledRow(row.labels, "", "", "", None, cells, None, Missing(reason=reason)))
     if unshipped := _list_unshipped(rows, registry):
         notes.append(
-            "Weights that are not in the repository (`robbench train NAME` makes them; the results are of weights with "
+            "Weights that are not in the repository (robbench train NAME makes them; the results are of weights with "
             f"these SHA-256): {', '.join(unshipped)}."
         )
     return FilledTable(table, tuple(rows), tuple(dict.fromkeys(notes)))

@@ -165,6 +165,13 @@ def _notes(d: Decision) -> Iterator[str]:
             f"({100 * d.resolution / n:.1f} points; the allowed drop is {d.policy.max_drop:g}). Measure more images to "
             "find smaller drops."
         )
+    for c in d.comparisons:
+        if c.flips and c.before.run_id == c.now.run_id and not c.changes:
+            yield (
+                f"{c.now.name}: this is the run of the baseline, by the same code on the same hardware, and the "
+                f"verdicts of {format_count(len(c.flips), 'image')} differ. A file was edited, or the model is not "
+                "deterministic."
+            )
     for text in dict.fromkeys(change.text for c in d.comparisons for change in c.changes if change.field == "code"):
         yield f"The code that makes verdicts is not that of the baseline: {text}. `robbench baseline` writes a new one."
 
