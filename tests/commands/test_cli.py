@@ -38,7 +38,7 @@ def test_eval_prints_the_table_and_the_progress_apart(quick):
     folder, _, done = quick
     assert "digits, Linf 0.2, suite quick" in done.stdout
     assert "Worst case" in done.stdout and "natural" in done.stdout
-    assert "40 images" in done.stderr and "at most" in done.stderr and "PGD-10-CW" in done.stderr
+    assert "40 images" in done.stderr and "about 1 s" in done.stderr and "PGD-10-CW" in done.stderr
     assert sorted(p.name for p in (folder / "results/digits/at/quick").iterdir()) == [
         "outcomes.parquet",
         "result.json",

@@ -92,8 +92,8 @@ def test_results_of_other_weights_are_replaced_and_smaller_ones_are_not_known(re
     place = tmp_path / "digits/at/logits"
     shutil.copytree(repo / "results/digits/natural/logits", place)
     assert not is_known(Task("logits", "digits/at", samples=1), FigureData(Registry.default(), tmp_path))
-    assert module._is_stored(Task("logits", "digits/at"), tmp_path)
-    assert not module._is_stored(Task("eval", "digits/at", "quick"), tmp_path)
+    assert module._is_stored(Task("logits", "digits/at"), tmp_path, data)
+    assert not module._is_stored(Task("eval", "digits/at", "quick"), tmp_path, data)
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ OWN = ("eval", "--eps", "0.1", "--results", "r", "--data", "colour", "-s", "quic
         ((*EVAL, "--lanes", "x"), "--lanes: 'x' given; allowed: a whole number"),
         ((*EVAL, "--seeds", "2.5"), "--seeds: '2.5' given; allowed: a whole number"),
         ((*EVAL, "--on-broken", "skp"), "--on-broken: 'skp' given; allowed: stop, skip. Did you mean skip"),
-        ((*EVAL, "--target", "nxt"), "allowed: least-likely, random, next, a class. Did you mean next?"),
-        ((*EVAL, "--target", "most-likely"), "random, next, a class.\n"),
+        ((*EVAL, "--target", "nxt"), "allowed: least-likely, random, next, the number of a class. Did you mean next?"),
+        ((*EVAL, "--target", "most-likely"), "random, next, the number of a class.\n"),
         ((*EVAL, "--norm", "linf"), "allowed: Linf, L2, L1, L0. Did you mean Linf?"),
         ((*EVAL, "--executor", "rai"), "allowed: process, ray. Did you mean ray?"),
         ((*EVAL, "--gradients", "float16"), "allowed: bfloat16. Did you mean bfloat16?"),
@@ -91,7 +91,10 @@ OWN = ("eval", "--eps", "0.1", "--results", "r", "--data", "colour", "-s", "quic
         ((*OWN, "wrong_nets:colour", "--channels", "1"), "The model takes colour images, and these have 1 channel."),
         ((*OWN, "wrong_nets:linear"), "takes 64 numbers, and an image has 768. With --data, --resize"),
         ((*OWN, "wrong_nets.py:gray"), "the name of a module has no .py; give wrong_nets:gray."),
-        ((*OWN, "wrong_nets:gray", "--data", "list.csv"), "robbench: nowhere.png: No such file or directory. It is"),
+        (
+            (*OWN, "wrong_nets:gray", "--data", "list.csv"),
+            "robbench: nowhere.png: No such file or directory. Remove it",
+        ),
         ((*OWN, "wrong_nets:gray", "--classes", "none"), "none: not a mapping of classes: No such file or directory"),
     ],
 )

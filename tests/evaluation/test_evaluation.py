@@ -10,8 +10,8 @@ from torch import nn
 
 from robbench.core.errors import DataError, ModelError, ResultError, RobbenchError, SuiteError
 from robbench.engine import engine
+from robbench.evaluation import inputs, worker
 from robbench.evaluation import run as evaluation
-from robbench.evaluation import worker
 from robbench.evaluation.inputs import select
 from robbench.evaluation.options import Options
 from robbench.evaluation.run import evaluate
@@ -150,26 +150,27 @@ def test_an_interrupt_keeps_what_was_finished(problem, tmp_path, monkeypatch):
 
 def test_a_different_run_in_the_same_place_is_refused_by_field(problem, tmp_path, monkeypatch):
     _, x, y = problem
-    call = {"x": x, "y": y, "name": "small", "results": tmp_path, "dataset": "digits"}  # a standard run: no overrides
+    # A standard run, without overrides. Images of one's own always come with a radius.
+    monkeypatch.setattr(inputs, "find_known_name", lambda name: None)
+    call = {"x": x, "y": y, "name": "small", "results": tmp_path, "dataset": "fashion_mnist"}
     evaluate(small(0), "quick", **call)
-    stored = (tmp_path / "digits" / "small" / "quick" / "result.json").read_bytes()
+    stored = (tmp_path / "fashion_mnist" / "small" / "quick" / "result.json").read_bytes()
     with pytest.raises(ResultError, match="weights: stored") as error:
         evaluate(small(1), "quick", **call)
     assert (
         "--overwrite" in str(error.value)
         and "data" not in str(error.value).split("What differs")[1].split("weights")[0]
     )
-    assert (tmp_path / "digits" / "small" / "quick" / "result.json").read_bytes() == stored
+    assert (tmp_path / "fashion_mnist" / "small" / "quick" / "result.json").read_bytes() == stored
     replaced = evaluate(small(1), "quick", **call, overwrite=True)
-    assert read_result(tmp_path / "digits" / "small" / "quick" / "result.json") == replaced
+    assert read_result(tmp_path / "fashion_mnist" / "small" / "quick" / "result.json") == replaced
 
 
-def test_overrides_never_touch_the_standard_run(problem, tmp_path):
-    model, x, y = problem
-    call = {"x": x, "y": y, "name": "small", "results": tmp_path, "dataset": "digits"}
+def test_overrides_never_touch_the_standard_run(tmp_path):
+    model, call = "digits/natural", {"results": tmp_path, "samples": 20}
     ids = {evaluate(model, "quick", **call, **o).run_id for o in ({}, {"eps": 0.1}, {"seed": 1}, {"sample_seed": 3})}
     assert len(ids) == 4
-    folders = sorted(p.name.split("@")[0] for p in (tmp_path / "digits" / "small").iterdir())
+    folders = sorted(p.name.split("@")[0] for p in (tmp_path / "digits" / "natural").iterdir())
     assert folders == ["quick"] * 4
     assert len(read_results(tmp_path).results) == 4
     lanes = evaluate(model, "quick", **call, lanes=8)

@@ -87,7 +87,7 @@ def test_random_targets_depend_on_seed_and_image_alone(tmp_path):
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
-        ("nxt", RobbenchError, "target: 'nxt' given; allowed: least-likely, random, next, a class"),
+        ("nxt", RobbenchError, "target: 'nxt' given; allowed: least-likely, random, next, the number of a class"),
         (-1, RobbenchError, "target: -1 given"),
         (True, RobbenchError, "target: True given"),
         (1.5, RobbenchError, "target: 1.5 given"),

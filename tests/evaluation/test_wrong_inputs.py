@@ -435,7 +435,7 @@ WRONG_COMMANDS = {  # what is typed: words of the sentence
     "list": "Missing argument",
     "export x --pictures a --output b": "--pictures and --output given; allowed: one of them",
     "verify": "Missing argument",
-    "measure linear": "Missing option '--model'",
+    "measure linear": "Give --model: a registered model, or a source.",
     "table 99": "Unknown table '99'.",
     "table 0": "Unknown table '0'.",
     "table shafahi2019-99": "Unknown table 'shafahi2019-99'.",

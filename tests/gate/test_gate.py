@@ -208,9 +208,10 @@ def test_no_message_repeats_a_file_that_a_baseline_names(folder, tmp_path, name,
     (images / "x.png").touch()
     (run,) = read_baseline(folder / "b.json").runs
     here = {"model": f"file:{folder / 'net.safetensors'}"}
+    own = here | {"dataset": "mine", "norm": "Linf", "eps": "0.1"}
     given = {
-        ".toml": here, ".csv": here | {"data": str(path), "classes": {"a": 0}},
-        ".txt": here | {"data": str(images.parent), "classes": str(path)},
+        ".toml": here, ".csv": own | {"data": str(path), "classes": {"a": 0}},
+        ".txt": own | {"data": str(images.parent), "classes": str(path)},
     }.get(path.suffix, {"model": f"file:{path}"})  # fmt: skip
     suite = str(path) if path.suffix == ".toml" else "quick"
     theirs = run.model_copy(update={"given": run.given.model_copy(update=given), "suite": suite})

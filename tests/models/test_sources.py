@@ -266,7 +266,7 @@ def test_options_that_do_not_go_with_the_model(model, options, error, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-m", "digits/natural", "--dataset", "digits"], "The card of a registered model"),
+        (["-m", "digits/natural", "--dataset", "digits"], "--dataset given with a registered model"),
         (["-m", "digits/natural", "-m", "torchhub:a/b"], "Unknown source"),
         (
             ["-m", "file:x.pt", "--dataset", "digits", "--mean", "0.5;0.5"],

@@ -22,8 +22,8 @@ from torch import nn
 from robbench.commands.runs import resume_runs, runs
 from robbench.core import files
 from robbench.core.errors import BusyError, ResultError, RobbenchError, StorageError
+from robbench.evaluation import inputs, setup, shards
 from robbench.evaluation import run as evaluation
-from robbench.evaluation import setup, shards
 from robbench.evaluation.run import evaluate
 from robbench.results import store
 from robbench.results.records import COLUMNS, pack_rows, read_rows
@@ -470,14 +470,16 @@ def test_what_changed_is_named_and_never_mixed(problem, tmp_path, monkeypatch, f
         "model.structure": (nn.Sequential(*small(0), nn.Identity()).eval(), x, y),
         "data": (small(0), x.flip(0), y),
     }[field]
-    call = {"dataset": "digits", "eps": None}  # without overrides, all of them have the same place
+    # Only runs without overrides have one place, and images of one's own always come with a radius.
+    monkeypatch.setattr(inputs, "find_known_name", lambda name: None)
+    call = {"dataset": "fashion_mnist", "eps": None}
     old = interrupted((small(0), x, y), tmp_path, monkeypatch, **call)
     reporter = Notes()
     one(changed, tmp_path, **call, reporter=reporter)
     (note,) = [note for note in reporter.notes if "a different unfinished run" in note]
     assert f"{field}: stored" in note
     one(changed, tmp_path, "alone", **call)
-    outcomes = "digits/small/quick/outcomes.parquet"
+    outcomes = "fashion_mnist/small/quick/outcomes.parquet"
     assert (tmp_path / "r" / outcomes).read_bytes() == (tmp_path / "alone" / outcomes).read_bytes()
     assert list(old.glob("*.parquet")), "the other run's shards are left alone"
 
@@ -486,7 +488,8 @@ def test_a_changed_attack_or_suite_is_named(problem, tmp_path, monkeypatch):
     from robbench.attacks import PGD
 
     model, x, y = problem
-    call = {"x": x, "y": y, "name": "small", "dataset": "digits", "results": tmp_path / "r", "lanes": 8}
+    monkeypatch.setattr(inputs, "find_known_name", lambda name: None)
+    call = {"x": x, "y": y, "name": "small", "dataset": "fashion_mnist", "results": tmp_path / "r", "lanes": 8}
     evaluate(model, "quick", **call)
     with monkeypatch.context() as patch:
         patch.setattr(PGD, "version", PGD.version + 1)

@@ -42,6 +42,7 @@ __all__ = [
     "describe_finding",
     "draw_band",
     "format_mean",
+    "format_points",
     "format_share",
     "make_row",
     "plan_fixed_logits",
@@ -66,6 +67,11 @@ def make_row(panel: str, model: str, other: str, x: float, found: Estimate) -> R
 def format_share(found: Estimate) -> str:
     """Format a share and its interval in percent."""
     return f"{100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def format_points(found: Estimate) -> str:
+    """Format a difference of shares and its interval in points."""
+    return f"{100 * found.value:.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def format_mean(found: Estimate) -> str:

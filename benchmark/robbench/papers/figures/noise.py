@@ -18,6 +18,7 @@ from robbench.papers.figures.logits import (
     Row,
     describe_finding,
     draw_band,
+    format_points,
     format_share,
     make_row,
 )
@@ -120,7 +121,7 @@ def plan_noise_accuracy(data: FigureData, title: str, dataset: str) -> FigurePla
         rows.append(make_row("claim", best, f"{_STRONG}: robust, minus {other.split('/')[1]}", 0, found))
     caption = (
         f"B: the best model with noise is {best.split('/')[1]}. Its robust accuracy minus that of {_STANDARD} is "
-        f"{format_share(claims[0])}, and minus that of {_ADVERSARIAL} {format_share(claims[1])}.\n"
+        f"{format_points(claims[0])}, and minus that of {_ADVERSARIAL} {format_points(claims[1])}.\n"
         "Shafahi et al. 2019: smoothing or squeezing with noise is as robust as adversarial training. "
         f"{describe_finding(claims[1].high >= 0)}"
     )

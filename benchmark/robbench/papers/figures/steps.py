@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from robbench.analysis.logits import Estimate, estimate_mean, estimate_share
-from robbench.papers.figures.logits import COLUMNS, Row, describe_finding, format_share, make_row
+from robbench.analysis.logits import estimate_mean, estimate_share
+from robbench.papers.figures.logits import COLUMNS, Row, describe_finding, format_points, make_row
 from robbench.report.figures.canvas import add_footnote, make_figure
 from robbench.report.figures.source import FigureData, FigurePlan
 
@@ -59,16 +59,12 @@ def plan_step_sizes(data: FigureData, title: str, dataset: str) -> FigurePlan:
     alone = estimate_mean(overstated[squeezed])
     short = squeezed.split("/")[1]
     caption = (
-        f"{_BASELINE[1]} steps of {_BASELINE[0]:g} ε, as in the paper's baseline, leave {format_share(alone)} of the "
-        f"images of {short} more than the strongest cell.\n"
-        f"That is {_describe_points(more)} than for at. The paper says that squeezing hides much from a weak attack. "
+        f"{_BASELINE[1]} steps of {_BASELINE[0]:g} ε, as in the paper's baseline, leave {format_points(alone)} more of "
+        f"the images of {short} than the strongest cell.\n"
+        f"That is {format_points(more)} more than for at. The paper says that squeezing hides much from a weak attack. "
         f"{describe_finding(more.low > 0)}"
     )
     return FigurePlan(numbers, partial(_paint, title, numbers, caption))
-
-
-def _describe_points(found: Estimate) -> str:
-    return f"{100 * found.value:.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}] more"
 
 
 def _paint(title: str, numbers: pd.DataFrame, caption: str) -> Figure:
