@@ -81,15 +81,15 @@ def draw_curve(standings: Sequence[Standing]) -> Html:
     """Draw the best known worst case of one model in one norm over the radius, with 95 % intervals."""
     radii = [float(parse_threat(s.base.threat.norm, s.base.threat.eps).eps) for s in standings]
     span = max(radii) * 1.06
-    xs = [8 + 90 * radius / span for radius in radii]
+    xs = [11 + 87 * radius / span for radius in radii]  # "100" needs a tenth of a narrow screen
 
     def height(share: float) -> float:
         return _BOTTOM - (_BOTTOM - _TOP) * share
 
     marks = []
     for share in (0, 0.25, 0.5, 0.75, 1):
-        marks.append(_line(8, height(share), 98, height(share), "grid"))
-        marks.append(tag("text", f"{100 * share:.0f}", x="6.5%", y=f"{height(share) + 1.5:.2f}%", class_="end"))
+        marks.append(_line(11, height(share), 98, height(share), "grid"))
+        marks.append(tag("text", f"{100 * share:.0f}", x="9.5%", y=f"{height(share) + 1.5:.2f}%", class_="end"))
     points = list(zip(xs, standings, strict=True))
     for (x, s), (x2, s2) in itertools.pairwise(points):
         marks.append(_line(x, height(s.worst.value), x2, height(s2.worst.value), "fall"))
