@@ -30,13 +30,13 @@ from robbench.core.types import Dataset
 from robbench.data.sets import load
 from robbench.engine.engine import attack_samples
 from robbench.evaluation.options import Options
-from robbench.models.architectures import Normalized, build
 from robbench.models.card import DATASETS, CpuOverrides, Entry, Recipe, Registry
 from robbench.models.spec import ModelSpec
 from robbench.results.differences import describe_other_run
 from robbench.results.locking import lock_result
 from robbench.training.draws import Batch, Draws
 from robbench.training.recipe import divergence, learning_rate
+from robbench.training.run import build_network
 from robbench.training.step import Step
 
 __all__ = ["measure_students", "measure_training"]
@@ -83,7 +83,7 @@ def measure_training(
         frames = []
         for seed in _SEEDS:
             mine = recipe.model_copy(update={"seed": seed})
-            module = _build(series.entry, mine, series.device)
+            module = build_network(series.entry, mine.seed, series.device)
             step = Step(module, mine, Draws(series.train, mine, series.device))
             for i in range(_ITERATIONS):
                 step(i, learning_rate(mine, i / _ITERATIONS))
@@ -140,7 +140,7 @@ def measure_students(
         for iteration in _STUDENT_CHECKPOINTS:
             logits = teacher[teacher["iteration"] == iteration].filter(like="logit_").to_numpy(np.float32).copy()
             for loss in _LOSSES:
-                module = _build(series.entry, recipe, series.device)
+                module = build_network(series.entry, recipe.seed, series.device)
                 kind = Step if loss == "logits" else _SoftmaxStep
                 draws = Draws(series.train, recipe, series.device)
                 step = kind(module, recipe, draws, target=torch.from_numpy(logits).to(series.device))
@@ -249,16 +249,6 @@ def _shorten(entry: Entry) -> Recipe:
     assert recipe is not None, "checked before"
     inner = {"steps": _STEPS, "step_size": recipe.adversary.eps / 2} if recipe.adversary else {}
     return CpuOverrides.model_validate({"iterations": _ITERATIONS, **inner}).apply(recipe)
-
-
-def _build(entry: Entry, recipe: Recipe, device: torch.device) -> nn.Module:
-    """Build the network of a card with the first weights of the recipe's seed."""
-    facts, card = DATASETS[entry.dataset], entry.card
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        bare = build(card.architecture.name, card.architecture.args, facts.num_classes, facts.in_shape)
-    module: nn.Module = Normalized(bare, card.preprocess.mean, card.preprocess.std) if card.preprocess else bare
-    return module.to(device).to(memory_format=torch.channels_last).train()
 
 
 def _look(series: _Series, module: nn.Module, split: str) -> pd.DataFrame:

@@ -49,13 +49,24 @@ from robbench.training.recipe import learning_rate
 from robbench.training.step import Step
 from robbench.training.teacher import compute_targets, list_teacher_digests
 
-__all__ = ["Run"]
+__all__ = ["Run", "build_network"]
 
 _CHECKPOINT_SECONDS = 20.0
 _MOST_LOG_BYTES = 2**24
 _REPORTS = 100  # log lines of a run
 _PROBES = 10  # log lines of a run with accuracies
 _IN_FLIGHT = 4  # iterations that a GPU may have to do
+
+
+def build_network(entry: Entry, seed: int, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Build the network of a card, in training mode, with the first weights of a seed."""
+    facts, card = DATASETS[entry.dataset], entry.card
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        bare = build(card.architecture.name, card.architecture.args, facts.num_classes, facts.in_shape)
+    pre = card.preprocess
+    module: nn.Module = Normalized(bare, pre.mean, pre.std) if pre else bare
+    return module.to(device, dtype).to(memory_format=torch.channels_last).train()
 
 
 class Run:
@@ -118,14 +129,8 @@ class Run:
             raise ModelError(
                 f"{entry.full_name}: batch_size {recipe.batch_size} given; the training set has {len(data)} images."
             )
-        facts, card = DATASETS[entry.dataset], entry.card
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            bare = build(card.architecture.name, card.architecture.args, facts.num_classes, facts.in_shape)
-        pre = card.preprocess
-        module = Normalized(bare, pre.mean, pre.std) if pre else bare
         dtype = torch.float64 if self.precision == "float64" else torch.float32
-        self.module: nn.Module = module.to(device, dtype).to(memory_format=torch.channels_last).train()
+        self.module = build_network(entry, recipe.seed, device, dtype)
         target = compute_targets(entry, recipe, data, device, self.folder)
         same = recipe.seed, recipe.batch_size, recipe.augment
         shared = {} if shared is None else shared
