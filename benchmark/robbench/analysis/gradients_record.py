@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, write_atomically
-from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table
+from robbench.core.files import digest
+from robbench.results.measurement import (
+    MeasurementFile,
+    check_summary,
+    read_measurements,
+    read_summary,
+    read_table,
+    write_measurement,
+)
 from robbench.results.reader import Damage
-from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, dump_sealed, read_validated
+from robbench.results.schema import Accuracy, Answers, Count
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -68,18 +75,9 @@ Pictures = NDArray[np.uint8]
 """Levels of the pictures of m images, [m, len(KINDS), C, H, W]."""
 
 
-class GradientsFile(StrictModel):
+class GradientsFile(MeasurementFile):
     """The content of gradients.json. Its means are computed from gradients.parquet."""
 
-    schema_version: Literal[1]
-    run_id: str
-    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
-    model: Component
-    dataset: Component
-    n: Count
-    """Number of images: the first n of the test set."""
-    total: Count
-    """Number of images of the whole test set."""
     means: dict[str, float]
     """Means over the images."""
     judge: Accuracy
@@ -88,25 +86,8 @@ class GradientsFile(StrictModel):
     """Shape of an image, (C, H, W)."""
     shown: Annotated[list[int], Field(min_length=1)]
     """Official indices of the images in pictures.parquet, the first of each class."""
-    flags: dict[str, str]
-    """Problems that make the numbers doubtful: name of the problem -> sentence."""
-    identity: dict[str, Any]
-    """What the numbers depend on."""
-    seconds: float
-    lanes: int
-    hardware: str
-    versions: dict[str, str]
-    date: str
-    """UTC, ISO 8601."""
     answers: Answers
     """As in result.json."""
-    files: dict[str, str]
-    """SHA-256 of both tables."""
-
-    @property
-    def is_always_sealed(self) -> bool:
-        """Every version seals."""
-        return True
 
 
 def gradients_folder(root: Path, dataset: str, model: str) -> Path:
@@ -143,13 +124,11 @@ def write_gradients(folder: Path, file: GradientsFile, rows: pd.DataFrame, pictu
             "level": pictures.ravel(),
         }
     )
-    (folder / _SUMMARY).unlink(missing_ok=True)
-    for name, table, columns in ((_TABLE, rows, COLUMNS), (_PICTURES, levels, _PIXELS)):
-        write_atomically(folder / name, table.astype(columns).to_parquet(index=False))
-    digests = {name: digest_table(folder / name, _MOST_BYTES) for name in (_TABLE, _PICTURES)}
-    file = file.model_copy(update={"files": digests})
-    write_atomically(folder / _SUMMARY, dump_sealed(file))
-    return file
+    tables = {
+        name: table.astype(columns).to_parquet(index=False)
+        for name, table, columns in ((_TABLE, rows, COLUMNS), (_PICTURES, levels, _PIXELS))
+    }
+    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, tables)
 
 
 def read_gradients(folder: Path) -> tuple[GradientsFile, tuple[pd.DataFrame, Pictures]]:
@@ -160,10 +139,7 @@ def read_gradients(folder: Path) -> tuple[GradientsFile, tuple[pd.DataFrame, Pic
     """
     path = folder / _SUMMARY
     try:
-        file = read_validated(path, GradientsFile, 2**24)
-        for name in (_TABLE, _PICTURES):
-            if file.files.get(name) != digest_table(folder / name, _MOST_BYTES):
-                raise ResultError(f"{folder / name}: not as it was written (SHA-256).")
+        file = read_summary(path, GradientsFile, [_TABLE, _PICTURES], _MOST_BYTES)
         rows = read_table(folder / _TABLE, _MOST_BYTES, list(COLUMNS.items()))
         if not np.isfinite(rows[list(_MEANS)].to_numpy()).all():
             raise ResultError(f"{folder / _TABLE} holds a number that is not finite.")

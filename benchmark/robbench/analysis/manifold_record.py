@@ -18,9 +18,16 @@ from pydantic import Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
-from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table, write_measurement
+from robbench.results.measurement import (
+    MeasurementFile,
+    check_summary,
+    read_measurements,
+    read_summary,
+    read_table,
+    write_measurement,
+)
 from robbench.results.reader import Damage
-from robbench.results.schema import Answers, Component, Count, StrictModel, read_validated
+from robbench.results.schema import Answers, Count, StrictModel
 
 __all__ = [
     "COLUMNS",
@@ -73,39 +80,15 @@ class LayerGeometry(StrictModel):
     """Simulated capacity; null if the features separate fewer than half of the labels."""
 
 
-class ManifoldsFile(StrictModel):
+class ManifoldsFile(MeasurementFile):
     """The content of manifolds.json. Its means are computed from manifolds.parquet."""
 
-    schema_version: Literal[1]
-    run_id: str
-    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
-    model: Component
-    dataset: Component
     n: Count
     """Number of images, so of manifolds: the first n of the test set."""
-    total: Count
-    """Number of images of the whole test set."""
     layers: Annotated[list[LayerGeometry], Field(min_length=1)]
     """Clean and adversarial, layer by layer."""
-    flags: dict[str, str]
-    """Problems that make the numbers doubtful: name of the problem -> sentence."""
-    identity: dict[str, Any]
-    """What the numbers depend on."""
-    seconds: float
-    lanes: int
-    hardware: str
-    versions: dict[str, str]
-    date: str
-    """UTC, ISO 8601."""
     answers: Answers
     """As in result.json."""
-    files: dict[str, str]
-    """SHA-256 of manifolds.parquet."""
-
-    @property
-    def is_always_sealed(self) -> bool:
-        """Every version seals."""
-        return True
 
 
 def manifolds_folder(root: Path, dataset: str, model: str) -> Path:
@@ -142,7 +125,8 @@ def summarize_manifolds(
 
 def write_manifolds(folder: Path, file: ManifoldsFile, rows: pd.DataFrame) -> ManifoldsFile:
     """Write a measurement and return its summary with the digest of the table (`write_measurement`)."""
-    return write_measurement(folder / _SUMMARY, folder / _TABLE, _MOST_BYTES, file, rows.astype(COLUMNS))
+    table = rows.astype(COLUMNS).to_parquet(index=False)
+    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: table})
 
 
 def read_manifolds(folder: Path) -> tuple[ManifoldsFile, pd.DataFrame]:
@@ -153,9 +137,7 @@ def read_manifolds(folder: Path) -> tuple[ManifoldsFile, pd.DataFrame]:
     """
     path = folder / _SUMMARY
     try:
-        file = read_validated(path, ManifoldsFile, 2**26)
-        if file.files != {_TABLE: digest_table(folder / _TABLE, _MOST_BYTES)}:
-            raise ResultError(f"{folder / _TABLE}: not as it was written (SHA-256).")
+        file = read_summary(path, ManifoldsFile, [_TABLE], _MOST_BYTES)
         rows = _read_table(folder / _TABLE, file)
         described = {name: getattr(file, name) for name in ManifoldsFile.model_fields if name not in _DERIVED}
         again = summarize_manifolds(rows, file.layers, file.identity, described)

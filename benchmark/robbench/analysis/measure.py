@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robbench.analysis.gradients_record import GradientsFile
 from robbench.analysis.logits import Integers
-from robbench.analysis.manifold_record import ManifoldsFile
 from robbench.analysis.record import (
     LOGITS_VERSION,
     LogitsFile,
@@ -25,7 +23,6 @@ from robbench.analysis.record import (
     summarize_logits,
     write_logits,
 )
-from robbench.analysis.series_record import SeriesFile
 from robbench.attacks.pgd import PGD
 from robbench.classifier.answers import AnswerProbe, describe_other_answers
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
@@ -45,6 +42,7 @@ from robbench.linear.theory import Values
 from robbench.models.spec import ModelSpec
 from robbench.results.differences import describe_other_run
 from robbench.results.locking import lock_result
+from robbench.results.measurement import MeasurementFile
 from robbench.suite import load_suite
 
 __all__ = ["ATTACK", "SEED", "check_stored", "describe_run", "find_threat", "measure_logits", "run_batches"]
@@ -121,7 +119,7 @@ def measure_logits(
 
 def check_stored(
     folder: Path,
-    stored: LogitsFile | ManifoldsFile | GradientsFile | SeriesFile,
+    stored: MeasurementFile,
     identity: dict[str, Any],
     probe: AnswerProbe,
 ) -> None:

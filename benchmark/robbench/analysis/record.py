@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,16 @@ from robbench.analysis.logits import Booleans, Integers
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.linear.theory import Values
-from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table, write_measurement
+from robbench.results.measurement import (
+    MeasurementFile,
+    check_summary,
+    read_measurements,
+    read_summary,
+    read_table,
+    write_measurement,
+)
 from robbench.results.reader import Damage
-from robbench.results.schema import Accuracy, Answers, Component, Count, StrictModel, read_validated
+from robbench.results.schema import Accuracy, Answers, Count
 from robbench.results.summary import make_accuracy
 
 __all__ = [
@@ -80,41 +87,15 @@ class StoredLogits:
         return self.correct & ~self.broken
 
 
-class LogitsFile(StrictModel):
+class LogitsFile(MeasurementFile):
     """The content of logits.json. Its numbers are computed from logits.parquet."""
 
-    schema_version: Literal[1]
-    run_id: str
-    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
-    model: Component
-    dataset: Component
-    n: Count
-    """Number of images: the first n of the test set."""
-    total: Count
-    """Number of images of the whole test set."""
     classes: Count
     """Number of logits, K."""
     clean_accuracy: Accuracy
     robust_accuracy: Accuracy
-    flags: dict[str, str]
-    """Problems that make the numbers doubtful: name of the problem -> sentence."""
-    identity: dict[str, Any]
-    """What the numbers depend on, with the attack and its settings."""
-    seconds: float
-    lanes: int
-    hardware: str
-    versions: dict[str, str]
-    date: str
-    """UTC, ISO 8601."""
     answers: Answers
     """As in result.json."""
-    files: dict[str, str]
-    """SHA-256 of logits.parquet."""
-
-    @property
-    def is_always_sealed(self) -> bool:
-        """Every version seals."""
-        return True
 
 
 def logits_folder(root: Path, dataset: str, model: str) -> Path:
@@ -152,7 +133,7 @@ def write_logits(folder: Path, file: LogitsFile, measured: StoredLogits) -> Logi
     logits = np.hstack([measured.clean, measured.adversarial]).astype(np.float32)
     head = [measured.sample, measured.label, measured.broken]
     table = pd.DataFrame(dict(zip(_columns(file.classes), [*head, *logits.T], strict=True)))
-    return write_measurement(folder / _SUMMARY, folder / _TABLE, _MOST_BYTES, file, table)
+    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: table.to_parquet(index=False)})
 
 
 def read_logits(folder: Path) -> tuple[LogitsFile, StoredLogits]:
@@ -163,9 +144,7 @@ def read_logits(folder: Path) -> tuple[LogitsFile, StoredLogits]:
     """
     path = folder / _SUMMARY
     try:
-        file = read_validated(path, LogitsFile, 2**26)
-        if file.files != {_TABLE: digest_table(folder / _TABLE, _MOST_BYTES)}:
-            raise ResultError(f"{folder / _TABLE}: not as it was written (SHA-256).")
+        file = read_summary(path, LogitsFile, [_TABLE], _MOST_BYTES)
         measured = _read_table(folder / _TABLE, file.classes)
         described = {name: getattr(file, name) for name in LogitsFile.model_fields if name not in _DERIVED}
         again = summarize_logits(measured, file.identity, described)

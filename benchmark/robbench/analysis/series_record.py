@@ -18,10 +18,17 @@ import numpy as np
 import pandas as pd
 
 from robbench.core.errors import ResultError
-from robbench.core.files import digest, write_atomically
-from robbench.results.measurement import check_summary, digest_table, read_measurements, read_table
+from robbench.core.files import digest
+from robbench.results.measurement import (
+    MeasurementFile,
+    check_summary,
+    read_measurements,
+    read_summary,
+    read_table,
+    write_measurement,
+)
 from robbench.results.reader import Damage
-from robbench.results.schema import Answers, Component, Count, StrictModel, dump_sealed, read_validated
+from robbench.results.schema import Count
 
 __all__ = [
     "SERIES",
@@ -56,39 +63,11 @@ def list_columns(kind: str, classes: int) -> dict[str, str]:
     return {"seed": "int64", "iteration": "int64", "split": "str", **image, "broken": "bool", **logits}
 
 
-class SeriesFile(StrictModel):
+class SeriesFile(MeasurementFile):
     """The content of the summary."""
 
-    schema_version: Literal[1]
     measure: Kind
-    run_id: str
-    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
-    model: Component
-    dataset: Component
-    n: Count
-    """Number of test images: the first n of the test set."""
-    total: Count
-    """Number of images of the whole test set."""
     classes: Count
-    flags: dict[str, str]
-    """Problems that make the numbers doubtful: name of the problem -> sentence."""
-    identity: dict[str, Any]
-    """What the numbers depend on."""
-    seconds: float
-    lanes: int
-    hardware: str
-    versions: dict[str, str]
-    date: str
-    """UTC, ISO 8601."""
-    answers: Answers | None
-    """As in result.json; null where the series trains its own networks."""
-    files: dict[str, str]
-    """SHA-256 of the table."""
-
-    @property
-    def is_always_sealed(self) -> bool:
-        """Every version seals."""
-        return True
 
 
 def series_folder(root: Path, dataset: str, model: str, kind: str) -> Path:
@@ -131,11 +110,8 @@ def write_series(folder: Path, file: SeriesFile, rows: pd.DataFrame) -> SeriesFi
     summary, table = _paths(folder, file.measure)
     columns = list_columns(file.measure, file.classes)
     repeated = [name for name in columns if not name.startswith("logit_")]  # a dictionary of logits doubles their size
-    summary.unlink(missing_ok=True)
-    write_atomically(table, rows[list(columns)].astype(columns).to_parquet(index=False, use_dictionary=repeated))
-    file = file.model_copy(update={"files": {table.name: digest_table(table, _MOST_BYTES)}})
-    write_atomically(summary, dump_sealed(file))
-    return file
+    content = rows[list(columns)].astype(columns).to_parquet(index=False, use_dictionary=repeated)
+    return write_measurement(summary, _MOST_BYTES, file, {table.name: content})
 
 
 def read_series(folder: Path) -> tuple[SeriesFile, pd.DataFrame]:
@@ -146,9 +122,9 @@ def read_series(folder: Path) -> tuple[SeriesFile, pd.DataFrame]:
     """
     summary, table = _paths(folder, folder.name)
     try:
-        file = read_validated(summary, SeriesFile, 2**26)
-        if file.measure != folder.name or file.files != {table.name: digest_table(table, _MOST_BYTES)}:
-            raise ResultError(f"{table}: not as it was written (SHA-256).")
+        file = read_summary(summary, SeriesFile, [table.name], _MOST_BYTES)
+        if file.measure != folder.name:
+            raise ResultError(f"{summary} is a measurement of {file.measure}.")
         rows = read_table(table, _MOST_BYTES, list(list_columns(file.measure, file.classes).items()))
         described = {name: getattr(file, name) for name in SeriesFile.model_fields if name not in _DERIVED}
         again = summarize_series(rows, file.identity, described)

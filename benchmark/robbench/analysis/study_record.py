@@ -20,9 +20,15 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.results.differences import list_differences
-from robbench.results.measurement import digest_table, read_measurements, read_table, write_measurement
+from robbench.results.measurement import (
+    SealedFile,
+    read_measurements,
+    read_summary,
+    read_table,
+    write_measurement,
+)
 from robbench.results.reader import Damage
-from robbench.results.schema import Component, Count, StrictModel, read_validated
+from robbench.results.schema import Component, Count
 
 __all__ = ["COLUMNS", "STUDY_VERSION", "StudyFile", "read_studies", "read_study", "study_folder", "write_study"]
 
@@ -41,7 +47,7 @@ _MOST_BYTES = 2**26
 _DERIVED = {"schema_version", "run_id", "identity", "rows", "means"}
 
 
-class StudyFile(StrictModel):
+class StudyFile(SealedFile):
     """The content of study.json. Its means are computed from study.parquet."""
 
     schema_version: Literal[1]
@@ -63,18 +69,11 @@ class StudyFile(StrictModel):
     versions: dict[str, str]
     date: str
     """UTC, ISO 8601."""
-    files: dict[str, str]
-    """SHA-256 of study.parquet."""
 
     @property
     def total(self) -> int:
         """Number of test images; a study uses all of them."""
         return self.n
-
-    @property
-    def is_always_sealed(self) -> bool:
-        """Every version seals."""
-        return True
 
 
 def study_folder(root: Path, dataset: str, study: str) -> Path:
@@ -100,7 +99,7 @@ def write_study(folder: Path, rows: pd.DataFrame, identity: dict[str, Any], desc
     """
     rows = rows.astype(COLUMNS)
     file = _summarize(rows, identity, {**described, "files": {}})
-    return write_measurement(folder / _SUMMARY, folder / _TABLE, _MOST_BYTES, file, rows)
+    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: rows.to_parquet(index=False)})
 
 
 def read_study(folder: Path) -> tuple[StudyFile, pd.DataFrame]:
@@ -111,9 +110,7 @@ def read_study(folder: Path) -> tuple[StudyFile, pd.DataFrame]:
     """
     path = folder / _SUMMARY
     try:
-        file = read_validated(path, StudyFile, 2**24)
-        if file.files != {_TABLE: digest_table(folder / _TABLE, _MOST_BYTES)}:
-            raise ResultError(f"{folder / _TABLE}: not as it was written (SHA-256).")
+        file = read_summary(path, StudyFile, [_TABLE], _MOST_BYTES)
         rows = read_table(folder / _TABLE, _MOST_BYTES, list(COLUMNS.items()))
         if not np.isfinite(rows[["eps", "value"]].to_numpy()).all():
             raise ResultError(f"{folder / _TABLE} holds a number that is not finite.")

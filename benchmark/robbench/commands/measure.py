@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from robbench.analysis.gradients_record import GradientsFile
     from robbench.analysis.manifold_record import ManifoldsFile
     from robbench.analysis.record import LogitsFile
-    from robbench.analysis.series_record import SeriesFile
     from robbench.models.spec import ModelSpec, SpecFields
+    from robbench.results.measurement import MeasurementFile
 
 __all__ = ["measure"]
 
@@ -186,14 +186,14 @@ def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path |
     measure_all(dataset, Registry.default(models), results, _KINDS, measure_task, train_entry)
 
 
-def _find_measurement(what: str) -> Callable[..., LogitsFile | ManifoldsFile | GradientsFile | SeriesFile]:
+def _find_measurement(what: str) -> Callable[..., MeasurementFile]:
     from robbench.analysis.measure import measure_logits
     from robbench.analysis.measure_gradients import measure_gradients
     from robbench.analysis.measure_manifolds import measure_manifolds
     from robbench.analysis.measure_steps import measure_steps
     from robbench.analysis.measure_training import measure_students, measure_training
 
-    known: dict[str, Callable[..., LogitsFile | ManifoldsFile | GradientsFile | SeriesFile]] = {
+    known: dict[str, Callable[..., MeasurementFile]] = {
         "logits": measure_logits,
         "manifolds": measure_manifolds,
         "gradients": measure_gradients,
@@ -208,7 +208,7 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _describe(file: LogitsFile | ManifoldsFile | GradientsFile | SeriesFile) -> list[dict[str, str]]:
+def _describe(file: MeasurementFile) -> list[dict[str, str]]:
     about = {"model": f"{file.dataset}/{file.model}", "n": str(file.n)}
     flags = {"flags": ", ".join(sorted(file.flags)) or "–"}
     if file.identity["measure"] == "manifolds":

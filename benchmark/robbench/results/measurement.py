@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,21 @@ from robbench.core.files import digest_file, write_atomically
 from robbench.core.parquet import read_flat_table
 from robbench.results.differences import list_differences
 from robbench.results.reader import Damage
-from robbench.results.schema import StrictModel, dump_sealed
+from robbench.results.schema import Answers, Component, Count, StrictModel, dump_sealed, read_validated
 from robbench.results.selection import describe_selection, find_selection_error
 
-__all__ = ["check_summary", "digest_table", "read_measurements", "read_table", "write_measurement"]
+__all__ = [
+    "MeasurementFile",
+    "SealedFile",
+    "check_summary",
+    "digest_table",
+    "read_measurements",
+    "read_summary",
+    "read_table",
+    "write_measurement",
+]
+
+_MOST_SUMMARY_BYTES = 2**24
 
 
 class _Summary(Protocol):
@@ -37,8 +48,46 @@ class _Summary(Protocol):
     def model_dump(self) -> dict[str, Any]: ...
 
 
+class SealedFile(StrictModel):
+    """A summary with the digests of its tables."""
+
+    files: dict[str, str]
+    """SHA-256 of each table."""
+
+    @property
+    def is_always_sealed(self) -> bool:
+        """Every version seals."""
+        return True
+
+
+class MeasurementFile(SealedFile):
+    """The fields that summaries of measurements of a model share."""
+
+    schema_version: Literal[1]
+    run_id: str
+    """SHA-256 of `identity`. Batch width, device and number of images are not part of the identity."""
+    model: Component
+    dataset: Component
+    n: Count
+    """Number of images: the first n of the test set."""
+    total: Count
+    """Number of images of the whole test set."""
+    flags: dict[str, str]
+    """Problems that make the numbers doubtful: name of the problem -> sentence."""
+    identity: dict[str, Any]
+    """What the numbers depend on."""
+    seconds: float
+    lanes: int
+    hardware: str
+    versions: dict[str, str]
+    date: str
+    """UTC, ISO 8601."""
+    answers: Answers | None
+    """As in result.json; null where the measurement trains its own networks."""
+
+
 _File = TypeVar("_File", bound=_Summary)
-_Sealed = TypeVar("_Sealed", bound=StrictModel)
+_Model = TypeVar("_Model", bound=SealedFile)
 _Content = TypeVar("_Content")
 
 
@@ -98,15 +147,36 @@ def read_table(path: Path, most: int, columns: Sequence[tuple[str, str]]) -> pd.
     return rows
 
 
-def write_measurement(summary: Path, table: Path, most: int, file: _Sealed, rows: pd.DataFrame) -> _Sealed:
-    """Write a measurement and return its summary with the digest of the table.
+def write_measurement(summary: Path, most: int, file: _Model, tables: Mapping[str, bytes]) -> _Model:
+    """Write a measurement and return its summary with the digests of the tables.
 
     The summary is written last, so that a summary on disk means a complete measurement.
+
+    Args:
+        summary: where to write the summary.
+        most: size limit of a table in bytes.
+        file: the summary.
+        tables: Parquet files beside the summary: name -> content.
     """
     summary.unlink(missing_ok=True)
-    write_atomically(table, rows.to_parquet(index=False))
-    file = file.model_copy(update={"files": {table.name: digest_table(table, most)}})
+    for name, content in tables.items():
+        write_atomically(summary.with_name(name), content)
+    digests = {name: digest_table(summary.with_name(name), most) for name in tables}
+    file = file.model_copy(update={"files": digests})
     write_atomically(summary, dump_sealed(file))
+    return file
+
+
+def read_summary(summary: Path, kind: type[_Model], tables: Sequence[str], most: int) -> _Model:
+    """Read a summary. The tables beside it must be those that were written.
+
+    Raises:
+        ResultError: a file is missing, damaged or changed.
+    """
+    file = read_validated(summary, kind, _MOST_SUMMARY_BYTES)
+    for name in tables:
+        if file.files.get(name) != digest_table(summary.with_name(name), most):
+            raise ResultError(f"{summary.with_name(name)}: not as it was written (SHA-256).")
     return file
 
 
