@@ -10,6 +10,7 @@ from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.figures.activations import plan_activations
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
 from robbench.papers.figures.images import plan_confident_images, plan_neighbours
+from robbench.papers.figures.landscapes import PLANES, Plane, plan_landscapes
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
 from robbench.papers.figures.manifolds import plan_manifolds, plan_simulated_capacity
 from robbench.papers.figures.noise import plan_noise_accuracy, plan_smoothed_certificates
@@ -152,6 +153,18 @@ _LAST_CAPTION = (
     "What to see: the height of a curve is the size of a model's logits. A flat curve means that no class has larger "
     "logits than the others."
 )
+_LANDSCAPES: dict[Plane, tuple[str, str, str]] = {
+    "random": (
+        "Loss around images, two random directions",
+        "5",
+        "What to see: whether the loss is smooth, and whether it rises at all. A flat panel does not mean robust.",
+    ),
+    "adversarial": (
+        "Loss around images, an adversarial and a random direction",
+        "9",
+        "What to see: whether the loss rises smoothly upwards. Then a gradient leads an attack.",
+    ),
+}
 _SEGUIN_CAPTIONS = {
     "1": "What to see: how far the logits of training images grow, and whether the band is wider above than below.",
     "A.6": "What to see: a curve of students that falls to the right says that a late teacher teaches less robustness.",
@@ -194,6 +207,18 @@ def _paper_figure(
 ) -> FigureDefinition:
     credit = f"after Figure {number} of {_PAPER}"
     return FigureDefinition(f"shafahi2019-{number}", title, datasets, make, caption, credit)
+
+
+def _landscape_figure(plane: Plane) -> FigureDefinition:
+    title, number, see = _LANDSCAPES[plane]
+    return FigureDefinition(
+        f"landscape-{plane}",
+        title,
+        ("digits", "mnist", "cifar10"),
+        partial(plan_landscapes, plane),
+        see,
+        f"after Figure {number} of {_PAPER} (arXiv:1910.11585)",
+    )
 
 
 def _gap_figure(number: str, title: str, datasets: tuple[str, ...], choices: ModelChoices) -> FigureDefinition:
@@ -255,6 +280,7 @@ _ALL = (
     _seguin_figure("B.5", "Logit gaps with three seeds", plan_seed_gaps),
     _seguin_figure("B.6", "Order of the classes with three seeds", plan_seed_overlaps),
     _seguin_figure("C", "The analytic model of logits", plan_surrogate, ("digits",), "Figures C.1-C.3"),
+    *(_landscape_figure(plane) for plane in PLANES),
     FigureDefinition(
         "mosbach2018",
         "Step size and number of steps of PGD",

@@ -20,6 +20,7 @@ from robbench.certify.record import Certificates, read_certified_files
 from robbench.core.errors import CardError
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
+from robbench.masking.stored import VerdictIndex
 from robbench.models.card import Entry, Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure
 from robbench.results.places import locate_result
@@ -106,6 +107,10 @@ class FigureData:
         return read_certified_files(self.root)
 
     @cached_property
+    def _verdicts(self) -> VerdictIndex:
+        return VerdictIndex(self.root)
+
+    @cached_property
     def _gradients_files(
         self,
     ) -> tuple[dict[str, tuple[GradientsFile, tuple[pd.DataFrame, Pictures]]], list[Damage]]:
@@ -122,7 +127,8 @@ class FigureData:
             *(self._linear_files, self._logits_files, self._manifolds_files, self._gradients_files),
             *(self._series_files, self._studies, self._certified),
         ]
-        return [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
+        found = [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
+        return [*found, *self._verdicts.list_damaged()]
 
     @cached_property
     def results(self) -> list[ResultFile]:
@@ -172,6 +178,18 @@ class FigureData:
                 dataset, file.model, file.identity.get("weights")
             ):
                 found[f"{dataset}/{file.model}"] = file, rows
+        return {name: found[name] for name in self._sort_models(set(found))}
+
+    def read_landscapes(self, dataset: str) -> dict[str, pd.DataFrame]:
+        """Read the losses around images of all models of a data set, in the order of figures.
+
+        Of a model with several sanity runs, those of the run on the most images.
+        """
+        found = {
+            f"{dataset}/{file.model}": frame
+            for file, frame in self._verdicts.read_landscapes(dataset)
+            if self._is_current(dataset, file.model, file.measured.get("weights"))
+        }
         return {name: found[name] for name in self._sort_models(set(found))}
 
     def read_series(self, kind: str, dataset: str) -> dict[str, pd.DataFrame]:
