@@ -172,7 +172,8 @@ def test_the_page_says_first_what_it_cannot_and_then_every_number(measured):
 def test_hostile_text_is_escaped(measured):
     registry, root = measured
     evil = "<b>x</b> | [l](javascript:e)"
-    registry = change_card(registry, "mnist/ls095_sigma03", lambda text: f'{text}instead = "iterations 1, {evil}"\n')
+    evil_lines = f'instead = "iterations 1, {evil}"\nprecision = "{evil}"\n'
+    registry = change_card(registry, "mnist/ls095_sigma03", lambda text: text + evil_lines)
     audit = audit_claims(registry, root)
     (row,) = audit.rows
     for claimed in (

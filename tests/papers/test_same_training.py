@@ -5,7 +5,8 @@ import re
 import pytest
 
 from robbench.models.card import Registry
-from robbench.papers.audit import audit_claims
+from robbench.papers.audit import audit_claims, read_references
+from robbench.papers.audit_page import render_audit_page
 from robbench.papers.published import TABLES
 from robbench.papers.tables import fill_table
 from support.papers import line_of, put, result
@@ -49,6 +50,20 @@ def test_a_recipe_that_is_longer_alone_shows_the_model_on_its_way(put_card, tmp_
         for note in sheet.notes
     )
     assert [row.model for row in audit_claims(registry, root).rows] == ["mnist/sigma05"]
+
+
+def test_a_precision_other_than_float32_stands_beside_the_iterations(put_card, tmp_path):
+    put_card("natural")
+    registry, root = put_card("sigma05", 25000, "d"), tmp_path / "results"
+    card = registry.find("mnist/sigma05").path
+    card.write_text(card.read_text(encoding="utf-8").replace('"float32"', '"bfloat16"'), encoding="utf-8")
+    put(root, result("sigma05", "whitebox", 90, {"APGD-CE": 100}))
+    registry = Registry([tmp_path / "cards"])
+    sheet = fill_table(TABLES["shafahi2019-5"], registry, root)
+    assert line_of(sheet, "mnist/sigma05").trained == "25,000 of 400,000; in bfloat16"
+    assert "Precision of the gradients: 1 in bfloat16." in render_audit_page(
+        audit_claims(registry, root), read_references(), "a.png"
+    )
 
 
 @pytest.mark.parametrize(

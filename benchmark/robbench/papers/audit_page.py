@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -119,9 +120,11 @@ def _list_limits(audit: Audit, references: Sequence[Reference]) -> Iterator[str]
     groups = {c.table.dataset: [r for r in audit.rows if r.card.dataset == c.table.dataset] for c in audit.coverage}
     groups = {dataset: rows for dataset, rows in groups.items() if rows}
     if groups:
+        precisions = Counter(r.card.trained.precision for rows in groups.values() for r in rows if r.card.trained)
+        counts = ", ".join(f"{count} in {escape_markdown(precision)}" for precision, count in precisions.most_common())
         yield (
             "**Training.** The models are trained here from the paper's recipes. They are not the authors' models. "
-            "Each row is one run with one seed."
+            f"Each row is one run with one seed. Precision of the gradients: {counts}."
         )
         yield (
             f"**Iterations.** {'; '.join(_describe_iterations(*group) for group in groups.items())}. More training can "

@@ -104,7 +104,8 @@ def format_iterations(card: ModelCard, planned: int | None = None) -> str:
 def _list_differences(card: ModelCard) -> list[str]:
     """List how the training differed from the recipe, but for the number of iterations."""
     assert card.trained is not None
-    return [part for part in card.trained.instead.split(", ") if part and not part.startswith("iterations ")]
+    parts = [part for part in card.trained.instead.split(", ") if part and not part.startswith("iterations ")]
+    return parts if card.trained.precision == "float32" else [*parts, f"in {card.trained.precision}"]
 
 
 def find_same_training(card: ModelCard, entries: Sequence[Entry]) -> Entry | None:
