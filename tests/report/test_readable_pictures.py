@@ -18,7 +18,14 @@ from robbench.models.card import Registry
 from robbench.papers.audit import audit_claims, read_references
 from robbench.papers.audit_page import plan_audit_figure
 from robbench.papers.figures.definitions import FIGURES
-from robbench.report.figures.canvas import add_caption, add_legend_below, make_figure, render_png, set_log_axis
+from robbench.report.figures.canvas import (
+    add_caption,
+    add_footnote,
+    add_legend_below,
+    make_figure,
+    render_png,
+    set_log_axis,
+)
 from robbench.report.figures.robustness import plan_eps_figure
 from robbench.report.figures.source import FigureData
 from robbench.report.sheet import paint_sheet
@@ -169,6 +176,16 @@ def test_a_caption_is_below_the_panels_and_covers_nothing(with_legend):
     box, plot = text.get_window_extent(), axes.get_tightbbox()
     assert " ".join(text.get_text().split()).startswith(caption.strip())
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= plot.y0
+
+
+def test_a_long_line_of_a_footnote_is_wrapped_and_short_ones_stay():
+    figure = make_figure(6, 4)
+    figure.subplots()
+    add_footnote(figure, "A first line.\n" + "a long sentence " * 20)
+    figure.canvas.draw()
+    (text,) = [t for t in figure.findobj(Text) if t.get_text().startswith("A first")]
+    box = text.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and text.get_text().startswith("A first line.\na long")
 
 
 def test_the_caption_is_also_in_the_file():

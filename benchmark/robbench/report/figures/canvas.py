@@ -184,14 +184,20 @@ def add_legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", colum
 
 
 def add_footnote(figure: Figure, note: str) -> None:
-    """Put a note in small print below a figure without a legend."""
-    figure.supxlabel(note, fontsize=_NOTE_SIZE, color=_NOTE_COLOUR)
+    """Put a note in small print below a figure without a legend. A long line is wrapped to the figure's width."""
+    lines = [textwrap.fill(line, _count_columns(figure)) for line in note.splitlines()]
+    figure.supxlabel("\n".join(lines), fontsize=_NOTE_SIZE, color=_NOTE_COLOUR)
+
+
+def _count_columns(figure: Figure) -> int:
+    """Return how many letters of small print fit in a line."""
+    return int(17 * figure.get_size_inches()[0])
 
 
 def add_caption(figure: Figure, caption: str) -> None:
     """Put a caption below the panels, above the small print. The figure grows by its height."""
     width, height = figure.get_size_inches()
-    text = textwrap.fill(caption, int(17 * width))
+    text = textwrap.fill(caption, _count_columns(figure))
     figure.set_size_inches(width, height + 0.15 * (text.count("\n") + 1))
     if figure.legends:
         title = figure.legends[0].get_title()
