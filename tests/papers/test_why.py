@@ -47,6 +47,13 @@ def test_gradient_gaps_are_the_medians(repo, page):
     assert "{:.0f} for `natural`, {:.0f} for `at` and {:.1f} for `ls095_sigma03`".format(*medians) in page
 
 
+def test_changes_of_the_loss_are_those_of_the_figure(repo, page):
+    rows = pd.read_csv(repo / "results/figures/digits/landscape-adversarial.csv").query("panel == 'claim'")
+    for name in ("at", "ls095_sigma03"):
+        (row,) = rows[rows["model"] == f"digits/{name}"].itertuples()
+        assert f"{row.value:.3g} times [{row.low:.3g}, {row.high:.3g}]" in page and row.n == 8
+
+
 def test_what_noise_buys_is_quoted_as_it_is(repo, page):
     figures = repo / "results/figures"
     digits, mnist = (pd.read_csv(figures / name / "noise-accuracy.csv") for name in ("digits", "mnist"))
