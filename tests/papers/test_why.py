@@ -94,5 +94,5 @@ def test_claims_about_pixels_and_gradients_are_quoted_as_they_are(repo, page):
 
 def test_every_figure_is_in_the_repository(repo, page):
     pictures = re.findall(r"\]\(\.\./(results/[^)]+)\)", page)
-    assert len(pictures) == 13
+    assert len(pictures) == 14
     assert all((repo / picture).is_file() for picture in pictures)
