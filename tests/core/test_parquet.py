@@ -1,4 +1,4 @@
-"""Parquet files of the package: the same rows come back, and the same rows give the same bytes."""
+"""Parquet files of the package: the same rows come back, the same rows give the same bytes, and claims are read."""
 
 import io
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robbench.core.parquet import encode_rows, read_flat_table
-from robbench.core.parquet_footer import read_chunks
+from robbench.core.parquet_footer import read_chunks, read_pages
 
 EDGES = [0.0, -0.0, np.nan, np.inf, -np.inf, 1.5]
 
@@ -105,3 +105,77 @@ def test_one_function_writes_parquet(repo):
     writers = {"write_table(", "to_parquet(", "ParquetWriter("}
     found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(w in p.read_text() for w in writers)}
     assert found == {"core/parquet.py"}
+
+
+# Structs of Thrift's compact protocol. The first byte of a field has the distance from the number of the field before
+# it, and its type: 5 and 6 are integers of 32 and 64 bits, 9 a list, 12 a struct. An integer n >= 0 is stored as 2 n,
+# and -n as 2 n - 1.
+CODEC, SIZE, DATA = b"\x45\x0c", b"\x36\x28", b"\x26\x3c"  # ZSTD, 20 bytes, from byte 30 on
+
+
+def footer_of(chunk):
+    """Return the end of a Parquet file of one chunk."""
+    content = b"\x49\x1c" + b"\x19\x1c" + b"\x3c" + chunk + bytes(4)
+    return io.BytesIO(content + len(content).to_bytes(4, "little") + b"PAR1")
+
+
+@pytest.mark.parametrize(("rest", "begin"), [(b"", 30), (b"\x26\x14", 10), (b"\x26\x50", 30), (b"\x26\x00", 30)])
+def test_a_chunk_begins_at_its_dictionary_if_that_comes_first(rest, begin):
+    assert read_chunks(footer_of(CODEC + SIZE + DATA + rest)).zstd == [(begin, 20)]
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        CODEC + SIZE + DATA + b"\x25\x14",  # of 32 bits, which PyArrow skips
+        CODEC + SIZE + DATA + b"\x26\x13",  # negative
+        CODEC + SIZE + DATA + b"\x06\x12\x14",  # field 9 again
+        CODEC + b"\x05\x08\x02" + SIZE + DATA,  # field 4 again
+        b"\x46\x0c" + SIZE + DATA,  # a codec of 64 bits
+        CODEC + b"\x36\x27" + DATA,  # a negative size
+    ],
+)
+def test_a_footer_of_two_readings_is_refused(chunk):
+    with pytest.raises(ValueError, match=r"field \d+ of a struct stands there twice, is negative or of another type"):
+        read_chunks(footer_of(chunk))
+
+
+# The type of a page, its 100 bytes after unpacking, and 3 bytes as stored.
+KIND, UNPACKED, PACKED = b"\x15\x00", b"\x15\xc8\x01", b"\x15\x06"
+
+
+def test_pages_are_counted():
+    page = KIND + UNPACKED + PACKED + b"\x00" + b"abc"
+    stream = io.BytesIO(b"PAR1" + page * 5)
+    chunks = [(4, len(page) * 2), (4 + len(page) * 2, len(page) * 3)]
+    assert read_pages(stream, chunks, 5) == 500
+    with pytest.raises(ValueError, match="more than 4 pages"):
+        read_pages(stream, chunks, 4)
+    with pytest.raises(ValueError, match="claims the bytes 4 to 60 of 59"):
+        read_pages(stream, [(4, len(page) * 5 + 1)], 5)
+    with pytest.raises(ValueError, match="ends too early"):
+        read_pages(stream, [(4, len(page) * 2 - 1)], 5)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        KIND + UNPACKED + b"\x05\x04\x00" + PACKED,  # field 2 again
+        KIND + UNPACKED + PACKED + b"\x05\x06\x06",  # field 3 again
+        KIND + b"\x16\xc8\x01" + PACKED,  # of 64 bits
+        KIND + b"\x15\xc7\x01" + PACKED,  # negative
+        KIND + UNPACKED + b"\x15\x05",  # a negative length
+    ],
+)
+def test_a_page_of_two_readings_is_refused(header):
+    content = header + b"\x00" + b"abc"
+    with pytest.raises(ValueError, match="stands there twice, is negative or of another type"):
+        read_pages(io.BytesIO(content), [(0, len(content))], 5)
+
+
+@pytest.mark.parametrize("number", [b"\x84\x80\x08", b"\x00", b"\x03"])
+def test_a_field_without_a_number_of_16_bits_is_refused(number):
+    """65538, 0 and -2."""
+    content = b"\x05" + number + UNPACKED[1:] + PACKED + b"\x00" + b"abc"
+    with pytest.raises(ValueError, match="a struct has a field of number"):
+        read_pages(io.BytesIO(content), [(0, len(content))], 5)

@@ -348,6 +348,9 @@ PARQUET = {
     "rows": (lambda: pack_rows(frame(5_000_000), "ab" * 32), "claims 5,000,000 rows"),
     "a repeated text": (lambda: table(attack=repeated(os.urandom(150_000).hex())), "60,000,000,000 bytes of text"),
     "a short repeated text": (lambda: table(attack=repeated("x" * 5000)), "1,000,000,000 bytes of text"),
+    "two repeated texts": (
+        lambda: table(attack=repeated("x" * 80), status=repeated("y" * 80)), "32,000,000 bytes of text",
+    ),
     "zstd": (lambda: zstd(1, {"use_dictionary": False}, attack=pa.array(["x" * 10**8])), "its pages claim 100,000,"),
     "an understated zstd": (
         lambda: understate(zstd(1, {"use_dictionary": False}, attack=pa.array(["x" * 10**8]))), "decompression failed",

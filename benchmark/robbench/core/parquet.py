@@ -163,7 +163,7 @@ def read_flat_table(path: Path, most: int, columns: list[str] | None = None) -> 
                 pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0 for chunk in column.chunks
             )
             if length > most_text:
-                raise ValueError(f"column {name} unpacks to {length:,} bytes of text; allowed: {most_text:,}")
+                raise ValueError(f"it unpacks to {length:,} bytes of text; allowed: {most_text:,}")
             at = table.schema.get_field_index(name)
             table = table.set_column(at, pa.field(name, pa.large_string()), column.cast(pa.large_string()))
     return table.replace_schema_metadata(schema.metadata)
