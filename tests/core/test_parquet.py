@@ -66,9 +66,12 @@ def test_files_of_older_versions_are_read(tmp_path):
 def test_the_same_rows_give_the_same_bytes():
     rows = make_rows()
     parts = pd.concat([rows[:7], rows[7:100], rows[100:]])
-    moved = rows.set_index(rows.index[::-1] + 5)
+    moved = rows.set_index(np.arange(len(rows)) ** 2)
     assert encode_rows(rows) == encode_rows(rows.copy()) == encode_rows(parts) == encode_rows(moved)
     assert encode_rows(rows) != encode_rows(rows.assign(flag=~rows["flag"]))
+    texts = pd.DataFrame({"text": pd.Series([f"{i}" * 30 for i in range(20_000)], dtype="str")})
+    parts = pd.concat([texts[i : i + 777] for i in range(0, len(texts), 777)])
+    assert encode_rows(texts) == encode_rows(parts)
 
 
 def test_the_metadata_are_those_given():
