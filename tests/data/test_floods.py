@@ -529,11 +529,11 @@ def png(side, mode="L"):
     return out.getvalue()
 
 
-def packed_images(image, n, label=None):
+def packed_images(image, n, label=None, options=None):
     out = io.BytesIO()
     images = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([image]))
     labels = np.zeros(n, np.int64) if label is None else repeated(label, n)
-    pq.write_table(pa.table({"image": images, "label": labels}), out, store_schema=False)
+    pq.write_table(pa.table({"image": images, "label": labels}), out, store_schema=False, **(options or {}))
     return out.getvalue()
 
 
@@ -543,6 +543,10 @@ OWN = {
     "an empty image": ("x.parquet", lambda: packed_images(png(4096, "1"), 5000), "allowed in so small a file"),
     "a long label": ("x.parquet", lambda: packed_images(png(8), 9000, "x" * 50_000), "bytes of text"),
     "rows of one path": ("x.csv", lambda: "path,label\n" + "a.png,0\n" * 120_000, "one path stands in 120,000 rows"),
+    "a large image in zstd": (
+        "x.parquet", lambda: packed_images(bytes(10**8), 1, None, {"compression": "zstd"}), "its pages claim 100,000,",
+    ),
+    "many paths in Parquet": ("x.parquet", lambda: packed_images("a.png", 2_000_000), "one path stands in 2,000,000"),
     "a path in Parquet": ("x.parquet", lambda: packed_images("a.png", 400_000), "one path stands in 400,000 rows"),
     "missing files": (
         "x.csv", lambda: "path,label\n" + "".join(f"{i},0\n" for i in range(120_000)), "None of the first 1,000 images",
@@ -556,6 +560,12 @@ def test_own_images_cost_in_proportion(tmp_path, name):
     (tmp_path / "a.png").write_bytes(png(8))
     said = refused_cheaply(lambda path: open_images(path, on_broken="skip"), tmp_path / file, make())
     assert message in said
+
+
+def test_images_in_zstd_are_read(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(packed_images(png(8), 50, options={"compression": "zstd"}))
+    found = open_images(tmp_path / "x.parquet")
+    assert found.read(np.arange(50)).shape[0] == len(found.y) == 50
 
 
 def test_a_result_names_a_bounded_number_of_broken_images(tmp_path, monkeypatch):
