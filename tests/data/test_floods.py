@@ -24,7 +24,7 @@ from PIL import Image
 from robbench.core.errors import RobbenchError, StorageError
 from robbench.core.files import append_text, digest, load_toml, open_regular, read_bounded, read_json_lines
 from robbench.core.parquet import read_flat_table
-from robbench.core.parquet_footer import read_chunks
+from robbench.core.parquet_footer import read_chunks, read_pages
 from robbench.core.philox import draw_order
 from robbench.data import encoded
 from robbench.data import sets as data
@@ -316,6 +316,30 @@ def table(n=200_000, options=None, **columns):
     return out.getvalue()
 
 
+def zstd(n, options=None, **columns):
+    return table(n, {"compression": "zstd"} | (options or {}), **columns)
+
+
+def with_footer(content, change):
+    """Return a Parquet file with a changed footer."""
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    footer = change(content[begin:-8])
+    return content[:begin] + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+def hide_codecs(footer):
+    """Give the field `codec`, of number 4, the number 65540. A parser that keeps 16 bits of it still reads 4."""
+    for codec in (b"\x04", b"\x0c"):  # GZIP and ZSTD
+        footer = footer.replace(b"\x15" + codec + b"\x16", b"\x05\x88\x80\x08" + codec + b"\x16")
+    return footer
+
+
+def understate(content):
+    """Let the header of a page say that its 100,000,010 bytes are 4,000. Both numbers take four bytes."""
+    assert content.count(b"\x15\x94\x84\xaf\x5f") == 1
+    return content.replace(b"\x15\x94\x84\xaf\x5f", b"\x15\xc0\xbe\x80\x00")
+
+
 def repeated(text, n=200_000):
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([text]))
 
@@ -324,7 +348,26 @@ PARQUET = {
     "rows": (lambda: pack_rows(frame(5_000_000), "ab" * 32), "claims 5,000,000 rows"),
     "a repeated text": (lambda: table(attack=repeated(os.urandom(150_000).hex())), "60,000,000,000 bytes of text"),
     "a short repeated text": (lambda: table(attack=repeated("x" * 5000)), "1,000,000,000 bytes of text"),
-    "zstd": (lambda: table(1, {"compression": "zstd"}, attack=pa.array(["x" * 10**8])), "codec ZSTD given"),
+    "two repeated texts": (
+        lambda: table(attack=repeated("x" * 80), status=repeated("y" * 80)), "32,000,000 bytes of text",
+    ),
+    "zstd": (lambda: zstd(1, {"use_dictionary": False}, attack=pa.array(["x" * 10**8])), "its pages claim 100,000,"),
+    "an understated zstd": (
+        lambda: understate(zstd(1, {"use_dictionary": False}, attack=pa.array(["x" * 10**8]))), "decompression failed",
+    ),
+    "a dictionary in zstd": (lambda: zstd(1, attack=pa.array(["x" * 10**8])), "its pages claim 100,000,"),
+    "parts in zstd": (
+        lambda: zstd(20, {"row_group_size": 1}, attack=pa.array(["x" * (5 * 10**6 + i) for i in range(20)])),
+        "its pages claim 100,0",
+    ),
+    "pages in zstd": (lambda: zstd(900, {"data_page_size": 1, "write_batch_size": 1}), "it has more than 4"),
+    "a hidden gzip": (
+        lambda: with_footer(table(1, {"compression": "gzip"}, attack=pa.array(["x" * 10**8])), hide_codecs),
+        "field of number 65540",
+    ),
+    "a hidden zstd": (
+        lambda: with_footer(zstd(1, attack=pa.array(["x" * 10**8])), hide_codecs), "field of number 65540",
+    ),
     "gzip": (lambda: table(1, {"compression": "gzip"}, attack=pa.array(["x" * 10**8])), "codec GZIP given"),
     "delta": (
         lambda: table(
@@ -347,8 +390,9 @@ def test_parquet_costs_in_proportion(tmp_path, name):
 
 
 def test_records_of_many_images_are_read(tmp_path):
-    (tmp_path / "outcomes.parquet").write_bytes(pack_rows(frame(400_000), "ab" * 32))
-    assert len(read_rows(tmp_path / "outcomes.parquet")) == 400_000
+    rows = frame(1_000_000).assign(attack="a-long-name-of-an-attack")
+    (tmp_path / "outcomes.parquet").write_bytes(pack_rows(rows, "ab" * 32))
+    assert len(read_rows(tmp_path / "outcomes.parquet")) == 1_000_000
 
 
 def test_images_in_parquet_cost_in_proportion(tmp_path):
@@ -459,6 +503,12 @@ def test_a_footer_tells_what_pyarrow_tells(tmp_path):
         assert found.codecs == {chunk.compression for chunk in chunks}
         assert found.encodings == set().union(*(chunk.encodings for chunk in chunks))
         assert found.size == sum(chunk.total_compressed_size for chunk in chunks)
+        places = [(c.dictionary_page_offset or c.data_page_offset, c.total_compressed_size) for c in chunks]
+        assert found.zstd == (places if codec == "zstd" else [])
+        with path.open("rb") as stream:
+            unpacked = read_pages(stream, places, 2 * len(places))
+        with_headers = sum(chunk.total_uncompressed_size for chunk in chunks)
+        assert with_headers - 200 * len(places) < unpacked < with_headers
 
 
 @pytest.mark.parametrize("value", [0x22, 0xFF, 0x00])
@@ -479,11 +529,11 @@ def png(side, mode="L"):
     return out.getvalue()
 
 
-def packed_images(image, n, label=None):
+def packed_images(image, n, label=None, options=None):
     out = io.BytesIO()
     images = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([image]))
     labels = np.zeros(n, np.int64) if label is None else repeated(label, n)
-    pq.write_table(pa.table({"image": images, "label": labels}), out, store_schema=False)
+    pq.write_table(pa.table({"image": images, "label": labels}), out, store_schema=False, **(options or {}))
     return out.getvalue()
 
 
@@ -493,6 +543,10 @@ OWN = {
     "an empty image": ("x.parquet", lambda: packed_images(png(4096, "1"), 5000), "allowed in so small a file"),
     "a long label": ("x.parquet", lambda: packed_images(png(8), 9000, "x" * 50_000), "bytes of text"),
     "rows of one path": ("x.csv", lambda: "path,label\n" + "a.png,0\n" * 120_000, "one path stands in 120,000 rows"),
+    "a large image in zstd": (
+        "x.parquet", lambda: packed_images(bytes(10**8), 1, None, {"compression": "zstd"}), "its pages claim 100,000,",
+    ),
+    "many paths in Parquet": ("x.parquet", lambda: packed_images("a.png", 2_000_000), "one path stands in 2,000,000"),
     "a path in Parquet": ("x.parquet", lambda: packed_images("a.png", 400_000), "one path stands in 400,000 rows"),
     "missing files": (
         "x.csv", lambda: "path,label\n" + "".join(f"{i},0\n" for i in range(120_000)), "None of the first 1,000 images",
@@ -506,6 +560,12 @@ def test_own_images_cost_in_proportion(tmp_path, name):
     (tmp_path / "a.png").write_bytes(png(8))
     said = refused_cheaply(lambda path: open_images(path, on_broken="skip"), tmp_path / file, make())
     assert message in said
+
+
+def test_images_in_zstd_are_read(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(packed_images(png(8), 50, options={"compression": "zstd"}))
+    found = open_images(tmp_path / "x.parquet")
+    assert found.read(np.arange(50)).shape[0] == len(found.y) == 50
 
 
 def test_a_result_names_a_bounded_number_of_broken_images(tmp_path, monkeypatch):

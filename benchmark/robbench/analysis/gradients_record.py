@@ -20,6 +20,7 @@ from pydantic import Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
+from robbench.core.parquet import encode_rows
 from robbench.results.measurement import (
     MeasurementFile,
     check_summary,
@@ -125,7 +126,7 @@ def write_gradients(folder: Path, file: GradientsFile, rows: pd.DataFrame, pictu
         }
     )
     tables = {
-        name: table.astype(columns).to_parquet(index=False)
+        name: encode_rows(table.astype(columns))
         for name, table, columns in ((_TABLE, rows, COLUMNS), (_PICTURES, levels, _PIXELS))
     }
     return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, tables)

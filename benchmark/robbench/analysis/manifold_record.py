@@ -18,6 +18,7 @@ from pydantic import Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
+from robbench.core.parquet import encode_rows
 from robbench.results.measurement import (
     MeasurementFile,
     check_summary,
@@ -125,7 +126,7 @@ def summarize_manifolds(
 
 def write_manifolds(folder: Path, file: ManifoldsFile, rows: pd.DataFrame) -> ManifoldsFile:
     """Write a measurement and return its summary with the digest of the table (`write_measurement`)."""
-    table = rows.astype(COLUMNS).to_parquet(index=False)
+    table = encode_rows(rows.astype(COLUMNS))
     return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: table})
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from robbench.analysis.logits import Booleans, Integers
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
+from robbench.core.parquet import encode_rows
 from robbench.linear.theory import Values
 from robbench.results.measurement import (
     MeasurementFile,
@@ -133,7 +134,7 @@ def write_logits(folder: Path, file: LogitsFile, measured: StoredLogits) -> Logi
     logits = np.hstack([measured.clean, measured.adversarial]).astype(np.float32)
     head = [measured.sample, measured.label, measured.broken]
     table = pd.DataFrame(dict(zip(_columns(file.classes), [*head, *logits.T], strict=True)))
-    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: table.to_parquet(index=False)})
+    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: encode_rows(table)})
 
 
 def read_logits(folder: Path) -> tuple[LogitsFile, StoredLogits]:

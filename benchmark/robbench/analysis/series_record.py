@@ -19,6 +19,7 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
+from robbench.core.parquet import encode_rows
 from robbench.results.measurement import (
     MeasurementFile,
     check_summary,
@@ -109,8 +110,7 @@ def write_series(folder: Path, file: SeriesFile, rows: pd.DataFrame) -> SeriesFi
     """Write a series, its summary last, and return the summary with the digest of the table."""
     summary, table = _paths(folder, file.measure)
     columns = list_columns(file.measure, file.classes)
-    repeated = [name for name in columns if not name.startswith("logit_")]  # a dictionary of logits doubles their size
-    content = rows[list(columns)].astype(columns).to_parquet(index=False, use_dictionary=repeated)
+    content = encode_rows(rows[list(columns)].astype(columns))
     return write_measurement(summary, _MOST_BYTES, file, {table.name: content})
 
 

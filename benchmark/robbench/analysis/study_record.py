@@ -19,6 +19,7 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
+from robbench.core.parquet import encode_rows
 from robbench.results.differences import list_differences
 from robbench.results.measurement import (
     SealedFile,
@@ -99,7 +100,7 @@ def write_study(folder: Path, rows: pd.DataFrame, identity: dict[str, Any], desc
     """
     rows = rows.astype(COLUMNS)
     file = _summarize(rows, identity, {**described, "files": {}})
-    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: rows.to_parquet(index=False)})
+    return write_measurement(folder / _SUMMARY, _MOST_BYTES, file, {_TABLE: encode_rows(rows)})
 
 
 def read_study(folder: Path) -> tuple[StudyFile, pd.DataFrame]:

@@ -13,22 +13,18 @@ weights, data, threat, and the settings of the method.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from robbench.certify.radius import smoothing_radius
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, digest_file, parse_json, write_atomically
 from robbench.core.numbers import parse_threat
-from robbench.core.parquet import read_flat_table
+from robbench.core.parquet import encode_rows, read_flat_table
 from robbench.results.adversarials import FILE as POINTS
 from robbench.results.differences import list_differences
 from robbench.results.reader import Damage
@@ -145,7 +141,8 @@ def summarize_certified(rows: pd.DataFrame, identity: dict[str, Any], described:
 
 def write_certified(folder: Path, file: CertifiedFile, rows: pd.DataFrame, points: bytes | None) -> CertifiedFile:
     """Write certificates and points, then their summary with the digests of both, which is returned."""
-    data = {ROWS: _pack(rows, file.run_id)} | ({} if points is None else {POINTS: points})
+    content = encode_rows(rows[list(COLUMNS)].astype(COLUMNS), {"run_id": file.run_id})
+    data = {ROWS: content} | ({} if points is None else {POINTS: points})
     file = file.model_copy(update={"files": {n: hashlib.sha256(d).hexdigest() for n, d in data.items()}})
     (folder / SUMMARY).unlink(missing_ok=True)
     for name in (POINTS, ROWS):  # a row that is broken has its point on disk
@@ -153,13 +150,6 @@ def write_certified(folder: Path, file: CertifiedFile, rows: pd.DataFrame, point
             write_atomically(folder / name, data[name])
     write_atomically(folder / SUMMARY, dump_sealed(file))
     return file
-
-
-def _pack(rows: pd.DataFrame, run_id: str) -> bytes:
-    table = pa.Table.from_pandas(rows[list(COLUMNS)].astype(COLUMNS), preserve_index=False).combine_chunks()
-    out = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"robbench": json.dumps({"run_id": run_id})}), out)
-    return out.getvalue()
 
 
 Certificates = tuple[CertifiedFile, pd.DataFrame]

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
-from robbench.core.parquet import read_flat_table
+from robbench.core.parquet import encode_rows, read_flat_table
 from robbench.linear.theory import QUANTITIES, Linearization
 from robbench.results.measurement import check_summary, digest_table, read_measurements
 from robbench.results.reader import Damage
@@ -180,8 +180,8 @@ def write_linear(folder: Path, file: LinearFile, measured: Linearization, activa
         "cosine": measured.cosine.ravel(),
     }
     (folder / "linear.json").unlink(missing_ok=True)
-    write_atomically(folder / "classes.parquet", pd.DataFrame(columns).astype(CLASSES).to_parquet(index=False))
-    write_atomically(folder / "activations.parquet", activations.astype(ACTIVATIONS).to_parquet(index=False))
+    write_atomically(folder / "classes.parquet", encode_rows(pd.DataFrame(columns).astype(CLASSES)))
+    write_atomically(folder / "activations.parquet", encode_rows(activations.astype(ACTIVATIONS)))
     file = file.model_copy(update={"files": {name: digest_table(folder / name, _MOST_BYTES) for name in _FILES}})
     write_atomically(folder / "linear.json", dump_sealed(file))
     return file

@@ -24,6 +24,7 @@ from robbench.core.errors import ModelError, ResultError, RobbenchError
 from robbench.core.files import write_atomically
 from robbench.core.machine import describe_device, keep_freed_memory, versions
 from robbench.core.numbers import parse_threat
+from robbench.core.parquet import encode_rows
 from robbench.core.threat import Ball
 from robbench.core.types import Status
 from robbench.evaluation.inputs import Images, resolve, select
@@ -205,7 +206,7 @@ class _Examination:
         probe = self._probe(shown, result, 1)
         with probe.count_cost("landscape"):
             frame = compute_landscape(probe, PGD(objective="ce_scaled", steps=20))
-        write_atomically(folder / LANDSCAPE, frame.to_parquet(index=False))
+        write_atomically(folder / LANDSCAPE, encode_rows(frame))
         return probe.costs
 
     def _probe(self, where: np.ndarray[Any, np.dtype[np.bool_]], result: ResultFile, draws: int) -> GradientProbe:

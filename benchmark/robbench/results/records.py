@@ -8,18 +8,16 @@ are in a separate file: outcomes.parquet holds the outcomes, timings.parquet the
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from robbench.core.errors import ResultError
 from robbench.core.files import parse_json
-from robbench.core.parquet import open_parquet, read_flat_table
+from robbench.core.parquet import encode_rows, open_parquet, read_flat_table
 
 __all__ = [
     "COLUMNS",
@@ -80,12 +78,7 @@ def pack_rows(rows: pd.DataFrame, run_id: str, columns: list[str] | None = None)
     """
     columns = columns or _OUTCOME_COLUMNS
     frame = rows[columns].astype({name: COLUMNS[name] for name in columns}).reset_index(drop=True)
-    # One chunk: the layout must not depend on how the rows were put together.
-    table = pa.Table.from_pandas(frame, preserve_index=False).combine_chunks()
-    about = {"version": _VERSION, "run_id": run_id, "sha256": _digest(frame)}
-    out = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"robbench": json.dumps(about, sort_keys=True)}), out)
-    return out.getvalue()
+    return encode_rows(frame, {"version": _VERSION, "run_id": run_id, "sha256": _digest(frame)})
 
 
 def read_run_id(path: Path) -> str | None:
