@@ -20,7 +20,7 @@ from robbench.masking import run as sanity_run
 from robbench.masking.checks import load_thresholds, run_checks
 from robbench.masking.compare import compare_attacks
 from robbench.masking.dropout import keep_dropout_on
-from robbench.masking.landscape import POINTS
+from robbench.masking.landscape_record import POINTS
 from robbench.masking.measure import CheckBudget
 from robbench.masking.measurements import Challenge
 from robbench.masking.record import FILE, LANDSCAPE, CheckResult, dump_sanity, read_sanity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -21,6 +22,7 @@ __all__ = [
     "compute_gaps",
     "count_by_gap",
     "estimate_mean",
+    "estimate_median",
     "estimate_share",
     "rank_classes",
     "rank_errors",
@@ -62,6 +64,28 @@ def estimate_mean(values: Values) -> Estimate:
     mean = float(values.mean())
     half = NormalDist().inv_cdf(0.975) * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def estimate_median(values: Values) -> Estimate:
+    """Return the median with the interval of its order statistics, which holds for any distribution.
+
+    The interval is the narrowest symmetric one with a coverage of at least 95 % (the ranks come from the binomial
+    distribution with p = 1/2). Fewer than six values allow none: then it is infinite.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("no value given; expected at least one")
+    ordered = np.sort(values)
+    cut, ways, tail = 0, 1, 1  # of 2^n: in how many ways `cut` of n values, and at most `cut`, are below the median
+    while 40 * tail <= 2**n:
+        cut += 1
+        ways = ways * (n - cut + 1) // cut
+        tail += ways
+    low, high = (float(ordered[cut - 1]), float(ordered[n - cut])) if cut else (-math.inf, math.inf)
+    return Estimate(float(np.median(ordered)), low, high, n)
 
 
 def compute_gaps(logits: Values) -> Values:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,6 +136,10 @@ def table_(
 def figure(
     name: Annotated[str, typer.Argument(metavar="ID", help="A figure (`robbench list figures`), or all.")],
     dataset: Annotated[str | None, typer.Option(help="Draw it for this data set; by default the paper's.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Show these stored models, in a figure for any model (repeatable)."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(callback=check_folder, help="The folder to write to; RESULTS/figures if left out.")
     ] = None,
@@ -152,7 +157,9 @@ def figure(
 
     if name == "all" and dataset:
         raise RobbenchError("--dataset goes with one figure; all draws every data set.")
-    data = FigureData(Registry.default(models or []), tree(results), data_dir)
+    chosen = _choose_models(name, dataset, model or [], output) if model else []
+    dataset = chosen[0].partition("/")[0] if chosen else dataset
+    data = FigureData(Registry.default(models or []), tree(results), data_dir, chosen)
     folder = output or results / "figures"
     if output is None:
         refuse_links(results, folder)
@@ -165,7 +172,7 @@ def figure(
     for damage in data.damaged:
         print(damage, file=sys.stderr)
     for written in outcomes:
-        for command in written.missing:
+        for command in written.missing if written.paths or name == "all" else ():
             print(f"{written.name}: not measured: {command}", file=sys.stderr)
         if not written.paths and name != "all":
             raise ResultError(f"Nothing to draw for {written.name}. " + " Or: ".join(written.missing))
@@ -176,6 +183,28 @@ def figure(
             print(f"{written.paths[0]} {'is up to date' if check else 'written'}.")
     if any_stale:
         raise typer.Exit(1)
+
+
+def _choose_models(figure: str, dataset: str | None, names: Sequence[str], output: Path | None) -> list[str]:
+    """Return the full names of the models to show.
+
+    Raises:
+        RobbenchError: the figure takes no models, they are of several data sets, or no folder is given.
+    """
+    from robbench.papers.figures.definitions import FIGURES, find_figure
+
+    if figure == "all" or not find_figure(figure).is_for_any:
+        raise RobbenchError(
+            f"--model given, but {figure} chooses its models itself. Figures for any model: "
+            f"{', '.join(f.id for f in FIGURES.values() if f.is_for_any)}."
+        )
+    if output is None:
+        raise RobbenchError("--model given without --output: the figure must not replace that of the usual models.")
+    chosen = [name if "/" in name or dataset is None else f"{dataset}/{name}" for name in names]
+    datasets = {name.partition("/")[0] for name in chosen} | ({dataset} if dataset else set())
+    if len(datasets) > 1 or any("/" not in name for name in chosen):
+        raise RobbenchError(f"--model {', '.join(names)} given; expected models of one data set, such as digits/at.")
+    return chosen
 
 
 def export(

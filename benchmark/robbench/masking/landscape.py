@@ -11,11 +11,9 @@ from torch import Tensor
 from robbench.attacks import Attack
 from robbench.core.losses import cross_entropy, margin
 from robbench.masking.gradient_probe import GradientProbe
+from robbench.masking.landscape_record import COLUMNS, POINTS
 
-__all__ = ["COLUMNS", "POINTS", "compute_landscape"]
-
-POINTS = 17  # points along each axis, from −eps to eps
-COLUMNS = ("sample", "plane", "a", "b", "cross_entropy", "margin")
+__all__ = ["compute_landscape"]
 
 
 def compute_landscape(probe: GradientProbe, attack: Attack) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,14 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
-from robbench.core.parquet import read_flat_table
 from robbench.core.types import Status
 from robbench.masking.checks import run_checks
 from robbench.masking.compare import compare_attacks, compute_zero_share
+from robbench.masking.landscape_record import read_landscape
 from robbench.masking.measurements import Measurements
 from robbench.masking.record import (
     FILE,
     LANDSCAPE,
-    MOST_LANDSCAPE_BYTES,
     PROBE_VERSION,
     SanityFile,
     digest_landscape,
@@ -174,20 +172,22 @@ class VerdictIndex:
         names = dict.fromkeys(f"{path.parts[-4]}/{path.parts[-3]}" for path in found)
         return [f for name in names for f in self._read(name) if isinstance(f, Damage)]
 
-    def read_landscapes(self, dataset: str) -> Iterator[tuple[SanityFile, pd.DataFrame]]:
-        """Read each landscape.parquet that its valid sanity.json vouches for, those on the most images last.
-
-        Raises:
-            ResultError: one of them is not a table.
-        """
-        assert self.root is not None, "there is no results tree"
-        for name in dict.fromkeys(
-            f"{dataset}/{p.parts[-3]}" for p in sorted(self.root.glob(f"{dataset}/*/{_PATTERN}"))
-        ):
+    def read_landscapes(self) -> tuple[list[tuple[SanityFile, pd.DataFrame]], list[Damage]]:
+        """Read each landscape.parquet that a valid sanity.json vouches for, those on the most images last."""
+        if self.root is None:
+            return [], []
+        found: list[tuple[SanityFile, pd.DataFrame]] = []
+        damaged: list[Damage] = []
+        paths = sorted(self.root.glob(f"*/*/{_PATTERN}"))
+        for name in dict.fromkeys(f"{path.parts[-4]}/{path.parts[-3]}" for path in paths):
             files = [file for file in self._read(name) if isinstance(file, SanityFile) and file.landscape]
             for file in sorted(files, key=lambda f: (f.n, f.run_id)):
                 path = self.root / name / file.folder / LANDSCAPE
-                yield file, read_flat_table(path, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True)
+                try:
+                    found.append((file, read_landscape(path)))
+                except ResultError as error:
+                    damaged.append(Damage.of(self.root, path, error))
+        return found, damaged
 
     def _read(self, model: str) -> list[SanityFile | Damage]:
         if self.root is None:

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from robbench.core.errors import ResultError
-from robbench.core.parquet import read_flat_table
-from robbench.masking.record import MOST_LANDSCAPE_BYTES, SanityFile
+from robbench.masking.landscape_record import read_landscape
+from robbench.masking.record import SanityFile
 from robbench.report.figures.canvas import format_level, plain_text, set_log_axis, shrink_png
 from robbench.report.verdict import describe_verdict
 
@@ -51,7 +51,7 @@ def draw_sheet(file: SanityFile, landscape: Path) -> bytes:
     try:
         frame = None
         if file.landscape:
-            frame = read_flat_table(landscape, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True)
+            frame = read_landscape(landscape)
         page = io.BytesIO()
         # The file does not hold matplotlib's version, so the same data give the same bytes.
         paint_sheet(file, frame).savefig(page, metadata={"Software": None})

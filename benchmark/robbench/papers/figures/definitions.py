@@ -8,9 +8,10 @@ from functools import partial
 
 from robbench.core.errors import ResultError, unknown_name
 from robbench.papers.figures.activations import plan_activations
+from robbench.papers.figures.findings import FINDINGS
 from robbench.papers.figures.histograms import GAPS, GRADIENTS, LOGITS, Quantity, plan_histograms
 from robbench.papers.figures.images import plan_confident_images, plan_neighbours
-from robbench.papers.figures.landscapes import PLANES, Plane, plan_landscapes
+from robbench.papers.figures.landscapes import Plane, plan_landscapes
 from robbench.papers.figures.logits import plan_fixed_logits, plan_logit_gaps, plan_logit_orders
 from robbench.papers.figures.manifolds import plan_manifolds, plan_simulated_capacity
 from robbench.papers.figures.noise import plan_noise_accuracy, plan_smoothed_certificates
@@ -46,6 +47,7 @@ class FigureDefinition:
         make: (data, heading, data set) -> plan of the figure.
         caption: what to see in it.
         credit: the figure of a paper that it follows.
+        is_for_any: whether a person can choose the models in it.
     """
 
     id: str
@@ -54,6 +56,7 @@ class FigureDefinition:
     make: Callable[[FigureData, str, str], FigurePlan]
     caption: str
     credit: str = ""
+    is_for_any: bool = False
 
     def plan(self, data: FigureData, dataset: str) -> FigurePlan:
         """Plan the figure for a data set, with its heading and caption."""
@@ -122,10 +125,10 @@ def _choose_models(data: FigureData, dataset: str, choices: ModelChoices) -> tup
 
 
 def _plan_histograms(
-    choices: ModelChoices, panels: Sequence[Quantity], data: FigureData, title: str, dataset: str
+    choices: ModelChoices, panels: Sequence[Quantity], finding: str, data: FigureData, title: str, dataset: str
 ) -> FigurePlan:
     names, missing = _choose_models(data, dataset, choices)
-    return replace(plan_histograms(data, title, dataset, names, panels), missing=missing)
+    return replace(plan_histograms(data, title, dataset, names, panels, FINDINGS[finding]), missing=missing)
 
 
 def _plan_activations(layer: str, data: FigureData, title: str, dataset: str) -> FigurePlan:
@@ -218,11 +221,14 @@ def _landscape_figure(plane: Plane) -> FigureDefinition:
         partial(plan_landscapes, plane),
         see,
         f"after Figure {number} of {_PAPER} (arXiv:1910.11585)",
+        is_for_any=True,
     )
 
 
-def _gap_figure(number: str, title: str, datasets: tuple[str, ...], choices: ModelChoices) -> FigureDefinition:
-    return _paper_figure(number, title, datasets, partial(_plan_histograms, choices, GAPS), _GAPS_CAPTION)
+def _gap_figure(
+    number: str, title: str, datasets: tuple[str, ...], choices: ModelChoices, finding: str
+) -> FigureDefinition:
+    return _paper_figure(number, title, datasets, partial(_plan_histograms, choices, GAPS, finding), _GAPS_CAPTION)
 
 
 def _seguin_figure(
@@ -254,17 +260,17 @@ def _result_figure(name: str, title: str, make: Callable[[FigureData, str, str],
 
 
 _BOTH_SETS = ("mnist", "digits")
-_LOGIT_HISTOGRAMS = partial(_plan_histograms, _ADVERSARIES, LOGITS)
-_GRADIENT_HISTOGRAMS = partial(_plan_histograms, _BOTH, GRADIENTS)
+_LOGIT_HISTOGRAMS = partial(_plan_histograms, _ADVERSARIES, LOGITS, "logits")
+_GRADIENT_HISTOGRAMS = partial(_plan_histograms, _BOTH, GRADIENTS, "gradients")
 _PENULTIMATE, _LAST = partial(_plan_activations, "penultimate"), partial(_plan_activations, "logits")
 _ALL = (
-    _gap_figure("1", "Adversarial training and the linear model", _BOTH_SETS, _TRAINING),
+    _gap_figure("1", "Adversarial training and the linear model", _BOTH_SETS, _TRAINING, "training"),
     _paper_figure("2", "Logits of adversarial training", (*_BOTH_SETS, "cifar10"), _LOGIT_HISTOGRAMS, _LOGITS_CAPTION),
-    _gap_figure("3", "Label smoothing and noise", _BOTH_SETS, _SMOOTHING),
-    _gap_figure("4", "Label smoothing and logit squeezing with noise", _BOTH_SETS, _BOTH),
-    _gap_figure("5", "Adversarial training and the linear model", ("cifar10",), _TRAINING),
+    _gap_figure("3", "Label smoothing and noise", _BOTH_SETS, _SMOOTHING, "smoothing"),
+    _gap_figure("4", "Label smoothing and logit squeezing with noise", _BOTH_SETS, _BOTH, "both"),
+    _gap_figure("5", "Adversarial training and the linear model", ("cifar10",), _TRAINING, "training"),
     _paper_figure("6", "Gradients of smoothing and squeezing", _BOTH_SETS, _GRADIENT_HISTOGRAMS, _GRADIENTS_CAPTION),
-    _gap_figure("7", "Logit squeezing and noise", _BOTH_SETS, _SQUEEZING),
+    _gap_figure("7", "Logit squeezing and noise", _BOTH_SETS, _SQUEEZING, "squeezing"),
     _paper_figure("8", "Activations of the penultimate layer", _BOTH_SETS, _PENULTIMATE, _PENULTIMATE_CAPTION),
     _paper_figure("9", "Activations of the logit layer", _BOTH_SETS, _LAST, _LAST_CAPTION),
     _seguin_figure("1", "Maximum logit over a training", plan_logit_evolution, original="Figure 1 (B.4)"),
@@ -280,7 +286,7 @@ _ALL = (
     _seguin_figure("B.5", "Logit gaps with three seeds", plan_seed_gaps),
     _seguin_figure("B.6", "Order of the classes with three seeds", plan_seed_overlaps),
     _seguin_figure("C", "The analytic model of logits", plan_surrogate, ("digits",), "Figures C.1-C.3"),
-    *(_landscape_figure(plane) for plane in PLANES),
+    *(_landscape_figure(plane) for plane in _LANDSCAPES),
     FigureDefinition(
         "mosbach2018",
         "Step size and number of steps of PGD",

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robbench.linear.theory import Linearization, Values
+from robbench.papers.figures.findings import Finding, compare_models, describe_claims, find_kind, make_claims
 from robbench.report.figures.canvas import add_legend_below, make_figure, set_level_axis, set_log_axis
 from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
 from robbench.report.linear import find_standard_radius, format_radius
@@ -63,7 +64,7 @@ GRADIENTS = (
 
 
 def plan_histograms(
-    data: FigureData, title: str, dataset: str, names: Sequence[str], panels: Sequence[Quantity]
+    data: FigureData, title: str, dataset: str, names: Sequence[str], panels: Sequence[Quantity], finding: Finding
 ) -> FigurePlan:
     """Plan a figure with histograms of some models.
 
@@ -73,6 +74,7 @@ def plan_histograms(
         dataset: data set, for the usual radius.
         names: full names of the models.
         panels: the quantity of each panel.
+        finding: what the paper says.
     """
     by_model = {name: measured for name in names if (measured := data.read_linear(name)) is not None}
     if not by_model:
@@ -83,10 +85,13 @@ def plan_histograms(
         values = {name: quantity.take_values(m) for name, m in by_model.items()}
         edges = _choose_edges(quantity, np.concatenate(list(values.values())), float(radius or 0))
         frames += [_count_values(quantity.key, name, v, edges, len(by_model[name])) for name, v in values.items()]
-    numbers = pd.concat(frames, ignore_index=True)
+    kinds = {name: find_kind(data.find_entry(name)) for name in by_model}
+    claims = compare_models(by_model, kinds, [quantity.key for quantity in panels if quantity.key != "cosine"])
+    numbers = pd.concat([*frames, make_claims(claims)], ignore_index=True)
     styles = data.choose_styles(list(by_model))
     line = None if radius is None else (float(radius), format_radius(radius))
-    return FigurePlan(numbers, partial(_paint, numbers, title, panels, styles, line))
+    note = describe_claims(claims, finding, kinds)
+    return FigurePlan(numbers, partial(_paint, numbers, title, panels, styles, line, note))
 
 
 def _choose_edges(quantity: Quantity, values: Values, radius: float) -> Values:
@@ -129,9 +134,10 @@ def _paint(
     panels: Sequence[Quantity],
     styles: Mapping[str, ModelStyle],
     radius: tuple[float, str] | None,
+    note: str,
 ) -> Figure:
     single = len(panels) == 1
-    figure = make_figure(9.6, (4.0 if single else 6.7) + 0.2 * -(-len(styles) // 2))
+    figure = make_figure(9.6, (4.0 if single else 6.7) + 0.2 * -(-len(styles) // 2) + 0.15 * (note.count("\n") + 1))
     # As in the paper, the numerator of L is above its denominator at the left, and L is above the cosine at the right.
     axes = [figure.subplots()] if single else figure.subplots(2, 2).flatten().tolist()
     for quantity, ax in zip(panels, axes, strict=True):
@@ -141,14 +147,13 @@ def _paint(
                 set_level_axis(ax, ax.get_xlim()[1])
             ax.axvline(radius[0], color="#444444", lw=1, ls=":")
             ax.text(radius[0], 0.97, f" ε = {radius[1]}", transform=ax.get_xaxis_transform(), va="top", fontsize=8.5)
-    images = sorted({int(n) for n in numbers["images"]})
+    images = sorted({int(n) for n in numbers[numbers["panel"] != "claim"]["images"]})
     figure.suptitle(f"{title}, n = {' / '.join(map(str, images))} test images")
     for ax in axes[::2]:
         ax.set_ylabel("% of the pairs, per bin" if panels[0].pairs else "% of images × classes, per bin")
     pairs = "Pairs: every image with each of its wrong classes. " if panels[0].pairs else ""
-    add_legend_below(
-        figure, axes[:1], f"{pairs}Values beyond an axis (logarithmic: also 0 and less) are not drawn; see the CSV."
-    )
+    beyond = "Values beyond an axis (logarithmic: also 0 and less) are not drawn; see the CSV."
+    add_legend_below(figure, axes[:1], f"{note}\n{pairs}{beyond}")
     return figure
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from matplotlib.transforms import Transform
 
 __all__ = [
@@ -67,6 +68,8 @@ _STYLE = {
 _DPI = 110
 _MIN_WIDTH = 7.6  # inches; holds a title and a legend of three columns
 _NOTE_SIZE, _NOTE_COLOUR = 7.5, "#444444"
+_NOTE_LINES = 4  # lines of a note that a figure has room for
+_FEWEST_COLUMNS = 20  # a line is not made shorter
 
 
 @contextmanager
@@ -184,28 +187,48 @@ def add_legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", colum
 
 
 def add_footnote(figure: Figure, note: str) -> None:
-    """Put a note in small print below a figure without a legend. A long line is wrapped to the figure's width."""
-    lines = [textwrap.fill(line, _count_columns(figure)) for line in note.splitlines()]
-    figure.supxlabel("\n".join(lines), fontsize=_NOTE_SIZE, color=_NOTE_COLOUR)
+    """Put a note in small print below a figure without a legend. Long lines are wrapped to the figure's width.
+
+    The figure grows by the height of the lines that `make_figure` has no room for.
+    """
+    label = figure.supxlabel("", fontsize=_NOTE_SIZE, color=_NOTE_COLOUR)
+    label.set_text(_wrap_lines(figure, note, label))
+    _grow(figure, label.get_text().count("\n") + 1 - _NOTE_LINES)
 
 
-def _count_columns(figure: Figure) -> int:
-    """Return how many letters of small print fit in a line."""
-    return int(17 * figure.get_size_inches()[0])
+def _wrap_lines(figure: Figure, note: str, label: Text) -> str:
+    """Wrap the lines of small print so that they fit into a figure. `label` has the font, and is changed."""
+    canvas: Any = figure.canvas
+    columns = int(17 * figure.get_size_inches()[0])
+    while True:
+        wrapped = "\n".join(textwrap.fill(line, columns) for line in note.splitlines())
+        label.set_text(wrapped)
+        if columns < _FEWEST_COLUMNS or label.get_window_extent(canvas.get_renderer()).width <= figure.bbox.width:
+            return wrapped
+        columns = 9 * columns // 10  # the letters of this note are wide
+
+
+def _grow(figure: Figure, lines: int) -> None:
+    """Make a figure higher by so many lines of small print."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.15 * max(lines, 0))
 
 
 def add_caption(figure: Figure, caption: str) -> None:
     """Put a caption below the panels, above the small print. The figure grows by its height."""
-    width, height = figure.get_size_inches()
-    text = textwrap.fill(caption, _count_columns(figure))
-    figure.set_size_inches(width, height + 0.15 * (text.count("\n") + 1))
-    if figure.legends:
-        title = figure.legends[0].get_title()
-        figure.legends[0].set_title("\n".join(filter(None, [text, title.get_text()])))
-        title.set_fontsize(_NOTE_SIZE)
-        title.set_color(_NOTE_COLOUR)
+    title = figure.legends[0].get_title() if figure.legends else None
+    label = title or figure.supxlabel(figure.get_supxlabel(), fontsize=_NOTE_SIZE, color=_NOTE_COLOUR)
+    note = label.get_text()
+    label.set_fontsize(_NOTE_SIZE)
+    label.set_color(_NOTE_COLOUR)
+    text = _wrap_lines(figure, caption, label)
+    _grow(figure, text.count("\n") + 1)
+    text = "\n".join(filter(None, [text, note]))
+    if title is None:
+        label.set_text(text)
     else:
-        add_footnote(figure, "\n".join(filter(None, [text, figure.get_supxlabel()])))
+        figure.legends[0].set_title(text)
+        title.set_fontsize(_NOTE_SIZE)
 
 
 def render_png(paint: Callable[[], Figure], text: dict[str, str], caption: str = "") -> bytes:

@@ -18,11 +18,14 @@ from robbench.analysis.study_record import StudyFile, read_studies
 from robbench.analysis.study_spec import load_studies
 from robbench.certify.record import Certificates, read_certified_files
 from robbench.core.errors import CardError
+from robbench.core.numbers import parse_eps
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
+from robbench.masking.record import SanityFile
 from robbench.masking.stored import VerdictIndex
 from robbench.models.card import Entry, Registry
 from robbench.report.figures.canvas import DASHES, OKABE_ITO, make_figure
+from robbench.report.linear import find_standard_radius
 from robbench.results.places import locate_result
 from robbench.results.reader import Damage, StoredResults, read_results
 from robbench.results.schema import ResultFile
@@ -77,10 +80,13 @@ class FigureData:
         registry: the cards.
         root: the results tree.
         data_dir: folder of the data sets; None means ROBBENCH_DATA.
+        chosen: full names of the models to show, in a figure that can show any; empty means its own choice.
     """
 
-    def __init__(self, registry: Registry, root: Path, data_dir: Path | None = None) -> None:
-        self.registry, self.root, self.data_dir = registry, root, data_dir
+    def __init__(
+        self, registry: Registry, root: Path, data_dir: Path | None = None, chosen: Sequence[str] = ()
+    ) -> None:
+        self.registry, self.root, self.data_dir, self.chosen = registry, root, data_dir, chosen
 
     @cached_property
     def _stored(self) -> StoredResults:
@@ -111,6 +117,10 @@ class FigureData:
         return VerdictIndex(self.root)
 
     @cached_property
+    def _landscapes(self) -> tuple[list[tuple[SanityFile, pd.DataFrame]], list[Damage]]:
+        return self._verdicts.read_landscapes()
+
+    @cached_property
     def _gradients_files(
         self,
     ) -> tuple[dict[str, tuple[GradientsFile, tuple[pd.DataFrame, Pictures]]], list[Damage]]:
@@ -125,7 +135,7 @@ class FigureData:
         """The results and measurements that no figure shows, because they are damaged."""
         measured = [
             *(self._linear_files, self._logits_files, self._manifolds_files, self._gradients_files),
-            *(self._series_files, self._studies, self._certified),
+            *(self._series_files, self._studies, self._certified, self._landscapes),
         ]
         found = [*self._stored.damaged, *(damage for _, damaged in measured for damage in damaged)]
         return [*found, *self._verdicts.list_damaged()]
@@ -180,15 +190,19 @@ class FigureData:
                 found[f"{dataset}/{file.model}"] = file, rows
         return {name: found[name] for name in self._sort_models(set(found))}
 
-    def read_landscapes(self, dataset: str) -> dict[str, pd.DataFrame]:
+    def read_landscapes(self, dataset: str) -> dict[str, tuple[SanityFile, pd.DataFrame]]:
         """Read the losses around images of all models of a data set, in the order of figures.
 
-        Of a model with several sanity runs, those of the run on the most images.
+        They are at the usual Linf radius of the data set. Of a model with several sanity runs, those of the run on the
+        most images.
         """
+        radius = find_standard_radius(dataset)
         found = {
-            f"{dataset}/{file.model}": frame
-            for file, frame in self._verdicts.read_landscapes(dataset)
-            if self._is_current(dataset, file.model, file.measured.get("weights"))
+            f"{dataset}/{file.model}": (file, frame)
+            for file, frame in self._landscapes[0]
+            if file.dataset == dataset
+            and (file.threat.norm, parse_eps(file.threat.eps)) == ("Linf", radius)
+            and self._is_current(dataset, file.model, file.measured.get("weights"))
         }
         return {name: found[name] for name in self._sort_models(set(found))}
 
@@ -272,7 +286,8 @@ class FigureData:
         entry = self.find_entry(full_name)
         train = f"robbench train {full_name} && " if entry is not None and entry.needs_training else ""
         command, what, *_ = arguments.split()
-        is_stale = command == "measure" and any((self.root / full_name / what).glob("*.json"))
+        folder = {"measure": what, "sanity": "sanity"}.get(command)
+        is_stale = folder is not None and any((self.root / full_name / folder).glob("*.json"))
         overwrite = " --overwrite" if is_stale and not train else ""
         return f"{train}robbench {arguments.format(full_name)}{overwrite}"
 
