@@ -30,9 +30,7 @@ def read_landscape(path: Path) -> pd.DataFrame:
         raise ResultError(f"{path} is missing. Measure again: robbench sanity.") from None
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ResultError(
-            f"{path} cannot be read: {reason}. Remove it and sanity.json; then: robbench sanity."
-        ) from None
+        raise ResultError(f"{path} cannot be read: {reason}. Remove it and sanity.json: robbench sanity.") from None
     if reason := _find_fault(frame):
         raise ResultError(f"{path}: {reason}. Remove it and sanity.json, and measure again: robbench sanity.")
     return frame
