@@ -107,6 +107,11 @@ class Result(ResultFile):
         return VerdictIndex(self._root).find(self)
 
     @property
+    def verdict_n(self) -> int | None:
+        """The number of images that the verdict was measured on; None without a verdict."""
+        return VerdictIndex(self._root).find_n(self)
+
+    @property
     def records(self) -> pd.DataFrame:
         """The records: a row for each image and attack, with the columns of outcomes.parquet (docs/files.md)."""
         return self._read_records()
@@ -179,7 +184,10 @@ class Result(ResultFile):
     def _summarize(self) -> str:
         if not self.has_radius:
             return summarize_distances(self, self.distances)
-        return summarize_result(self, f"{self.verdict}, {format_count(self.n, 'image')}")
+        return summarize_result(self, f"{self._describe_verdict()}, {format_count(self.n, 'image')}")
+
+    def _describe_verdict(self) -> str:
+        return VerdictIndex(self._root).describe(self)
 
     def _list_rows(self) -> Iterable[tuple[str, ...]]:
         if not self.has_radius:
@@ -212,7 +220,7 @@ class Results(list[Result]):
                 str(parse_threat(r.threat.norm, r.threat.eps)),
                 format_percent(r.clean_accuracy),
                 format_with_interval(r.robust_accuracy),
-                r.verdict,
+                r._describe_verdict(),
                 f"{r.n}",
             )
             for r in self
