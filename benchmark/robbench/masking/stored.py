@@ -143,6 +143,7 @@ def _collect_facts(result: ResultFile, rows: pd.DataFrame, n: int) -> dict[str, 
         "pgd": make_accuracy(standing, n).model_dump(),
         "best": make_accuracy(best, n).model_dump(),
         "zero_gradients": compute_zero_share(result, rows),
+        "nonfinite_gradients": "nonfinite_gradients" in result.flags,
         "challenges": [c.model_dump() for c in compare_attacks(result, rows)],
     }
 
