@@ -35,7 +35,7 @@ from robbench.models.load_source import load_source
 from robbench.models.spec import IMAGE_FIELDS, ModelSpec
 from robbench.results.selection import order_positions
 
-__all__ = ["Images", "make_probe", "own_images", "own_target", "registered", "resolve", "select"]
+__all__ = ["Images", "identify", "make_probe", "own_images", "own_target", "registered", "resolve", "select"]
 
 
 _MOST_BYTES = 2**29  # of images in memory at once
@@ -271,6 +271,11 @@ def _choose_name(spec: ModelSpec, dataset: str, options: Options) -> str:
             f"name='my-{name}'. To measure the registered model, give its name alone: {known}."
         )
     return name
+
+
+def identify(target: Target, images: Images) -> dict[str, Any]:
+    """Return the part of an identity that names the model's function and the images."""
+    return {"model": target.identity, "weights": target.weights, "data": images.digest, "dtype": str(images.dtype)}
 
 
 def make_probe(target: Target, images: Images, lanes: int) -> AnswerProbe:
