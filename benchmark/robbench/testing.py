@@ -27,6 +27,7 @@ from robbench.gate.baseline import BaselineEntry, read_baseline
 from robbench.gate.decision import Decision, Policy, run_gate_check
 from robbench.gate.measure import measure_entry, measure_entry_again, open_results_tree
 from robbench.masking.run import examine
+from robbench.models.card import Registry
 from robbench.models.spec import ModelSpec
 from robbench.report.gate import format_text
 from robbench.report.sanity import SanityResult
@@ -198,7 +199,10 @@ def _describe(
     """Say which model is measured in the place of an entry of a baseline."""
     if x is None:
         dataset = dataset or before.given.dataset
-    return ModelSpec(model, x, y, dataset, None if isinstance(model, str) else before.model)
+    if isinstance(model, str):
+        return ModelSpec(model, x, y, dataset)
+    is_taken = Registry.default().find_alike(before.dataset, before.model)  # a module cannot have a card's name
+    return ModelSpec(model, x, y, dataset, f"own-{before.model}" if is_taken else before.model)
 
 
 def _compare(before: BaselineEntry, spec: ModelSpec, options: Options, policy: Policy) -> Decision:

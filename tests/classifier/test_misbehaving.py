@@ -105,6 +105,31 @@ def test_nan_under_attack_is_no_break_and_the_survivors_are_named(problem, call)
     assert str(int(attacked["sample"].iloc[0])) in told.split("samples")[1]
 
 
+@pytest.mark.parametrize(
+    ("extra", "is_dead"),
+    [
+        (lambda z: (z - z).pow(2).flatten(1).sum(1).sqrt(), True),  # NaN everywhere
+        (lambda z: z[:, 0, 0, 0].mul(0).sqrt(), False),  # NaN at one pixel
+        (lambda z: torch.where(z > 0.5, z.sub(0.5).sqrt(), 0).mul(0).flatten(1).sum(1), False),  # NaN where x < 0.5
+        (lambda z: (z - z.detach())[:, 0, 0, 0].sqrt(), False),  # infinity at one pixel
+    ],
+)  # fmt: skip
+def test_a_gradient_of_nan_is_told_from_one_that_vanishes(call, extra, is_dead):
+    result, _ = call(lambda net, z, self: net(z) + extra(z)[:, None])
+    assert "the logits are finite" in result.flags["nonfinite_gradients"] and "nonfinite" not in result.flags
+    assert ("zero_gradients" in result.flags) == is_dead
+    again, _ = call(lambda net, z, self: net(z) + extra(z)[:, None])
+    assert again.flags == result.flags
+
+
+def test_gradients_that_vanish_and_answers_of_nan_have_their_own_flags(call):
+    flat, _ = call(lambda net, z, self: net(z).detach() + 0 * z.flatten(1).sum(1, keepdim=True), "flat")
+    assert "zero_gradients" in flat.flags and "nonfinite_gradients" not in flat.flags
+    lost, _ = call(lambda net, z, self: net(z) * torch.where(z.amax((1, 2, 3)) > 0.9999, torch.nan, 1)[:, None], "lost")
+    assert "nonfinite" in lost.flags and "nonfinite_gradients" not in lost.flags
+    assert "nonfinite_gradients" not in call(honest, "plain")[0].flags
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_an_exception_names_the_samples_and_costs_what_was_in_flight(problem, call, tmp_path, clean):
     _, x, _ = problem

@@ -82,6 +82,21 @@ def test_a_stopped_call_goes_on_after_what_is_finished(registry, tmp_path):
         assert done == before, "what is known is not measured again"
 
 
+def test_the_results_tree_is_read_once_for_what_needs_no_training(registry, tmp_path, monkeypatch):
+    read = []
+
+    class Counted(FigureData):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            read.append(self)
+
+    (registry.roots[-1] / "measurements.toml").write_text(PROGRAM.replace('"tiny"', '"at"'))
+    monkeypatch.setattr(module, "FigureData", Counted)
+    done = []
+    measure_all("digits", registry, tmp_path / "none", _KINDS, lambda task, _: done.append(str(task)), done.append)
+    assert done == ["digits/natural: logits", "digits/at: logits", "digits/at: eval quick"] and len(read) == 1
+
+
 def test_results_of_other_weights_are_replaced_and_smaller_ones_are_not_known(repo, tmp_path):
     data = FigureData(Registry.default(), repo / "results")
     assert is_known(Task("eval", "digits/at", "whitebox", 899), data)
@@ -106,6 +121,11 @@ def test_results_of_other_weights_are_replaced_and_smaller_ones_are_not_known(re
         ('[[digits]]\nrun = "eval"\nmodels = ["at"]', "expected: a name with eval"),
         ('[[digits]]\nrun = "logits"\nmodels = ["at"]\nsamples = 0', "from 1 on"),
         ('[[digits]]\nrun = "logits"\nmodels = ["at"]\nsample = 5', "Unknown key 'sample'"),
+        (
+            '[[digits]]\nrun = "logits"\nmodels = ["at"]\nsamples = 5\n'
+            '[[digits]]\nrun = "logits"\nmodels = ["ls03", "at"]',
+            "digits/at: logits is declared twice, with other samples",
+        ),
         ("[[digits]\n", "not valid TOML"),
     ],
 )

@@ -25,7 +25,7 @@ from robbench.masking.measure import CheckBudget
 from robbench.masking.measurements import Challenge
 from robbench.masking.record import FILE, LANDSCAPE, CheckResult, dump_sanity, read_sanity
 from robbench.masking.run import examine
-from robbench.masking.stored import VerdictIndex, read_verdict
+from robbench.masking.stored import VerdictIndex, find_foreign_facts, read_verdict
 from robbench.masking.verdict import MIN_CORRECT, advise_next_suite, decide_verdict, is_too_little
 from robbench.models.card import Registry
 from robbench.models.load import load_model
@@ -333,6 +333,17 @@ def test_the_verdict_stands_in_the_leaderboard(tree):
     assert sum("| trustworthy" in line for line in lines) == 3  # natural, over all suites and in both
     assert sum("| unchecked" in line for line in lines) == 2
     assert len(read_results(root).results) == 3
+
+
+def test_gradients_of_nan_are_named_where_zero_ones_are_counted(repo):
+    folder = repo / "results/digits/at/sanity"
+    stored = read_sanity(folder / FILE)
+    odd = stored.measurements.model_copy(update={"nonfinite_gradients": True})
+    named = {c.name for c in run_checks(odd) if "Entries of NaN or infinity count as zero" in c.reason}
+    assert named == {"unavailable_gradients", "zero_gradients"}
+    assert not find_foreign_facts(stored, folder)
+    told = find_foreign_facts(stored.model_copy(update={"measurements": odd}), folder)
+    assert "nonfinite_gradients is True; False follows from the result" in told
 
 
 def test_stored_verdicts_are_those_of_todays_checks(repo):

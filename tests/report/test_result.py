@@ -130,7 +130,11 @@ def test_a_result_says_the_verdict_of_the_same_model_images_and_threat(case, tmp
     found = rb.sanity(**rest, samples=16)
     result = rb.evaluate(**about)
     assert result.verdict == found.verdict != "unchecked"
-    assert f", {found.verdict}, 40 images" in str(result) and found.verdict in result._repr_html_()
+    assert (result.verdict_n, result.n) == (16, 40)
+    named = f"{found.verdict} (n 16)"
+    assert f", {named}, 40 images" in str(result) and named in result._repr_html_()
+    same = rb.evaluate(**about | {"samples": 16})
+    assert f", {found.verdict}, 16 images" in str(same) and same.verdict_n == 16
     assert rb.evaluate(**about | {"eps": 0.02}).verdict == "unchecked"
     assert rb.evaluate(**about | {"results": None}).verdict == "unchecked"
 

@@ -16,7 +16,7 @@ from robbench.papers.tables import fill_table
 from robbench.report.console import TerminalConsole
 from robbench.report.leaderboard import build_group_table, format_percent, format_with_interval
 from robbench.report.progress import TerminalReporter
-from robbench.report.tables import fits, name_columns, print_grouped, print_rows, print_turned
+from robbench.report.tables import fits, name_columns, print_grouped, print_numbers, print_rows, print_turned
 from robbench.report.terminal import print_results, summarize_result
 from robbench.results.reader import read_results
 from support.models import small
@@ -70,6 +70,44 @@ def test_every_number_of_the_stored_results_is_whole(repo, columns):
         assert {r.model, *(a.name for a in r.attacks), format_with_interval(r.robust_accuracy)} <= shown
         assert {format_percent(a.robust_accuracy) for a in (r.attacks)} <= shown
         assert f"{r.model}: {format_percent(r.clean_accuracy)} % clean" in flowing
+
+
+@pytest.mark.parametrize("width", [44, 60, 80, 120])
+def test_numbers_stand_in_a_table_at_every_width(width):
+    """One row wide enough for a line is a table as it is; else the rows become columns, and no cell is broken."""
+    rows = [
+        {"Attack": name, "L > ε, %": "20.0 [5.7, 51.0] at 0.2", "Median": "0.1452", "Flags": flags}
+        for name, flags in (("PGD-bisection", "none"), ("nearest of all", "chance, probabilities, bounded_outputs"))
+    ]
+    out = console(width)
+    print_numbers(out, rows, title="A title")
+    text = printed(out)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width and lines[0] == "A title" and text.count("━") > 10
+    cells = {cell.strip() for line in lines for cell in re.split("[│┃]", line)}
+    assert {"PGD-bisection", "nearest of all", "20.0 [5.7, 51.0] at 0.2", "0.1452", "none"} <= cells
+    assert "bounded_outputs" in " ".join(sorted(cells)) and any(cell.startswith("chance, ") for cell in cells)
+    assert any(cell.startswith("L > ε, %") for cell in cells)
+    out = console(29)
+    print_numbers(out, rows)
+    assert "[5.7, 51.0] " in printed(out), "an interval is one word"
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    "args", [("eval", "-m", "digits/at", "-s", "distance"), ("measure", "linear", "-m", "digits/at")]
+)
+def test_distances_and_linear_measurements_fit(tmp_path, args):
+    code = (
+        f"import sys; sys.argv = ['robbench', *{args!r}, '--samples', '8', '--results', {str(tmp_path)!r}]\n"
+        "from robbench.__main__ import run_in_process; run_in_process()"
+    )
+    text = CODES.sub("", run_in_terminal(code, 60, tmp_path))
+    lines = [line.rpartition("\r")[2] for line in text.splitlines()]
+    table = [line for line in lines if line.startswith(("┏", "┃", "│"))]
+    assert table and max(map(len, table)) <= 60, text
+    name = "nearest of all" if "eval" in args else "digits/at"
+    assert any(name in line for line in table), "a table, no blocks of lines"
 
 
 @pytest.mark.parametrize("width", range(40, 200, 7))

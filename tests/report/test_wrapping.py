@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.text import Text
 
-from robbench.report.console import SafeStream, TerminalConsole
+from robbench.report.console import SafeStream, TerminalConsole, find_width, fit_terminal
 from robbench.report.wrapping import break_line, break_text
 from support.terminal import run_in_terminal
 
@@ -117,6 +117,46 @@ def test_text_elsewhere_than_on_a_terminal_stays_on_its_line():
     SafeStream(out).write(SENTENCE + "\n")
     TerminalConsole(file=out).print(SENTENCE, soft_wrap=True)
     assert out.getvalue() == 2 * (SENTENCE + "\n")
+
+
+IN_PYTHON = """
+from pathlib import Path
+from robbench.masking.record import read_sanity
+from robbench.report.result import Result, Results
+from robbench.report.sanity import SanityResult
+from robbench.results.reader import read_vouched, read_vouched_rows
+root = Path("results")
+place = root / "digits/ls095_sigma03"
+result = Result.of(read_vouched(place / "whitebox"), lambda: read_vouched_rows(place / "whitebox"), root=root)
+flagged = result.model_copy(update={{"flags": {{"chance": {text!r}}}}})
+for shown in (flagged, Results([flagged]), SanityResult.of(read_sanity(place / "sanity/sanity.json"))):
+    print(shown)
+"""
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80])
+def test_what_python_prints_fits_the_terminal(columns, repo):
+    code = IN_PYTHON.format(text=SENTENCE)
+    whole = CODES.sub("", run_in_terminal(code, 5000, repo))
+    shown = CODES.sub("", run_in_terminal(code, columns, repo))
+    assert max(map(len, shown.splitlines())) <= columns
+    table = whole[whole.index("Attack ") : whole.index("chance: ")]
+    words = whole.replace(table, "").split()
+    left = shown.split()
+    for word in words:  # each word is whole, and the words are in the same order
+        left = left[left.index(word) + 1 :]
+    for cell in re.split(r"  +|\n", table.strip()):
+        assert cell == "Attack" or cell in " ".join(shown.split()), cell
+    assert max(map(len, whole.splitlines())) > 200, "the test shows long lines"
+    head = table.splitlines()[0]
+    assert (head in shown) == (len(head) <= columns) and ("\n  Forward passes: " in shown) == (len(head) > columns)
+
+
+def test_what_python_prints_elsewhere_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert fit_terminal(SENTENCE) == SENTENCE and find_width() is None
+    monkeypatch.setattr("sys.stdout", None)  # a program without a console
+    assert fit_terminal(SENTENCE) == SENTENCE
 
 
 @pytest.mark.whole

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 
 from robbench.core import rng
 from robbench.core.errors import CardError, ModelError, StorageError
+from robbench.core.files import digest
 from robbench.data.sets import load
 from robbench.models.architectures import build
-from robbench.models.card import Adversary, Recipe, Registry
+from robbench.models.card import Adversary, Recipe, Registry, parse_card
 from robbench.models.load import load_model
 from robbench.models.recipes import LargeBatch
 from robbench.report.curve import draw_curve
@@ -527,6 +528,18 @@ def test_a_recipe_without_a_warm_up_is_named_as_before():
     plain = recipe()
     assert "warmup" not in plain.model_dump(mode="json")
     assert plain.model_copy(update={"warmup": 0.1}).model_dump(mode="json")["warmup"] == 0.1
+
+
+def test_a_warm_up_of_zero_is_none_and_any_other_makes_another_training():
+    def identify(line):
+        found = parse_card(CARD.replace("[recipe]\n", f"[recipe]\n{line}\n"), "card").recipe
+        return digest(found.model_dump(mode="json")), digest(Recipe.model_validate(found.model_dump()).model_dump())
+
+    plain = identify("")
+    assert plain[0] == plain[1]
+    assert [identify(f"warmup = {zero}") for zero in ("0", "0.0", "-0.0", "0e5")] == [plain] * 4
+    others = [identify(f"warmup = {share}") for share in ("0.05", "0.1", "1e-9")]
+    assert len({*others, plain}) == 4
 
 
 def test_sgd_scales_the_rate_by_the_factor_and_adam_by_its_root():

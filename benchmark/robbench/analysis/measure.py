@@ -7,7 +7,7 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Threat
 from robbench.core.words import format_count
 from robbench.engine.engine import attack_samples
-from robbench.evaluation.inputs import Images, make_probe, resolve, select
+from robbench.evaluation.inputs import Images, identify, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.linear.theory import Values
 from robbench.models.spec import ModelSpec
@@ -45,12 +45,23 @@ from robbench.results.locking import lock_result
 from robbench.results.measurement import MeasurementFile
 from robbench.suite import load_suite
 
-__all__ = ["ATTACK", "SEED", "check_stored", "describe_run", "find_threat", "measure_logits", "run_batches"]
+__all__ = [
+    "ATTACK",
+    "SEED",
+    "describe_run",
+    "find_threat",
+    "identify_attack",
+    "measure_logits",
+    "read_known",
+    "run_batches",
+]
 
 ATTACK = PGD(objective="ce_scaled", steps=20, restarts=2)
 """20 steps of eps/4 from two random points, on the rescaled cross-entropy: logits of any scale have its gradient."""
 
 SEED = 0
+
+_File = TypeVar("_File", bound=MeasurementFile)
 
 
 def find_threat(dataset: str) -> Threat:
@@ -90,26 +101,19 @@ def measure_logits(
     identity = {
         "measure": "logits",
         "version": LOGITS_VERSION,
-        "model": target.identity,
-        "weights": target.weights,
-        "data": images.digest,
-        "dtype": str(images.dtype),
+        **identify(target, images),
         "threat": {"norm": threat.norm, "eps": threat.exact_eps},
-        "attack": {"kind": ATTACK.kind, "version": ATTACK.version, **dataclasses.asdict(ATTACK)},
+        "attack": identify_attack(ATTACK),
         "seed": SEED,
     }
     width = choose_lanes(options.lanes, len(at), images.x(np.arange(1)).shape[1:], target.device)
     title, folder = f"{images.dataset}/{target.name}", logits_folder(results, images.dataset, target.name)
     probe = make_probe(target, images, width)
     with lock_result(results, folder, wait=True, note=note):
-        if (folder / "logits.json").exists() and not overwrite:
-            stored = read_logits(folder)[0]
-            check_stored(folder, stored, identity, probe)
-            if stored.n >= len(at):
-                note(
-                    f"{title}: known since {stored.date[:10]} on {format_count(stored.n, 'image')}, nothing to compute."
-                )
-                return stored
+        stored = read_known(folder / "logits.json", read_logits, identity, probe, overwrite)
+        if stored is not None and stored.n >= len(at):
+            note(f"{title}: known since {stored.date[:10]} on {format_count(stored.n, 'image')}, nothing to compute.")
+            return stored
         note(f"{title}: logits of {format_count(len(at), 'image')}, clean and under {ATTACK.kind}-{ATTACK.steps}")
         begin = time.perf_counter()
         measured, flags = _measure(target, images, at, width, threat)
@@ -117,27 +121,38 @@ def measure_logits(
         return write_logits(folder, summarize_logits(measured, identity, about), measured)
 
 
-def check_stored(
-    folder: Path,
-    stored: MeasurementFile,
+def identify_attack(attack: PGD) -> dict[str, Any]:
+    """Return the part of an identity that names an attack."""
+    return {"kind": attack.kind, "version": attack.version, **dataclasses.asdict(attack)}
+
+
+def read_known(
+    summary: Path,
+    read: Callable[[Path], tuple[_File, object]],
     identity: dict[str, Any],
-    probe: AnswerProbe,
-) -> None:
-    """Check that a stored measurement is of this identity and that the model still answers as it did.
+    probe: AnswerProbe | None,
+    overwrite: bool,
+) -> _File | None:
+    """Return the stored measurement of this identity. None if there is none, or if it is to be overwritten.
 
     Args:
-        folder: folder of the stored measurement.
-        stored: its summary.
+        summary: path of the summary.
+        read: reads the measurement in a folder.
         identity: the identity of this run.
-        probe: the model's present answers.
+        probe: the model's present answers; None where the measurement trains its own networks.
+        overwrite: replace what is stored.
 
     Raises:
-        ResultError: it is not.
+        ResultError: it is damaged or of another identity, or the model answers otherwise than it did.
     """
+    if overwrite or not summary.exists():
+        return None
+    stored, _ = read(summary.parent)
     if stored.run_id != digest(identity):
-        raise ResultError(describe_other_run(folder, stored.identity, identity))
-    if stored.answers is not None and (change := probe.describe_change(stored.answers)):
-        raise ResultError(describe_other_answers(folder, change))
+        raise ResultError(describe_other_run(summary.parent, stored.identity, identity))
+    if probe and stored.answers is not None and (change := probe.describe_change(stored.answers)):
+        raise ResultError(describe_other_answers(summary.parent, change))
+    return stored
 
 
 def describe_run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ from robbench.analysis.gradients_record import (
     write_gradients,
 )
 from robbench.analysis.logits import Integers
-from robbench.analysis.measure import check_stored, compute_logits, describe_run
+from robbench.analysis.measure import compute_logits, describe_run, identify_attack, read_known
 from robbench.attacks.pgd import PGD
 from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.checks import classify
@@ -46,7 +45,7 @@ from robbench.core.types import Dataset, Norm, Problem
 from robbench.core.words import format_count
 from robbench.data.sets import NAMES, load
 from robbench.engine.engine import perturb
-from robbench.evaluation.inputs import Images, make_probe, resolve, select
+from robbench.evaluation.inputs import Images, identify, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.linear.theory import Values
 from robbench.models.spec import ModelSpec
@@ -101,26 +100,20 @@ def measure_gradients(
     identity = {
         "measure": "gradients",
         "version": GRADIENTS_VERSION,
-        "model": target.identity,
-        "weights": target.weights,
-        "data": images.digest,
+        **identify(target, images),
         "train": known.digest,
         "known": _KNOWN,
-        "dtype": str(images.dtype),
         "eps": {norm: _choose_radius(norm, pixels) for norm in _NORMS},
-        "attack": {"kind": _ATTACK.kind, "version": _ATTACK.version, **dataclasses.asdict(_ATTACK)},
+        "attack": identify_attack(_ATTACK),
     }
     width = choose_lanes(options.lanes, len(at), images.shape, target.device)
     title, folder = f"{images.dataset}/{target.name}", gradients_folder(results, images.dataset, target.name)
     probe = make_probe(target, images, width)
     with lock_result(results, folder, wait=True, note=note):
-        if (folder / "gradients.json").exists() and not overwrite:
-            stored = read_gradients(folder)[0]
-            check_stored(folder, stored, identity, probe)
-            if stored.n >= len(at):
-                count = format_count(stored.n, "image")
-                note(f"{title}: known since {stored.date[:10]} on {count}, nothing to compute.")
-                return stored
+        stored = read_known(folder / "gradients.json", read_gradients, identity, probe, overwrite)
+        if stored is not None and stored.n >= len(at):
+            note(f"{title}: known since {stored.date[:10]} on {format_count(stored.n, 'image')}, nothing to compute.")
+            return stored
         note(f"{title}: gradients and large perturbations of {format_count(len(at), 'image')}")
         begin = time.perf_counter()
         y = images.y[at]

@@ -26,7 +26,7 @@ from robbench.analysis.manifold_record import (
     write_manifolds,
 )
 from robbench.analysis.manifolds import analyze_manifolds, simulate_capacity
-from robbench.analysis.measure import check_stored, describe_run, find_threat, run_batches
+from robbench.analysis.measure import describe_run, find_threat, identify_attack, read_known, run_batches
 from robbench.attacks.pgd import PGD
 from robbench.classifier.batch_width import choose_lanes
 from robbench.classifier.checks import classify
@@ -36,7 +36,7 @@ from robbench.core.errors import ModelError
 from robbench.core.threat import Ball
 from robbench.core.types import Problem, Threat
 from robbench.engine.engine import perturb
-from robbench.evaluation.inputs import Images, make_probe, resolve, select
+from robbench.evaluation.inputs import Images, identify, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.linear.theory import Values
 from robbench.models.spec import ModelSpec
@@ -88,12 +88,9 @@ def measure_manifolds(
     identity = {
         "measure": "manifolds",
         "version": MANIFOLDS_VERSION,
-        "model": target.identity,
-        "weights": target.weights,
-        "data": images.digest,
-        "dtype": str(images.dtype),
+        **identify(target, images),
         "threat": {"norm": threat.norm, "eps": threat.exact_eps},
-        "attack": {"kind": _ATTACK.kind, "version": _ATTACK.version, **dataclasses.asdict(_ATTACK)},
+        "attack": identify_attack(_ATTACK),
         "points": _POINTS,
         "draws": _DRAWS,
         "trials": _TRIALS,
@@ -103,13 +100,11 @@ def measure_manifolds(
     title, folder = f"{images.dataset}/{target.name}", manifolds_folder(results, images.dataset, target.name)
     probe = make_probe(target, images, width)
     with lock_result(results, folder, wait=True, note=note):
-        if (folder / "manifolds.json").exists() and not overwrite:
-            stored = read_manifolds(folder)[0]
-            check_stored(folder, stored, identity, probe)
-            # The common directions of the centres, and with them all numbers, depend on the number of images.
-            if stored.n == len(at):
-                note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
-                return stored
+        stored = read_known(folder / "manifolds.json", read_manifolds, identity, probe, overwrite)
+        # The common directions of the centres, and with them all numbers, depend on the number of images.
+        if stored is not None and stored.n == len(at):
+            note(f"{title}: known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
+            return stored
         note(f"{title}: manifolds of {len(at)} images, {_POINTS} points each, clean and under {_ATTACK.kind}")
         begin = time.perf_counter()
         flags = classify(target, images.x(at), images.y[at], images.num_classes, width, images.index[at])[1]

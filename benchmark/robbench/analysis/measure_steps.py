@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robbench.analysis.measure import check_stored, describe_run, find_threat
+from robbench.analysis.measure import describe_run, find_threat, identify_attack, read_known
 from robbench.analysis.series_record import SeriesFile, read_series, series_folder, summarize_series, write_series
 from robbench.attacks.pgd import PGD
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
@@ -19,7 +19,7 @@ from robbench.classifier.checks import classify
 from robbench.core import rng
 from robbench.core.threat import Ball
 from robbench.engine.engine import attack_samples
-from robbench.evaluation.inputs import make_probe, resolve, select
+from robbench.evaluation.inputs import identify, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.models.spec import ModelSpec
 from robbench.results.locking import lock_result
@@ -61,12 +61,9 @@ def measure_steps(
     identity = {
         "measure": "steps",
         "version": 1,
-        "model": target.identity,
-        "weights": target.weights,
-        "data": images.digest,
-        "dtype": str(images.dtype),
+        **identify(target, images),
         "threat": {"norm": threat.norm, "eps": threat.exact_eps},
-        "attack": {"kind": _ATTACK.kind, "version": _ATTACK.version, **dataclasses.asdict(_ATTACK)},
+        "attack": identify_attack(_ATTACK),
         "step_sizes": list(_STEP_SIZES),
         "seed": _SEED,
     }
@@ -75,12 +72,10 @@ def measure_steps(
     title, folder = f"{images.dataset}/{target.name}", series_folder(results, images.dataset, target.name, "steps")
     probe = make_probe(target, images, width)
     with lock_result(results, folder, wait=True, note=note):
-        if (folder / "steps.json").exists() and not overwrite:
-            stored = read_series(folder)[0]
-            check_stored(folder, stored, identity, probe)
-            if stored.n >= len(at):
-                note(f"{title}: steps known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
-                return stored
+        stored = read_known(folder / "steps.json", read_series, identity, probe, overwrite)
+        if stored is not None and stored.n >= len(at):
+            note(f"{title}: steps known since {stored.date[:10]} on {stored.n} images, nothing to compute.")
+            return stored
         note(f"{title}: {_ATTACK.steps} steps of {len(_STEP_SIZES)} sizes on {len(at)} images")
         begin = time.perf_counter()
         predicted, flags = classify(target, x, y, images.num_classes, width, sample)

@@ -5,7 +5,6 @@ The weights are not kept. Adversarial training uses fewer steps than the card: 3
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import time
 from collections.abc import Callable
@@ -17,13 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robbench.analysis.measure import ATTACK, SEED, find_threat
+from robbench.analysis.measure import ATTACK, SEED, find_threat, identify_attack, read_known
 from robbench.analysis.series_record import SeriesFile, read_series, series_folder, summarize_series, write_series
 from robbench.classifier.batch_width import BatchWidths
 from robbench.classifier.prepare import pick_device
 from robbench.core import rng
 from robbench.core.errors import ModelError, ResultError
-from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
 from robbench.core.threat import Ball
 from robbench.core.types import Dataset
@@ -32,7 +30,6 @@ from robbench.engine.engine import attack_samples
 from robbench.evaluation.options import Options
 from robbench.models.card import DATASETS, CpuOverrides, Entry, Recipe, Registry
 from robbench.models.spec import ModelSpec
-from robbench.results.differences import describe_other_run
 from robbench.results.locking import lock_result
 from robbench.training.draws import Batch, Draws
 from robbench.training.recipe import divergence, learning_rate
@@ -196,7 +193,7 @@ class _Series:
             "train": self.train.digest,
             "data": self.test.digest,
             "threat": {"norm": self.threat.norm, "eps": self.threat.exact_eps},
-            "attack": {"kind": ATTACK.kind, "version": ATTACK.version, **dataclasses.asdict(ATTACK)},
+            "attack": identify_attack(ATTACK),
             **about,
         }
 
@@ -210,13 +207,10 @@ class _Series:
         """Measure and store, or return what is stored."""
         folder = series_folder(self.results, self.entry.dataset, self.entry.name, self.kind)
         with lock_result(self.results, folder, wait=True, note=note):
-            if (folder / f"{self.kind}.json").exists() and not overwrite:
-                stored = read_series(folder)[0]
-                if stored.run_id != digest(identity):
-                    raise ResultError(describe_other_run(folder, stored.identity, identity))
-                if stored.n >= self.n:
-                    note(f"{self.title}: {self.kind} known since {stored.date[:10]}, nothing to compute.")
-                    return stored
+            stored = read_known(folder / f"{self.kind}.json", read_series, identity, None, overwrite)
+            if stored is not None and stored.n >= self.n:
+                note(f"{self.title}: {self.kind} known since {stored.date[:10]}, nothing to compute.")
+                return stored
             note(f"{self.title}: {self.kind}")
             begin = time.perf_counter()
             rows = measure()

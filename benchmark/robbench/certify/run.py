@@ -43,7 +43,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import Threat
 from robbench.core.words import format_count
 from robbench.engine import engine
-from robbench.evaluation.inputs import Images, make_probe, resolve, select
+from robbench.evaluation.inputs import Images, identify, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.evaluation.transfer import FixedPoints
 from robbench.models.spec import ModelSpec
@@ -112,10 +112,7 @@ def _make_identity(target: Target, images: Images, method: Balls | Smoothing) ->
     return {
         "certify": CERTIFY_VERSION,
         **method.describe(),
-        "model": target.identity,
-        "weights": target.weights,
-        "data": images.digest,
-        "dtype": str(images.dtype),
+        **identify(target, images),
     }
 
 

@@ -111,7 +111,7 @@ def measure(
     if as_json:
         print_objects([file.model_dump(mode="json") for file in measured])
     else:
-        heads = ("model", "n", "flags", "manifolds") if what == "manifolds" else ()
+        heads = ("model", "n", "flags", "manifolds") if what == "manifolds" else None
         print_table([row for file in measured for row in _describe(file)], as_json=False, heads=heads)
 
 
@@ -133,7 +133,7 @@ def _print_linear(
     if as_json:
         print_objects([file.model_dump(mode="json") for file in files])
         return
-    print_table(list(make_linear_rows(files, results, radius)), as_json=False)
+    print_table(list(make_linear_rows(files, results, radius)), as_json=False, heads=())
     print_text("Medians over the images, each at the wrong class of its smallest L (Eq. 4 of Shafahi et al. 2019).")
     for file in files:
         for flag, text in sorted(file.flags.items()):

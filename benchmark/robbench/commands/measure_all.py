@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[
         measurements: the allowed values of `run` besides eval and study.
 
     Raises:
-        CardError: the file is missing or invalid, or names no measurement of the data set.
+        CardError: the file is missing or invalid, names no measurement of the data set, or one twice.
     """
     path = root / PROGRAM
     try:
@@ -67,7 +68,10 @@ def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[
     tasks: list[Task] = []
     for group in declared[dataset]:
         tasks += _read_group(path, dataset, group, ("eval", _STUDY, *measurements))
-    return list(dict.fromkeys(tasks))
+    tasks = list(dict.fromkeys(tasks))
+    if twice := [place for place, count in Counter(map(str, tasks)).items() if count > 1]:
+        raise CardError(f"{path}: {twice[0]} is declared twice, with other samples. Keep one of them.")
+    return tasks
 
 
 def _read_group(path: Path, dataset: str, group: dict[str, Any], allowed: Sequence[str]) -> Iterator[Task]:
@@ -154,8 +158,7 @@ def measure_all(
                     print(f"{title}: known already, of the same weights", file=sys.stderr)
                     known += 1
                     continue
-            measure(task, _is_stored(task, results, data))
-            data = FigureData(registry, results)
+            measure(task, _is_stored(task, results, data))  # what it writes is that of no other task
     print(f"{dataset}: {format_count(len(tasks), 'measurement')}, {known} known before, {len(tasks) - known} made.")
 
 

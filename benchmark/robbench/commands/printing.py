@@ -51,13 +51,14 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False), file=_reserved.get())
 
 
-def print_table(rows: list[dict[str, Any]], as_json: bool, heads: Sequence[str] = ()) -> None:
+def print_table(rows: list[dict[str, Any]], as_json: bool, heads: Sequence[str] | None = None) -> None:
     """Print rows as a table, or as JSON.
 
     Args:
         rows: cells by column.
         as_json: print JSON.
-        heads: columns that make groups of rows where a row does not fit on a line (`print_grouped`).
+        heads: columns that make groups of rows where a row does not fit on a line (`print_grouped`). None: cells are no
+            numbers.
     """
     if as_json:
         print_json(rows)
@@ -66,7 +67,7 @@ def print_table(rows: list[dict[str, Any]], as_json: bool, heads: Sequence[str] 
     from robbench.report.tables import print_grouped, print_rows
 
     console, texts = make_console(), [{column: str(cell) for column, cell in row.items()} for row in rows]
-    if heads:
+    if heads is not None:
         print_grouped(console, texts, heads)
     else:
         print_rows(console, texts)

@@ -38,8 +38,10 @@ def as_object(result: ResultFile, results: Path) -> dict[str, Any]:
     from robbench.report.distance import describe_distances, read_distances
     from robbench.report.leaderboard import compute_overestimation
 
+    verdicts = VerdictIndex(results)
     trust: dict[str, Any] = {
-        "verdict": VerdictIndex(results).find(result),
+        "verdict": verdicts.find(result),
+        "verdict_n": verdicts.find_n(result),
         "overestimation": compute_overestimation(result),
     }
     if not result.has_radius:

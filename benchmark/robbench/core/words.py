@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["format_count", "format_goal"]
+__all__ = ["fold_name", "format_count", "format_goal"]
+
+
+def fold_name(name: str) -> str:
+    """Return the letters and digits of a name in lower case. Names that look alike in a table have equal ones."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
 
 
 def format_count(n: int, noun: str) -> str:

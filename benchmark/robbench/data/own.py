@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from robbench.core.errors import DataError
 from robbench.core.files import digest, open_regular
 from robbench.core.types import IMAGENET
+from robbench.core.words import fold_name
 from robbench.data.encoded import Preparation, describe_broken, survey
 from robbench.data.folder import Listed, list_images
 from robbench.data.formats import convert_errors
@@ -105,11 +105,7 @@ def open_images(
 
 def find_known_name(name: str) -> str:
     """Return the known data set that a name names or resembles (`MNIST`, `cifar-10`); "" if there is none."""
-
-    def fold(text: str) -> str:
-        return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
-
-    return next((known for known in (*NAMES, IMAGENET) if fold(known) == fold(name)), "")
+    return next((known for known in (*NAMES, IMAGENET) if fold_name(known) == fold_name(name)), "")
 
 
 def open_imagenet(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robbench.attacks.base import Searching
+from robbench.classifier.guard import list_flags
 from robbench.core.errors import ModelError
 from robbench.core.types import Problem, State
 from robbench.engine.job import AttackJob
@@ -33,6 +34,13 @@ class Finished(NamedTuple):
     position: int
     trials: list[Trial]
     seconds: float
+
+
+_NONFINITE_GRADIENTS = (
+    "The gradient of the loss holds NaN or infinity at some attacked images, though the logits are finite. Such "
+    "entries are taken as 0, so attacks by gradients look weaker than they are. A gradient without any other entry "
+    "counts as zero. Look for a square root, a norm, a logarithm or a division at 0 in the model."
+)
 
 
 def _max_slope(grad: Tensor) -> Tensor:
@@ -152,6 +160,8 @@ class Lanes:
         if with_grad and not flags[1].all():  # a NaN in the gradient must not reach the next point
             grad = grad.nan_to_num(0.0, 0.0, 0.0)
             flags[0] = (_max_slope(grad) == 0).cpu().numpy()
+            if (more & answers.is_finite & ~flags[1]).any():  # where the logits are not finite, the records say so
+                list_flags(job.model).setdefault("nonfinite_gradients", _NONFINITE_GRADIENTS)
 
         verdict = judge_points(job, self.p, asked, answers, self.live, last, with_grad, self.ask_again, logits)
         if verdict.corrected is not None:  # the attack, too, steps from the corrected answers

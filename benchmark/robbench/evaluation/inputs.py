@@ -35,7 +35,7 @@ from robbench.models.load_source import load_source
 from robbench.models.spec import IMAGE_FIELDS, ModelSpec
 from robbench.results.selection import order_positions
 
-__all__ = ["Images", "make_probe", "own_images", "own_target", "registered", "resolve", "select"]
+__all__ = ["Images", "identify", "make_probe", "own_images", "own_target", "registered", "resolve", "select"]
 
 
 _MOST_BYTES = 2**29  # of images in memory at once
@@ -226,14 +226,13 @@ def own_target(spec: ModelSpec, device: torch.device, images: Images, options: O
     another model is what it consists of (`adapters.digest_object`).
     """
     x = images.x(np.arange(min(COMPARED, len(images.y))))
-    model = spec.model
+    name = _choose_name(spec, images.dataset, options)
     if spec.source is not None:
         _, channels, rows, columns = x.shape
         found = load_source(spec, (channels, rows, columns), images.num_classes, x)
-        module, name, weights, identity = found.module, spec.source.name, found.weights, found.identity
+        module, weights, identity = found.module, found.weights, found.identity
     else:
-        module = adapt(model, x)
-        name = getattr(model, "__name__", type(model).__name__)
+        module = adapt(spec.model, x)
     with _reading(device):
         prepared = prepare(
             module,
@@ -252,12 +251,31 @@ def own_target(spec: ModelSpec, device: torch.device, images: Images, options: O
     compare_with_own(prepared, x.to(device))
     answer = {"output": spec.output, "binary": spec.binary}
     identity = identity | {key: value for key, value in answer.items() if value is not None}
-    return Target(prepared, spec.name or _make_folder_name(name), device, weights, identity)
+    return Target(prepared, name, device, weights, identity)
 
 
-def _make_folder_name(name: str) -> str:
-    """Make the name of a folder of the name of a function or a class, such as `<lambda>`."""
-    return re.sub(r"[^\w.-]+", "", name) or "model"
+def _choose_name(spec: ModelSpec, dataset: str, options: Options) -> str:
+    """Return what results call a user's model: the name that was given, or that of its source, function or class.
+
+    Raises:
+        ModelError: a registered model of the data set has this name. Tables would show the user's model in its place.
+    """
+    if spec.source is not None:
+        default = spec.source.name
+    else:  # such as `<lambda>`, which is no name of a folder
+        default = re.sub(r"[^\w.-]+", "", getattr(spec.model, "__name__", type(spec.model).__name__)) or "model"
+    name = spec.name or default
+    if known := Registry.default([Path(m) for m in options.models]).find_alike(dataset, name):
+        raise ModelError(
+            f"The name {name} for a model of your own; {known} is a registered model. Give another name, such as "
+            f"name='my-{name}'. To measure the registered model, give its name alone: {known}."
+        )
+    return name
+
+
+def identify(target: Target, images: Images) -> dict[str, Any]:
+    """Return the part of an identity that names the model's function and the images."""
+    return {"model": target.identity, "weights": target.weights, "data": images.digest, "dtype": str(images.dtype)}
 
 
 def make_probe(target: Target, images: Images, lanes: int) -> AnswerProbe:

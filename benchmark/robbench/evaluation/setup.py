@@ -19,7 +19,7 @@ from robbench.core.threat import Ball
 from robbench.core.types import format_ids
 from robbench.core.words import format_goal
 from robbench.evaluation.arguments import check_suite_name, choose_norm, choose_threat
-from robbench.evaluation.inputs import Images, select
+from robbench.evaluation.inputs import Images, identify, select
 from robbench.evaluation.options import Options, name_target
 from robbench.evaluation.peers import list_missing
 from robbench.evaluation.stages import count_classes, ready_stages
@@ -171,10 +171,7 @@ class Setup:
         return {
             "schema": SCHEMA_VERSION,
             "engine": ENGINE_VERSION,
-            "model": self.target.identity,
-            "weights": self.target.weights,
-            "data": self.images.digest,
-            "dtype": str(self.images.dtype),
+            **identify(self.target, self.images),
             "suite": {"name": self.suite.name, "judge": self.suite.judge, "mode": self.suite.mode},
             "attacks": [{"name": name, **about} for name, about in self._described.items()],
             "threat": {"norm": self.threat.norm, "eps": str(self.threat.eps)},

@@ -21,7 +21,7 @@ from robbench.core.errors import ModelError, ResultError
 from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
 from robbench.core.words import format_count
-from robbench.evaluation.inputs import Images, make_probe, resolve, select
+from robbench.evaluation.inputs import Images, identify, make_probe, resolve, select
 from robbench.evaluation.options import Options
 from robbench.linear.record import (
     ACTIVATIONS,
@@ -117,10 +117,7 @@ def _identity(target: Target, images: Images) -> dict[str, Any]:
     return {
         "measure": "linear",
         "version": LINEAR_VERSION,
-        "model": target.identity,
-        "weights": target.weights,
-        "data": images.digest,
-        "dtype": str(images.dtype),
+        **identify(target, images),
     }
 
 

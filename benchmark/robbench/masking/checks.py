@@ -48,8 +48,6 @@ def run_checks(m: Measurements, thresholds: Thresholds | None = None) -> list[Ch
 
 
 # sanity.json stores the sentences of the checks. Changing a sentence makes stored files stale.
-
-
 def _points(count: float, m: Measurements) -> float:
     return 100 * count / m.n
 
@@ -86,7 +84,12 @@ def _unavailable_gradients(m: Measurements) -> CheckOutcome:
             1.0, "The model's output does not depend on its input through autograd: there is no gradient."
         )
     share = m.scale.unavailable
-    return CheckOutcome(share, f"{share:.1%} of {m.scale.images} clean images have a gradient of exactly zero.")
+    sentence = f"{share:.1%} of {m.scale.images} clean images have a gradient of exactly zero."
+    return CheckOutcome(share, sentence + _explain_nonfinite(m))
+
+
+def _explain_nonfinite(m: Measurements) -> str:
+    return " Entries of NaN or infinity count as zero; some gradients hold them." if m.nonfinite_gradients else ""
 
 
 def _repeated_gradients(m: Measurements) -> CheckOutcome:
@@ -97,9 +100,8 @@ def _repeated_gradients(m: Measurements) -> CheckOutcome:
 
 
 def _zero_gradients(m: Measurements) -> CheckOutcome:
-    return CheckOutcome(
-        m.zero_gradients, f"{m.zero_gradients:.2%} of all gradients that PGD asked for are exactly zero."
-    )
+    sentence = f"{m.zero_gradients:.2%} of all gradients that PGD asked for are exactly zero."
+    return CheckOutcome(m.zero_gradients, sentence + _explain_nonfinite(m))
 
 
 def _underflow(m: Measurements) -> CheckOutcome:
@@ -243,9 +245,8 @@ def _monotone(m: Measurements) -> CheckOutcome:
 
 def _unbounded(m: Measurements) -> CheckOutcome:
     last = m.curve.broken[-1]
-    return CheckOutcome(
-        100 * sum(last) / len(last), f"With the whole box PGD breaks {sum(last)} of {len(last)} images."
-    )
+    sentence = f"With the whole box PGD breaks {sum(last)} of {len(last)} images."
+    return CheckOutcome(100 * sum(last) / len(last), sentence)
 
 
 def _unstable_predictions(m: Measurements) -> CheckOutcome:
@@ -257,9 +258,8 @@ def _unstable_predictions(m: Measurements) -> CheckOutcome:
 
 def _silent_success(m: Measurements) -> CheckOutcome:
     t = m.traces
-    return CheckOutcome(
-        100 * t.silent / t.images, f"{t.silent} of {t.images} images are broken on the way, not at the end."
-    )
+    sentence = f"{t.silent} of {t.images} images are broken on the way, not at the end."
+    return CheckOutcome(100 * t.silent / t.images, sentence)
 
 
 def _incomplete_optimization(m: Measurements) -> CheckOutcome:

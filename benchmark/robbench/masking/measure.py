@@ -105,6 +105,7 @@ def run_measurements(
         differentiable=differentiable,
         probabilities=probabilities,
         zero_gradients=zero,
+        nonfinite_gradients="nonfinite_gradients" in result.flags,
         challenges=compare_attacks(result, rows),
         autograd_calls=timed("autograd", 2, count_autograd_calls),
         randomness=timed("randomness", b.randomness, lambda part: measure_randomness(part, points)),

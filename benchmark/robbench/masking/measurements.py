@@ -230,6 +230,8 @@ class Measurements(StrictModel):
     """Whether the model's outputs are probabilities."""
     zero_gradients: float
     """Share of exactly zero gradients over all steps and images of the usual PGD and the control."""
+    nonfinite_gradients: bool = False
+    """Whether gradients of the suite held NaN or infinity, though the logits were finite. These entries count as 0."""
     challenges: list[Challenge] = Field(fail_fast=True)
     randomness: Randomness
     scale: LogitScale

@@ -30,7 +30,15 @@ from robbench.results.reader import Damage, read_vouched, read_vouched_rows
 from robbench.results.schema import ResultFile
 from robbench.results.summary import make_accuracy
 
-__all__ = ["UNCHECKED", "VerdictIndex", "describe_subject", "find_foreign_facts", "judge_measurements", "read_verdict"]
+__all__ = [
+    "UNCHECKED",
+    "VerdictIndex",
+    "describe_subject",
+    "find_foreign_facts",
+    "judge_measurements",
+    "name_verdict",
+    "read_verdict",
+]
 
 UNCHECKED = "unchecked"  # the verdict on a model without a sanity run on these weights and this threat
 _PATTERN = f"sanity*/{FILE}"
@@ -133,8 +141,20 @@ def _collect_facts(result: ResultFile, rows: pd.DataFrame, n: int) -> dict[str, 
         "pgd": make_accuracy(standing, n).model_dump(),
         "best": make_accuracy(best, n).model_dump(),
         "zero_gradients": compute_zero_share(result, rows),
+        "nonfinite_gradients": "nonfinite_gradients" in result.flags,
         "challenges": [c.model_dump() for c in compare_attacks(result, rows)],
     }
+
+
+def name_verdict(verdict: str, verdict_n: int | None, n: int) -> str:
+    """Write a verdict beside a result, such as `masked (n 20)`: with its number of images where the result's differs.
+
+    Args:
+        verdict: the verdict.
+        verdict_n: on how many images the verdict was measured; None if it was not measured.
+        n: number of images of the result.
+    """
+    return verdict if verdict_n in (None, n) else f"{verdict} (n {verdict_n})"
 
 
 class VerdictIndex:
@@ -149,15 +169,26 @@ class VerdictIndex:
 
         If there are several (with other seeds), the one on the most images counts.
         """
-        if result.identity.get("target") is not None:
-            return UNCHECKED  # the checks ask for any wrong class
         if file := self.find_file(result):
             return file.verdict
+        if result.identity.get("target") is not None:
+            return UNCHECKED
         stored = self._read(f"{result.dataset}/{result.model}")
         return _DAMAGED if any(isinstance(f, Damage) for f in stored) else UNCHECKED
 
+    def describe(self, result: ResultFile) -> str:
+        """Return the verdict of `find` as `name_verdict` writes it beside the result."""
+        return name_verdict(self.find(result), self.find_n(result), result.n)
+
+    def find_n(self, result: ResultFile) -> int | None:
+        """Return on how many images the verdict of `find` was measured; None if there is none."""
+        file = self.find_file(result)
+        return None if file is None else file.n
+
     def find_file(self, result: ResultFile) -> SanityFile | None:
         """Return the sanity.json that `find` takes the verdict from; None if there is none."""
+        if result.identity.get("target") is not None:
+            return None  # the checks ask for any wrong class
         subject, stored = extract_subject(result.identity), self._read(f"{result.dataset}/{result.model}")
         files = [f for f in stored if isinstance(f, SanityFile) and f.measured == subject]
         return max(files, key=lambda f: (f.n, f.run_id), default=None)

@@ -14,6 +14,7 @@ from typing import Any
 
 from robbench.core.errors import CardError
 from robbench.core.files import read_bounded, write_atomically
+from robbench.core.words import fold_name
 from robbench.models.recipes import Adversary, CpuOverrides, Distillation, Pairing, Recipe
 from robbench.models.schema import (
     DATASETS,
@@ -205,6 +206,11 @@ class Registry:
                 "`robbench list models` lists them all. A source has its kind first, such as module:function."
             )
         return matches[0]
+
+    def find_alike(self, dataset: str, name: str) -> str:
+        """Return the full name of the card of a data set that a name names or resembles (`AT`); "" if there is none."""
+        alike = (e.full_name for e in self.entries() if e.dataset == dataset and fold_name(e.name) == fold_name(name))
+        return next(alike, "")
 
 
 def _index(root: Path) -> list[Entry]:

@@ -196,7 +196,7 @@ def _audit_row(
         worst=worst,
         n=base.n,
         autoattack_n=autoattack.n if autoattack else None,
-        verdict=verdicts.find(base),
+        verdict=verdicts.describe(base),
     )
 
 

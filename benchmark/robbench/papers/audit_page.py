@@ -34,8 +34,9 @@ figure. **Same attack** is ours under the paper's own attack, judged at the last
 counts: {attacks}.
 **Best known** counts an image of the same n as robust only if no stored attack of any suite broke it. **Overstated** is
 same attack minus best known, in points, and sorts the table. **Verdict** is that of `robbench sanity`
-([sanity.md](sanity.md)). A robust accuracy is an upper bound, because a stronger attack can lower it. –: not measured.
-†: the weights are not in the repository; `robbench train NAME` makes them."""
+([sanity.md](sanity.md)); its own n follows where that is another one. A robust accuracy is an upper bound, because a
+stronger attack can lower it. –: not measured. †: the weights are not in the repository; `robbench train NAME` makes
+them."""
 _PUBLISHED = """\
 Numbers of others, in percent, of the full test set or of the images that the source names. **Usual number** is what the
 authors of the model, or of the attack, gave for PGD."""

@@ -18,6 +18,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from robbench.core.errors import ResultError, unknown_name
+from robbench.masking.stored import name_verdict
 from robbench.papers.tables import Cell, FilledRow, FilledTable, Missing, WorstCase
 from robbench.report.console import TerminalConsole
 from robbench.report.escape import (
@@ -135,6 +136,10 @@ def _format_lowest(worst: WorstCase) -> str:
     return f"{worst.attack.name} {format_percent(worst.attack.robust_accuracy)}"
 
 
+def _name_verdict(worst: WorstCase) -> str:
+    return name_verdict(worst.verdict, worst.verdict_n, worst.n)
+
+
 def _make_rows(table: FilledTable) -> list[dict[str, str]]:
     """Make the table as text, one row per filled row: heading -> one line of text."""
     rows = [
@@ -152,7 +157,7 @@ def _make_rows(table: FilledTable) -> list[dict[str, str]]:
             "Strongest suite: its lowest": f"{row.worst.suite}: {_format_lowest(row.worst)}" if row.worst else "–",
             "Its n": "–" if row.worst is None else str(row.worst.n),
             "Overestimation": "–" if row.worst is None else format_points(row.worst.overestimation),
-            "Verdict": "–" if row.worst is None else row.worst.verdict,
+            "Verdict": "–" if row.worst is None else _name_verdict(row.worst),
         }
         for row in table.rows
     ]
@@ -256,6 +261,7 @@ def _csv(table: FilledTable, commands: Commands) -> str:
             "lowest attack alone": f"{100 * worst.attack.robust_accuracy.value:.2f}" if worst else "",
             "overestimation": f"{worst.overestimation:.2f}" if worst and worst.overestimation is not None else "",
             "verdict": worst.verdict if worst else "",
+            "verdict n": str(worst.verdict_n or "") if worst else "",
             "missing": row.missing.reason or " && ".join(commands.list_commands(row.missing)),
         }
         rows.append(fields)
@@ -289,7 +295,7 @@ def _terminal(table: FilledTable, commands: Commands, width: int | None = None) 
             [
                 tuple(format_with_interval(worst.accuracy).split(" ", 1)),
                 (worst.suite, _format_lowest(worst), f"n {worst.n}"),
-                (worst.verdict,),
+                tuple(_name_verdict(worst).split(" ", 1)),
             ]
             if worst
             else [("–",), ("–",), ("–",)]

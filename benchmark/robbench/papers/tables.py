@@ -58,7 +58,7 @@ class WorstCase:
         suite: name of the suite's folder in the results tree.
         n: number of images.
         attack: the attack of the suite with the lowest robust accuracy.
-        verdict: verdict of `robbench sanity` on the model.
+        verdict: verdict of `robbench sanity` on the model; `verdict_n` is its number of images, None without a verdict.
         overestimation: points between the usual PGD of the suite and its worst case; None without such an attack.
     """
 
@@ -67,6 +67,7 @@ class WorstCase:
     n: int
     attack: AttackResult
     verdict: str = UNCHECKED
+    verdict_n: int | None = None
     overestimation: float | None = None
 
 
@@ -313,8 +314,9 @@ def _list_needs(models: Sequence[Entry]) -> tuple[str, ...]:
 
 def _find_worst_case(result: ResultFile, stored: _StoredResults) -> WorstCase:
     lowest = min(result.attacks, key=lambda a: a.robust_accuracy.value)
-    folder, verdict = locate_result(stored.root, result).name, stored.verdicts.find(result)
-    return WorstCase(result.robust_accuracy, folder, result.n, lowest, verdict, compute_overestimation(result))
+    folder = locate_result(stored.root, result).name
+    verdict = stored.verdicts.find(result), stored.verdicts.find_n(result)
+    return WorstCase(result.robust_accuracy, folder, result.n, lowest, *verdict, compute_overestimation(result))
 
 
 def _list_notes(table: PaperTable, entry: Entry, used: Sequence[ResultFile], stored: _StoredResults) -> Iterator[str]:

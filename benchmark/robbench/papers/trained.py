@@ -22,10 +22,10 @@ Generated from the cards in `models/` and from `results/` by `robbench trained`;
 the n test images: ours before the slash, the paper's after it (– if the paper gives none). In our numbers, an image is
 broken if any queried point breaks it. The papers judged the last point only. **Worst case**, with its 95 % interval,
 counts an image as robust only if no attack of the suite `whitebox` broke it. The papers have no such column.
-**Verdict** is that of `robbench sanity` (unchecked if it has not run). The column Iterations says whether a model was
-trained for less than its recipe, or by the smaller recipe for a CPU. The numbers of such a model say nothing about the
-recipe. **Weights**: those not shipped are made by `robbench train NAME`. The numbers are of weights whose SHA-256
-begins with these digits.
+**Verdict** is that of `robbench sanity` (unchecked if it has not run), with its own n where that is another one. The
+column Iterations says whether a model was trained for less than its recipe, or by the smaller recipe for a CPU. The
+numbers of such a model say nothing about the recipe. **Weights**: those not shipped are made by `robbench train NAME`.
+The numbers are of weights whose SHA-256 begins with these digits.
 """
 
 # Our column -> keys of the papers' columns in cards.
@@ -78,7 +78,7 @@ def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dic
         published = next((f"{paper[key]:.1f}" for key in keys if key in paper), "–")
         cells[column[0].upper() + column[1:]] = f"{own} / {published}"
     cells["Worst case"] = "not measured" if result is None else format_with_interval(result.robust_accuracy)
-    cells["Verdict"] = "–" if result is None else verdicts.find(result)
+    cells["Verdict"] = "–" if result is None else verdicts.describe(result)
     cells["n"] = "–" if result is None else str(result.n)
     assert card.trained is not None
     cells["Trained on"] = f"{card.trained.hardware}, {card.trained.precision}, {card.trained.seconds:.0f} s"

@@ -24,7 +24,7 @@ from robbench.core.numbers import parse_threat
 from robbench.core.threat import Ball
 from robbench.core.types import Status
 from robbench.engine.judge import read_logits
-from robbench.evaluation.inputs import Images, make_probe, resolve
+from robbench.evaluation.inputs import Images, identify, make_probe, resolve
 from robbench.evaluation.options import Options, check_names
 from robbench.evaluation.stages import count_classes
 from robbench.evaluation.targets import Targets
@@ -102,7 +102,7 @@ def verify(result: str | Path, model: str | nn.Module | None = None, **fields: U
 
 def _compare_model(stored: ResultFile, target: Target, images: Images, lanes: int) -> Iterator[Mismatch]:
     """Yield how the model and data set given here differ from those of the result: identity, or else answers."""
-    here = {"model": target.identity, "weights": target.weights, "data": images.digest, "dtype": str(images.dtype)}
+    here = identify(target, images)
     differing = {field: value for field, value in here.items() if stored.identity.get(field) != value}
     for field, value in differing.items():
         yield Mismatch(

@@ -21,7 +21,10 @@ from rich.text import Text
 from robbench.report.escape import escape_control
 from robbench.report.wrapping import break_line, break_text
 
-__all__ = ["SafeStream", "TerminalConsole", "leave_out_python", "make_console", "protect_terminal"]
+__all__ = [
+    "SafeStream", "TerminalConsole", "find_width", "fit_terminal", "leave_out_python", "make_console",
+    "protect_terminal",
+]  # fmt: skip
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _ABOUT_PYTHON = re.compile(
@@ -148,6 +151,19 @@ def _find_width(stream: IO[str]) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):
         return None
+
+
+def find_width() -> int | None:
+    """Return the width of the terminal that `print` writes to, in characters; None if it writes elsewhere."""
+    return None if sys.stdout is None else _find_width(sys.stdout)
+
+
+def fit_terminal(text: str) -> str:
+    """Break the lines of a text between words for the terminal that `print` writes to. Elsewhere it stays as it is."""
+    width = find_width()
+    if width is None:
+        return text
+    return "\n".join(part for line in text.split("\n") for part in break_line(line, width))
 
 
 def leave_out_python(text: str) -> str:

@@ -21,7 +21,7 @@ from robbench.report.console import TerminalConsole
 from robbench.report.escape import format_csv
 from robbench.report.figures.canvas import OKABE_ITO, make_figure, render_png
 from robbench.report.leaderboard import format_percent
-from robbench.report.tables import print_rows
+from robbench.report.tables import print_numbers
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched_rows
 from robbench.results.schema import ResultFile
@@ -132,8 +132,7 @@ def summarize_distances(result: ResultFile, table: pd.DataFrame) -> str:
 def print_distances(console: TerminalConsole, result: ResultFile, table: pd.DataFrame) -> None:
     """Print the table of a result and its sentence."""
     rows = list_quartiles(table)
-    title = f"{_name(result)}: distances of breaks, n = {result.n}"
-    print_rows(console, rows, title=title, right=[column for column in rows[0] if column != "Attack"])
+    print_numbers(console, rows, title=f"{_name(result)}: distances of breaks, n = {result.n}")
     console.print(summarize_distances(result, table), soft_wrap=True)
 
 

@@ -207,7 +207,7 @@ def build_group_table(
                 "Worst case": format_with_interval(r.robust_accuracy),
                 **({"[certified, attacked]": intervals.get(r.run_id, "–")} if intervals else {}),
                 "Overestimation": format_points(compute_overestimation(r)),
-                "Verdict": verdicts.find(r),
+                "Verdict": verdicts.describe(r),
                 "Fwd + bwd per image": f"{(r.forwards + r.backwards) / r.n:.0f}",
                 "n": str(r.n),
                 "Flags": ", ".join(r.flags) or "none",

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from robbench.certify.interval import CertificateIndex, find_contradictions
+from robbench.core.words import format_count
 from robbench.masking.stored import VerdictIndex
 from robbench.report.escape import Markdown, escape_markdown, make_markdown_table, make_narrow_table
 from robbench.report.leaderboard import (
@@ -45,7 +46,8 @@ threat. Accuracies are percentages of the n test images, with 95 % Wilson interv
 - **From** names the suite whose images count. `+4` says that attacks of other suites break 4 more
   of these images. The line below the table names the other suites.
 - **Verdict** is that of `robbench sanity` on the same weights, data and threat: trustworthy,
-  suspicious, masked or randomized. It is unchecked if `robbench sanity` has not run.
+  suspicious, masked or randomized. It is unchecked if `robbench sanity` has not run. A line
+  below the table names the verdicts that are of another number of images than n.
 - **Certified** is the interval that holds the true robust accuracy, where `robbench certify` has
   proven images against the same threat.
 - **#** is the rank by worst case. A model is tied (=) with the best model of its rank if McNemar's
@@ -62,7 +64,8 @@ same images: McNemar's exact paired test on the per-image records gives p of 5 %
 of models. Results on different images are tied if their intervals overlap. **Overestimation** is the accuracy under PGD
 on cross-entropy with a single start, the usual evaluation, minus the worst case, in points. **Verdict** is that of
 `robbench sanity` on the same weights, data and threat: trustworthy, suspicious, masked or randomized. It is unchecked
-if `robbench sanity` has not run. A robust accuracy is an upper bound, because stronger attacks can lower it.
+if `robbench sanity` has not run. `(n 200)` is the number of images of the verdict, where that is not n. A robust
+accuracy is an upper bound, because stronger attacks can lower it.
 **[certified, attacked]** is the interval that holds the true robust accuracy, where `robbench certify` has proven
 images against the same threat: the share that is proven, and the share that neither attack nor certifier broke.
 """
@@ -124,7 +127,7 @@ def _make_tables(standings: Sequence[Standing], root: Path, folder: Path) -> lis
             return Markdown(f"[{escape_markdown(standing.base.model)}][{label}]")
 
         table = make_narrow_table(_make_rows(group, link))
-        notes = [escape_markdown(f"{s.base.model}: {s.source}.") for s in group if s.extra]
+        notes = [escape_markdown(note) for note in _make_notes(group)]
         lists = ["".join(f"- {note}\n" for note in notes), "".join(addresses)]
         parts.append("\n".join([f"## {escape_markdown(title)}\n", table, *filter(None, lists)]))
     if minor := list(dict.fromkeys(_format_title(s) for s in standings if _is_minor(s))):
@@ -132,6 +135,19 @@ def _make_tables(standings: Sequence[Standing], root: Path, folder: Path) -> lis
         text = "A model has no row above under one of these if only the suites `quick` and `sanity` ran on it."
         parts.append(f"## Other threats\n\n{text}\n\n{lines}")
     return parts
+
+
+def _make_notes(group: Sequence[Standing]) -> list[str]:
+    """Say which suites broke more images than that of the base, and which verdicts are of another number of images.
+
+    In the table, the n of a verdict would make the lines longer than a screen.
+    """
+    others: dict[int, list[str]] = {}
+    for s in group:
+        if s.sanity is not None and s.sanity.n != s.n:
+            others.setdefault(s.sanity.n, []).append(s.base.model)
+    broken = [f"{s.base.model}: {s.source}." for s in group if s.extra]
+    return broken + [f"Verdict on {format_count(n, 'image')}: {', '.join(others[n])}." for n in sorted(others)]
 
 
 def _make_rows(group: Sequence[Standing], link: Callable[[Standing], Markdown]) -> list[dict[str, str]]:

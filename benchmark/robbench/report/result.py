@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
@@ -16,6 +16,7 @@ from robbench.core.errors import ResultError, unknown_name
 from robbench.core.numbers import parse_threat
 from robbench.core.words import format_count
 from robbench.masking.stored import VerdictIndex
+from robbench.report.console import find_width, fit_terminal
 from robbench.report.distance import find_distances, list_quartiles, summarize_distances
 from robbench.report.escape import escape_control, escape_html
 from robbench.report.leaderboard import (
@@ -107,6 +108,11 @@ class Result(ResultFile):
         return VerdictIndex(self._root).find(self)
 
     @property
+    def verdict_n(self) -> int | None:
+        """The number of images that the verdict was measured on; None without a verdict."""
+        return VerdictIndex(self._root).find_n(self)
+
+    @property
     def records(self) -> pd.DataFrame:
         """The records: a row for each image and attack, with the columns of outcomes.parquet (docs/files.md)."""
         return self._read_records()
@@ -157,14 +163,9 @@ class Result(ResultFile):
         return f"<Result {escape_control(self._summarize())}>"
 
     def __str__(self) -> str:
-        """Return a sentence and a table with a row for each attack."""
-        rows = [self._list_columns(), *self._list_rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for first, *others in rows:
-            numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-            lines.append("  ".join([first.ljust(widths[0]), *numbers]))
-        return escape_control("\n".join([self._summarize(), *lines, *self._list_flags()]))
+        """Return a sentence and a table with a row for each attack. They fit the terminal, if stdout is one."""
+        lines = [self._summarize(), *_make_text_table(self._list_columns(), self._list_rows()), *self._list_flags()]
+        return fit_terminal(escape_control("\n".join(lines)))
 
     def _repr_html_(self) -> str:
         """Return the same as HTML. Names and flags are escaped."""
@@ -179,7 +180,10 @@ class Result(ResultFile):
     def _summarize(self) -> str:
         if not self.has_radius:
             return summarize_distances(self, self.distances)
-        return summarize_result(self, f"{self.verdict}, {format_count(self.n, 'image')}")
+        return summarize_result(self, f"{self._describe_verdict()}, {format_count(self.n, 'image')}")
+
+    def _describe_verdict(self) -> str:
+        return VerdictIndex(self._root).describe(self)
 
     def _list_rows(self) -> Iterable[tuple[str, ...]]:
         if not self.has_radius:
@@ -202,7 +206,7 @@ class Results(list[Result]):
 
     def __str__(self) -> str:
         """Return a sentence for each result, and the flags."""
-        return escape_control("\n".join([*(r._summarize() for r in self), *self._list_flags()]))
+        return fit_terminal(escape_control("\n".join([*(r._summarize() for r in self), *self._list_flags()])))
 
     def _repr_html_(self) -> str:
         """Return a table with a row for each result, and the flags. All text is escaped."""
@@ -212,7 +216,7 @@ class Results(list[Result]):
                 str(parse_threat(r.threat.norm, r.threat.eps)),
                 format_percent(r.clean_accuracy),
                 format_with_interval(r.robust_accuracy),
-                r.verdict,
+                r._describe_verdict(),
                 f"{r.n}",
             )
             for r in self
@@ -222,6 +226,20 @@ class Results(list[Result]):
 
     def _list_flags(self) -> list[str]:
         return list(dict.fromkeys(flag for r in self for flag in r._list_flags()))
+
+
+def _make_text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Make the lines of a table, or of a block for each row where the table is wider than the terminal."""
+    rows, most = list(rows), find_width()
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    if most is not None and sum(widths) + 2 * (len(widths) - 1) > most:
+        blocks = ([name, *map("  {}: {}".format, head[1:], cells)] for name, *cells in rows)
+        return [line for block in blocks for line in block]
+    lines = []
+    for first, *others in (head, *rows):
+        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]))
+    return lines
 
 
 def _make_html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from robbench.core.words import format_count
 from robbench.masking.record import CheckResult, SanityFile
-from robbench.report.console import make_console
+from robbench.report.console import fit_terminal, make_console
 from robbench.report.escape import escape_control, escape_html
 from robbench.report.leaderboard import format_with_interval
 from robbench.report.progress import format_duration
@@ -59,7 +59,7 @@ class SanityResult(SanityFile):
         """Return the verdict, a line for each check that did not pass, and what to do next."""
         checks = [f"  {c.name}: {_format_value(c)}, {_format_status(c)}. {c.reason}" for c in _list_found(self)]
         lines = [format_verdict(self), *checks, _count_checks(self), *_list_advice(self, _IN_PYTHON)]
-        return escape_control("\n".join(lines))
+        return fit_terminal(escape_control("\n".join(lines)))
 
     def _repr_html_(self) -> str:
         """Return the same as HTML. All text is escaped."""

@@ -12,7 +12,7 @@ from robbench.report.console import TerminalConsole
 from robbench.report.escape import escape_control
 from robbench.report.wrapping import break_text
 
-__all__ = ["fits", "name_columns", "print_grouped", "print_rows", "print_turned"]
+__all__ = ["fits", "name_columns", "print_grouped", "print_numbers", "print_rows", "print_turned"]
 
 Row = Mapping[str, str | Text]
 _BETWEEN = 3  # characters between two columns: a line, and a space on each side
@@ -68,7 +68,8 @@ def print_grouped(console: TerminalConsole, rows: Sequence[Row], heads: Sequence
     Args:
         console: where to print.
         rows: cells by column. The first column that is no head names the row, and the others hold numbers.
-        heads: the columns that make groups. The first cell stands in the title without the name of its column.
+        heads: the columns that make groups; () makes one group. The first cell stands in the title without the name of
+            its column.
     """
     numbers = [column for column in rows[0] if column not in heads][1:] if rows else []
     if not rows or fits(console, rows, list(rows[0])):
@@ -76,15 +77,26 @@ def print_grouped(console: TerminalConsole, rows: Sequence[Row], heads: Sequence
         return
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        name, *others = heads
-        title = " · ".join((str(row[name]), *(f"{column} {row[column]}" for column in others)))
+        title = " · ".join(f"{column} {row[column]}" if i else str(row[column]) for i, column in enumerate(heads))
         groups.setdefault(title, []).append({c: cell for c, cell in row.items() if c not in heads})
     for title, group in groups.items():
-        if fits(console, group, list(group[0])):
-            console.print(title, style="italic")
-            print_rows(console, group, right=numbers)
-        else:
-            print_turned(console, group, title=title, first=0)
+        print_numbers(console, group, title=title)
+
+
+def print_numbers(console: TerminalConsole, rows: Sequence[Row], *, title: str = "") -> None:
+    """Print rows of numbers as a table if each row fits on a line, else turned (`print_turned`).
+
+    Args:
+        console: where to print.
+        rows: cells by column. The first column names the row, and the others hold numbers.
+        title: printed above.
+    """
+    if rows and not fits(console, rows, list(rows[0])):
+        print_turned(console, rows, title=title, first=0)
+        return
+    if title:
+        console.print(title, style="italic")
+    print_rows(console, rows, right=list(rows[0])[1:] if rows else ())
 
 
 def print_turned(console: TerminalConsole, rows: Sequence[Row], *, title: str, first: int) -> None:
@@ -96,7 +108,8 @@ def print_turned(console: TerminalConsole, rows: Sequence[Row], *, title: str, f
         title: printed above.
         first: the number of lines, after the head, that a rule separates from the others.
     """
-    console.print(title, style="italic")
+    if title:
+        console.print(title, style="italic")
     left = list(rows)
     while left:
         count = 1
@@ -106,8 +119,10 @@ def print_turned(console: TerminalConsole, rows: Sequence[Row], *, title: str, f
         head, *lines = _turn(left[:count])
         for i, cell in enumerate(head.values()):
             view.add_column(cell, justify="right" if i else "left", overflow="fold")
+        rest = max(1, console.width - max(map(cell_len, left[0])) - 2 * _BETWEEN) if count == 1 else console.width
         for i, line in enumerate(lines):
-            view.add_row(*line.values(), end_section=i + 1 == first)
+            name, *cells = line.values()
+            view.add_row(name, *(_break_cell(console, cell, rest) for cell in cells), end_section=i + 1 == first)
         console.print(view)
         left = left[count:]
 

@@ -44,7 +44,7 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
 
     A table that is wider than the terminal is turned: a line for each attack, below what matters most. The column Time
     is what a person waited for the last computation, or the time of all attacks if that is longer. The column Over is
-    `leaderboard.compute_overestimation`. The column Verdict comes from `robbench sanity`.
+    `leaderboard.compute_overestimation`. The column Verdict is `VerdictIndex.describe`.
 
     Args:
         results: the results.
@@ -74,7 +74,7 @@ def print_results(results: Sequence[ResultFile], root: Path) -> None:
         for r in group:
             _print_flags(console, r)
         for _, r in ranked:
-            console.print(summarize_result(r, verdicts.find(r)), soft_wrap=True)
+            console.print(summarize_result(r, verdicts.describe(r)), soft_wrap=True)
         if any(compute_overestimation(r) is not None for r in group):
             console.print(_ABOUT_OVER, style="dim", soft_wrap=True)
 
@@ -133,7 +133,7 @@ def _make_row(
         "Worst case [95 %]": format_with_interval(r.robust_accuracy),
         **({"[certified, attacked]": intervals.get(r.run_id, "–")} if intervals else {}),
         "Over": format_points(compute_overestimation(r)),
-        "Verdict": verdicts.find(r),
+        "Verdict": verdicts.describe(r),
         "n": str(r.n),
         "Time": _format_time(r),
     }

@@ -17,6 +17,7 @@ import pandas as pd
 
 from robbench.core.errors import ResultError
 from robbench.core.files import digest_file
+from robbench.models.card import locate_builtin_cards
 from robbench.results.consistency import find_mismatches
 from robbench.results.places import drop_repeats, list_folders, locate_result
 from robbench.results.records import MOST_BYTES, OUTCOMES, TIMINGS, read_own_rows
@@ -109,10 +110,19 @@ def read_results(root: Path, model: str = "*/*") -> StoredResults:
 def read_in_tree(root: Path, folder: Path) -> ResultFile:
     """Read a result like `read_vouched`. It must also be in its place in the results tree.
 
+    Under the name of a built-in card lie only results of models with a card: its present weights, or earlier ones.
+
     Raises:
         ResultError: the result is damaged, or is that of another model, suite or run.
     """
     result = read_vouched(folder)
+    about = result.identity.get("model")
+    is_own = isinstance(about, dict) and not about.keys().isdisjoint({"class", "source"})  # a card has neither
+    if is_own and (locate_builtin_cards() / result.dataset / f"{result.model}.toml").is_file():
+        raise ResultError(
+            f"{folder / RESULT} has the name of the registered model {result.dataset}/{result.model}; its identity is "
+            "of a model of the user's own. Measure that model again under another name: name=."
+        )
     model = root / result.dataset / result.model
     if folder not in list_folders(model, result.suite, result.run_id):
         raise ResultError(f"{folder / RESULT} is the result of {locate_result(root, result).relative_to(root)}.")

@@ -78,7 +78,7 @@ def _summarize(standing: Standing) -> Html:
             f"[{100 * standing.worst.low:.1f}, {100 * standing.worst.high:.1f}] robust.{usual} Verdict on the number "
             "of the usual PGD: "
         ),
-        format_verdict(standing.verdict),
+        format_verdict(standing),
         f", {describe_verdict(standing.verdict)}. ",
         link("Compare with another model", f"../../compare.html#{quote(standing.key)}"),
         class_="summary",
@@ -157,15 +157,13 @@ def _explain_verdict(standing: Standing) -> Iterator[Html]:
             rest = (
                 f", {describe_verdict(standing.verdict)}. This command checks it: robbench sanity {standing.full_name}"
             )
-        yield tag("p", "Verdict: ", format_verdict(standing.verdict), rest)
+        yield tag("p", "Verdict: ", format_verdict(standing), rest)
         return
     decided = f" Decided by: {', '.join(file.decided_by)}." if file.decided_by else ""
     advice = f"{file.advice.suite}: {file.advice.reason}" if file.advice.suite else file.advice.reason
     statement = f", {describe_verdict(file.verdict)}: of {file.n} images, the usual PGD leaves "
     left = f"{100 * file.measurements.pgd.value:.1f} %."
-    yield tag(
-        "p", "Verdict: ", format_verdict(file.verdict), keep_whole(f"{statement}{left}{decided} Advice: {advice}")
-    )
+    yield tag("p", "Verdict: ", format_verdict(standing), keep_whole(f"{statement}{left}{decided} Advice: {advice}"))
     rows: list[dict[str, Cell | str]] = [
         {
             "Check": check.title,

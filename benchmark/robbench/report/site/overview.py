@@ -37,10 +37,12 @@ def show_accuracy(accuracy: Accuracy) -> Cell:
     return Cell(join(tag("b", number), " ", tag("span", interval, class_="muted")), accuracy.value, "number")
 
 
-def format_verdict(verdict: str) -> Html:
-    """Mark a verdict by words, and by a frame."""
+def format_verdict(standing: Standing) -> Html:
+    """Mark the verdict by words, and by a frame. The number of its images stands outside the frame."""
     known = {"trustworthy", "suspicious", "masked", "randomized", "damaged"}
-    return tag("span", verdict, class_=f"verdict {verdict if verdict in known else 'open'}")
+    style = standing.verdict if standing.verdict in known else "open"
+    n = standing.named_verdict.removeprefix(standing.verdict)
+    return join(tag("span", standing.verdict, class_=f"verdict {style}"), tag("span", n, class_="muted") if n else "")
 
 
 def list_damage(damaged: Sequence[str], wrong: Sequence[str] = ()) -> Html:
@@ -93,7 +95,7 @@ def _make_row(standing: Standing) -> dict[str, Cell | str]:
         "Clean": show_accuracy(standing.clean),
         "Worst case": show_accuracy(standing.worst),
         "From": standing.source,
-        "Verdict": Cell(format_verdict(standing.verdict)),
+        "Verdict": Cell(format_verdict(standing)),
         "Certified": proven,
         "n": Cell(str(standing.n), standing.n, "number"),
         "Date": Cell(standing.date, None, "short"),

@@ -13,7 +13,7 @@ from robbench.certify.interval import CertificateIndex, Interval
 from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
 from robbench.masking.record import SanityFile
-from robbench.masking.stored import VerdictIndex
+from robbench.masking.stored import VerdictIndex, name_verdict
 from robbench.report.leaderboard import compute_overestimation
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched_robust, read_vouched_rows
@@ -97,6 +97,11 @@ class Standing:
     def autoattack(self) -> ResultFile | None:
         """The result of the suite `autoattack` as it is; None if it was not run."""
         return next((r for r in self.results if r.suite == "autoattack" and not r.overrides), None)
+
+    @property
+    def named_verdict(self) -> str:
+        """The verdict as `name_verdict` writes it."""
+        return name_verdict(self.verdict, None if self.sanity is None else self.sanity.n, self.n)
 
     @property
     def is_quick(self) -> bool:

@@ -44,7 +44,10 @@
   const startFilters = (filters) => {
     const table = document.querySelector("table.sortable"), rows = [...table.tBodies[0].rows];
     const text = find("filter-text"), quick = find("filter-quick"), boxes = [...filters.querySelectorAll("select")];
-    const cell = (row, heading) => [...row.cells].find((c) => c.dataset.label === heading).textContent;
+    const cell = (row, heading) => {
+      const found = [...row.cells].find((c) => c.dataset.label === heading);
+      return (found.querySelector(".verdict") ?? found).textContent; // a verdict without its n
+    };
     const apply = () => {
       const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
