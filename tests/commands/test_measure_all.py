@@ -111,6 +111,20 @@ def test_results_of_other_weights_are_replaced_and_smaller_ones_are_not_known(re
     assert not module._is_stored(Task("eval", "digits/at", "quick"), tmp_path, data)
 
 
+def test_radii_certificates_and_checks_are_known_by_what_they_are_on(repo, tmp_path):
+    data = FigureData(Registry.default(), repo / "results")
+    assert is_known(Task("eval", "digits/at", "quick", 899, eps=("0.10", "0.25")), data)
+    assert not is_known(Task("eval", "digits/at", "quick", 899, eps=("0.1", "0.3")), data)
+    assert not is_known(Task("eval", "digits/at", "quick", 900, eps=("0.1",)), data)
+    assert is_known(Task("certify", "digits/at", samples=80, sigma=0.3), data)
+    assert not is_known(Task("certify", "digits/at", samples=80, sigma=0.5), data)
+    assert not is_known(Task("certify", "digits/trades", samples=1, sigma=0.3), data)
+    assert is_known(Task("sanity", "digits/at", samples=200), data)
+    assert not is_known(Task("sanity", "digits/at", samples=201), data)
+    assert not module._is_stored(Task("certify", "digits/at", sigma=0.5), repo / "results", data)
+    assert module._is_stored(Task("sanity", "digits/at"), repo / "results", data)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,6 +135,10 @@ def test_results_of_other_weights_are_replaced_and_smaller_ones_are_not_known(re
         ('[[digits]]\nrun = "eval"\nmodels = ["at"]', "expected: a name with eval"),
         ('[[digits]]\nrun = "logits"\nmodels = ["at"]\nsamples = 0', "from 1 on"),
         ('[[digits]]\nrun = "logits"\nmodels = ["at"]\nsample = 5', "Unknown key 'sample'"),
+        ('[[digits]]\nrun = "logits"\nmodels = ["at"]\neps = ["0.1"]', "with eval"),
+        ('[[digits]]\nrun = "eval"\nsuite = "quick"\nmodels = ["at"]\neps = [0.1]', "expected: texts"),
+        ('[[digits]]\nrun = "certify"\nmodels = ["at"]', "above 0.0, with certify"),
+        ('[[digits]]\nrun = "sanity"\nmodels = ["at"]\nsigma = 0.3', "above 0.0, with certify"),
         (
             '[[digits]]\nrun = "logits"\nmodels = ["at"]\nsamples = 5\n'
             '[[digits]]\nrun = "logits"\nmodels = ["ls03", "at"]',

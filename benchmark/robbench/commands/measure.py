@@ -147,7 +147,11 @@ def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path |
 
     def measure_task(task: Task, overwrite: bool) -> None:
         from robbench.api import evaluate
+        from robbench.certify.run import certify
+        from robbench.certify.smoothing import Smoothing
+        from robbench.commands.sanity import examine_model
         from robbench.evaluation.options import Options
+        from robbench.evaluation.request import RunRequest
         from robbench.linear.measure import measure_linear
         from robbench.models.spec import ModelSpec
 
@@ -160,7 +164,11 @@ def _measure_all(dataset: str, models: list[Path], device: str, data_dir: Path |
             "overwrite": overwrite,
         }
         if task.run == "eval":
-            evaluate(task.model, task.suite, **about)
+            evaluate(task.model, task.suite, eps=list(task.eps) or None, **about)
+        elif task.run == "sanity":
+            examine_model(RunRequest.of(task.model, "sanity", **about))
+        elif task.run == "certify":
+            certify(ModelSpec(task.model), Smoothing(sigma=task.sigma), Options(**about), _note)
         elif task.run == "linear":
             measure_linear(task.model, note=_note, **about)
         elif task.run == "study":

@@ -14,6 +14,7 @@ from robbench.analysis.study_spec import STUDY_PARTS
 from robbench.commands.options import explain_interrupt
 from robbench.core.errors import CardError, unknown_name
 from robbench.core.files import load_toml
+from robbench.core.numbers import parse_eps
 from robbench.core.words import format_count
 from robbench.models.card import Entry, Registry, read_card_text
 from robbench.report.figures.source import FigureData
@@ -22,6 +23,7 @@ __all__ = ["PROGRAM", "Task", "is_known", "measure_all", "read_program"]
 
 PROGRAM = "measurements.toml"
 _TRAINED_BY_CARD = ("training", "students")  # they train networks of their own and need no weights
+_KEYS = ("run", "suite", "models", "samples", "eps", "sigma")
 _STUDY = "study"  # its models are the studies of analysis/studies.toml, without the data set
 
 
@@ -30,20 +32,24 @@ class Task:
     """One measurement of one model.
 
     Attributes:
-        run: eval, study, or the name of a measurement of `robbench measure`.
+        run: eval, sanity, certify, study, or the name of a measurement of `robbench measure`.
         model: full name of the model, or of a study: `digits/tsipras2019`.
         suite: of eval; empty for the others.
         samples: number of the first test images; None if the measurement chooses them itself.
+        eps: radii of eval; empty means the suite's own radius.
+        sigma: standard deviation of the noise of certify, which smooths; 0 for the others.
     """
 
     run: str
     model: str
     suite: str = ""
     samples: int | None = None
+    eps: tuple[str, ...] = ()
+    sigma: float = 0.0
 
     def __str__(self) -> str:
         """Return the task for a line of the terminal."""
-        return f"{self.model}: {' '.join(filter(None, [self.run, self.suite]))}"
+        return f"{self.model}: {' '.join(filter(None, [self.run, self.suite, ' '.join(self.eps)]))}"
 
 
 def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[Task]:
@@ -52,7 +58,7 @@ def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[
     Args:
         root: folder of the registry.
         dataset: the data set.
-        measurements: the allowed values of `run` besides eval and study.
+        measurements: the allowed values of `run` besides eval, sanity, certify and study.
 
     Raises:
         CardError: the file is missing or invalid, names no measurement of the data set, or one twice.
@@ -67,7 +73,7 @@ def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[
         raise CardError(f"{path}: {unknown_name('data set', dataset, known)}")
     tasks: list[Task] = []
     for group in declared[dataset]:
-        tasks += _read_group(path, dataset, group, ("eval", _STUDY, *measurements))
+        tasks += _read_group(path, dataset, group, ("eval", "sanity", "certify", _STUDY, *measurements))
     tasks = list(dict.fromkeys(tasks))
     if twice := [place for place, count in Counter(map(str, tasks)).items() if count > 1]:
         raise CardError(f"{path}: {twice[0]} is declared twice, with other samples. Keep one of them.")
@@ -76,8 +82,8 @@ def read_program(root: Path, dataset: str, measurements: Sequence[str]) -> list[
 
 def _read_group(path: Path, dataset: str, group: dict[str, Any], allowed: Sequence[str]) -> Iterator[Task]:
     run, suite, models, samples = (group.get(key) for key in ("run", "suite", "models", "samples"))
-    if unknown := sorted(set(group) - {"run", "suite", "models", "samples"}):
-        raise CardError(f"{path}: {dataset}: {unknown_name('key', unknown[0], ['run', 'suite', 'models', 'samples'])}")
+    if unknown := sorted(set(group) - set(_KEYS)):
+        raise CardError(f"{path}: {dataset}: {unknown_name('key', unknown[0], _KEYS)}")
     if run not in allowed:
         raise CardError(f"{path}: {dataset}: {unknown_name('run', str(run), allowed)}")
     if not isinstance(models, list) or not all(isinstance(m, str) for m in models):
@@ -86,14 +92,32 @@ def _read_group(path: Path, dataset: str, group: dict[str, Any], allowed: Sequen
         raise CardError(f"{path}: {dataset}, {run}: suite {suite!r} given; expected: a name with eval, else nothing.")
     if samples is not None and (not isinstance(samples, int) or samples < 1):
         raise CardError(f"{path}: {dataset}, {run}: samples {samples!r} given; expected: a number from 1 on.")
+    eps, sigma = group.get("eps", []), group.get("sigma", 0.0)
+    if not isinstance(eps, list) or not all(isinstance(radius, str) for radius in eps) or (eps and run != "eval"):
+        raise CardError(f'{path}: {dataset}, {run}: eps {eps!r} given; expected: texts such as ["0.1"], with eval.')
+    if not isinstance(sigma, float) or sigma < 0 or (run == "certify") != (sigma > 0):
+        raise CardError(
+            f"{path}: {dataset}, {run}: sigma {sigma!r} given; expected: above 0.0 with certify, else nothing."
+        )
     for model in models:
-        yield Task(str(run), f"{dataset}/{model}", suite or "", samples)
+        yield Task(str(run), f"{dataset}/{model}", suite or "", samples, tuple(eps), sigma)
 
 
 def is_known(task: Task, data: FigureData) -> bool:
     """Return whether a result or measurement of the card's present weights, or recipe, is stored on enough images."""
     dataset = task.model.partition("/")[0]
     wanted = task.samples or 1
+    if task.eps:
+        radii = {parse_eps(r.threat.eps) for r in data.list_results(task.model, task.suite) if r.n >= wanted}
+        return {parse_eps(radius) for radius in task.eps} <= radii
+    if task.run == "sanity":
+        checked = data.read_landscapes(dataset).get(task.model)
+        return checked is not None and checked[0].n >= wanted
+    if task.run == "certify":
+        return any(
+            file.n >= wanted and file.identity["settings"]["sigma"] == task.sigma
+            for file, _ in data.list_smoothed(task.model)
+        )
     if task.run == "eval":
         result = data.standard_results(dataset, task.suite).get(task.model)
         return result is not None and result.n >= wanted
@@ -168,6 +192,8 @@ def _is_stored(task: Task, results: Path, data: FigureData) -> bool:
         parts = [f"{task.model}-{part}" for part in STUDY_PARTS]
         stored = [part for part in parts if (results / part / "study" / "study.json").exists()]
         return any(data.read_study(part) is None for part in stored)
+    if task.eps or task.run == "certify":
+        return False  # each has a folder of its own
     folder = results / task.model / (task.suite or task.run)
     name = "result.json" if task.run == "eval" else f"{task.run}.json"
     return (folder / name).exists()

@@ -182,13 +182,22 @@ class FigureData:
 
         Of a model with several noises, those with the most images.
         """
-        found: dict[str, Certificates] = {}
-        for file, rows in sorted(self._certified[0], key=lambda c: (c[0].n, c[0].run_id)):
-            if (file.method, file.dataset) == ("smoothing", dataset) and self._is_current(
-                dataset, file.model, file.identity.get("weights")
-            ):
-                found[f"{dataset}/{file.model}"] = file, rows
+        names = {f"{dataset}/{file.model}" for file, _ in self._certified[0] if file.dataset == dataset}
+        found = {name: stored[-1] for name in names if (stored := self.list_smoothed(name))}
         return {name: found[name] for name in self._sort_models(set(found))}
+
+    def list_smoothed(self, full_name: str) -> list[Certificates]:
+        """Return the certificates of smoothing of a model's present weights, those of the most images last."""
+        stored = [
+            c for c in self._certified[0] if (c[0].method, f"{c[0].dataset}/{c[0].model}") == ("smoothing", full_name)
+        ]
+        current = (c for c in stored if self._is_current(c[0].dataset, c[0].model, c[0].identity.get("weights")))
+        return sorted(current, key=lambda c: (c[0].n, c[0].run_id))
+
+    def list_results(self, full_name: str, suite: str) -> list[ResultFile]:
+        """Return the results of a suite at any Linf radius, without other overrides."""
+        mine = (r for r in self.results if (f"{r.dataset}/{r.model}", r.suite) == (full_name, suite))
+        return [r for r in mine if r.threat.norm == "Linf" and set(r.overrides) <= {"eps"}]
 
     def read_landscapes(self, dataset: str) -> dict[str, tuple[SanityFile, pd.DataFrame]]:
         """Read the losses around images of all models of a data set, in the order of figures.
