@@ -137,8 +137,8 @@ def test_radii_certificates_and_checks_are_known_by_what_they_are_on(repo, tmp_p
         ('[[digits]]\nrun = "logits"\nmodels = ["at"]\nsample = 5', "Unknown key 'sample'"),
         ('[[digits]]\nrun = "logits"\nmodels = ["at"]\neps = ["0.1"]', "with eval"),
         ('[[digits]]\nrun = "eval"\nsuite = "quick"\nmodels = ["at"]\neps = [0.1]', "expected: texts"),
-        ('[[digits]]\nrun = "certify"\nmodels = ["at"]', "above 0.0, with certify"),
-        ('[[digits]]\nrun = "sanity"\nmodels = ["at"]\nsigma = 0.3', "above 0.0, with certify"),
+        ('[[digits]]\nrun = "certify"\nmodels = ["at"]', "above 0.0 with certify"),
+        ('[[digits]]\nrun = "sanity"\nmodels = ["at"]\nsigma = 0.3', "above 0.0 with certify"),
         (
             '[[digits]]\nrun = "logits"\nmodels = ["at"]\nsamples = 5\n'
             '[[digits]]\nrun = "logits"\nmodels = ["ls03", "at"]',
