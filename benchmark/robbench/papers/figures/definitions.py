@@ -68,6 +68,8 @@ class FigureDefinition:
 
 
 _PAPER = "Shafahi et al. 2019"
+_ARXIV_NUMBERS = {"5": "6", "6": "7", "7": "8", "8": "10", "9": "11"}
+"""Number of a figure in the paper's first version -> in arXiv:1910.11585, where it differs."""
 _NATURAL = ("natural", "natural_wrn28_10", "natural_resnet18")
 _AT = ("at", "at_wrn28_10", "at_resnet18")
 _LS_NOISE = ("ls095_sigma03", "ls095_sigma05", "ls02_sigma05", "ls095_sigma30")
@@ -208,7 +210,8 @@ def _paper_figure(
     make: Callable[[FigureData, str, str], FigurePlan],
     caption: str,
 ) -> FigureDefinition:
-    credit = f"after Figure {number} of {_PAPER}"
+    other = f" ({_ARXIV_NUMBERS[number]} in arXiv:1910.11585)" if number in _ARXIV_NUMBERS else ""
+    credit = f"after Figure {number} of {_PAPER}{other}"
     return FigureDefinition(f"shafahi2019-{number}", title, datasets, make, caption, credit)
 
 
