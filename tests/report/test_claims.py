@@ -155,6 +155,15 @@ def test_the_claims_of_the_gallery_are_measured_again_on_the_shown_points(tree):
     assert f"Of the 16 examples shown, {format_share(found.loc['within the radius'])} lie within" in note
 
 
+@pytest.mark.parametrize(("beyond", "inside"), [(5e-7, 8), (2e-6, 7)])
+def test_a_shown_point_may_leave_the_radius_by_rounding_alone(tree, beyond, inside):
+    shown = plan_gallery(FigureData(Registry.default(), tree), "title", "digits").numbers.query("model == 'digits/at'")
+    first = shown["example"] == 0
+    clean, moved = (shown.index[first & (shown["image"] == kind)][0] for kind in ("clean", "adversarial"))
+    shown.loc[moved, "x0"] = shown.loc[clean, "x0"] + 0.2 + beyond
+    assert _claim(shown, load("digits"))[0][0]["value"] == inside / 8
+
+
 def test_the_nearest_image_of_an_example_is_not_its_own(tree):
     shown = plan_gallery(FigureData(Registry.default(), tree), "title", "digits").numbers.query("model == 'digits/at'")
     data = load("digits")
