@@ -136,7 +136,7 @@ def _claim(plotted: pd.DataFrame, images: Dataset) -> Claim:
     ]  # fmt: skip
     return claimed, (
         f"Of the {within.n} examples shown, {format_share(within)} lie within ε of their image.\n"
-        f"The nearest other test image (L2) has the true class for {format_share(true)}, and the answer's class for "
+        f"The nearest other image (L2) has the true class for {format_share(true)}, and the answer's class for "
         f"{format_share(wrong)}."
     )
 
