@@ -195,8 +195,8 @@ def test_the_gallery_finds_the_examples_of_a_run_that_is_stored_twice(tree, repo
     ("text", "shown"),
     [
         (format_points(Estimate(-0.02, -0.05, -0.0001, 9)), "-2.0 points [-5.0, 0.0]"),
-        (format_points(Estimate(-0.02, -0.05, -0.0001, 9), "+"), "-2.0 points [-5.0, +0.0]"),
-        (format_points(Estimate(0.02, -0.0001, 0.05, 9), "+"), "+2.0 points [+0.0, +5.0]"),
+        (format_points(Estimate(-0.02, -0.05, -0.0001, 9), "+"), "-2.0 points [-5.0, 0.0]"),
+        (format_points(Estimate(0.02, -0.0001, 0.05, 9), "+"), "+2.0 points [0.0, +5.0]"),
         (format_share(Estimate(-0.0004, -0.0004, -0.0004, 9)), "0.0 % [0.0, 0.0]"),
         (format_mean(Estimate(-0.0, -0.0004, 1.25, 9)), "0 [-0.0004, 1.25]"),
     ],

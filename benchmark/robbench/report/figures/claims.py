@@ -52,8 +52,9 @@ def format_share(found: Estimate) -> str:
 
 
 def format_points(found: Estimate, sign: str = "") -> str:
-    """Format a difference of shares and its interval in points. The sign "+" is printed before numbers from 0 on."""
+    """Format a difference of shares and its interval in points. The sign "+" is printed before numbers above 0."""
     value, low, high = (f"{100 * number:{sign}z.1f}" for number in (found.value, found.low, found.high))
+    value, low, high = (text if float(text) else text.lstrip("+") for text in (value, low, high))
     return f"{value} points [{low}, {high}]"
 
 
@@ -180,7 +181,7 @@ def claim_classes(plotted: Sequence[Mapping[str, Any]]) -> Claim:
     best = max(overall, key=lambda name: overall[name])
     (most_class, most), (least_class, least) = found[best]
     return rows, (
-        f"Of {_shorten(best)}, the most robust model, class {most_class} keeps {format_share(most)} of its images, and "
+        f"Of {_shorten(best)}, the most robust model, class {most_class} keeps {format_share(most)} and "
         f"class {least_class} keeps {format_share(least)}.\n"
         f"The Wilson 95 % intervals of the most and the least robust class are apart for {apart} of {len(found)} "
         "models."
