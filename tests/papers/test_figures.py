@@ -112,7 +112,7 @@ def test_the_steps_end_at_the_stored_accuracies(tree):
 
 
 def test_classes_add_up_to_the_worst_case(tree):
-    found = numbers("per-class", tree)
+    found = numbers("per-class", tree).query("panel == 'A'")
     for name in NAMES:
         mine = found[found["model"] == f"digits/{name}"].set_index("class")
         worst = read_result(tree / f"digits/{name}/whitebox/result.json").robust_accuracy
@@ -137,13 +137,15 @@ def test_the_prediction_over_the_radius_stands_beside_the_attacks(tree):
 def test_a_sweep_is_a_curve_and_a_weaker_suite_is_told_apart(tree):
     for eps in ("0.05", "0.2"):
         evaluate("digits/at", "quick", samples=40, eps=eps, results=tree)
-    found = numbers("accuracy-eps", tree)
+    found = numbers("accuracy-eps", tree).query("panel == 'A'")
     at = found[(found["model"] == "digits/at") & (found["eps"] > 0)]
     series = at[at["suite"] != "linear"].set_index(["suite", "eps"])["series"]
     assert series["quick", 0.05] == series["quick", 0.2] == "worst case", "the strongest at 0.05: the only one"
     assert set(series["whitebox", 0.2]) == {"worst case", "FGSM-CW"}
     evaluate("digits/natural", "quick", samples=20, results=tree)
-    few = numbers("accuracy-eps", tree).query("model == 'digits/natural' and suite == 'quick' and eps > 0")
+    few = numbers("accuracy-eps", tree).query(
+        "panel == 'A' and model == 'digits/natural' and suite == 'quick' and eps > 0"
+    )
     assert few["series"].tolist() == ["worst case of a weaker suite"], "20 images have a wide interval"
 
 
@@ -172,7 +174,7 @@ def kept(tmp_path):
 def test_the_gallery_shows_the_stored_points_and_the_images_of_the_data_set(kept):
     from robbench.data.sets import load
 
-    found, data = numbers("gallery", kept), load("digits")
+    found, data = numbers("gallery", kept).query("panel == 'A'"), load("digits")
     pixels = [f"x{i}" for i in range(8)]
     assert found["example"].nunique() == 8 and found["label"].nunique() == 8
     for _, rows in found.groupby("example"):

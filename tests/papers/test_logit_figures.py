@@ -40,7 +40,7 @@ def test_the_claims_of_gaps_are_counts_of_the_stored_logits(tree):
     robust = (at.clean.argmax(1) == at.label) & (at.adversarial.argmax(1) == at.label)
     above = robust[gaps >= np.median(gaps)]
     found = claims(tree, "2")
-    row = found["robust, gap above the median"]
+    row = found["robust, gap at or above the median"]
     assert (row.value, row.low, row.high) == (above.mean(), *wilson(above.sum(), len(above)))
     assert found["gap minus that of natural"].value == pytest.approx((gaps - compute_gaps(natural.clean)).mean())
     numbers = plan(tree, "2").numbers

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robbench.analysis.logits import compute_gaps
+from robbench.analysis.logits import compare_shares, compute_gaps
 from robbench.analysis.record import read_logits
 from robbench.analysis.series_record import read_series
 from robbench.core.errors import ResultError
@@ -17,7 +17,6 @@ from robbench.data.sets import load
 from robbench.models.card import Registry
 from robbench.papers.figures import images, steps, students, training
 from robbench.papers.figures.definitions import FIGURES
-from robbench.papers.figures.noise import compare_shares
 from robbench.papers.figures.write import write_figure
 from robbench.report.figures.source import FigureData
 from support.series import change_identity

@@ -10,13 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robbench.core.stats import wilson
+from robbench.core.stats import paired_difference, wilson
 from robbench.linear.theory import Values
 
 __all__ = [
     "Estimate",
     "average_overlap",
     "change_tail",
+    "compare_shares",
     "compute_confidence",
     "compute_divergence",
     "compute_gaps",
@@ -51,6 +52,12 @@ def estimate_share(yes: Booleans) -> Estimate:
     """Return the share of images with a property, with its Wilson interval. NaN for no image."""
     n, count = len(yes), int(yes.sum())
     return Estimate(count / n if n else float("nan"), *wilson(count, n), n)
+
+
+def compare_shares(first: Booleans, second: Booleans) -> Estimate:
+    """Return the share of one list of yes and no minus that of another on the same images, with its paired interval."""
+    more, less = int((first & ~second).sum()), int((second & ~first).sum())
+    return Estimate((more - less) / len(first), *paired_difference(more, less, len(first)), len(first))
 
 
 def estimate_mean(values: Values) -> Estimate:

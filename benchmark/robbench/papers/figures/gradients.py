@@ -21,7 +21,7 @@ from robbench.analysis.gradients_record import KINDS, STEPS, GradientsFile, Pict
 from robbench.analysis.logits import Booleans, Estimate, estimate_mean, estimate_share
 from robbench.core.stats import paired_difference
 from robbench.linear.theory import Values
-from robbench.papers.figures.logits import describe_finding
+from robbench.papers.figures.logits import describe_finding, format_points
 from robbench.report.figures.canvas import DASHES, MARKERS, OKABE_ITO, add_footnote, add_legend_below, make_figure
 from robbench.report.figures.source import FigureData, FigurePlan
 
@@ -48,11 +48,7 @@ def _row(panel: str, model: str, kind: str, x: float, found: Estimate) -> _Row:
 
 
 def _number(found: Estimate, sign: str = "") -> str:
-    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
-
-
-def _points(found: Estimate) -> str:
-    return f"{100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"{found.value:{sign}z.3f} [{found.low:{sign}z.3f}, {found.high:{sign}z.3f}]"
 
 
 def _short(model: str) -> str:
@@ -178,7 +174,7 @@ def _compute_examples(norms: tuple[str, ...], every: int, stored: _Stored) -> tu
             listed.append(_row("claim", name, f"alike, {norm}, minus that of {_STANDARD}", 0, more))
             listed.append(_row("claim", name, f"distance, {norm}, minus that of {_STANDARD}", 0, farther))
             lines.append(
-                f"{norm}, {_short(name)}: the share that looks like the new class {_points(more)} "
+                f"{norm}, {_short(name)}: the share that looks like the new class {format_points(more, '+')} "
                 f"({'yes' if more.low > 0 else 'no'}), the distance from the nearest training image "
                 f"{_number(farther, '+')} ({'yes' if farther.high < 0 else 'no'})."
             )

@@ -25,7 +25,7 @@ from robbench.core.errors import ResultError
 from robbench.core.types import Dataset
 from robbench.data.sets import load
 from robbench.linear.theory import Values
-from robbench.papers.figures.logits import describe_finding, format_mean, format_share
+from robbench.papers.figures.logits import describe_finding, format_mean, format_points
 from robbench.report.figures.canvas import add_footnote, make_figure
 from robbench.report.figures.source import FigureData, FigurePlan
 
@@ -119,11 +119,13 @@ def _compute_confident(
             frames.append(_frame("A", group, place, i, stored[_STANDARD], images[i], float(first[i] - second[i])))
     typical = rank_within_class(-_distance_to_mean(images, label), label)
     clear = _compare_correlations(second, first, typical)
-    alone = [float(np.corrcoef(rank, typical)[0, 1]) for rank in (first, second)]
-    frames.append(_claim(f"rank and closeness to the class mean: {_ADVERSARIAL} minus {_STANDARD}", clear))
+    what = "rank and closeness to the class mean"
+    alone = {name: _correlate(rank, typical) for name, rank in ranks.items()}
+    frames += [_claim(f"{what}: {name}", found) for name, found in alone.items()]
+    frames.append(_claim(f"{what}: {_ADVERSARIAL} minus {_STANDARD}", clear))
     return frames, (
-        f"The rank of an image by confidence correlates with its closeness to the mean image of its class: "
-        f"{alone[1]:.2f} for {_ADVERSARIAL}, {alone[0]:.2f} for {_STANDARD}.\n"
+        "The rank of an image by confidence correlates with its closeness to the mean image of its class by\n"
+        f"{format_mean(alone[_ADVERSARIAL])} for {_ADVERSARIAL} and {format_mean(alone[_STANDARD])} for {_STANDARD}.\n"
         f"The difference is {format_mean(clear)}, over all classes. {describe_finding(clear.low > 0)}\n"
         "The paper judges by eye that the sure images of adversarial training are unambiguous."
     )
@@ -138,16 +140,25 @@ def _distance_to_mean(images: Values, label: Integers) -> Values:
     return distance
 
 
+def _correlate(values: Values, other: Values) -> Estimate:
+    """Return corr(values, other), with its bootstrap interval over the images."""
+    return _resample(lambda at: float(np.corrcoef(values[at], other[at])[0, 1]), len(other))
+
+
 def _compare_correlations(first: Values, second: Values, other: Values) -> Estimate:
     """Return corr(first, other) − corr(second, other), with its bootstrap interval over the images."""
-    rng = np.random.default_rng(0)
 
     def compare(at: Any) -> float:
         return float(np.corrcoef(first[at], other[at])[0, 1] - np.corrcoef(second[at], other[at])[0, 1])
 
-    n = len(other)
-    low, high = np.quantile([compare(rng.integers(0, n, n)) for _ in range(_RESAMPLES)], [0.025, 0.975])
-    return Estimate(compare(slice(None)), float(low), float(high), n)
+    return _resample(compare, len(other))
+
+
+def _resample(compute: Callable[[Any], float], n: int) -> Estimate:
+    """Return a number of n images, with its bootstrap interval. `compute` takes the positions of the images."""
+    rng = np.random.default_rng(0)
+    low, high = np.quantile([compute(rng.integers(0, n, n)) for _ in range(_RESAMPLES)], [0.025, 0.975])
+    return Estimate(compute(slice(None)), float(low), float(high), n)
 
 
 def _paint_confident(title: str, numbers: pd.DataFrame, caption: str) -> Figure:
@@ -206,7 +217,7 @@ def _compute_neighbours(
     return frames, (
         f"The {_NEIGHBOURS} nearest images of {_ADVERSARIAL} are {format_mean(closer)} closer in pixels (L2) than "
         f"those of {_STANDARD}, in the mean over all images. {describe_finding(closer.low > 0)}\n"
-        f"Of the neighbours of {_STANDARD}, {format_share(mixed)} more are of the same class. "
+        f"Of the neighbours of {_STANDARD}, {format_points(mixed)} more are of the same class. "
         f"{describe_finding(mixed.low > 0)}"
     )
 

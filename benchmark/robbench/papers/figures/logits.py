@@ -30,6 +30,7 @@ from robbench.analysis.logits import (
 from robbench.analysis.record import StoredLogits
 from robbench.core.stats import paired_difference
 from robbench.report.figures.canvas import MARKERS, add_legend_below, make_figure, set_log_axis
+from robbench.report.figures.claims import format_mean, format_points, format_share
 from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
 
 if TYPE_CHECKING:
@@ -62,21 +63,6 @@ Row = tuple[str, str, str, float, float, float, float, int]
 def make_row(panel: str, model: str, other: str, x: float, found: Estimate) -> Row:
     """Make a row of the CSV."""
     return panel, model, other, x, found.value, found.low, found.high, found.n
-
-
-def format_share(found: Estimate) -> str:
-    """Format a share and its interval in percent."""
-    return f"{100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def format_points(found: Estimate) -> str:
-    """Format a difference of shares and its interval in points."""
-    return f"{100 * found.value:.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def format_mean(found: Estimate) -> str:
-    """Format a number and its interval."""
-    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
 
 def describe_finding(shows: bool) -> str:
@@ -134,13 +120,13 @@ def _compute_gap_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tuple
     rows += [
         make_row("claim", adversarial, f"gap minus that of {_STANDARD}", 0, smaller),
         make_row("claim", adversarial, "robust, gap below the median", 0, below),
-        make_row("claim", adversarial, "robust, gap above the median", 0, above),
+        make_row("claim", adversarial, "robust, gap at or above the median", 0, above),
     ]
     caption = (
         f"A: the gap of {_ADVERSARIAL} minus that of {_STANDARD} is {format_mean(smaller)} in the mean. "
         f"{describe_finding(smaller.high < 0)}\n"
-        f"B: {format_share(above)} of the images of {_ADVERSARIAL} with a gap above its median withstand PGD, and "
-        f"{format_share(below)} of the others. {describe_finding(above.low > below.high)}"
+        f"B: {format_share(above)} of the images of {_ADVERSARIAL} with a gap at or above its median withstand PGD, "
+        f"and {format_share(below)} of the others. {describe_finding(above.low > below.high)}"
     )
     return rows, caption
 
@@ -213,7 +199,7 @@ def _compute_order_rows(stored: Mapping[str, StoredLogits], dataset: str) -> tup
     caption = (
         f"B: {_STANDARD} and {_ADVERSARIAL} rank {format_share(apart)} of the images more than half the range apart, "
         f"{_SECOND} and {_ADVERSARIAL} {format_share(alike)}.\n"
-        f"The difference is {format_share(more)}. {describe_finding(more.low > 0)}\n"
+        f"The difference is {format_points(more)}. {describe_finding(more.low > 0)}\n"
         f"D: AO@3 of {_SECOND} and {_ADVERSARIAL} on one image is {format_mean(closer)} above that of {_STANDARD} and "
         f"{_ADVERSARIAL}. {describe_finding(closer.low > 0)}\n"
         f"{_SECOND} stands in for a second seed of {_ADVERSARIAL}."

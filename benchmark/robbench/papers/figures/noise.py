@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from robbench.analysis.logits import Booleans, Estimate, estimate_share
-from robbench.core.stats import paired_difference
+from robbench.analysis.logits import Estimate, compare_shares, estimate_share
 from robbench.papers.figures.logits import (
     COLUMNS,
     Row,
     describe_finding,
     draw_band,
     format_points,
-    format_share,
     make_row,
 )
 from robbench.report.figures.canvas import MARKERS, add_legend_below, make_figure
@@ -31,18 +29,12 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ["compare_shares", "plan_noise_accuracy", "plan_smoothed_certificates"]
+__all__ = ["plan_noise_accuracy", "plan_smoothed_certificates"]
 
 _STANDARD, _ADVERSARIAL = "natural", "at"
 _RADII = np.arange(0, 1.2501, 0.05)
 _CLAIMED = 0.5  # L2 radius of the caption
 _STRONG = "fast"
-
-
-def compare_shares(first: Booleans, second: Booleans) -> Estimate:
-    """Return the share of one list of yes and no minus that of another on the same images, with its paired interval."""
-    more, less = int((first & ~second).sum()), int((second & ~first).sum())
-    return Estimate((more - less) / len(first), *paired_difference(more, less, len(first)), len(first))
 
 
 def plan_smoothed_certificates(data: FigureData, title: str, dataset: str) -> FigurePlan:
@@ -59,14 +51,15 @@ def plan_smoothed_certificates(data: FigureData, title: str, dataset: str) -> Fi
     for name, (_, table) in stored.items():
         radius = np.where(table["verdict"] == "proven", table["radius"], -1.0)
         rows += [make_row("A", name, "", r, estimate_share(radius >= r)) for r in _RADII]
-        certified[name] = radius[:n] >= _CLAIMED
+        certified[name] = radius >= _CLAIMED
     noisy = {name: c for name, c in certified.items() if _read_sigma(data, name) > 0}
-    best = max(noisy or certified, key=lambda name: (certified[name].mean(), name))
-    more = compare_shares(certified[best], certified[standard])
+    best = max(noisy or certified, key=lambda name: (certified[name][:n].mean(), name))
+    both = min(len(certified[name]) for name in (best, standard))
+    more = compare_shares(certified[best][:both], certified[standard][:both])
     rows.append(make_row("claim", best, f"certified at {_CLAIMED:g}, minus {_STANDARD}", _CLAIMED, more))
     caption = (
-        f"At L2 radius {_CLAIMED:g}, {format_share(more)} more images of {best.split('/')[1]} are certified than of "
-        f"{_STANDARD} (first {n} test images).\n"
+        f"At L2 radius {_CLAIMED:g}, {format_points(more)} more images of {best.split('/')[1]} are certified than of "
+        f"{_STANDARD} (first {both} test images).\n"
         f"So noise in training {'buys' if more.low > 0 else 'does not clearly buy'} certificates. They hold for a vote "
         f"under noise of σ = {sigma:g}, not for the model itself."
     )

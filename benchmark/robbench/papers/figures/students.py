@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from robbench.analysis.logits import Booleans, estimate_share
-from robbench.papers.figures.logits import Row, describe_finding, draw_band, format_share, make_row
-from robbench.papers.figures.noise import compare_shares
+from robbench.analysis.logits import Booleans, compare_shares, estimate_share
+from robbench.papers.figures.logits import Row, describe_finding, draw_band, format_points, make_row
 from robbench.papers.figures.training import Tables, plan_studies
 from robbench.report.figures.canvas import MARKERS, add_legend_below, make_figure, set_log_axis
 from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
@@ -58,10 +57,10 @@ def _compute_students(dataset: str, tables: Tables) -> tuple[list[Row], str]:
         make_row("claim", model, f"student: robust, teacher of iteration {middle} minus {last}", middle, later),
     ]
     return rows, (
-        f"A.6: a teacher of iteration {middle} gives its student {format_share(later)} more robust images than one of "
+        f"A.6: a teacher of iteration {middle} gives its student {format_points(later)} more robust images than one of "
         f"iteration {last}. {describe_finding(later.low > 0)}\n"
-        f"A.7: fitting the logits leaves {format_share(better)} more robust images than fitting the softmax (iteration "
-        f"{last}). {describe_finding(better.low > 0)}\n"
+        f"A.7: fitting the logits leaves {format_points(better)} more robust images than fitting the softmax "
+        f"(iteration {last}). {describe_finding(better.low > 0)}\n"
         "Robust: what PGD leaves. One student each."
     )
 

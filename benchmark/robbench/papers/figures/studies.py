@@ -19,7 +19,7 @@ import pandas as pd
 
 from robbench.analysis.logits import Estimate
 from robbench.linear.theory import Values
-from robbench.papers.figures.logits import describe_finding
+from robbench.papers.figures.logits import describe_finding, format_points
 from robbench.report.figures.canvas import (
     DASHES,
     MARKERS,
@@ -41,15 +41,11 @@ _COLOURS = tuple(OKABE_ITO[name] for name in ("black", "blue", "vermillion", "gr
 _STUDY = "tsipras2019"
 
 _Row = tuple[str, str, float, float, float, float, float, int]
+_points = partial(format_points, sign="+")
 
 
 def _row(panel: str, kind: str, eps: float, x: float, found: Estimate) -> _Row:
     return panel, kind, eps, x, found.value, found.low, found.high, found.n
-
-
-def _points(found: Estimate) -> str:
-    """Format a difference of two shares in percentage points."""
-    return f"{100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def _split(rows: pd.DataFrame, column: str) -> dict[float, pd.DataFrame]:

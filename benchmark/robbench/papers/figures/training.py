@@ -28,7 +28,7 @@ from robbench.papers.figures.logits import (
     describe_finding,
     draw_band,
     format_mean,
-    format_share,
+    format_points,
     make_row,
 )
 from robbench.report.figures.canvas import MARKERS, add_legend_below, make_figure, set_log_axis
@@ -231,8 +231,8 @@ def _compute_seed_gaps(dataset: str, tables: Tables) -> tuple[list[Row], str]:
     found = Estimate(more, more - half, more + half, len(above))
     rows.append(make_row("claim", f"{dataset}/{_ADVERSARIAL}", "robust, above minus below the median gap", 0, found))
     return rows, (
-        f"B: of the images of {_ADVERSARIAL} with a gap above the median, {format_share(found)} more withstand PGD "
-        f"than of the others. The interval is Student's, over {len(above)} seeds.\n"
+        f"B: of the images of {_ADVERSARIAL} with a gap at or above the median, {format_points(found)} more withstand "
+        f"PGD than of the others. The interval is Student's, over {len(above)} seeds.\n"
         f"{describe_finding(found.low > 0)} The paper's figure is of CIFAR-100."
     )
 

@@ -22,6 +22,14 @@ from robbench.report.figures.canvas import (
     set_level_axis,
     shift_marks,
 )
+from robbench.report.figures.claims import (
+    Claim,
+    add_claim,
+    claim_classes,
+    claim_prediction,
+    claim_steps,
+    count_steps,
+)
 from robbench.report.figures.source import FigureData, FigurePlan
 from robbench.report.linear import find_standard_radius, format_radius
 from robbench.report.sweep import build_sweep
@@ -60,16 +68,17 @@ def plan_eps_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
     rows = [row for name in order for row in _radius_rows(data, name, results)]
     if not rows:
         return FigurePlan.empty(data.make_command(f"{dataset}/natural", "measure linear -m {}"))
-    numbers = _mark_weaker_suites(pd.DataFrame(rows))
-    missing = [data.make_command(n, "measure linear -m {}") for n in order if data.read_linear(n) is None]
-    swept = numbers[(numbers["series"] == _WORST) & (numbers["eps"] > 0)].groupby("model")["eps"].nunique()
+    plotted = _mark_weaker_suites(pd.DataFrame(rows))
     usual = find_standard_radius(dataset)
+    numbers, note = add_claim(plotted, claim_prediction(data, plotted, results, usual))
+    missing = [data.make_command(n, "measure linear -m {}") for n in order if data.read_linear(n) is None]
+    swept = plotted[(plotted["series"] == _WORST) & (plotted["eps"] > 0)].groupby("model")["eps"].nunique()
     if usual is not None:
         radii = ",".join(["0", *(format_radius(usual * k / 4) for k in (1, 2, 3, 4, 5))])
         if single := [n for n in order if swept.get(n, 0) < 2]:
             missing.append(f"robbench eval {' '.join(f'-m {n}' for n in single)} --suite quick --eps {radii}")
     in_levels = usual is not None and "/255" in format_radius(usual)
-    return FigurePlan(numbers, partial(_paint_eps, numbers, title, in_levels), missing)
+    return FigurePlan(numbers, partial(_paint_eps, plotted, title, in_levels, note), missing)
 
 
 def _radius_rows(data: FigureData, name: str, results: list[ResultFile]) -> Iterator[dict[str, Any]]:
@@ -109,7 +118,7 @@ def _point(model: str, series: str, suite: str, eps: float, value: Accuracy, ima
     return {"model": model, "series": series, "suite": suite, "eps": eps, **shares, "images": images}
 
 
-def _paint_eps(numbers: pd.DataFrame, title: str, in_levels: bool) -> Figure:
+def _paint_eps(numbers: pd.DataFrame, title: str, in_levels: bool, claim: str) -> Figure:
     models = list(dict.fromkeys(numbers["model"]))
     figure, axes = make_panels(len(models), "Linf radius ε (pixel units)", "accuracy, %")
     top = float(numbers["eps"].max())
@@ -126,7 +135,7 @@ def _paint_eps(numbers: pd.DataFrame, title: str, in_levels: bool) -> Figure:
         "Bars and bands: 95 % Wilson intervals. Worst case: broken by no attack of a suite; one mark or curve a suite. "
         "Marks of one radius are beside each other."
     )
-    add_legend_below(figure, axes, note, columns=4)
+    add_legend_below(figure, axes, f"{claim}\n{note}", columns=4)
     return figure
 
 
@@ -170,19 +179,17 @@ def _paint_mark(ax: Axes, series: str, rows: pd.DataFrame, style: dict[str, Any]
 def plan_steps_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
     """Plan a figure of the robust accuracy after each step of each attack. The records hold the step of each break."""
     results = [r for r in data.standard_results(dataset, _SUITE).values() if r.judge == "any"]
-    return _plan_suite_figure(data, title, dataset, [row for r in results for row in _step_rows(data, r)], _paint_steps)
+    rows = [row for r in results for row in _step_rows(data, r)]
+    return _plan_suite_figure(data, title, dataset, rows, claim_steps(data, results), _paint_steps)
 
 
 def _step_rows(data: FigureData, result: ResultFile) -> Iterator[dict[str, Any]]:
     rows = read_vouched_rows(data.locate_result(result))
     for attack in result.attacks:
         of_attack = rows[rows["attack"] == attack.name]
-        steps = attack.config.get("steps")
-        if steps is None:
+        if attack.config.get("steps") is None:
             continue
-        total = steps * attack.config.get("restarts", 1) * attack.config.get("targets", 1)
-        broken = of_attack[of_attack["status"] == Status.BROKEN]
-        broken_at = (broken["trial"] * steps + broken["step"]).to_numpy()
+        total, broken_at = count_steps(of_attack, attack.config)
         correct = len(of_attack) - int((of_attack["status"] == Status.MISCLASSIFIED).sum())
         for step in _choose_steps(total):
             robust = make_accuracy(correct - int((broken_at <= step).sum()), len(of_attack))
@@ -198,7 +205,7 @@ def _choose_steps(total: int) -> list[int]:
     return sorted({0, total, *(int(s) for s in np.geomspace(1, total, 40).round())})
 
 
-def _paint_steps(numbers: pd.DataFrame, title: str) -> Figure:
+def _paint_steps(numbers: pd.DataFrame, title: str, claim: str) -> Figure:
     models = list(dict.fromkeys(numbers["model"]))
     figure, axes = make_panels(len(models), "steps of the attack (0: its starting point)", "accuracy, %")
     kinds = list(dict.fromkeys(numbers["attack"]))
@@ -220,7 +227,7 @@ def _paint_steps(numbers: pd.DataFrame, title: str) -> Figure:
         "Every queried point that is misclassified inside the ball counts. The marker is the attack's last step. "
         "Markers of equally many steps are beside each other."
     )
-    add_legend_below(figure, axes, note, columns=3)
+    add_legend_below(figure, axes, f"{claim}\n{note}", columns=3)
     return figure
 
 
@@ -239,9 +246,8 @@ def _paint_step_series(ax: Axes, attack: str, position: int, rows: pd.DataFrame,
 def plan_classes_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
     """Plan a figure of the worst-case robust accuracy of every class."""
     results = data.standard_results(dataset, _SUITE).values()
-    return _plan_suite_figure(
-        data, title, dataset, [row for r in results for row in _class_rows(data, r)], _paint_classes
-    )
+    rows = [row for r in results for row in _class_rows(data, r)]
+    return _plan_suite_figure(data, title, dataset, rows, claim_classes(rows), _paint_classes)
 
 
 def _class_rows(data: FigureData, result: ResultFile) -> Iterator[dict[str, Any]]:
@@ -257,7 +263,7 @@ def _class_rows(data: FigureData, result: ResultFile) -> Iterator[dict[str, Any]
         }  # fmt: skip
 
 
-def _paint_classes(numbers: pd.DataFrame, title: str) -> Figure:
+def _paint_classes(numbers: pd.DataFrame, title: str, claim: str) -> Figure:
     values = 100 * numbers.pivot(index="model", columns="class", values="value")
     models, classes = list(dict.fromkeys(numbers["model"])), _sort_classes(numbers)
     values = values.reindex(index=models, columns=classes)
@@ -282,9 +288,8 @@ def _paint_classes(numbers: pd.DataFrame, title: str) -> Figure:
     each = numbers[numbers["class"] != "all"].groupby("class")["images"]
     total = _format_counts(numbers[numbers["class"] == "all"])
     few, many = int(each.min().min()), int(each.max().max())
-    add_footnote(
-        figure, f"n = {total} images, {few} to {many} of a class. Worst case of suite {_SUITE}; intervals: CSV."
-    )
+    note = f"n = {total} images, {few} to {many} of a class. Worst case of suite {_SUITE}; intervals: CSV."
+    add_footnote(figure, f"{claim}\n{note}")
     return figure
 
 
@@ -301,13 +306,14 @@ def _plan_suite_figure(
     title: str,
     dataset: str,
     rows: list[dict[str, Any]],
-    paint: Callable[[pd.DataFrame, str], Figure],
+    claim: Claim,
+    paint: Callable[[pd.DataFrame, str, str], Figure],
 ) -> FigurePlan:
     """Plan a figure of rows from results of the suite. Without rows, the plan names the command that makes results."""
     if not rows:
         return FigurePlan.empty(data.make_command(f"{dataset}/natural", f"eval -m {{}} --suite {_SUITE}"))
-    numbers = pd.DataFrame(rows)
-    return FigurePlan(numbers, partial(paint, numbers, title))
+    numbers, note = add_claim(pd.DataFrame(rows), claim)
+    return FigurePlan(numbers, partial(paint, pd.DataFrame(rows), title, note))
 
 
 def _format_counts(rows: pd.DataFrame) -> str:
