@@ -152,9 +152,9 @@ def _take_values(measured: Linearization, quantity: str) -> Values:
 def make_claims(claims: Sequence[Claim]) -> pd.DataFrame:
     """Make the rows of the CSV with the numbers of the footnote."""
     columns = ["panel", "model", "what", "value", "low", "high", "images"]
-    return pd.DataFrame(
-        [("claim", name, quantity, e.value, e.low, e.high, e.n) for name, quantity, e in claims], columns=columns
-    )
+    rows = [("claim", name, quantity, e.value, e.low, e.high, e.n) for name, quantity, e in claims]
+    # Without a row, the types of the columns must still be those of numbers.
+    return pd.DataFrame(rows, columns=columns).astype({"value": float, "low": float, "high": float, "images": int})
 
 
 def describe_claims(claims: Sequence[Claim], finding: Finding, kinds: Mapping[str, Kind]) -> str:
