@@ -11,9 +11,9 @@ import pandas as pd
 
 from robbench.analysis.logits import estimate_median, estimate_share
 from robbench.linear.record import read_activations
-from robbench.papers.figures.findings import FINDINGS, Claim, Kind, find_kind, make_claims, shorten
-from robbench.papers.figures.logits import format_mean, format_share
+from robbench.papers.figures.findings import FINDINGS, Claim, Kind, find_kind, make_claims
 from robbench.report.figures.canvas import MARKERS, add_legend_below, make_figure, set_log_axis
+from robbench.report.figures.claims import format_mean, format_share, shorten
 from robbench.report.figures.source import FigureData, FigurePlan, ModelStyle
 
 if TYPE_CHECKING:

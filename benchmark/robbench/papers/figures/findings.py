@@ -12,7 +12,8 @@ import pandas as pd
 from robbench.analysis.logits import Estimate, estimate_median
 from robbench.linear.theory import Linearization, Values
 from robbench.models.card import Entry
-from robbench.papers.figures.logits import describe_finding, format_mean
+from robbench.papers.figures.logits import describe_finding
+from robbench.report.figures.claims import format_mean, shorten
 
 __all__ = [
     "FINDINGS",
@@ -23,7 +24,6 @@ __all__ = [
     "describe_claims",
     "find_kind",
     "make_claims",
-    "shorten",
 ]
 
 Kind = Literal["natural", "at", "ls", "lsq", "ls_noise", "lsq_noise", "noise", "other"]
@@ -95,11 +95,6 @@ FINDINGS: dict[str, Finding] = {
     "squeezing": Finding("noise helps logit squeezing: L grows", {"lsq_noise": {"radius": "larger"}}),
 }
 """Figure -> what the paper says about it."""
-
-
-def shorten(name: str) -> str:
-    """Return the name of a model without its data set."""
-    return name.partition("/")[2]
 
 
 def find_kind(entry: Entry | None) -> Kind:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from robbench.analysis.logits import Estimate, estimate_median, estimate_share
+from robbench.analysis.logits import estimate_median, estimate_share
 from robbench.linear.theory import Values
-from robbench.papers.figures.findings import shorten
-from robbench.papers.figures.logits import describe_finding, format_mean, format_share
+from robbench.papers.figures.findings import Claim, make_claims
+from robbench.papers.figures.logits import describe_finding
 from robbench.report.figures.canvas import add_footnote, make_figure
+from robbench.report.figures.claims import format_mean, format_share, shorten
 from robbench.report.figures.source import FigureData, FigurePlan
 from robbench.report.linear import find_standard_radius, format_radius
 
@@ -55,7 +56,7 @@ def plan_landscapes(plane: Plane, data: FigureData, title: str, dataset: str) ->
         return FigurePlan.empty(*missing)
     rows = [row for name in names for row in _CLAIMS[plane](name, stored[name])]
     frames = [_make_rows(stored[name], name, plane) for name in names]
-    numbers = pd.concat([*frames, _make_claims(rows)], ignore_index=True)
+    numbers = pd.concat([*frames, make_claims(rows).rename(columns={"images": "n"})], ignore_index=True)
     radius = find_standard_radius(dataset)
     heading = f"{title}\ncross-entropy from −ε to ε" + (f" (Linf {format_radius(radius)})" if radius else "")
     paint = partial(_paint, heading, plane, numbers, _SENTENCES[plane](rows))
@@ -81,27 +82,19 @@ def _make_rows(frame: pd.DataFrame, name: str, plane: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-_Claim = tuple[str, str, Estimate]
-
-
-def _make_claims(rows: Sequence[_Claim]) -> pd.DataFrame:
-    columns = ["panel", "model", "what", "value", "low", "high", "n"]
-    return pd.DataFrame([("claim", name, what, e.value, e.low, e.high, e.n) for name, what, e in rows], columns=columns)
-
-
 def _measure_change(values: Values) -> float:
     """Return the largest minus the smallest value, at least what rounding may change."""
     return max(float(values.max() - values.min()), _SMALLEST)
 
 
-def _compare_axes(name: str, frame: pd.DataFrame) -> list[_Claim]:
+def _compare_axes(name: str, frame: pd.DataFrame) -> list[Claim]:
     """Compare how much the loss changes along the adversarial and along the random axis, both through the image."""
     surfaces = _make_surfaces(frame, "adversarial", "cross_entropy").values()
     ratios = [_measure_change(s.loc[:, 0.0].to_numpy()) / _measure_change(s.loc[0.0].to_numpy()) for s in surfaces]
     return [(name, "change along adversarial / change along random", estimate_median(np.array(ratios)))]
 
 
-def _describe_axes(rows: Sequence[_Claim]) -> str:
+def _describe_axes(rows: Sequence[Claim]) -> str:
     parts = [f"{shorten(name)} {format_mean(found)}, n = {found.n}" for name, _, found in rows]
     shows = all(found.low >= _MUCH for _, _, found in rows)
     return (
@@ -112,7 +105,7 @@ def _describe_axes(rows: Sequence[_Claim]) -> str:
     )
 
 
-def _count_wrong(name: str, frame: pd.DataFrame) -> list[_Claim]:
+def _count_wrong(name: str, frame: pd.DataFrame) -> list[Claim]:
     """Count the images with a wrong point inside the ball, on each plane. The image itself must be right."""
     # A point of the plane is inside the ball if |a| + |b| ≤ 1, because both directions have length eps.
     inside = frame[frame["a"].abs() + frame["b"].abs() <= 1]
@@ -125,7 +118,7 @@ def _count_wrong(name: str, frame: pd.DataFrame) -> list[_Claim]:
     return rows
 
 
-def _describe_wrong(rows: Sequence[_Claim]) -> str:
+def _describe_wrong(rows: Sequence[Claim]) -> str:
     parts = [
         f"{shorten(name)} {format_share(random)} and {format_share(adversarial)}, n = {random.n}"
         if random.n

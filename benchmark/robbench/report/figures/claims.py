@@ -35,6 +35,7 @@ __all__ = [
     "format_mean",
     "format_points",
     "format_share",
+    "shorten",
 ]
 
 PLOTTED, CLAIM = "A", "claim"
@@ -44,6 +45,11 @@ Claim = tuple[list[dict[str, Any]], str]
 """Rows of the CSV, and the sentences of the footnote."""
 
 _LETTERS = 120  # in a line of the footnote; they fit into the narrowest figure
+
+
+def shorten(name: str) -> str:
+    """Return the name of a model without its data set."""
+    return name.partition("/")[2]
 
 
 def format_share(found: Estimate) -> str:
@@ -113,7 +119,7 @@ def claim_prediction(
     return rows, (
         f"At ε = {format_radius(eps)}, Equation 4 promises more than attacks leave for {above} of {len(found)} models: "
         f"the interval of the difference is above 0.\n"
-        f"The largest difference has {_shorten(name)}: {format_points(most)} (suite {suite}, n = {most.n}, paired "
+        f"The largest difference has {shorten(name)}: {format_points(most)} (suite {suite}, n = {most.n}, paired "
         "95 % interval)."
     )
 
@@ -159,7 +165,7 @@ def claim_steps(data: FigureData, results: Sequence[ResultFile]) -> Claim:
     return rows, (
         f"Of the images that {attack_name} breaks, its first {total // 2} of {total} steps break at least "
         f"{format_share(least)} in each of {len(found)} models.\n"
-        f"The lowest share is that of {_shorten(name)} (n = {least.n} broken images, Wilson 95 % interval)."
+        f"The lowest share is that of {shorten(name)} (n = {least.n} broken images, Wilson 95 % interval)."
     )
 
 
@@ -181,7 +187,7 @@ def claim_classes(plotted: Sequence[Mapping[str, Any]]) -> Claim:
     best = max(overall, key=lambda name: overall[name])
     (most_class, most), (least_class, least) = found[best]
     return rows, (
-        f"Of {_shorten(best)}, the most robust model, class {most_class} keeps {format_share(most)} and "
+        f"Of {shorten(best)}, the most robust model, class {most_class} keeps {format_share(most)} and "
         f"class {least_class} keeps {format_share(least)}.\n"
         f"The Wilson 95 % intervals of the most and the least robust class are apart for {apart} of {len(found)} "
         "models."
@@ -190,7 +196,3 @@ def claim_classes(plotted: Sequence[Mapping[str, Any]]) -> Claim:
 
 def _describe(found: Estimate) -> dict[str, Any]:
     return {"value": found.value, "low": found.low, "high": found.high, "images": found.n}
-
-
-def _shorten(name: str) -> str:
-    return name.partition("/")[2]
