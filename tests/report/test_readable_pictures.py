@@ -178,14 +178,18 @@ def test_a_caption_is_below_the_panels_and_covers_nothing(with_legend):
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= plot.y0
 
 
-def test_a_long_line_of_a_footnote_is_wrapped_and_short_ones_stay():
+@pytest.mark.parametrize("word", ["a long sentence ", "WIDE LETTERS "])
+@pytest.mark.parametrize("with_legend", [True, False])
+def test_a_long_line_of_a_footnote_is_wrapped_and_short_ones_stay(with_legend, word):
     figure = make_figure(6, 4)
-    figure.subplots()
-    add_footnote(figure, "A first line.\n" + "a long sentence " * 20)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], label="a line")
+    note = "A first line.\n" + word * 20
+    add_legend_below(figure, [axes], note) if with_legend else add_footnote(figure, note)
     figure.canvas.draw()
     (text,) = [t for t in figure.findobj(Text) if t.get_text().startswith("A first")]
     box = text.get_window_extent()
-    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and text.get_text().startswith("A first line.\na long")
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and text.get_text().startswith(f"A first line.\n{word}")
 
 
 def test_the_caption_is_also_in_the_file():

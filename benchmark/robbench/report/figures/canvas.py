@@ -169,7 +169,10 @@ def shift_marks(axes: Axes, position: int, count: int) -> Transform:
 
 
 def add_legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", columns: int = 2) -> None:
-    """Put one legend for all panels below the panels, with a note in small print above the legend."""
+    """Put one legend for all panels below the panels, with a note in small print above the legend.
+
+    Long lines of the note are wrapped to the figure's width.
+    """
     handles: dict[str, Any] = {}
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -183,7 +186,9 @@ def add_legend_below(figure: Figure, axes: Sequence[Axes], note: str = "", colum
         title=note or None,
         title_fontsize=_NOTE_SIZE,
     )
-    legend.get_title().set_color(_NOTE_COLOUR)
+    title = legend.get_title()
+    title.set_color(_NOTE_COLOUR)
+    title.set_text(_wrap_lines(figure, note, title))
 
 
 def add_footnote(figure: Figure, note: str) -> None:

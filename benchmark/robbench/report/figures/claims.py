@@ -6,7 +6,6 @@ other rows are plotted.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -44,8 +43,6 @@ PLOTTED, CLAIM = "A", "claim"
 Claim = tuple[list[dict[str, Any]], str]
 """Rows of the CSV, and the sentences of the footnote."""
 
-_LETTERS = 120  # in a line of the footnote; they fit into the narrowest figure
-
 
 def shorten(name: str) -> str:
     """Return the name of a model without its data set."""
@@ -70,11 +67,10 @@ def format_mean(found: Estimate) -> str:
 
 
 def add_claim(plotted: pd.DataFrame, claim: Claim) -> tuple[pd.DataFrame, str]:
-    """Return the numbers of a figure's CSV, and the claim's sentences in lines that fit into every figure."""
+    """Return the numbers of a figure's CSV, and the claim's sentences."""
     rows, text = claim
     parts = [plotted.assign(panel=PLOTTED), *([pd.DataFrame(rows).assign(panel=CLAIM)] if rows else [])]
-    numbers = pd.concat(parts, ignore_index=True)[["panel", *plotted.columns]]
-    return numbers, "\n".join(textwrap.fill(line, _LETTERS) for line in text.splitlines())
+    return pd.concat(parts, ignore_index=True)[["panel", *plotted.columns]], text
 
 
 def claim_prediction(
