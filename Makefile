@@ -9,6 +9,9 @@ SAMPLES ?=
 DIGITS := natural at trades ls095_sigma03 lsq2_sigma03
 MNIST  := natural at ls095_sigma03
 
+# Where Python may not keep compiled modules, each command takes seconds longer to start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test quick gate baselines lint types unit clean
 
 # The main job on the embedded data set: four models, the white-box suite, every test image.

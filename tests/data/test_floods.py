@@ -52,7 +52,7 @@ from support.fuzzing import bounded_memory
 
 pytestmark = pytest.mark.usefixtures("limited_time")
 
-MOST_SECONDS = 2
+MOST_SECONDS = 5  # a flood that is not stopped takes minutes; a slow machine that is busy must pass
 SIZE = 990_000  # below a megabyte
 SHORT = 130_000  # below the limit of cards and suites
 

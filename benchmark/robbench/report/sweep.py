@@ -209,9 +209,10 @@ def _read_points(path: Path) -> dict[str, int]:
         ResultError: the file is damaged.
     """
     try:
-        header, *rows = csv.reader(io.StringIO(read_bounded(path, _MOST_BYTES).decode()))
+        rows = csv.reader(io.StringIO(read_bounded(path, _MOST_BYTES).decode()))
+        header = next(rows, [])
         run, n = header.index("run_id"), header.index("n")
-        return {row[run]: int(row[n]) for row in rows}
+        return {row[run]: int(row[n]) for row in rows}  # row by row: a hostile file is refused at its first bad one
     except FileNotFoundError:
         return {}
     except (OSError, IndexError, ValueError, csv.Error):
