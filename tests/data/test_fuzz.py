@@ -1,6 +1,6 @@
 """Fuzzed files for every parser: only errors a user can mend, nothing touched outside, no code run from data.
 
-ROBBENCH_FUZZ sets how many inputs each parser gets (1,000 by default, 3,000 in CI), ROBBENCH_FUZZ_SEED where they begin.
+ROBBENCH_FUZZ sets how many inputs each parser gets (1,000; 3,000 in CI), ROBBENCH_FUZZ_SEED where they begin.
 """
 
 from __future__ import annotations

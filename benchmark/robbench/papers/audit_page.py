@@ -43,8 +43,8 @@ authors of the model, or of the attack, gave for PGD."""
 _PARTS = {"paper": "grey", "same attack": "orange", "best known": "vermillion", "AutoAttack": "blue"}
 _LEGEND = {"paper": "the paper's PGD", "same attack": "same attack here, or usual number"}
 _CAPTION = (
-    "What to see: a long line means that the number of a paper, or of the usual PGD, claims too much. The best known "
-    "number is at the left end of the line."
+    "What to see: the left end of a line is the best known number. From there to the mark of the same attack is what "
+    "that attack overstates. A paper's mark farther right can also come from more training than ours."
 )
 
 
@@ -115,7 +115,7 @@ def _list_limits(audit: Audit, references: Sequence[Reference]) -> Iterator[str]
     )
     yield (
         f"**Rows.** {covered} have a model with a result here. Rows that differ in iterations alone can share a model, "
-        "which stands once below, with the iterations of its own recipe. Such a row can ask for more of them. The "
+        "which stands once below, with the iterations of one recipe; the recipe of another row can name more. The "
         "other rows are not judged."
     )
     groups = {c.table.dataset: [r for r in audit.rows if r.card.dataset == c.table.dataset] for c in audit.coverage}

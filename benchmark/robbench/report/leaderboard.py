@@ -106,13 +106,18 @@ def rank_scores(scored: Iterable[tuple[_T, Score]]) -> Iterator[tuple[str, _T]]:
 def _is_tied(better: Score, worse: Score) -> bool:
     """Return whether two scores do not differ significantly.
 
-    On the same images, the test is McNemar's exact test. On different images, overlapping intervals are a tie.
+    The test is McNemar's exact test on the images that both have. If one has others too, the intervals must overlap
+    as well: few common images tell little.
     """
     first, second = better.robust, worse.robust
-    same_data = better.data == worse.data  # equal indices then mean equal images
-    if same_data and first is not None and second is not None and set(first.index) == set(second.index):
-        second = second.reindex(first.index)
-        return mcnemar(int((first & ~second).sum()), int((second & ~first).sum())) >= _LEVEL
+    if better.data == worse.data and first is not None and second is not None:  # equal indices mean equal images
+        common = first.index.intersection(second.index)
+        a, b = first[common], second[common]
+        only_better, only_worse = int((a & ~b).sum()), int((b & ~a).sum())
+        if only_better > only_worse and mcnemar(only_better, only_worse) < _LEVEL:
+            return False
+        if len(common) == len(first) == len(second):
+            return True
     return worse.worst.high >= better.worst.low
 
 

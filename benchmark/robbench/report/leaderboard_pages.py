@@ -46,26 +46,26 @@ threat. Accuracies are percentages of the n test images, with 95 % Wilson interv
 - **From** names the suite whose images count. `+4` says that attacks of other suites break 4 more
   of these images. The line below the table names the other suites.
 - **Verdict** is that of `robbench sanity` on the same weights, data and threat: trustworthy,
-  suspicious, masked or randomized. It is unchecked if `robbench sanity` has not run. A line
-  below the table names the verdicts that are of another number of images than n.
-- **Certified** is the interval that holds the true robust accuracy, where `robbench certify` has
-  proven images against the same threat.
+  suspicious, masked, randomized or undecided. It is unchecked if `robbench sanity` has not run. A
+  line below the table names the verdicts that are of another number of images than n.
+- **Certified**, if a table has this column, is the interval that holds the true robust accuracy:
+  `robbench certify` has proven images against the same threat.
 - **#** is the rank by worst case. A model is tied (=) with the best model of its rank if McNemar's
-  exact paired test on the same images gives p of 5 % or more, not corrected for the number of
-  models. Results on different images are tied if their intervals overlap. A model at chance has no
-  rank.
+  exact paired test on the images that both have gives p of 5 % or more, not corrected for the number
+  of models. If one has other images too, their intervals must overlap as well. A model at chance
+  has no rank.
 - **Date** is the month of the latest result.
 """
 _DETAILS = """\
-Generated from `{tree}/` by `robbench leaderboard`; do not edit. Accuracies are percentages of the n test images
-with 95 % Wilson intervals. **Worst case** counts an image as robust only if no attack of the suite broke it. The tables
-are ranked by it. A model is tied (marked =) with the best model of its rank if the difference is not significant on the
-same images: McNemar's exact paired test on the per-image records gives p of 5 % or more, not corrected for the number
-of models. Results on different images are tied if their intervals overlap. **Overestimation** is the accuracy under PGD
-on cross-entropy with a single start, the usual evaluation, minus the worst case, in points. **Verdict** is that of
-`robbench sanity` on the same weights, data and threat: trustworthy, suspicious, masked or randomized. It is unchecked
-if `robbench sanity` has not run. `(n 200)` is the number of images of the verdict, where that is not n. A robust
-accuracy is an upper bound, because stronger attacks can lower it.
+Generated from `{tree}/` by `robbench leaderboard`; do not edit. Accuracies are percentages of the n test images with
+95 % Wilson intervals. **Worst case** counts an image as robust only if no attack of the suite broke it. The tables
+are ranked by it. A model is tied (marked =) with the best model of its rank if the difference is not significant on
+the images that both have: McNemar's exact paired test on the per-image records gives p of 5 % or more, not corrected
+for the number of models. If one has other images too, their intervals must overlap as well. **Overestimation** is the
+accuracy under PGD on cross-entropy with a single start, the usual evaluation, minus the worst case, in points.
+**Verdict** is that of `robbench sanity` on the same weights, data and threat: trustworthy, suspicious, masked,
+randomized or undecided. It is unchecked if `robbench sanity` has not run. `(n 200)` is the number of images of the
+verdict, where that is not n. A robust accuracy is an upper bound, because stronger attacks can lower it.
 **[certified, attacked]** is the interval that holds the true robust accuracy, where `robbench certify` has proven
 images against the same threat: the share that is proven, and the share that neither attack nor certifier broke.
 """
