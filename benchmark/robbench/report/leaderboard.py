@@ -31,6 +31,7 @@ __all__ = [
     "format_points",
     "group_by_images",
     "group_results",
+    "is_about_every_break",
     "link_result",
     "rank_results",
     "rank_scores",
@@ -134,6 +135,14 @@ def _read_robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
         return None
     robust = read_vouched_robust(folder)
     return robust if len(robust) == result.n else None
+
+
+def is_about_every_break(result: ResultFile) -> bool:
+    """Return whether every wrong class and every value of a pixel counted as a break.
+
+    With a target or levels, an image that breaks otherwise counts as robust. That is another question.
+    """
+    return result.identity.keys().isdisjoint({"target", "levels"})
 
 
 def compute_overestimation(result: ResultFile) -> float | None:

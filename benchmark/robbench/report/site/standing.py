@@ -14,7 +14,7 @@ from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
 from robbench.masking.record import SanityFile
 from robbench.masking.stored import VerdictIndex, name_verdict
-from robbench.report.leaderboard import compute_overestimation
+from robbench.report.leaderboard import compute_overestimation, is_about_every_break
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched_robust, read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
@@ -133,9 +133,8 @@ def list_standings(
     """
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
-        # With a target or levels, an image that breaks otherwise counts as robust, which is another question.
         # What looks for the nearest break breaks all images in the whole box.
-        is_standing = result.has_radius and result.identity.keys().isdisjoint({"target", "levels"})
+        is_standing = result.has_radius and is_about_every_break(result)
         if result.attacks and result.n and is_standing:
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
