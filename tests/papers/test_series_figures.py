@@ -15,7 +15,7 @@ from robbench.core.errors import ResultError
 from robbench.core.stats import paired_difference, wilson
 from robbench.data.sets import load
 from robbench.models.card import Registry
-from robbench.papers.figures import images, steps, students, training
+from robbench.papers.figures import images, noise, steps, students, training
 from robbench.papers.figures.definitions import FIGURES
 from robbench.papers.figures.write import write_figure
 from robbench.report.figures.source import FigureData
@@ -168,3 +168,18 @@ def test_the_least_squeezed_model_that_was_measured_stands_for_squeezing(tree):
     assert steps._SQUEEZED[0] == "lsq05_sigma03"
     rows = plan(tree, "mosbach2018").numbers
     assert set(rows[rows["other"].str.contains("minus that of at")]["model"]) == {"digits/lsq2_sigma03"}
+
+
+def test_without_a_model_with_noise_nothing_is_claimed_about_noise(tree):
+    found = plan(tree, "noise-certified")
+    assert found.numbers["panel"].eq("claim").sum() == 1
+    shutil.rmtree(tree / "digits/lsq2_sigma03/certified")
+    alone = plan(tree, "noise-certified")
+    assert set(alone.numbers["panel"]) == {"A"} and set(alone.numbers["model"]) == {"digits/natural", "digits/at"}
+    assert "nothing is claimed of noise" in alone.paint().legends[0].get_title().get_text()
+
+
+def test_certificates_of_other_draws_are_not_compared():
+    settings = {"sigma": 0.3, "draws": 10_000, "alpha": 0.001, "seed": 0}
+    assert noise._is_alike(settings, settings | {"seed": 1})
+    assert not any(noise._is_alike(settings, settings | {key: 1}) for key in ("sigma", "draws", "alpha"))
