@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robbench.analysis.logits import compare_shares, compute_gaps
+from robbench.analysis.logits import Estimate, compare_shares, compute_gaps
 from robbench.analysis.record import read_logits
 from robbench.analysis.series_record import read_series
 from robbench.core.errors import ResultError
@@ -17,8 +17,10 @@ from robbench.data.sets import load
 from robbench.models.card import Registry
 from robbench.papers.figures import images, noise, steps, students, training
 from robbench.papers.figures.definitions import FIGURES
+from robbench.papers.figures.logits import describe_likeness
 from robbench.papers.figures.write import write_figure
 from robbench.report.figures.source import FigureData
+from support.papers import put, result
 from support.series import change_identity
 
 KINDS = ("logits", "training", "students", "steps", "fast", "whitebox", "certified")
@@ -183,3 +185,25 @@ def test_certificates_of_other_draws_are_not_compared():
     settings = {"sigma": 0.3, "draws": 10_000, "alpha": 0.001, "seed": 0}
     assert noise._is_alike(settings, settings | {"seed": 1})
     assert not any(noise._is_alike(settings, settings | {key: 1}) for key in ("sigma", "draws", "alpha"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.04, 0.3, "finding shows here"),
+        (-0.04, -0.01, "finding shows here"),
+        (-0.9, 0.3, "too wide"),
+        (-0.9, -0.1, "does not show"),
+    ],
+)
+def test_a_wide_interval_around_0_shows_no_likeness(low, high, said):
+    assert said in describe_likeness(Estimate((low + high) / 2, low, high, 4), -0.05, 1.0)
+
+
+def test_a_few_images_do_not_show_that_noise_is_as_robust_as_training_on_attacks(tmp_path):
+    for name, left in (("natural", 0), ("at", 3), ("lsq2_sigma03", 1)):
+        about = {"identity": {"weights": Registry.default().find(f"digits/{name}").card.weights.sha256}}
+        for suite, attack in (("whitebox", "PGD-20-xent"), ("fast", "FAST")):
+            put(tmp_path, result(name, suite, left, {attack: left}, 4, "digits", "0.2", **about))
+    note = plan(tmp_path, "noise-accuracy").paint().legends[0].get_title().get_text()
+    assert "-50.0 points" in note and "too wide" in note

@@ -15,7 +15,7 @@ from robbench.analysis.logits import Estimate, compare_shares, estimate_share
 from robbench.papers.figures.logits import (
     COLUMNS,
     Row,
-    describe_finding,
+    describe_likeness,
     draw_band,
     format_points,
     make_row,
@@ -35,6 +35,7 @@ _STANDARD, _ADVERSARIAL = "natural", "at"
 _RADII = np.arange(0, 1.2501, 0.05)
 _CLAIMED = 0.5  # L2 radius of the caption
 _STRONG = "fast"
+_LESS = 0.05  # a model is as robust as another one if its share of robust images is lower by at most so much
 
 
 def plan_smoothed_certificates(data: FigureData, title: str, dataset: str) -> FigurePlan:
@@ -125,7 +126,7 @@ def plan_noise_accuracy(data: FigureData, title: str, dataset: str) -> FigurePla
         f"B: the best model with noise is {best.split('/')[1]}. Its robust accuracy minus that of {_STANDARD} is "
         f"{format_points(claims[0])}, and minus that of {_ADVERSARIAL} {format_points(claims[1])}.\n"
         "Shafahi et al. 2019: smoothing or squeezing with noise is as robust as adversarial training. "
-        f"{describe_finding(claims[1].high >= 0)}"
+        f"{describe_likeness(claims[1], -_LESS, 1.0)}"
     )
     numbers = pd.DataFrame(rows, columns=COLUMNS)
     return FigurePlan(numbers, partial(_paint_accuracy, title, numbers, data.choose_styles(names), caption))
