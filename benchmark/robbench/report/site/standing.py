@@ -212,8 +212,12 @@ def _choose_base(results: Sequence[ResultFile], robust: dict[str, pd.Series[bool
 
 
 def _find_usual(base: ResultFile, others: Sequence[ResultFile]) -> tuple[float | None, int]:
-    """Return the accuracy under the usual PGD in percent, and its n: on the images of the base where that was run."""
-    for r in sorted([base, *others], key=lambda r: (r.n != base.n, r.mode == "challenge", r is not base, r.run_id)):
+    """Return the accuracy under the usual PGD in percent, and its n: on the images of the base where that was run.
+
+    Other images count only if their number says so beside the accuracy.
+    """
+    fit = [r for r in (base, *others) if r.selection == base.selection or r.n != base.n]
+    for r in sorted(fit, key=lambda r: (r.n != base.n, r.mode == "challenge", r is not base, r.run_id)):
         points = compute_overestimation(r)
         if points is not None:
             return 100 * r.robust_accuracy.value + points, r.n
