@@ -204,7 +204,7 @@ def build_group_table(
     rows = []
     for rank, r in rank_results(results, root):
         accuracies = format_attacks(r)
-        name = r.model
+        name = _tell_apart(r, results)
         if root is not None and folder is not None:
             name = Markdown(f"[{escape_markdown(name)}]({link_result(root, r, folder)})")
         rows.append(
@@ -224,6 +224,15 @@ def build_group_table(
             }
         )
     return rows
+
+
+def _tell_apart(result: ResultFile, results: Sequence[ResultFile]) -> str:
+    """Name a result of a group: by its model and, if the model has several there, by its weights or its run."""
+    weights = [r.identity.get("weights") for r in results if r.model == result.model]
+    if len(weights) == 1:
+        return result.model
+    own = result.identity.get("weights")
+    return f"{result.model}, " + (f"weights {str(own)[:8]}" if weights.count(own) == 1 else f"run {result.run_id[:8]}")
 
 
 def link_result(root: Path, result: ResultFile, folder: Path) -> str:
