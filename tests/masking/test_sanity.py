@@ -252,6 +252,30 @@ def test_images_of_ones_own_need_no_surrogate():
     assert {c.name: c.status for c in found.checks}["transfer"] == "not applicable"
 
 
+class NaNBetweenLevels(nn.Module):
+    """Answers NaN to images whose pixels are not on the levels k / 16."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        away = (16 * x - (16 * x).round()).abs().flatten(1).amax(1, keepdim=True) > 1e-3
+        return self.inner(x).masked_fill(away, torch.nan)
+
+
+def test_a_model_that_always_answers_nan_around_images_is_masked_and_not_randomized():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 17, (24, 1, 6, 6), generator=generator) / 16
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval()
+    with torch.no_grad():
+        inner[1].weight.copy_(torch.randn(3, 36, generator=generator))
+    model = NaNBetweenLevels(inner).eval()
+    found = examine(model, samples=None, x=x, y=inner(x).argmax(1), eps=0.05, norm="Linf", name="mine")
+    assert found.verdict == "masked" and "zero_gradients" in found.decided_by
+    assert {c.name: c.status for c in found.checks}["randomized"] == "pass"
+
+
 def test_what_is_advised_runs_on_images_of_ones_own_too():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(4, 1, 4, 4, generator=generator)

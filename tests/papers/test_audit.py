@@ -169,6 +169,20 @@ def test_the_page_says_first_what_it_cannot_and_then_every_number(measured):
     assert "mnist/ls095_sigma03 †" in render(registry, root)
 
 
+def test_the_page_says_whether_the_images_are_the_full_test_sets(measured):
+    registry, root = measured
+    audit = audit_claims(registry, root)
+    (row,) = audit.rows
+    other = replace(row, model="cifar10/at", card=registry.find("cifar10/at").card)
+    for sizes, said in (
+        ((4, 4), "n a model: mnist 4; cifar10 4. These are not the full test sets."),
+        ((10_000, 4), "Not the full test set: cifar10."),
+        ((10_000, 10_000), "These are the full test sets."),
+    ):
+        rows = tuple(replace(r, n=n) for r, n in zip((row, other), sizes, strict=True))
+        assert said in render_audit_page(replace(audit, rows=rows), read_references(), "audit.png")
+
+
 def test_hostile_text_is_escaped(measured):
     registry, root = measured
     evil = "<b>x</b> | [l](javascript:e)"

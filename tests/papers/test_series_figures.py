@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robbench.analysis.logits import compare_shares, compute_gaps
+from robbench.analysis.logits import Estimate, compare_shares, compute_gaps
 from robbench.analysis.record import read_logits
 from robbench.analysis.series_record import read_series
 from robbench.core.errors import ResultError
 from robbench.core.stats import paired_difference, wilson
 from robbench.data.sets import load
 from robbench.models.card import Registry
-from robbench.papers.figures import images, steps, students, training
+from robbench.papers.figures import images, noise, steps, students, training
 from robbench.papers.figures.definitions import FIGURES
+from robbench.papers.figures.logits import describe_likeness
 from robbench.papers.figures.write import write_figure
 from robbench.report.figures.source import FigureData
+from support.papers import put, result
 from support.series import change_identity
 
 KINDS = ("logits", "training", "students", "steps", "fast", "whitebox", "certified")
@@ -168,3 +170,40 @@ def test_the_least_squeezed_model_that_was_measured_stands_for_squeezing(tree):
     assert steps._SQUEEZED[0] == "lsq05_sigma03"
     rows = plan(tree, "mosbach2018").numbers
     assert set(rows[rows["other"].str.contains("minus that of at")]["model"]) == {"digits/lsq2_sigma03"}
+
+
+def test_without_a_model_with_noise_nothing_is_claimed_about_noise(tree):
+    found = plan(tree, "noise-certified")
+    assert found.numbers["panel"].eq("claim").sum() == 1
+    shutil.rmtree(tree / "digits/lsq2_sigma03/certified")
+    alone = plan(tree, "noise-certified")
+    assert set(alone.numbers["panel"]) == {"A"} and set(alone.numbers["model"]) == {"digits/natural", "digits/at"}
+    assert "nothing is claimed of noise" in alone.paint().legends[0].get_title().get_text()
+
+
+def test_certificates_of_other_draws_are_not_compared():
+    settings = {"sigma": 0.3, "draws": 10_000, "alpha": 0.001, "seed": 0}
+    assert noise._is_alike(settings, settings | {"seed": 1})
+    assert not any(noise._is_alike(settings, settings | {key: 1}) for key in ("sigma", "draws", "alpha"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.04, 0.3, "finding shows here"),
+        (-0.04, -0.01, "finding shows here"),
+        (-0.9, 0.3, "too wide"),
+        (-0.9, -0.1, "does not show"),
+    ],
+)
+def test_a_wide_interval_around_0_shows_no_likeness(low, high, said):
+    assert said in describe_likeness(Estimate((low + high) / 2, low, high, 4), -0.05, 1.0)
+
+
+def test_a_few_images_do_not_show_that_noise_is_as_robust_as_training_on_attacks(tmp_path):
+    for name, left in (("natural", 0), ("at", 3), ("lsq2_sigma03", 1)):
+        about = {"identity": {"weights": Registry.default().find(f"digits/{name}").card.weights.sha256}}
+        for suite, attack in (("whitebox", "PGD-20-xent"), ("fast", "FAST")):
+            put(tmp_path, result(name, suite, left, {attack: left}, 4, "digits", "0.2", **about))
+    note = plan(tmp_path, "noise-accuracy").paint().legends[0].get_title().get_text()
+    assert "-50.0 points" in note and "too wide" in note

@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from robbench.core.errors import ResultError
 from robbench.models.card import Registry
 from robbench.models.families import read_table
+from robbench.papers.audit import audit_claims
 from robbench.papers.layout import FORMATS, Commands, render_table
 from robbench.papers.published import TABLES, find_table, read_paper_rows
 from robbench.papers.tables import fill_table
@@ -115,6 +116,18 @@ def test_only_results_on_the_weights_of_the_card_at_its_radius_count(cards, tmp_
         ("mnist/ls095_sigma03", "paper-mnist"),
         ("mnist/ls095_sigma03", "whitebox"),
     ]
+
+
+@pytest.mark.parametrize(("key", "value"), [("target", "next"), ("levels", 255)])
+def test_what_does_not_ask_for_every_break_is_no_worst_case(cards, tmp_path, key, value):
+    registry, root = cards("ls095_sigma03", "natural"), tmp_path / "results"
+    about = {"weights": SHA["ls095_sigma03"], key: value}
+    wanted = result("ls095_sigma03", "whitebox", 3, {}, 4, overrides={key: str(value)}, identity=about)
+    put(root, wanted.model_copy(update={"attacks": [attack("APGD-CE", 3, 4)]}), {"APGD-CE": ["robust"] * 4})
+    sheet = fill_table(TABLES["shafahi2019-5"], registry, root)
+    line = line_of(sheet, "mnist/ls095_sigma03")
+    assert line.worst is None and [run.suite for run in line.missing.runs] == ["paper-mnist", "whitebox"]
+    assert not audit_claims(registry, root).rows
 
 
 def test_a_result_made_with_another_surrogate_does_not_count(cards, tmp_path):

@@ -18,6 +18,7 @@ from robbench.report.figures.claims import claim_prediction, claim_steps, format
 from robbench.report.figures.gallery import _claim, plan_gallery
 from robbench.report.figures.robustness import plan_classes_figure, plan_eps_figure, plan_steps_figure
 from robbench.report.figures.source import FigureData
+from support.papers import put, result
 
 NAMES = ("natural", "at")
 
@@ -86,6 +87,17 @@ def test_the_claimed_worst_case_counts_breaks_at_smaller_radii(tree, monkeypatch
     for eps in (None, Fraction("0.7")):
         rows, note = claim_prediction(data, plotted, data.results, eps)
         assert not rows and "nothing is claimed" in note
+
+
+def test_of_a_model_without_a_card_the_latest_weights_count(tmp_path):
+    """A model of one's own is trained again under its name, and the runs of the earlier weights stay in the tree."""
+    for weights, eps, left in (("a", "0.05", 0), ("b", "0.05", 4), ("b", "0.2", 3), ("a", "0.2", 0)):
+        about = {"identity": {"weights": weights * 64}, "date": "2026-01-02" if weights == "b" else "2026-01-01"}
+        attacks = {"FGSM-xent": left}
+        put(tmp_path, result("own", "quick", left, attacks, 5, "digits", eps, overrides={"eps": eps}, **about))
+    numbers = plan_eps_figure(FigureData(Registry.default(), tmp_path), "", "digits").numbers
+    assert numbers.set_index("eps")["value"].to_dict() == {0.0: 1.0, 0.05: 0.8, 0.2: 0.6}
+    assert len(numbers) == 3
 
 
 def test_the_claimed_share_of_early_breaks_is_that_of_the_records(tree):

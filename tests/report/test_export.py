@@ -7,7 +7,7 @@ import pytest
 from robbench.core.errors import ResultError
 from robbench.core.stats import wilson
 from robbench.models.card import Registry
-from robbench.report.export import build_robustbench_entry, export_result
+from robbench.report.export import _list_gaps, build_robustbench_entry, export_result
 from robbench.results.places import locate_result
 from robbench.results.schema import Accuracy, AttackResult, read_result
 from support.evidence import write_evidence
@@ -75,6 +75,16 @@ def test_only_autoattack_fills_its_field(stored, suite, kinds, expected):
     assert entry["autoattack_acc"] == expected
     assert ("Not an AutoAttack" in entry["footnote"]) is not bool(expected)
     assert "external" not in entry  # readers would take it for the robust accuracy
+
+
+def test_a_result_on_levels_of_pixels_is_no_autoattack_evaluation(stored):
+    result = attacked(stored, "autoattack", "apgd", "fab", "square")
+    assert build_robustbench_entry(result, None)["autoattack_acc"] == "49.25"
+    rounded = result.model_copy(update={"identity": result.identity | {"levels": 255}})
+    entry = build_robustbench_entry(rounded, None)
+    assert entry["autoattack_acc"] == "" and "255 levels" in entry["footnote"]
+    assert "Not an AutoAttack evaluation" in entry["footnote"]
+    assert any("with a target or levels, not every break counts" in note for note in _list_gaps(rounded, None))
 
 
 def test_a_targeted_result_is_no_autoattack_evaluation(stored):

@@ -15,6 +15,7 @@ from robbench.report.terminal import print_results
 from robbench.suite import load_suite
 from support.leaderboard import read_leaderboard
 from support.models import small
+from support.papers import put, result
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 Y = small()(X).argmax(1)
@@ -63,3 +64,16 @@ def test_a_suite_of_ones_own_has_no_name_of_a_built_in_one(tmp_path, name):
     text = (resources.files("robbench") / "suites/quick.toml").read_text()
     (tmp_path / "quick.toml").write_text(text)
     assert evaluate(small(), str(tmp_path / "quick.toml"), x=X, y=Y, eps=0.02, norm="Linf").n == 6, "a copy is the same"
+
+
+def test_rows_of_one_model_say_how_they_differ(tmp_path):
+    root = tmp_path / "results"
+    for weights, suite, left in (("a", "whitebox", 4), ("b", "fast", 0)):
+        about = {"identity": {"weights": weights * 64}}
+        put(root, result("own", suite, left, {"A": left}, 5, "digits", "0.2", **about))
+        put(root, result("own", "quick", left, {"A": left}, 5, "digits", "0.1", overrides={"eps": "0.1"}, **about))
+    text = read_leaderboard(root)
+    for letter, suite in (("a", "whitebox"), ("b", "fast")):
+        assert f"| [own, weights {letter * 8}][" in text, "on the first page"
+        assert f"| [own, weights {letter * 8}](own/quick@" in text, "in the table of a suite"
+        assert f"| [own](own/{suite}/result.json)" in text, "one row needs no word"

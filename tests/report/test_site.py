@@ -31,7 +31,7 @@ from robbench.report.site.compare import collect_pairs
 from robbench.report.site.coverage import list_tested, list_untested
 from robbench.report.site.page import Html, join, keep_whole, make_path, tag
 from robbench.report.site.paper_page import PaperPage, make_paper_page
-from robbench.report.site.standing import list_standings
+from robbench.report.site.standing import _find_usual, list_standings
 from robbench.report.sweep import build_sweep, write_sweep
 from robbench.report.terminal import summarize_result
 from robbench.report.verdict import describe_verdict
@@ -265,6 +265,17 @@ def test_the_worst_case_is_over_all_suites(tmp_path):
     others = {"1 more image by fast", "1 more image by quick"}  # as many each, so that their order is that of the runs
     assert s.source.startswith("whitebox, and ") and {*s.source.removeprefix("whitebox, and ").split(", ")} == others
     assert s.usual == pytest.approx(40) and s.usual_n == 10
+
+
+def test_the_usual_number_is_of_the_same_images_or_says_its_n():
+    usual = [attack("PGD", 4, 10, kind="pgd", objective="ce", restarts=1)]
+    base = result("a", "fast", 2, {"Hunt": 2}, 10, selection="first 10 of 99")
+    drawn = base.model_copy(update={"attacks": usual, "selection": "10 of 99 drawn with sample seed 1", "run_id": "b"})
+    assert _find_usual(base, [drawn]) == (None, 0)
+    more = drawn.model_copy(update={"n": 20, "selection": "first 20 of 99", "run_id": "c"})
+    assert _find_usual(base, [drawn, more]) == (pytest.approx(40), 20)
+    same = drawn.model_copy(update={"selection": base.selection, "run_id": "d"})
+    assert _find_usual(base, [drawn, more, same]) == (pytest.approx(40), 10)
 
 
 def test_other_weights_images_or_threats_do_not_count(tmp_path):

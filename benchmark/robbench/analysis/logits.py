@@ -61,7 +61,7 @@ def compare_shares(first: Booleans, second: Booleans) -> Estimate:
 
 
 def estimate_mean(values: Values) -> Estimate:
-    """Return the mean over images with its normal interval. The interval has no width for one image.
+    """Return the mean over images with its normal interval. One image allows none: then it is infinite.
 
     Raises:
         ValueError: there is no value.
@@ -69,7 +69,9 @@ def estimate_mean(values: Values) -> Estimate:
     if not len(values):
         raise ValueError("no value given; expected at least one")
     mean = float(values.mean())
-    half = NormalDist().inv_cdf(0.975) * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    if len(values) == 1:
+        return Estimate(mean, -math.inf, math.inf, 1)
+    half = NormalDist().inv_cdf(0.975) * float(values.std(ddof=1)) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half, len(values))
 
 

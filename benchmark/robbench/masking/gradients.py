@@ -64,12 +64,17 @@ def measure_randomness(probe: GradientProbe, points: Tensor) -> Randomness:
 
 
 def _compare_answers(probe: GradientProbe, x: Tensor) -> tuple[int, float]:
-    """Return the number of points [M, C, H, W] whose prediction changes, and the largest relative change of logits."""
+    """Return the number of points [M, C, H, W] whose prediction changes, and the largest relative change of logits.
+
+    The same answer again is no change, also where it holds NaN or infinity.
+    """
     logits = torch.stack([probe.compute_logits(x) for _ in range(_DRAWS)])
     flips = int((logits.argmax(2) != logits[0].argmax(1)).any(0).sum())
+    same = ((logits == logits[0]) | (logits.isnan() & logits[0].isnan())).all(2)
     logits = logits - logits.mean(2, keepdim=True)  # an offset of all logits must not hide a change
     length = logits[0].norm(dim=1).clamp(min=1e-12)
-    change = ((logits - logits[0]).norm(dim=2) / length).nan_to_num(torch.inf).amax().clamp(max=1e9)
+    change = ((logits - logits[0]).norm(dim=2) / length).masked_fill(same, 0.0).nan_to_num(torch.inf)
+    change = change.amax().clamp(max=1e9)
     return flips, float(change)
 
 

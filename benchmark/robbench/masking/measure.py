@@ -159,7 +159,8 @@ def _measure_unfinished(trace: AttackTrace, robust: torch.Tensor) -> float | Non
         return None
     rise = best[-1] - best[0]
     last = best[-1] - best[-1 - _LAST]
-    return float((last / rise.clamp(min=1e-12)).median())
+    # Where the losses are NaN or infinite, nothing says that they have stopped to rise.
+    return float((last / rise.clamp(min=1e-12)).nan_to_num(1.0, 1.0, 1.0).median())
 
 
 def _measure_unstable(probe: GradientProbe, trace: AttackTrace) -> float | None:

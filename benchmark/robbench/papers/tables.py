@@ -19,7 +19,7 @@ from robbench.masking.stored import UNCHECKED, VerdictIndex
 from robbench.models.card import Entry, ModelCard, Registry
 from robbench.papers.published import Column, PaperNumber, PaperRow, PaperTable, read_paper_rows
 from robbench.papers.trained import find_same_training, format_iterations
-from robbench.report.leaderboard import compute_overestimation
+from robbench.report.leaderboard import compute_overestimation, is_about_every_break
 from robbench.report.linear import predict_accuracy
 from robbench.results.places import locate_result
 from robbench.results.reader import read_results, read_vouched_rows
@@ -238,7 +238,7 @@ def _fill_row(table: PaperTable, row: PaperRow, entry: Entry, stored: _StoredRes
         return replace(filled, model=entry.full_name, trained=trained), notes
     current = stored.find_results(entry)[0]
     threat = load_suite(table.suite).threat(entry.dataset)
-    comparable = [r for r in current if r.attacks and _threat(r) == threat]
+    comparable = [r for r in current if r.attacks and _threat(r) == threat and is_about_every_break(r)]
     columns = next((r for r in comparable if r.suite == table.suite and not r.overrides), None)
     # Fewer images than those of the columns may be harder ones, so that their share says little about the suite.
     # Of equal results, prefer one that is not the paper's suite.

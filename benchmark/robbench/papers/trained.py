@@ -55,15 +55,24 @@ def render_trained_page(entries: Sequence[Entry], results: Path) -> str:
         CardError: a card is invalid.
     """
     stored = read_results(results)
-    measured = {r.identity.get("weights"): r for r in stored.results if r.suite == "whitebox" and not r.overrides}
+    # The weights alone do not tell: a user's own model can have those of a card, and be measured on other images.
+    measured = {
+        (f"{r.dataset}/{r.model}", r.identity.get("weights")): r
+        for r in stored.results
+        if r.suite == "whitebox" and not r.overrides
+    }
     trained = [e for e in entries if e.card.weights and e.card.trained and e.card.recipe]
     parts, verdicts = [_INTRO], VerdictIndex(results)
     for dataset, members in groupby(trained, key=lambda e: e.dataset):
-        rows = [_row(e, measured.get(e.card.weights.sha256) if e.card.weights else None, verdicts) for e in members]
+        rows = [_row(e, measured.get((e.full_name, _digest(e.card))), verdicts) for e in members]
         parts.append(f"## {dataset}\n\n{make_markdown_table(rows)}\n")
     untrained = sum(1 for e in entries if e.card.recipe and not e.card.weights)
     parts.append(f"{untrained} more cards wait for training: `robbench train --all-missing`.\n")
     return "\n".join([*parts, *format_damage([*stored.damaged, *verdicts.list_damaged()])])
+
+
+def _digest(card: ModelCard) -> str | None:
+    return card.weights.sha256 if card.weights else None
 
 
 def _row(entry: Entry, result: ResultFile | None, verdicts: VerdictIndex) -> dict[str, str]:

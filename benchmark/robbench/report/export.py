@@ -15,6 +15,7 @@ from typing import Any
 from robbench.core.errors import CardError, ResultError, unknown_name
 from robbench.core.words import format_count, format_goal
 from robbench.models.card import ModelCard, Registry
+from robbench.report.leaderboard import is_about_every_break
 from robbench.results.reader import read_vouched
 from robbench.results.schema import Accuracy, ResultFile
 
@@ -86,10 +87,10 @@ def _find_card(result: ResultFile, registry: Registry) -> ModelCard | None:
 
 
 def _is_autoattack(result: ResultFile) -> bool:
-    """Return whether the suite has AutoAttack's name and attacks."""
+    """Return whether the suite has AutoAttack's name and attacks, and every break counted."""
     kinds = {str(a.config.get("kind", "")) for a in result.attacks}
     is_complete = {"apgd", "fab", "square"} <= kinds or not kinds.isdisjoint({"autoattack:standard", "autoattack:plus"})
-    return result.suite == _AUTOATTACK and is_complete and result.identity.get("target") is None
+    return result.suite == _AUTOATTACK and is_complete and is_about_every_break(result)
 
 
 def _architecture(result: ResultFile) -> str:
@@ -126,9 +127,10 @@ def _footnote(result: ResultFile) -> str:
 def _list_gaps(result: ResultFile, card: ModelCard | None) -> list[str]:
     notes = ["link, authors, venue and reported are not in a result; fill them in."]
     if not _is_autoattack(result):
-        notes.append(
-            f"autoattack_acc is empty: suite {result.suite!r} is not AutoAttack; only a suite of that name fills it."
-        )
+        why = f"suite {result.suite!r} is not AutoAttack; only a suite of that name fills it"
+        if not is_about_every_break(result):
+            why = "with a target or levels, not every break counts"
+        notes.append(f"autoattack_acc is empty: {why}.")
     if result.threat.norm not in _LEADERBOARDS.get(result.dataset, ()):
         notes.append(f"RobustBench has no leaderboard for {result.dataset} under {result.threat.norm}.")
     elif result.n < _TEST_IMAGES[result.dataset]:

@@ -31,6 +31,7 @@ __all__ = [
     "format_points",
     "group_by_images",
     "group_results",
+    "is_about_every_break",
     "link_result",
     "rank_results",
     "rank_scores",
@@ -141,6 +142,14 @@ def _read_robust(result: ResultFile, root: Path) -> pd.Series[bool] | None:
     return robust if len(robust) == result.n else None
 
 
+def is_about_every_break(result: ResultFile) -> bool:
+    """Return whether every wrong class and every value of a pixel counted as a break.
+
+    With a target or levels, an image that breaks otherwise counts as robust. That is another question.
+    """
+    return result.identity.keys().isdisjoint({"target", "levels"})
+
+
 def compute_overestimation(result: ResultFile) -> float | None:
     """Return by how many points PGD on cross-entropy from a single start overestimates the worst case.
 
@@ -200,7 +209,7 @@ def build_group_table(
     rows = []
     for rank, r in rank_results(results, root):
         accuracies = format_attacks(r)
-        name = r.model
+        name = _tell_apart(r, results)
         if root is not None and folder is not None:
             name = Markdown(f"[{escape_markdown(name)}]({link_result(root, r, folder)})")
         rows.append(
@@ -220,6 +229,15 @@ def build_group_table(
             }
         )
     return rows
+
+
+def _tell_apart(result: ResultFile, results: Sequence[ResultFile]) -> str:
+    """Name a result of a group: by its model and, if the model has several there, by its weights or its run."""
+    weights = [r.identity.get("weights") for r in results if r.model == result.model]
+    if len(weights) == 1:
+        return result.model
+    own = result.identity.get("weights")
+    return f"{result.model}, " + (f"weights {str(own)[:8]}" if weights.count(own) == 1 else f"run {result.run_id[:8]}")
 
 
 def link_result(root: Path, result: ResultFile, folder: Path) -> str:

@@ -124,7 +124,8 @@ def _make_tables(standings: Sequence[Standing], root: Path, folder: Path) -> lis
         def link(standing: Standing, addresses: list[str] = addresses) -> Markdown:
             label = next(number)
             addresses.append(f"[{label}]: {link_result(root, standing.base, folder)}\n")
-            return Markdown(f"[{escape_markdown(standing.base.model)}][{label}]")
+            name = ", ".join(filter(None, [standing.base.model, standing.apart]))
+            return Markdown(f"[{escape_markdown(name)}][{label}]")
 
         table = make_narrow_table(_make_rows(group, link))
         notes = [escape_markdown(note) for note in _make_notes(group)]

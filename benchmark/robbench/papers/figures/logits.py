@@ -41,6 +41,7 @@ __all__ = [
     "COLUMNS",
     "Row",
     "describe_finding",
+    "describe_likeness",
     "draw_band",
     "format_mean",
     "format_points",
@@ -68,6 +69,19 @@ def make_row(panel: str, model: str, other: str, x: float, found: Estimate) -> R
 def describe_finding(shows: bool) -> str:
     """Return the sentence of a caption that says whether a finding of the paper shows."""
     return "The paper's finding shows here." if shows else "The paper's finding does not show here."
+
+
+def describe_likeness(difference: Estimate, least: float, most: float) -> str:
+    """Return the sentence that says whether two things are alike, as a paper finds.
+
+    A wide interval around 0 shows nothing. They are alike if the whole interval is from `least` to `most`, and not
+    alike if another interval is without 0.
+    """
+    if least <= difference.low and difference.high <= most:
+        return describe_finding(True)
+    if difference.low <= 0 <= difference.high:
+        return "The interval is too wide to say whether the paper's finding shows here."
+    return describe_finding(False)
 
 
 def _plan(

@@ -6,7 +6,7 @@ The CSV has the columns of `papers/figures/logits.py`.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from robbench.analysis.logits import Estimate, compare_shares, estimate_share
 from robbench.papers.figures.logits import (
     COLUMNS,
     Row,
-    describe_finding,
+    describe_likeness,
     draw_band,
     format_points,
     make_row,
@@ -35,6 +35,7 @@ _STANDARD, _ADVERSARIAL = "natural", "at"
 _RADII = np.arange(0, 1.2501, 0.05)
 _CLAIMED = 0.5  # L2 radius of the caption
 _STRONG = "fast"
+_LESS = 0.05  # a model is as robust as another one if its share of robust images is lower by at most so much
 
 
 def plan_smoothed_certificates(data: FigureData, title: str, dataset: str) -> FigurePlan:
@@ -43,8 +44,9 @@ def plan_smoothed_certificates(data: FigureData, title: str, dataset: str) -> Fi
     standard = f"{dataset}/{_STANDARD}"
     if standard not in stored or len(stored) < 2:
         return FigurePlan.empty(data.make_command(standard, "certify {} --method smoothing --sigma 0.3"))
-    sigma = stored[standard][0].settings["sigma"]
-    stored = {name: c for name, c in stored.items() if c[0].settings["sigma"] == sigma}
+    settings = stored[standard][0].settings
+    alike = {name: [c for c in data.list_smoothed(name) if _is_alike(c[0].settings, settings)] for name in stored}
+    stored = {name: found[-1] for name, found in alike.items() if found}
     n = min(file.n for file, _ in stored.values())
     rows: list[Row] = []
     certified = {}
@@ -52,19 +54,27 @@ def plan_smoothed_certificates(data: FigureData, title: str, dataset: str) -> Fi
         radius = np.where(table["verdict"] == "proven", table["radius"], -1.0)
         rows += [make_row("A", name, "", r, estimate_share(radius >= r)) for r in _RADII]
         certified[name] = radius >= _CLAIMED
-    noisy = {name: c for name, c in certified.items() if _read_sigma(data, name) > 0}
-    best = max(noisy or certified, key=lambda name: (certified[name][:n].mean(), name))
-    both = min(len(certified[name]) for name in (best, standard))
-    more = compare_shares(certified[best][:both], certified[standard][:both])
-    rows.append(make_row("claim", best, f"certified at {_CLAIMED:g}, minus {_STANDARD}", _CLAIMED, more))
-    caption = (
-        f"At L2 radius {_CLAIMED:g}, {format_points(more)} more images of {best.split('/')[1]} are certified than of "
-        f"{_STANDARD} (first {both} test images).\n"
-        f"So noise in training {'buys' if more.low > 0 else 'does not clearly buy'} certificates. They hold for a vote "
-        f"under noise of σ = {sigma:g}, not for the model itself."
-    )
+    noisy = [name for name in certified if _read_sigma(data, name) > 0]
+    if noisy:
+        best = max(noisy, key=lambda name: (certified[name][:n].mean(), name))
+        both = min(len(certified[name]) for name in (best, standard))
+        more = compare_shares(certified[best][:both], certified[standard][:both])
+        rows.append(make_row("claim", best, f"certified at {_CLAIMED:g}, minus {_STANDARD}", _CLAIMED, more))
+        claim = (
+            f"At L2 radius {_CLAIMED:g}, {format_points(more)} more images of {best.split('/')[1]} are certified than "
+            f"of {_STANDARD} (first {both} test images).\n"
+            f"So noise in training {'buys' if more.low > 0 else 'does not clearly buy'} certificates. They hold"
+        )
+    else:
+        claim = "No model with noise in training is certified alike, so nothing is claimed of noise. Certificates hold"
+    caption = f"{claim} for a vote under noise of σ = {settings['sigma']:g}, not for the model itself."
     numbers = pd.DataFrame(rows, columns=COLUMNS)
     return FigurePlan(numbers, partial(_paint_certified, title, numbers, data.choose_styles(list(stored)), caption))
+
+
+def _is_alike(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Return whether two smoothed classifiers are certified alike. The draws and their error limit every radius."""
+    return all(settings[key] == others[key] for key in ("sigma", "draws", "alpha"))
 
 
 def _read_sigma(data: FigureData, name: str) -> float:
@@ -116,7 +126,7 @@ def plan_noise_accuracy(data: FigureData, title: str, dataset: str) -> FigurePla
         f"B: the best model with noise is {best.split('/')[1]}. Its robust accuracy minus that of {_STANDARD} is "
         f"{format_points(claims[0])}, and minus that of {_ADVERSARIAL} {format_points(claims[1])}.\n"
         "Shafahi et al. 2019: smoothing or squeezing with noise is as robust as adversarial training. "
-        f"{describe_finding(claims[1].high >= 0)}"
+        f"{describe_likeness(claims[1], -_LESS, 1.0)}"
     )
     numbers = pd.DataFrame(rows, columns=COLUMNS)
     return FigurePlan(numbers, partial(_paint_accuracy, title, numbers, data.choose_styles(names), caption))

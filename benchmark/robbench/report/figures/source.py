@@ -142,7 +142,7 @@ class FigureData:
 
     @cached_property
     def results(self) -> list[ResultFile]:
-        """The results that were measured on the weights of the model's card, or on a model without a card."""
+        """The results of the weights of the model's card; of a model without a card, those of its latest weights."""
         # A challenge is left out. It is on few images, and only checks whether the other results can be trusted. What
         # looks for the nearest break has no radius.
         results = (r for r in self._stored.results if r.mode != "challenge" and r.has_radius)
@@ -153,9 +153,17 @@ class FigureData:
         files, _ = self._linear_files
         return {k: f for k, f in files.items() if self._is_current(f.dataset, f.model, f.identity.get("weights"))}
 
+    @cached_property
+    def _latest(self) -> dict[str, object]:
+        """The weights of the latest result of each model. Runs at several radii of earlier weights stay in the tree."""
+        ordered = sorted(self._stored.results, key=lambda r: (r.date, r.run_id))
+        return {f"{r.dataset}/{r.model}": r.identity.get("weights") for r in ordered}
+
     def _is_current(self, dataset: str, model: str, weights: object) -> bool:
         entry = self.find_entry(f"{dataset}/{model}")
-        return entry is None or (entry.card.weights is not None and entry.card.weights.sha256 == weights)
+        if entry is None:
+            return self._latest.get(f"{dataset}/{model}", weights) == weights
+        return entry.card.weights is not None and entry.card.weights.sha256 == weights
 
     def find_entry(self, full_name: str) -> Entry | None:
         """Return the card with this name; None if there is none."""

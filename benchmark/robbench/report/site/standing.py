@@ -14,7 +14,7 @@ from robbench.core.numbers import parse_threat
 from robbench.core.types import Status
 from robbench.masking.record import SanityFile
 from robbench.masking.stored import VerdictIndex, name_verdict
-from robbench.report.leaderboard import compute_overestimation
+from robbench.report.leaderboard import compute_overestimation, is_about_every_break
 from robbench.results.places import locate_result
 from robbench.results.reader import read_vouched_robust, read_vouched_rows
 from robbench.results.schema import Accuracy, ResultFile
@@ -133,9 +133,8 @@ def list_standings(
     """
     groups: dict[str, list[ResultFile]] = {}
     for result in results:
-        # With a target or levels, an image that breaks otherwise counts as robust, which is another question.
         # What looks for the nearest break breaks all images in the whole box.
-        is_standing = result.has_radius and result.identity.keys().isdisjoint({"target", "levels"})
+        is_standing = result.has_radius and is_about_every_break(result)
         if result.attacks and result.n and is_standing:
             threat = parse_threat(result.threat.norm, result.threat.eps)
             function = [result.identity.get(key) for key in _FUNCTION]
@@ -213,8 +212,12 @@ def _choose_base(results: Sequence[ResultFile], robust: dict[str, pd.Series[bool
 
 
 def _find_usual(base: ResultFile, others: Sequence[ResultFile]) -> tuple[float | None, int]:
-    """Return the accuracy under the usual PGD in percent, and its n: on the images of the base where that was run."""
-    for r in sorted([base, *others], key=lambda r: (r.n != base.n, r.mode == "challenge", r is not base, r.run_id)):
+    """Return the accuracy under the usual PGD in percent, and its n: on the images of the base where that was run.
+
+    Other images count only if their number says so beside the accuracy.
+    """
+    fit = [r for r in (base, *others) if r.selection == base.selection or r.n != base.n]
+    for r in sorted(fit, key=lambda r: (r.n != base.n, r.mode == "challenge", r is not base, r.run_id)):
         points = compute_overestimation(r)
         if points is not None:
             return 100 * r.robust_accuracy.value + points, r.n
