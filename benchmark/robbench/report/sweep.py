@@ -210,8 +210,7 @@ def _read_points(path: Path) -> dict[str, int]:
     """
     try:
         rows = csv.reader(io.StringIO(read_bounded(path, _MOST_BYTES).decode()))
-        header = next(rows, [])
-        run, n = header.index("run_id"), header.index("n")
+        run, n = map(next(rows, []).index, ("run_id", "n"))
         return {row[run]: int(row[n]) for row in rows}  # row by row: a hostile file is refused at its first bad one
     except FileNotFoundError:
         return {}
