@@ -92,7 +92,9 @@ FINDINGS: dict[str, Finding] = {
         "adversarial training, and smoothing or squeezing with noise, leave many more neurons without any activity",
         {kind: {"inactive": "larger"} for kind in ("at", "ls_noise", "lsq_noise")},
     ),
-    "squeezing": Finding("noise helps logit squeezing: L grows", {"lsq_noise": {"radius": "larger"}}),
+    "squeezing": Finding(
+        "logit squeezing with noise makes L larger than natural training does", {"lsq_noise": {"radius": "larger"}}
+    ),
 }
 """Figure -> what the paper says about it."""
 
