@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import Bounds as Limits
 from scipy.optimize import LinearConstraint, milp
-from scipy.sparse import coo_array, csr_array, hstack, vstack
+from scipy.sparse import coo_array, csr_array, diags_array, hstack, vstack
 from torch import Tensor
 
 from robbench.certify.bounds import Gaps, Region, margin_rows
@@ -26,7 +26,10 @@ __all__ = ["MOST_UNITS", "Program", "solve_margin"]
 
 MOST_UNITS = 4000
 """The most differences of unknown sign for which a program is written."""
-_OPTIMAL, _TIME, _INFEASIBLE = 0, 1, 2  # statuses of `milp`
+_INFEASIBLE = "The problem is infeasible"  # how `milp` begins; its status 2 also means that HiGHS refused the program
+_LARGE = 1e3  # beyond this, variables are measured in larger units
+_DROPPED = 1e-9  # HiGHS takes coefficients up to this size for 0
+_TOLERANCE = 1e-5  # of a margin in a larger unit: ten times those of HiGHS
 
 
 @dataclass(eq=False)
@@ -34,6 +37,7 @@ class Program:
     """The network over a region, as linear constraints on variables: the pixels, then the variables of the maxima.
 
     A difference d of unknown sign is d = up − down, with up in [0, u z] and down in [0, −l (1 − z)]; max(d, 0) is up.
+    HiGHS has absolute tolerances. So up, down and d are measured in units in which they are neither tiny nor huge.
 
     Attributes:
         low: smallest value of each variable.
@@ -87,11 +91,14 @@ class Program:
         if not n:
             return out
         least, most = low.flatten()[unsure].numpy(), high.flatten()[unsure].numpy()
+        unit = _choose_unit(np.maximum(most, -least))
         rows, constant = gap.select(unsure).export()
+        rows, constant = csr_array(_diagonal(1 / unit) @ rows), constant / unit
+        least, most = least / unit, most / unit
         self.low += [0.0] * 3 * n
         self.high += [*most.tolist(), *(-least).tolist(), *[1.0] * n]
         self.integer += [0] * 2 * n + [1] * n
-        one, none = csr_array(np.eye(n)), csr_array((n, n))
+        one, none = _diagonal(np.ones(n)), csr_array((n, n))
         before, none_below = csr_array((n, width)), np.full(n, -np.inf)
         self.rows += [
             (csr_array(hstack([-rows, one, -one, none])), constant, constant),  # d = up − down
@@ -103,7 +110,7 @@ class Program:
             ),  # down <= −l (1 − z)
         ]
         taller = out.pad(width + 3 * n)
-        taller.rows.view(len(taller.rows), -1)[width + torch.arange(n), unsure] = 1.0
+        taller.rows.view(len(taller.rows), -1)[width + torch.arange(n), unsure] = torch.from_numpy(unit)
         return taller
 
     def constraints(self, margin: csr_array, constant: float) -> tuple[LinearConstraint, int]:
@@ -113,7 +120,14 @@ class Program:
         blocks.append(csr_array(hstack([-_widen(margin, count - 1), csr_array([[1.0]])])))
         least = np.concatenate([*(low for _, low, _ in self.rows), [constant]])
         most = np.concatenate([*(high for _, _, high in self.rows), [np.inf]])
-        return LinearConstraint(csr_array(vstack(blocks)), least, most), count
+        matrix = csr_array(vstack(blocks))
+        # What HiGHS would drop is dropped here, and the constraints are relaxed by what it can amount to.
+        reach = np.maximum(np.abs([*self.low, 0.0]), np.abs([*self.high, 0.0]))
+        tiny = csr_array(abs(matrix))
+        tiny.data[tiny.data > 2 * _DROPPED] = 0
+        matrix.data[np.abs(matrix.data) <= 2 * _DROPPED] = 0
+        matrix.eliminate_zeros()
+        return LinearConstraint(matrix, least - tiny @ reach, most + tiny @ reach), count
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +160,12 @@ class _Linear:
 
 
 def _diagonal(values: NDArray[np.float64]) -> csr_array:
-    return csr_array(np.diag(values))
+    return csr_array(diags_array(values))
+
+
+def _choose_unit(size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Choose the units of variables of these sizes. Usual sizes, from 1 to `_LARGE`, have the unit 1."""
+    return np.where(size < 1, np.maximum(size, 1e-300), np.maximum(size / _LARGE, 1.0))
 
 
 def _widen(rows: csr_array, width: int) -> csr_array:
@@ -163,19 +182,21 @@ def solve_margin(
         float64 is negative. None if time ran out or the answer lies within the tolerance.
     """
     rows, constants = program.logits
-    margin = csr_array(rows[[y]] - rows[[other]])
-    limit, count = program.constraints(margin, float(constants[y] - constants[other]))
+    margin, constant = csr_array(rows[[y]] - rows[[other]]), float(constants[y] - constants[other])
+    unit = max(1.0, max(abs(constant), *np.abs(margin.data), 0.0) / _LARGE)
+    limit, count = program.constraints(csr_array(margin / unit), constant / unit)
+    most = cutoff / unit + (_TOLERANCE if unit > 1 else 0.0)
     cost = np.zeros(count)
     cost[-1] = 1
-    # t = max(margin, −|cutoff|). So the search ends at the first point that is broken beyond doubt.
+    # t = max(margin, −|cutoff|), in the unit. So the search ends at the first point that is broken beyond doubt.
     found = milp(
         cost,
         integrality=np.array([*program.integer, 0]),
-        bounds=Limits([*program.low, -abs(cutoff)], [*program.high, cutoff]),
+        bounds=Limits([*program.low, -abs(most)], [*program.high, most]),
         constraints=limit,
         options={"time_limit": max(deadline - time.monotonic(), 0.01), "mip_rel_gap": 0.0},
     )
-    if found.status == _INFEASIBLE:
+    if found.message.startswith(_INFEASIBLE):
         return Answer(cutoff, True)
     if found.x is None:
         return None
