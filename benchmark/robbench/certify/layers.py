@@ -185,7 +185,7 @@ def add_conv(
     groups: int,
 ) -> int:
     """Add a two-dimensional convolution with zero padding: weight [out, in / groups, kH, kW]."""
-    w = weight.detach().double()
+    w = weight.detach().double().contiguous()  # a channels-last weight gives values in channels-last layout
 
     def convolve(x: Tensor, kernel: Tensor) -> Tensor:
         return F.conv2d(x, kernel, None, stride, padding, dilation, groups)
