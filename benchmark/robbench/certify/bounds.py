@@ -46,7 +46,7 @@ class Region:
     @classmethod
     def of(cls, x: Tensor, threat: Threat) -> Region:
         """Make the region around an image [*shape]."""
-        x, eps = x.double(), float(threat.eps)
+        x, eps = x.double().contiguous(), float(threat.eps)
         eps += 1.1e-6 if threat.norm == "Linf" else 1.1e-6 + 1.1e-5 * eps  # more than `Ball.contains` allows
         return cls(x, threat.norm, eps, (x - eps).clamp(min=0), (x + eps).clamp(max=1))
 
@@ -157,7 +157,7 @@ def _bound_difference(graph: Graph, region: Region, found: Bounds, at: int, rela
     low, high = found.low[node.a], found.high[node.a]
     if node.b is not None:
         low, high = low - found.high[node.b], high - found.low[node.b]
-    low, high = low.clone(), high.clone()
+    low, high = (side.clone(memory_format=torch.contiguous_format) for side in (low, high))
     unsure = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
     if relaxed and (found.gaps.low or node.b is not None or region.norm != "Linf"):
         slopes = default_slopes(found.gaps)
@@ -260,9 +260,10 @@ def rounding(graph: Graph, bounds: Bounds, precision: torch.dtype) -> Tensor:
     """Bound how far the logits that a machine computes may lie from the true ones, anywhere in the region: [K].
 
     A sum of n products errs by at most n u / (1 − n u) of the sum of their sizes, in any order (Higham 2002, Section
-    3.1), where u is half the spacing of numbers at 1. The errors of a layer pass through the next ones.
+    3.1), where u is half the spacing of numbers at 1. The errors of a layer pass through the next ones. Where a number
+    may be too large for the precision, nothing is known, and the error is infinite or NaN.
     """
-    unit = torch.finfo(precision).eps / 2
+    unit, largest = torch.finfo(precision).eps / 2, torch.finfo(precision).max / 2
     error: dict[int, Tensor] = {0: torch.zeros_like(bounds.low[0])}
     for at, node in enumerate(graph.nodes):
         match node:
@@ -272,7 +273,7 @@ def rounding(graph: Graph, bounds: Bounds, precision: torch.dtype) -> Tensor:
                 if node.terms:
                     share = (node.terms + 2) * unit / (1 - (node.terms + 2) * unit)
                     size = node.absolute(bounds.size(node.parent) + before) + node.bias_size
-                    error[at] = error[at] + share * size
+                    error[at] = (error[at] + share * size).masked_fill(~(size < largest), torch.inf)
             case Sum():
                 first, second = node.parents
                 carried = error[first] + error[second]

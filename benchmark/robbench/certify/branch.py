@@ -197,12 +197,13 @@ def prove_by_branching(
         margins = (graph.run(points) * row[last]).sum(1)
         if float(margins.min()) < 0:
             return Answer(float(margins.min()), False, points[margins.argmin()])
-        is_open, free = fresh.bound <= enough, (fresh.signs == 0).any(1)
+        is_open, free = ~(fresh.bound > enough), (fresh.signs == 0).any(1)
         least = min([least, *fresh.bound[~is_open].tolist()])
         for i in (is_open & ~free).nonzero().flatten():
             leaf = solve_leaf(units.split(fresh.signs[i : i + 1]))
             if leaf is None or not leaf.is_proven:
-                return leaf or Answer(float(fresh.bound[i]), False)
+                known = [least, *fresh.bound.tolist(), *waiting.bound.tolist()]
+                return leaf or Answer(min(known), False)
             least = min(least, leaf.margin)
         going = (is_open & free).nonzero().flatten()
         fresh.pick = units.gather(found.slack).masked_fill(fresh.signs != 0, -1).argmax(1) if len(going) else fresh.pick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -55,13 +56,13 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
     region = Region.of(x, threat)
     with torch.no_grad():
         found = find_bounds(graph, region)
-        error = rounding(graph, found, torch.float32).tolist()
+        error = rounding(graph, found, torch.float32).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
         others = [k for k in range(len(error)) if k != y]
         enough = {k: error[y] + error[k] + _SOLVER for k in others}
         margins = dict(
             zip(others, bound_margins(graph, region, found.gaps, y, others, max(enough.values())), strict=True)
         )
-        waiting = sorted((k for k in others if margins[k] <= enough[k]), key=margins.__getitem__)
+        waiting = sorted((k for k in others if not margins[k] > enough[k]), key=margins.__getitem__)
         is_lost = False  # whether more time would not help a class
         while waiting and not is_lost and time.monotonic() < deadline - _RETRY_SHARE * seconds:
             undecided = []
@@ -69,9 +70,9 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
                 begin = time.monotonic()
                 left = (deadline - begin) / (len(waiting) - turn)
                 answer = _decide_class(graph, region, found.gaps, y, k, enough[k], left, method)
+                if answer.point is not None:  # its margin bounds the smallest one from above, not from below
+                    return Decision(False, min(margins.values()), answer.point)
                 margins[k] = max(margins[k], answer.margin)
-                if answer.point is not None:
-                    return Decision(False, min([answer.margin, *margins.values()]), answer.point)
                 if not answer.is_proven:
                     undecided.append(k)
                     is_lost |= time.monotonic() - begin < left / 2
@@ -87,7 +88,8 @@ def _decide_class(
 
     def solve(part: Gaps) -> Answer | None:
         units = sum(int(part.unstable(at).sum()) for at in part.low)
-        if region.norm != "Linf" or units > MOST_UNITS:
+        ends = [*part.low.values(), *part.high.values()]
+        if region.norm != "Linf" or units > MOST_UNITS or not all(bool(end.isfinite().all()) for end in ends):
             return None
         return solve_margin(graph, region, Program.of(graph, region, part), y, other, enough, end)
 
