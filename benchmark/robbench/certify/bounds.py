@@ -222,7 +222,7 @@ def relax(
             continue
         match graph.nodes[at]:
             case Affine() as node:
-                constant = constant + given.flatten(1) @ node.bias.flatten()
+                constant = constant + given.reshape(count, -1) @ node.bias.flatten()
                 give(node.parent, node.transpose(given))
             case Sum() as node:
                 for parent in node.parents:
@@ -233,7 +233,7 @@ def relax(
                 below = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, slopes[at]))
                 through = given.clamp(min=0) * below + given.clamp(max=0) * steep
                 lift = -steep * low.clamp(max=0)
-                constant = constant + (given.clamp(max=0) * lift).flatten(1).sum(1)
+                constant = constant + (given.clamp(max=0) * lift).reshape(count, -1).sum(1)
                 if want_slack:
                     slack[at] = given.abs() * lift
                 if multipliers is not None:

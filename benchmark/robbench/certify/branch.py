@@ -77,7 +77,9 @@ class _Units:
         """Take the values of the units: node: [S, *shape] -> [S, M]. A node that is left out has zeros."""
         count = len(next(iter(values.values())))
         parts = [
-            values[node].flatten(1)[:, place] if node in values else torch.zeros(count, len(place), dtype=torch.float64)
+            values[node].reshape(count, -1)[:, place]
+            if node in values
+            else torch.zeros(count, len(place), dtype=torch.float64)
             for node, (place, _) in self.at.items()
         ]
         return torch.cat(parts, dim=1)

@@ -34,6 +34,7 @@ from robbench.certify.smoothing import Smoothing
 from robbench.certify.trace import trace_graph
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import classify, compute_logits
+from robbench.classifier.guard import Guarded
 from robbench.classifier.prepare import Target
 from robbench.core import rng
 from robbench.core.errors import ModelError, ResultError, RobbenchError
@@ -331,7 +332,8 @@ def trace_target(target: Target, x: Tensor, lanes: int) -> Graph:
     """
     inner = target.module.inner
     assert isinstance(inner, torch.nn.Module)
-    graph = trace_graph(inner, x[:2])
+    assert isinstance(target.module, Guarded)
+    graph = trace_graph(inner, x[:2], target.module.output, target.module.binary)
     asked = compute_logits(target, x, lanes).double()
     change = float((torch.cat([graph.run(part.double()) for part in x.split(lanes)]) - asked).abs().max())  # type: ignore[no-untyped-call]
     if not change <= _SAME * float(asked.abs().max()):
