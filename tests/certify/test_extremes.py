@@ -1,5 +1,6 @@
 """Networks at the limits of number formats and of the solver: none of their errors becomes a proof."""
 
+import re
 import time
 from fractions import Fraction
 
@@ -11,9 +12,13 @@ from torch.nn import functional as F
 from robbench.certify import decide as deciding
 from robbench.certify import exact
 from robbench.certify.bounds import Region, find_bounds, rounding
+from robbench.certify.branch import Answer
 from robbench.certify.decide import decide
-from robbench.certify.exact import Program, solve_margin
+from robbench.certify.exact import Program, count_numbers, solve_margin
+from robbench.certify.run import Balls
 from robbench.certify.trace import trace_graph
+from robbench.core.errors import RobbenchError
+from robbench.core.threat import Ball
 from robbench.core.types import Threat
 from support.networks import seeded
 
@@ -155,3 +160,51 @@ def test_the_margin_of_an_open_image_is_a_lower_bound(monkeypatch):
         assert decision.margin <= float((logits[:, 0] - logits[:, 1]).min()) + 1e-9
         seen.add((decision.is_proven, decision.point is None))
     assert (False, False) in seen
+
+
+def wide():
+    return seeded(nn.Sequential(nn.Flatten(), nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)))
+
+
+def test_when_the_time_is_over_intervals_must_do():
+    graph, region = trace_graph(wide(), PIXELS[None]), Region.of(PIXELS, THREAT)
+    late, plain = find_bounds(graph, region, deadline=time.monotonic() - 1), find_bounds(graph, region, relaxed=False)
+    for at in plain.low:
+        assert torch.equal(late.low[at], plain.low[at]) and torch.equal(late.high[at], plain.high[at])
+
+
+def test_programs_that_would_fill_the_memory_are_not_written(monkeypatch):
+    graph, region = trace_graph(wide(), PIXELS[None]), Region.of(PIXELS, THREAT)
+    gaps = find_bounds(graph, region).gaps
+    program, numbers = Program.of(graph, region, gaps), count_numbers(graph, gaps)
+    assert numbers >= len(program.low) and numbers <= len(program.low) * 6
+    monkeypatch.setattr(deciding, "prove_by_branching", lambda *args: Answer(-1.0, False))
+    monkeypatch.setattr(deciding, "MOST_NUMBERS", numbers - 1)
+    monkeypatch.setattr(deciding.Program, "of", lambda *args: pytest.fail("the program was written"))
+    assert not deciding._decide_class(graph, region, gaps, 0, 1, 1e-5, 5.0, "exact").is_proven
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_a_point_that_breaks_barely_is_moved_into_the_ball_and_further(norm):
+    threat = Threat(norm, Fraction(1, 5))
+    graph, x = trace_graph(wide(), PIXELS[None]), PIXELS.double()
+    point = x + 0.01
+    y = int(graph.run(point[None])[0].argmax())
+    deep = deciding._deepen(graph, x, y, threat, point)
+    margins = [float((z[y] - z[1 - y]).detach()) for z in graph.run(torch.stack([point, deep]))]
+    assert margins[1] < margins[0] and Ball.of(threat).contains(x[None], deep[None]).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "norm", "seconds", "message"),
+    [
+        ("exact", "L2", 1.0, "norm L2 given for the method exact; allowed: Linf. Use the method bounds."),
+        ("bounds", "L0", 1.0, "norm L0 given for the method bounds; allowed: Linf, L2, L1."),
+        ("complete", "Linf", 1.0, "method 'complete' given; allowed: exact, bounds."),
+        ("exact", "Linf", float("inf"), "seconds inf given; allowed: a finite number above 0."),
+        ("exact", "Linf", float("nan"), "seconds nan given"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(method, norm, seconds, message):
+    with pytest.raises(RobbenchError, match=re.escape(message)):
+        Balls(method, Threat(norm, Fraction(1, 10)), seconds)

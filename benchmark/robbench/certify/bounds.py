@@ -8,6 +8,7 @@ max(d, 0) over an interval [l, u] of d: from above by u (d − l) / (u − l), f
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -117,13 +118,14 @@ def _spread(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return low - _WIDEN * (1 + low.abs()), high + _WIDEN * (1 + high.abs())
 
 
-def find_bounds(graph: Graph, region: Region, relaxed: bool = True) -> Bounds:
+def find_bounds(graph: Graph, region: Region, relaxed: bool = True, deadline: float = math.inf) -> Bounds:
     """Find an interval of every node.
 
     Args:
         graph: the network.
         region: the points.
         relaxed: whether entries that interval propagation leaves unstable are bounded by linear relaxation, too.
+        deadline: `time.monotonic()` from which on intervals must do.
     """
     found = Bounds()
     for at, node in enumerate(graph.nodes):
@@ -139,7 +141,7 @@ def find_bounds(graph: Graph, region: Region, relaxed: bool = True) -> Bounds:
                 first, second = node.parents
                 low, high = found.low[first] + found.low[second], found.high[first] + found.high[second]
             case Maximum():
-                _bound_difference(graph, region, found, at, relaxed)
+                _bound_difference(graph, region, found, at, deadline if relaxed else -math.inf)
                 gap_low, gap_high = found.gaps.low[at], found.gaps.high[at]
                 if node.b is None:
                     low, high = gap_low.clamp(min=0), gap_high.clamp(min=0)
@@ -151,7 +153,7 @@ def find_bounds(graph: Graph, region: Region, relaxed: bool = True) -> Bounds:
     return found
 
 
-def _bound_difference(graph: Graph, region: Region, found: Bounds, at: int, relaxed: bool) -> None:
+def _bound_difference(graph: Graph, region: Region, found: Bounds, at: int, deadline: float) -> None:
     node = graph.nodes[at]
     assert isinstance(node, Maximum)
     low, high = found.low[node.a], found.high[node.a]
@@ -159,9 +161,11 @@ def _bound_difference(graph: Graph, region: Region, found: Bounds, at: int, rela
         low, high = low - found.high[node.b], high - found.low[node.b]
     low, high = (side.clone(memory_format=torch.contiguous_format) for side in (low, high))
     unsure = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
-    if relaxed and (found.gaps.low or node.b is not None or region.norm != "Linf"):
+    if found.gaps.low or node.b is not None or region.norm != "Linf":
         slopes = default_slopes(found.gaps)
         for part in _chunks(graph, unsure):
+            if time.monotonic() > deadline:
+                break
             rows = torch.zeros(len(part), low.numel(), dtype=torch.float64)
             rows[torch.arange(len(part)), part] = 1
             rows = rows.view(-1, *node.shape)

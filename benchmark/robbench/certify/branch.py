@@ -22,7 +22,8 @@ __all__ = ["Answer", "bound_margins", "prove_by_branching"]
 
 _STEPS = 20  # gradient steps for a bound
 _RATE, _DECAY = 0.25, 0.9  # of Adam
-_PARTS = 64  # parts that are bounded together
+_PARTS = 64  # most parts that are bounded together
+_MOST_NUMBERS = 2**24  # of the values of all nodes, in such parts
 _MOST_PARTS = 2**16  # waiting; beyond this the class is open
 
 
@@ -189,7 +190,8 @@ def prove_by_branching(
             Returns None if it cannot tell.
     """
     units, row = _Units.of(graph, gaps), margin_rows(graph, y, [other])
-    last = len(graph.nodes) - 1
+    last, together = len(graph.nodes) - 1, _MOST_NUMBERS // sum(prod(node.shape) for node in graph.nodes)
+    together = min(max(together, 1), _PARTS)
     fresh, least = _start(units, 1), torch.inf
     waiting = fresh.take(torch.arange(0))
     while len(fresh.bound):
@@ -213,7 +215,7 @@ def prove_by_branching(
         if len(waiting.bound) and (time.monotonic() > deadline or len(waiting.bound) > _MOST_PARTS):
             return Answer(min([least, *waiting.bound.tolist()]), False)
         order = waiting.bound.argsort()
-        fresh, waiting = _halve(waiting.take(order[:_PARTS])), waiting.take(order[_PARTS:])
+        fresh, waiting = _halve(waiting.take(order[:together])), waiting.take(order[together:])
     return Answer(least, True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from robbench.certify.bounds import Gaps, Region, margin_rows
 from robbench.certify.branch import Answer
-from robbench.certify.layers import Affine, Graph, Input, Maximum, Sum
+from robbench.certify.layers import Affine, Graph, Input, Maximum, Sum, list_parents
 
-__all__ = ["MOST_UNITS", "Program", "solve_margin"]
+__all__ = ["MOST_NUMBERS", "MOST_UNITS", "Program", "count_numbers", "solve_margin"]
 
 MOST_UNITS = 4000
 """The most differences of unknown sign for which a program is written."""
+MOST_NUMBERS = 2**28
+"""The most numbers that a layer may take while a program is written."""
 _INFEASIBLE = "The problem is infeasible"  # how `milp` begins; its status 2 also means that HiGHS refused the program
 _LARGE = 1e3  # beyond this, variables are measured in larger units
 _DROPPED = 1e-9  # HiGHS takes coefficients up to this size for 0
@@ -61,6 +64,7 @@ class Program:
         program.high += region.high.flatten().tolist()
         program.integer += [0] * len(program.low)
         values: dict[int, _Linear] = {}
+        last_use = {parent: at for at, node in enumerate(graph.nodes) for parent in list_parents(node)}
         for at, node in enumerate(graph.nodes):
             match node:
                 case Input():
@@ -74,6 +78,9 @@ class Program:
                 case Maximum():
                     b = _Linear.zero(node.shape) if node.b is None else values[node.b]
                     values[at] = program.add_maximum(values[node.a], b, gaps.low[at][0], gaps.high[at][0])
+            for parent in set(list_parents(node)):
+                if last_use[parent] == at:
+                    del values[parent]
         program.logits = values[len(graph.nodes) - 1].pad(len(program.low)).export()
         return program
 
@@ -128,6 +135,16 @@ class Program:
         matrix.data[np.abs(matrix.data) <= 2 * _DROPPED] = 0
         matrix.eliminate_zeros()
         return LinearConstraint(matrix, least - tiny @ reach, most + tiny @ reach), count
+
+
+def count_numbers(graph: Graph, gaps: Gaps) -> int:
+    """Count the numbers that the largest layer takes in `Program.of`: a coefficient for each variable and entry."""
+    width, most = prod(graph.shape(0)), 0
+    for at, node in enumerate(graph.nodes):
+        if at in gaps.low:
+            width += 3 * int(gaps.unstable(at).sum())
+        most = max(most, width * prod(node.shape))
+    return most
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "Affine", "Graph", "Input", "Maximum", "Node", "Shape", "Sum", "add_avg_pool", "add_conv", "add_linear",
-    "add_max_pool", "add_move", "add_relu", "add_replay", "add_scale",
+    "add_max_pool", "add_move", "add_relu", "add_replay", "add_scale", "list_parents",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]
@@ -104,7 +104,7 @@ class Graph:
         needed = {0, last}
         for at in range(last, 0, -1):
             if at in needed:
-                needed |= set(_list_parents(self.nodes[at]))
+                needed |= set(list_parents(self.nodes[at]))
         new = {at: i for i, at in enumerate(sorted(needed))}
         return Graph([_replace_parents(self.nodes[at], new) for at in new])
 
@@ -131,7 +131,8 @@ class Graph:
         return {node.a: rows} if node.b is None else {node.a: rows, node.b: -rows}
 
 
-def _list_parents(node: Node) -> list[int]:
+def list_parents(node: Node) -> list[int]:
+    """List the nodes on which a node depends directly."""
     match node:
         case Input():
             return []

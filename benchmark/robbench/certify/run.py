@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robbench.attacks import PGD, Attack
+from robbench.certify.balls import Balls
 from robbench.certify.decide import decide
 from robbench.certify.layers import Graph
 from robbench.certify.record import (
@@ -41,7 +42,6 @@ from robbench.core.errors import ModelError, ResultError, RobbenchError
 from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
 from robbench.core.threat import Ball
-from robbench.core.types import Threat
 from robbench.core.words import format_count
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images, identify, make_probe, resolve, select
@@ -59,26 +59,6 @@ _PAUSE = 20.0  # seconds between two writes
 _SAME = 1e-4  # share of the logits' size by which model and graph may differ; float32 rounds by far less
 _SEARCH, _PROGRAM = "search", "program"  # who proposed a point
 Note = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Balls:
-    """The methods `exact` and `bounds`: verdicts for a ball around every image.
-
-    Attributes:
-        method: `exact` or `bounds`.
-        threat: the ball.
-        seconds: time limit of an image. It is no part of the identity, because a proof holds however long it took.
-    """
-
-    method: str
-    threat: Threat
-    seconds: float
-
-    def describe(self) -> dict[str, Any]:
-        """Return the method's part of the identity."""
-        threat = {"norm": self.threat.norm, "eps": self.threat.exact_eps}
-        return {"method": self.method, "threat": threat, "settings": {"search": "pgd-margin-50"}}
 
 
 def certify(
