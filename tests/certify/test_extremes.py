@@ -201,7 +201,7 @@ def test_a_point_that_breaks_barely_is_moved_into_the_ball_and_further(norm):
         ("exact", "L2", 1.0, "norm L2 given for the method exact; allowed: Linf. Use the method bounds."),
         ("bounds", "L0", 1.0, "norm L0 given for the method bounds; allowed: Linf, L2, L1."),
         ("complete", "Linf", 1.0, "method 'complete' given; allowed: exact, bounds."),
-        ("exact", "Linf", float("inf"), "seconds inf given; allowed: a finite number above 0."),
+        ("exact", "Linf", float("inf"), "seconds inf given; allowed: a finite number, at least 0."),
         ("exact", "Linf", float("nan"), "seconds nan given"),
     ],
 )

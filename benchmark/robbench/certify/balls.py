@@ -38,8 +38,8 @@ class Balls:
             raise RobbenchError(
                 f"norm {self.threat.norm} given for the method {self.method}; allowed: {', '.join(allowed)}.{more}"
             )
-        if not 0 < self.seconds < float("inf"):
-            raise RobbenchError(f"seconds {self.seconds} given; allowed: a finite number above 0.")
+        if not 0 <= self.seconds < float("inf"):
+            raise RobbenchError(f"seconds {self.seconds} given; allowed: a finite number, at least 0.")
 
     def describe(self) -> dict[str, Any]:
         """Return the method's part of the identity."""
