@@ -87,7 +87,7 @@ class _Units:
 
     def split(self, signs: Tensor) -> Gaps:
         """Cut the intervals by signs [S, M] of 1, −1, and 0 for no split."""
-        cut, chosen = Gaps(), self.spread(signs)
+        cut, chosen = Gaps(noise=self.gaps.noise), self.spread(signs)
         for node, sign in chosen.items():
             cut.low[node] = torch.where(sign > 0, self.gaps.low[node].clamp(min=0), self.gaps.low[node])
             cut.high[node] = torch.where(sign < 0, self.gaps.high[node].clamp(max=0), self.gaps.high[node])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robbench.certify.bounds import Gaps, Region, find_bounds, rounding
+from robbench.certify.bounds import Gaps, Region, find_bounds
 from robbench.certify.branch import Answer, bound_margins, prove_by_branching
 from robbench.certify.exact import MOST_NUMBERS, MOST_UNITS, Program, count_numbers, solve_margin
 from robbench.certify.layers import Graph
@@ -19,7 +19,7 @@ from robbench.core.types import Threat
 __all__ = ["Decision", "decide"]
 
 _SOLVER = 1e-5
-"""What HiGHS may add to a margin beside the rounding of float32: its tolerances of 1e-6, passed through the layers."""
+"""What a margin must exceed to be proven: the tolerances of HiGHS, 1e-6, passed through the layers."""
 _RETRY_SHARE = 0.2  # of the time limit that must be left for another round
 _BOUNDS_SHARE = 0.5  # of the time limit that linear relaxation of the neurons may take
 _STEPS = 40  # with which a point is moved further into the wrong class
@@ -44,8 +44,8 @@ class Decision:
 def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds: float) -> Decision:
     """Decide about an image that the network classifies correctly.
 
-    A margin counts as proven only above a tolerance: what float32 rounding can move the logits by, anywhere in the
-    region (`bounds.rounding`), and the tolerance of the solver. What lies closer is open.
+    Bounds and programs let every layer be off by what float32 may round (`bounds.bound_noise`). A margin counts as
+    proven only above the tolerance of the solver. What lies closer is open.
 
     Args:
         graph: the network.
@@ -59,20 +59,16 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
     region = Region.of(x, threat)
     with torch.no_grad():
         found = find_bounds(graph, region, deadline=deadline - (1 - _BOUNDS_SHARE) * seconds)
-        error = rounding(graph, found, torch.float32).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
-        others = [k for k in range(len(error)) if k != y]
-        enough = {k: error[y] + error[k] + _SOLVER for k in others}
-        margins = dict(
-            zip(others, bound_margins(graph, region, found.gaps, y, others, max(enough.values())), strict=True)
-        )
-        waiting = sorted((k for k in others if not margins[k] > enough[k]), key=margins.__getitem__)
+        others = [k for k in range(graph.nodes[-1].shape[0]) if k != y]
+        margins = dict(zip(others, bound_margins(graph, region, found.gaps, y, others, _SOLVER), strict=True))
+        waiting = sorted((k for k in others if not margins[k] > _SOLVER), key=margins.__getitem__)
         is_lost = False  # whether more time would not help a class
         while waiting and not is_lost and time.monotonic() < deadline - _RETRY_SHARE * seconds:
             undecided = []
             for turn, k in enumerate(waiting):
                 begin = time.monotonic()
                 left = (deadline - begin) / (len(waiting) - turn)
-                answer = _decide_class(graph, region, found.gaps, y, k, enough[k], left, method)
+                answer = _decide_class(graph, region, found.gaps, y, k, _SOLVER, left, method)
                 if answer.point is not None:  # its margin bounds the smallest one from above, not from below
                     return Decision(False, min(margins.values()), _deepen(graph, x, y, threat, answer.point))
                 margins[k] = max(margins[k], answer.margin)
@@ -91,7 +87,7 @@ def _decide_class(
 
     def solve(part: Gaps) -> Answer | None:
         units = sum(int(part.unstable(at).sum()) for at in part.low)
-        is_finite = all(bool(end.isfinite().all()) for end in (*part.low.values(), *part.high.values()))
+        is_finite = all(bool(end.isfinite().all()) for v in (part.low, part.high, part.noise) for end in v.values())
         if region.norm != "Linf" or not is_finite or units > MOST_UNITS or count_numbers(graph, part) > MOST_NUMBERS:
             return None
         return solve_margin(graph, region, Program.of(graph, region, part), y, other, enough, end)

@@ -85,7 +85,7 @@ def _ask(twin: nn.Module, probes: Tensor, output: str | int | None, binary: bool
 
 def _unwrap(module: nn.Module) -> nn.Module:
     """Take networks out of the wrappers of parallel training."""
-    wrappers = nn.DataParallel | nn.parallel.DistributedDataParallel
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while isinstance(module, wrappers):
         module = module.module
     for parent in module.modules():
