@@ -211,6 +211,32 @@ class Loose(nn.Module):
         return F.linear(x.flatten(1), self.weight)
 
 
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(70, 3))
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(70, 3)).half(), X.half(), r"runs in torch\.float16, .* Give the images"),
+        (Mixed(), X, r"proofs are for float32 and float64\. The model answers in torch.bfloat16"),
+    ],
+)
+def test_models_in_half_precision_are_refused(net, x, message):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.ones_like(p))
+    spec = ModelSpec(net.eval(), x, torch.zeros(3, dtype=torch.int64), name="net")
+    with pytest.raises(ModelError, match=message):
+        certify(spec, Balls("bounds", Threat("Linf", Fraction(1, 1000)), 5.0), Options(samples=3))
+
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()

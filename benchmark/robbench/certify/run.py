@@ -35,7 +35,7 @@ from robbench.certify.smoothing import Smoothing
 from robbench.certify.trace import trace_graph
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import classify, compute_logits
-from robbench.classifier.guard import Guarded
+from robbench.classifier.guard import Guarded, list_flags
 from robbench.classifier.prepare import Target
 from robbench.core import rng
 from robbench.core.errors import ModelError, ResultError, RobbenchError
@@ -313,8 +313,15 @@ def trace_target(target: Target, x: Tensor, lanes: int) -> Graph:
     inner = target.module.inner
     assert isinstance(inner, torch.nn.Module)
     assert isinstance(target.module, Guarded)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"The model cannot be certified: it runs in {x.dtype}, and proofs are for float32 and float64. Give the "
+            "images as x.float() and the model as model.float()."
+        )
     graph = trace_graph(inner, x[:2], target.module.output, target.module.binary)
     asked = compute_logits(target, x, lanes).double()
+    if coarse := list_flags(target.module).get("dtype"):
+        raise ModelError(f"The model cannot be certified: proofs are for float32 and float64. {coarse}")
     change = float((torch.cat([graph.run(part.double()) for part in x.split(lanes)]) - asked).abs().max())  # type: ignore[no-untyped-call]
     if not change <= _SAME * float(asked.abs().max()):
         raise ModelError(
