@@ -180,8 +180,10 @@ def test_programs_that_would_fill_the_memory_are_not_written(monkeypatch):
     assert numbers >= len(program.low) and numbers <= len(program.low) * 6
     monkeypatch.setattr(deciding, "prove_by_branching", lambda *args: Answer(-1.0, False))
     monkeypatch.setattr(deciding, "MOST_NUMBERS", numbers - 1)
-    monkeypatch.setattr(deciding.Program, "of", lambda *args: pytest.fail("the program was written"))
-    assert not deciding._decide_class(graph, region, gaps, 0, 1, 1e-5, 5.0, "exact").is_proven
+    refused = deciding._decide_class(
+        graph, region, gaps, 0, 1, 1e-5, 5.0, "exact", lambda: pytest.fail("the program was written")
+    )
+    assert not refused.is_proven
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

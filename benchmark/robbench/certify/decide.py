@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +62,7 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
     with torch.no_grad():
         found = find_bounds(graph, region, deadline=deadline - (1 - _BOUNDS_SHARE) * seconds)
         others = [k for k in range(graph.nodes[-1].shape[0]) if k != y]
+        write_whole = functools.cache(lambda: Program.of(graph, region, found.gaps))
         margins = dict(zip(others, bound_margins(graph, region, found.gaps, y, others, _SOLVER), strict=True))
         waiting = sorted((k for k in others if not margins[k] > _SOLVER), key=margins.__getitem__)
         is_lost = False  # whether more time would not help a class
@@ -68,7 +71,7 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
             for turn, k in enumerate(waiting):
                 begin = time.monotonic()
                 left = (deadline - begin) / (len(waiting) - turn)
-                answer = _decide_class(graph, region, found.gaps, y, k, _SOLVER, left, method)
+                answer = _decide_class(graph, region, found.gaps, y, k, _SOLVER, left, method, write_whole)
                 if answer.point is not None:  # its margin bounds the smallest one from above, not from below
                     return Decision(False, min(margins.values()), _deepen(graph, x, y, threat, answer.point))
                 margins[k] = max(margins[k], answer.margin)
@@ -80,8 +83,17 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
 
 
 def _decide_class(
-    graph: Graph, region: Region, gaps: Gaps, y: int, other: int, enough: float, seconds: float, method: str
+    graph: Graph,
+    region: Region,
+    gaps: Gaps,
+    y: int,
+    other: int,
+    enough: float,
+    seconds: float,
+    method: str,
+    write_whole: Callable[[], Program],
 ) -> Answer:
+    """Decide about one wrong class. `write_whole` writes the program of the whole region, which all classes share."""
     begin = time.monotonic()
     end = begin + seconds
 
@@ -90,7 +102,8 @@ def _decide_class(
         is_finite = all(bool(end.isfinite().all()) for v in (part.low, part.high, part.noise) for end in v.values())
         if region.norm != "Linf" or not is_finite or units > MOST_UNITS or count_numbers(graph, part) > MOST_NUMBERS:
             return None
-        return solve_margin(graph, region, Program.of(graph, region, part), y, other, enough, end)
+        program = write_whole() if part is gaps else Program.of(graph, region, part)
+        return solve_margin(graph, region, program, y, other, enough, end)
 
     branching = begin + seconds * (_BRANCHING_SHARE if method == "exact" else 1)
     answer = prove_by_branching(graph, region, gaps, y, other, enough, branching, solve)
