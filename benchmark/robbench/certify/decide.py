@@ -23,7 +23,6 @@ __all__ = ["Decision", "decide"]
 _SOLVER = 1e-5
 """What a margin must exceed to be proven: the tolerances of HiGHS, 1e-6, passed through the layers."""
 _RETRY_SHARE = 0.2  # of the time limit that must be left for another round
-_BOUNDS_SHARE = 0.5  # of the time limit that linear relaxation of the neurons may take
 _STEPS = 40  # with which a point is moved further into the wrong class
 _BRANCHING_SHARE = 0.3  # of a class's time in the exact method; the program gets the rest
 
@@ -60,7 +59,7 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
     deadline = time.monotonic() + seconds
     region = Region.of(x, threat)
     with torch.no_grad():
-        found = find_bounds(graph, region, deadline=deadline - (1 - _BOUNDS_SHARE) * seconds)
+        found = find_bounds(graph, region, deadline=deadline)
         others = [k for k in range(graph.nodes[-1].shape[0]) if k != y]
         write_whole = functools.cache(lambda: Program.of(graph, region, found.gaps))
         margins = dict(zip(others, bound_margins(graph, region, found.gaps, y, others, _SOLVER), strict=True))
