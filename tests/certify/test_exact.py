@@ -5,15 +5,18 @@ from fractions import Fraction
 
 import pytest
 import torch
+from torch import nn
 
+from robbench.certify import bounds as bounding
 from robbench.certify import decide as deciding
 from robbench.certify.bounds import Gaps, Region, find_bounds
 from robbench.certify.branch import bound_margins, prove_by_branching
 from robbench.certify.decide import decide
 from robbench.certify.exact import Program, solve_margin
+from robbench.certify.layers import Affine, Input, Sum
 from robbench.certify.trace import trace_graph
 from robbench.core.types import Threat
-from support.networks import enumerate_margin, mlp, zoo
+from support.networks import enumerate_margin, mlp, seeded, zoo
 
 FAR = 1e6
 LARGE = ("conv", "residual", "padded_pool")  # too many signs to enumerate
@@ -113,3 +116,47 @@ def test_without_time_a_verdict_is_open():
     y = int(graph.run(x[None]).argmax())
     answers = [prove_by_branching(graph, region, gaps, y, k, FAR, 0.0, leaf) for k in range(3) if k != y]
     assert not any(a.is_proven for a in answers)
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_bounds_and_program_hold_for_networks_whose_layers_err(name, monkeypatch):
+    size = 0.02
+    monkeypatch.setattr(bounding, "bound_noise", lambda node, sizes: torch.full((1, *node.shape), size).double())
+    for seed in range(3):
+        x = image(seed, (1, 4, 4))
+        graph = trace_graph(zoo(seed)[name], x[None].float())
+        y, region = int(graph.run(x[None]).argmax()), Region.of(x, Threat("Linf", Fraction(1, 20)))
+        gaps, others = find_bounds(graph, region).gaps, [k for k in range(3) if k != y]
+        generator = torch.Generator().manual_seed(seed)
+
+        def err(like, generator=generator):
+            return size * (2 * torch.randint(2, like.shape, generator=generator) - 1)
+
+        points = region.low + torch.rand((2000, *x.shape), generator=generator).double() * (region.high - region.low)
+        values = []
+        for node in graph.nodes:
+            match node:
+                case Input():
+                    value = points
+                case Affine():
+                    value = node.apply(values[node.parent]) + node.bias
+                    value = value + err(value)
+                case Sum():
+                    value = values[node.parents[0]] + values[node.parents[1]]
+                    value = value + err(value)
+                case _:
+                    value = torch.maximum(values[node.a], torch.zeros(()) if node.b is None else values[node.b])
+            values.append(value)
+        least = {k: float((values[-1] @ _row(y, k)).min()) for k in others}
+        for k, bound in zip(others, bound_margins(graph, region, gaps, y, others, FAR), strict=True):
+            assert bound <= least[k] + 1e-7
+            answer = solve_margin(graph, region, Program.of(graph, region, gaps), y, k, least[k] + 1e-6, FAR**2)
+            assert answer is None or not answer.is_proven
+
+
+def test_rounding_of_deep_networks_does_not_hide_their_margins():
+    layers = [part for _ in range(6) for part in (nn.Linear(64, 64), nn.ReLU())]
+    net = seeded(nn.Sequential(nn.Flatten(), *layers, nn.Linear(64, 3)), 0, 1.4)
+    x = image(0, (1, 8, 8))
+    y = int(net(x[None].float()).argmax())
+    assert decide(trace_graph(net, x[None].float()), x, y, Threat("Linf", Fraction(1, 1000)), "bounds", 30).is_proven

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robbench.certify.bounds import Region, default_slopes, find_bounds, margin_rows, relax, rounding
+from robbench.certify.bounds import Region, default_slopes, find_bounds, margin_rows, relax
 from robbench.certify.layers import Affine
 from robbench.certify.trace import trace_graph
 from robbench.core.errors import ModelError
@@ -102,14 +102,24 @@ def test_the_region_holds_every_point_that_the_judge_lets_count(norm):
     assert region.eps > float(reach[allowed].max())
 
 
-def test_rounding_covers_what_float32_does():
-    graph = trace_graph(net := build("digits_convnet", {}, 10, (1, 8, 8)).eval(), image(0, (1, 8, 8))[None].float())
-    region = Region.of(image(1, (1, 8, 8)), Threat("Linf", Fraction(1, 20)))
-    error = rounding(graph, find_bounds(graph, region, relaxed=False), torch.float32)
-    points = sample(region, Threat("Linf", Fraction(1, 20)), 200).float()
-    with torch.no_grad():
-        difference = (net(points).double() - graph.run(points.double())).abs().max(0).values
-    assert (difference > 0).all() and (difference < error).all() and float(error.max()) < 0.1
+def test_bounds_cover_what_float32_rounds():
+    for seed in range(3):
+        net = seeded(build("digits_convnet", {}, 10, (1, 8, 8)), seed).eval()
+        x = image(seed, (1, 8, 8)).float()
+        graph = trace_graph(net, x[None])
+        exact = x.double()
+        bounds = find_bounds(graph, Region(exact, "Linf", 0.0, exact, exact))
+        low, high = bounds.low[len(graph.nodes) - 1], bounds.high[len(graph.nodes) - 1]
+        with torch.no_grad():
+            logits = net(x[None])
+        assert (logits != graph.run(exact[None])).any()
+        assert (low <= logits).all() and (logits <= high).all() and float((high - low).max()) < 0.1
+        slack = relax(
+            graph, Region(exact, "Linf", 0.0, exact, exact), bounds.gaps, margin_rows(graph, 0, [1]),
+            default_slopes(bounds.gaps),
+        ).bound  # fmt: skip
+        difference = float(graph.run(exact[None])[0] @ margin_rows(graph, 0, [1])[len(graph.nodes) - 1][0]) - slack
+        assert abs(float(logits[0, 0] - logits[0, 1]) - (slack + difference)) <= difference < 0.05
 
 
 def test_registered_architectures_are_understood():

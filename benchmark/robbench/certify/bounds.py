@@ -3,11 +3,15 @@
 Sources: interval propagation as in Gowal et al. 2018; CROWN, Zhang et al. 2018; slopes and multipliers of splits as in
 Wang et al. 2021 (beta-CROWN). Everything is float64. A maximum is b + max(d, 0) with d = a − b, so a relaxation bounds
 max(d, 0) over an interval [l, u] of d: from above by u (d − l) / (u − l), from below by slope · d with slope in [0, 1].
+
+The judge computes in float32. So every bound is of the network whose nodes may each be off by what float32 may round
+(`bound_noise`). What is computed in float32 is one case of this, and so is what is computed exactly.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,7 +22,17 @@ from robbench.certify.layers import Affine, Graph, Input, Maximum, Sum
 from robbench.core.threat import DUAL, Ball, length
 from robbench.core.types import Norm, Threat
 
-__all__ = ["Bounds", "Gaps", "Region", "Relaxed", "default_slopes", "find_bounds", "margin_rows", "relax", "rounding"]
+__all__ = [
+    "Bounds",
+    "Gaps",
+    "Region",
+    "Relaxed",
+    "bound_noise",
+    "default_slopes",
+    "find_bounds",
+    "margin_rows",
+    "relax",
+]
 
 _WIDEN = 1e-9
 """Relative and absolute amount by which every interval of a neuron grows: far above the rounding errors of float64."""
@@ -46,7 +60,7 @@ class Region:
     @classmethod
     def of(cls, x: Tensor, threat: Threat) -> Region:
         """Make the region around an image [*shape]."""
-        x, eps = x.double(), float(threat.eps)
+        x, eps = x.double().contiguous(), float(threat.eps)
         eps += 1.1e-6 if threat.norm == "Linf" else 1.1e-6 + 1.1e-5 * eps  # more than `Ball.contains` allows
         return cls(x, threat.norm, eps, (x - eps).clamp(min=0), (x + eps).clamp(max=1))
 
@@ -69,10 +83,14 @@ class Region:
 
 @dataclass(eq=False)
 class Gaps:
-    """Intervals of d = a − b of every maximum: node -> [S or 1, *shape]. S is the number of subproblems."""
+    """Intervals of d = a − b of every maximum: node -> [S or 1, *shape]. S is the number of subproblems.
+
+    `noise` bounds the rounding errors of the other nodes: node -> [1, *shape].
+    """
 
     low: dict[int, Tensor] = field(default_factory=dict)
     high: dict[int, Tensor] = field(default_factory=dict)
+    noise: dict[int, Tensor] = field(default_factory=dict)
 
     def unstable(self, at: int) -> Tensor:
         """Return which entries may have either sign."""
@@ -117,13 +135,14 @@ def _spread(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return low - _WIDEN * (1 + low.abs()), high + _WIDEN * (1 + high.abs())
 
 
-def find_bounds(graph: Graph, region: Region, relaxed: bool = True) -> Bounds:
+def find_bounds(graph: Graph, region: Region, relaxed: bool = True, deadline: float = math.inf) -> Bounds:
     """Find an interval of every node.
 
     Args:
         graph: the network.
         region: the points.
         relaxed: whether entries that interval propagation leaves unstable are bounded by linear relaxation, too.
+        deadline: `time.monotonic()` from which on intervals must do.
     """
     found = Bounds()
     for at, node in enumerate(graph.nodes):
@@ -134,12 +153,16 @@ def find_bounds(graph: Graph, region: Region, relaxed: bool = True) -> Bounds:
                 centre = (found.low[node.parent] + found.high[node.parent]) / 2
                 reach = node.absolute((found.high[node.parent] - found.low[node.parent]) / 2)
                 centre = node.apply(centre) + node.bias
-                low, high = _spread(centre - reach, centre + reach)
+                noise = found.gaps.noise[at] = bound_noise(node, [found.size(node.parent)])
+                low, high = _spread(centre - reach - noise, centre + reach + noise)
             case Sum():
                 first, second = node.parents
-                low, high = found.low[first] + found.low[second], found.high[first] + found.high[second]
+                noise = found.gaps.noise[at] = bound_noise(node, [found.size(first), found.size(second)])
+                low, high = _spread(
+                    found.low[first] + found.low[second] - noise, found.high[first] + found.high[second] + noise
+                )
             case Maximum():
-                _bound_difference(graph, region, found, at, relaxed)
+                _bound_difference(graph, region, found, at, deadline if relaxed else -math.inf)
                 gap_low, gap_high = found.gaps.low[at], found.gaps.high[at]
                 if node.b is None:
                     low, high = gap_low.clamp(min=0), gap_high.clamp(min=0)
@@ -151,17 +174,19 @@ def find_bounds(graph: Graph, region: Region, relaxed: bool = True) -> Bounds:
     return found
 
 
-def _bound_difference(graph: Graph, region: Region, found: Bounds, at: int, relaxed: bool) -> None:
+def _bound_difference(graph: Graph, region: Region, found: Bounds, at: int, deadline: float) -> None:
     node = graph.nodes[at]
     assert isinstance(node, Maximum)
     low, high = found.low[node.a], found.high[node.a]
     if node.b is not None:
         low, high = low - found.high[node.b], high - found.low[node.b]
-    low, high = low.clone(), high.clone()
+    low, high = (side.clone(memory_format=torch.contiguous_format) for side in (low, high))
     unsure = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
-    if relaxed and (found.gaps.low or node.b is not None or region.norm != "Linf"):
+    if found.gaps.low or node.b is not None or region.norm != "Linf":
         slopes = default_slopes(found.gaps)
         for part in _chunks(graph, unsure):
+            if time.monotonic() > deadline:
+                break
             rows = torch.zeros(len(part), low.numel(), dtype=torch.float64)
             rows[torch.arange(len(part)), part] = 1
             rows = rows.view(-1, *node.shape)
@@ -201,7 +226,7 @@ def relax(
     Args:
         graph: the network.
         region: the points.
-        gaps: intervals of the maxima; the intervals may differ from row to row.
+        gaps: intervals of the maxima, which may differ from row to row, and the rounding errors.
         rows: node -> coefficients [R, *shape]; the function is the sum over the nodes.
         slopes: lower slopes in [0, 1] of the maxima, [R or 1, *shape].
         multipliers: numbers added to the coefficients of d. For a split that asks d >= 0, any number <= 0 keeps the
@@ -220,9 +245,11 @@ def relax(
         given = waiting.pop(at, None)
         if given is None:
             continue
+        if at in gaps.noise:
+            constant = constant - given.abs().reshape(count, -1) @ gaps.noise[at].flatten()
         match graph.nodes[at]:
             case Affine() as node:
-                constant = constant + given.flatten(1) @ node.bias.flatten()
+                constant = constant + given.reshape(count, -1) @ node.bias.flatten()
                 give(node.parent, node.transpose(given))
             case Sum() as node:
                 for parent in node.parents:
@@ -233,7 +260,7 @@ def relax(
                 below = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, slopes[at]))
                 through = given.clamp(min=0) * below + given.clamp(max=0) * steep
                 lift = -steep * low.clamp(max=0)
-                constant = constant + (given.clamp(max=0) * lift).flatten(1).sum(1)
+                constant = constant + (given.clamp(max=0) * lift).reshape(count, -1).sum(1)
                 if want_slack:
                     slack[at] = given.abs() * lift
                 if multipliers is not None:
@@ -256,27 +283,19 @@ def margin_rows(graph: Graph, y: int, others: list[int]) -> dict[int, Tensor]:
     return {len(graph.nodes) - 1: rows}
 
 
-def rounding(graph: Graph, bounds: Bounds, precision: torch.dtype) -> Tensor:
-    """Bound how far the logits that a machine computes may lie from the true ones, anywhere in the region: [K].
+def bound_noise(node: Affine | Sum, sizes: list[Tensor], precision: torch.dtype = torch.float32) -> Tensor:
+    """Bound what rounding adds to the values of a node whose parents have these sizes: sizes and answer [1, *shape].
 
     A sum of n products errs by at most n u / (1 − n u) of the sum of their sizes, in any order (Higham 2002, Section
-    3.1), where u is half the spacing of numbers at 1. The errors of a layer pass through the next ones.
+    3.1), where u is half the spacing of numbers at 1. Where a number may be too large for the precision, the bound is
+    infinite or NaN.
     """
-    unit = torch.finfo(precision).eps / 2
-    error: dict[int, Tensor] = {0: torch.zeros_like(bounds.low[0])}
-    for at, node in enumerate(graph.nodes):
-        match node:
-            case Affine():
-                before = error[node.parent]
-                error[at] = node.absolute(before)
-                if node.terms:
-                    share = (node.terms + 2) * unit / (1 - (node.terms + 2) * unit)
-                    size = node.absolute(bounds.size(node.parent) + before) + node.bias_size
-                    error[at] = error[at] + share * size
-            case Sum():
-                first, second = node.parents
-                carried = error[first] + error[second]
-                error[at] = carried + unit * (bounds.size(first) + bounds.size(second) + carried)
-            case Maximum():
-                error[at] = error[node.a] if node.b is None else torch.maximum(error[node.a], error[node.b])
-    return error[len(graph.nodes) - 1][0]
+    unit, largest = torch.finfo(precision).eps / 2, torch.finfo(precision).max / 2
+    if isinstance(node, Sum):
+        size, share = sizes[0] + sizes[1], unit
+    elif node.terms:
+        size, share = node.absolute(sizes[0]) + node.bias_size, (node.terms + 2) * unit
+        share = share / (1 - share)
+    else:  # values only move
+        return torch.zeros((1, *node.shape), dtype=torch.float64)
+    return (share * size).masked_fill(~(size < largest), torch.inf)

@@ -22,7 +22,8 @@ __all__ = ["Answer", "bound_margins", "prove_by_branching"]
 
 _STEPS = 20  # gradient steps for a bound
 _RATE, _DECAY = 0.25, 0.9  # of Adam
-_PARTS = 64  # parts that are bounded together
+_PARTS = 64  # most parts that are bounded together
+_MOST_NUMBERS = 2**24  # of the values of all nodes, in such parts
 _MOST_PARTS = 2**16  # waiting; beyond this the class is open
 
 
@@ -77,14 +78,16 @@ class _Units:
         """Take the values of the units: node: [S, *shape] -> [S, M]. A node that is left out has zeros."""
         count = len(next(iter(values.values())))
         parts = [
-            values[node].flatten(1)[:, place] if node in values else torch.zeros(count, len(place), dtype=torch.float64)
+            values[node].reshape(count, -1)[:, place]
+            if node in values
+            else torch.zeros(count, len(place), dtype=torch.float64)
             for node, (place, _) in self.at.items()
         ]
         return torch.cat(parts, dim=1)
 
     def split(self, signs: Tensor) -> Gaps:
         """Cut the intervals by signs [S, M] of 1, −1, and 0 for no split."""
-        cut, chosen = Gaps(), self.spread(signs)
+        cut, chosen = Gaps(noise=self.gaps.noise), self.spread(signs)
         for node, sign in chosen.items():
             cut.low[node] = torch.where(sign > 0, self.gaps.low[node].clamp(min=0), self.gaps.low[node])
             cut.high[node] = torch.where(sign < 0, self.gaps.high[node].clamp(max=0), self.gaps.high[node])
@@ -187,7 +190,8 @@ def prove_by_branching(
             Returns None if it cannot tell.
     """
     units, row = _Units.of(graph, gaps), margin_rows(graph, y, [other])
-    last = len(graph.nodes) - 1
+    last, together = len(graph.nodes) - 1, _MOST_NUMBERS // sum(prod(node.shape) for node in graph.nodes)
+    together = min(max(together, 1), _PARTS)
     fresh, least = _start(units, 1), torch.inf
     waiting = fresh.take(torch.arange(0))
     while len(fresh.bound):
@@ -197,12 +201,13 @@ def prove_by_branching(
         margins = (graph.run(points) * row[last]).sum(1)
         if float(margins.min()) < 0:
             return Answer(float(margins.min()), False, points[margins.argmin()])
-        is_open, free = fresh.bound <= enough, (fresh.signs == 0).any(1)
+        is_open, free = ~(fresh.bound > enough), (fresh.signs == 0).any(1)
         least = min([least, *fresh.bound[~is_open].tolist()])
         for i in (is_open & ~free).nonzero().flatten():
             leaf = solve_leaf(units.split(fresh.signs[i : i + 1]))
             if leaf is None or not leaf.is_proven:
-                return leaf or Answer(float(fresh.bound[i]), False)
+                known = [least, *fresh.bound.tolist(), *waiting.bound.tolist()]
+                return leaf or Answer(min(known), False)
             least = min(least, leaf.margin)
         going = (is_open & free).nonzero().flatten()
         fresh.pick = units.gather(found.slack).masked_fill(fresh.signs != 0, -1).argmax(1) if len(going) else fresh.pick
@@ -210,7 +215,7 @@ def prove_by_branching(
         if len(waiting.bound) and (time.monotonic() > deadline or len(waiting.bound) > _MOST_PARTS):
             return Answer(min([least, *waiting.bound.tolist()]), False)
         order = waiting.bound.argsort()
-        fresh, waiting = _halve(waiting.take(order[:_PARTS])), waiting.take(order[_PARTS:])
+        fresh, waiting = _halve(waiting.take(order[:together])), waiting.take(order[together:])
     return Answer(least, True)
 
 

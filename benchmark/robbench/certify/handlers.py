@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from robbench.certify import layers
 from robbench.certify.layers import Graph
 
-__all__ = ["FUNCTIONS", "KNOWN", "METHODS", "MODULES", "RefusedError", "Wire"]
+__all__ = ["BATCH", "FUNCTIONS", "IN_PLACE", "KNOWN", "METHODS", "MODULES", "RefusedError", "Wire"]
 
 KNOWN = (
-    "Linear, Conv2d, ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, BatchNorm, Flatten, view, mean, sums of two "
-    "layers, and sums and products with constants"
+    "Linear, Conv2d, ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, BatchNorm, Flatten, view, permute, squeeze, "
+    "slices, cat, padding, mean, sums of two layers, and sums and products with constants"
 )
-_BATCH = 2  # stands for the batch size where a module asks for it
+BATCH = 2  # stands for the batch size where a module asks for it
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def _conv(
         padding = 0
     if padding == "same":
         spans = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
-        if any(span % 2 for span in spans):
-            raise RefusedError("pads one side more than the other")
+        if any(span % 2 for span in spans):  # one side is padded more than the other
+            x = _pad(graph, x, [spans[1] // 2, -(-spans[1] // 2), spans[0] // 2, -(-spans[0] // 2)])
+            spans = [0, 0]
         padding = [span // 2 for span in spans]
     return Wire(
         layers.add_conv(graph, x.at, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
@@ -88,11 +89,11 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Wire:
-    if ceil_mode or return_indices:
-        raise RefusedError("uses ceil_mode or return_indices, which are not understood")
+    if return_indices:
+        raise RefusedError("uses return_indices, which is not understood")
     kernel = _pair(kernel_size)
     step = kernel if stride is None else _pair(stride)
-    return Wire(layers.add_max_pool(graph, x.at, kernel, step, _pair(padding), _pair(dilation)))
+    return Wire(layers.add_max_pool(graph, x.at, kernel, step, _pair(padding), _pair(dilation), ceil_mode))
 
 
 def _max_pool_layer(graph: Graph, layer: nn.MaxPool2d, x: Wire) -> Wire:
@@ -123,6 +124,18 @@ def _adaptive_pool(graph: Graph, x: Wire, output_size: Any) -> Wire:
     return Wire(layers.add_avg_pool(graph, x.at, pool, (rows, columns)))
 
 
+def _adaptive_max_pool(graph: Graph, x: Wire, output_size: Any, return_indices: bool = False) -> Wire:
+    sizes = graph.shape(x.at)[1:]
+    outs = [s if n is None else int(n) for s, n in zip(sizes, _two(output_size), strict=True)]
+    if return_indices or any(s % n for s, n in zip(sizes, outs, strict=True)):
+        raise RefusedError(f"pools {tuple(sizes)} to {tuple(outs)}; sizes that divide the others are understood")
+    return _max_pool(graph, x, [s // n for s, n in zip(sizes, outs, strict=True)])
+
+
+def _two(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value, value)
+
+
 def _batch_norm(graph: Graph, layer: nn.BatchNorm2d, x: Wire) -> Wire:
     if layer.running_mean is None or layer.running_var is None:
         raise RefusedError("has no running statistics, so an answer depends on the batch")
@@ -143,12 +156,53 @@ def _reshape(change: Callable[..., Tensor]) -> Callable[..., Wire]:
     """Make the handler of a call that gives values another shape."""
 
     def handle(graph: Graph, x: Wire, *args: Any, **kwargs: Any) -> Wire:
-        shape = change(torch.empty((_BATCH, *graph.shape(x.at)), device="meta"), *args, **kwargs).shape
-        if shape[0] != _BATCH:
+        shape = change(torch.empty((BATCH, *graph.shape(x.at)), device="meta"), *args, **kwargs).shape
+        if shape[0] != BATCH:
             raise RefusedError("moves values between images")
         return Wire(layers.add_move(graph, x.at, tuple(shape[1:])))
 
     return handle
+
+
+def _rearrange(change: Callable[..., Tensor]) -> Callable[..., Wire]:
+    """Make the handler of a call that takes values of an image from one place to another."""
+
+    def handle(graph: Graph, x: Wire, *args: Any, **kwargs: Any) -> Wire:
+        shape = graph.shape(x.at)
+        image = torch.arange(BATCH, dtype=torch.float64).view(-1, *[1] * len(shape)).expand(BATCH, *shape)
+        moved = change(image, *args, **kwargs)
+        if moved.shape[:1] != (BATCH,) or any((row != i).any() for i, row in enumerate(moved)):
+            raise RefusedError("moves values between images")
+        return Wire(layers.add_replay(graph, x.at, lambda value: change(value, *args, **kwargs), 0))
+
+    return handle
+
+
+def _pad(graph: Graph, x: Wire, pad: Any, mode: str = "constant", value: float | None = None) -> Wire:
+    if mode != "constant" or value or len(pad) > 2 * len(graph.shape(x.at)):
+        raise RefusedError(f"pads with {value if mode == 'constant' else mode!r}; zeros are understood")
+    return Wire(layers.add_replay(graph, x.at, lambda v: F.pad(v, list(pad)), 0))
+
+
+def _pad_layer(graph: Graph, layer: nn.ConstantPad2d, x: Wire) -> Wire:
+    return _pad(graph, x, layer.padding, "constant", layer.value)
+
+
+def _cat(graph: Graph, tensors: Any, dim: int = 0) -> Wire:
+    if not all(isinstance(t, Wire) for t in tensors):
+        raise RefusedError("joins values with constants")
+    shapes = [graph.shape(t.at) for t in tensors]
+    axis = dim % (len(shapes[0]) + 1) - 1
+    if axis < 0 or len({(*s[:axis], *s[axis + 1 :]) for s in shapes}) > 1:
+        raise RefusedError("joins images, or values whose shapes do not fit")
+    before, whole, joined = 0, sum(s[axis] for s in shapes), None
+    for t, shape in zip(tensors, shapes, strict=True):
+        behind = [0, 0] * (len(shape) - 1 - axis)
+        part = _pad(graph, t, [*behind, before, whole - before - shape[axis]])
+        joined = part if joined is None else _add(graph, joined, part)
+        before += shape[axis]
+    assert joined is not None
+    return joined
 
 
 def _flatten_layer(graph: Graph, layer: nn.Flatten, x: Wire) -> Wire:
@@ -218,7 +272,7 @@ def _same(graph: Graph, *args: Any, **kwargs: Any) -> Wire:
 
 
 def _size(graph: Graph, x: Wire, dim: int | None = None) -> Any:
-    shape = torch.Size((_BATCH, *graph.shape(x.at)))
+    shape = torch.Size((BATCH, *graph.shape(x.at)))
     return shape if dim is None else shape[dim]
 
 
@@ -226,6 +280,10 @@ def _getattr(graph: Graph, x: Wire, name: str) -> Any:
     if name != "shape":
         raise RefusedError(f"asks for {name}")
     return _size(graph, x)
+
+
+def _negate(graph: Graph, x: Wire) -> Wire:
+    return _multiply(graph, x, -1.0)
 
 
 def _dropout(graph: Graph, x: Wire, p: float = 0.5, training: bool = True, inplace: bool = False) -> Wire:
@@ -252,19 +310,32 @@ MODULES: dict[type, Callable[..., Wire]] = {
     nn.Unflatten: _unflatten_layer,
     nn.Identity: _on(_same),
     nn.Dropout: _on(_same),
+    nn.Dropout1d: _on(_same),
     nn.Dropout2d: _on(_same),
+    nn.ZeroPad2d: _pad_layer,
+    nn.ConstantPad2d: _pad_layer,
+    nn.AdaptiveMaxPool2d: lambda graph, layer, x: _adaptive_max_pool(graph, x, layer.output_size, layer.return_indices),
 }
+_SLICE = _rearrange(lambda x, at: x[at])
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear, F.conv2d: _conv, torch.conv2d: _conv, F.relu: _relu, torch.relu: _relu,
+    torch.relu_: _relu,
     F.max_pool2d: _max_pool, F.avg_pool2d: _avg_pool, F.adaptive_avg_pool2d: _adaptive_pool,
     F.dropout: _dropout, torch.flatten: _reshape(torch.flatten), torch.reshape: _reshape(torch.reshape),
     torch.mean: _mean, torch.matmul: _matmul, operator.matmul: _matmul, getattr: _getattr,
-    operator.getitem: lambda graph, x, at: x[at],
+    operator.getitem: _SLICE, operator.neg: _negate, torch.neg: _negate, torch.cat: _cat, torch.concat: _cat,
+    torch.permute: _rearrange(torch.permute), torch.transpose: _rearrange(torch.transpose), F.pad: _pad,
+    torch.squeeze: _reshape(torch.squeeze), torch.unsqueeze: _reshape(torch.unsqueeze), torch.mm: _matmul,
+    F.adaptive_max_pool2d: _adaptive_max_pool,
     operator.add: _add, operator.iadd: _add, torch.add: _add, operator.sub: _subtract, torch.sub: _subtract,
     operator.mul: _multiply, torch.mul: _multiply, operator.truediv: _divide, torch.div: _divide,
 }  # fmt: skip
 METHODS: dict[str, Callable[..., Any]] = {
     "relu": _relu, "relu_": _relu, "flatten": _reshape(Tensor.flatten), "view": _reshape(Tensor.view),
     "reshape": _reshape(Tensor.reshape), "unflatten": _reshape(Tensor.unflatten), "mean": _mean, "size": _size,
+    "permute": _rearrange(Tensor.permute), "transpose": _rearrange(Tensor.transpose), "neg": _negate,
+    "squeeze": _reshape(Tensor.squeeze), "unsqueeze": _reshape(Tensor.unsqueeze), "clone": _same,
     "contiguous": _same, "add": _add, "sub": _subtract, "mul": _multiply, "div": _divide, "matmul": _matmul,
 }  # fmt: skip
+IN_PLACE = ("relu_", torch.relu_)
+"""Calls of which the first argument becomes the answer. Others of this kind say `inplace=True`."""

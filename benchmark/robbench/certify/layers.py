@@ -7,7 +7,7 @@ pooling is a tree of maxima. So bounds and exact programs know one nonlinear nod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "Affine", "Graph", "Input", "Maximum", "Node", "Shape", "Sum", "add_avg_pool", "add_conv", "add_linear",
-    "add_max_pool", "add_move", "add_relu", "add_replay", "add_scale",
+    "add_max_pool", "add_move", "add_relu", "add_replay", "add_scale", "list_parents",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]
@@ -99,6 +99,15 @@ class Graph:
         """The indices of the nonlinear nodes."""
         return [i for i, node in enumerate(self.nodes) if isinstance(node, Maximum)]
 
+    def cut(self, last: int) -> Graph:
+        """Return the graph of the nodes on which a node depends, which becomes the last one."""
+        needed = {0, last}
+        for at in range(last, 0, -1):
+            if at in needed:
+                needed |= set(list_parents(self.nodes[at]))
+        new = {at: i for i, at in enumerate(sorted(needed))}
+        return Graph([_replace_parents(self.nodes[at], new) for at in new])
+
     def run(self, x: Tensor) -> Tensor:
         """Compute the logits of images: [N, C, H, W] float64 -> [N, K] float64."""
         values: list[Tensor] = []
@@ -120,6 +129,29 @@ class Graph:
         node = self.nodes[at]
         assert isinstance(node, Maximum)
         return {node.a: rows} if node.b is None else {node.a: rows, node.b: -rows}
+
+
+def list_parents(node: Node) -> list[int]:
+    """List the nodes on which a node depends directly."""
+    match node:
+        case Input():
+            return []
+        case Affine():
+            return [node.parent]
+        case Sum():
+            return [*node.parents]
+    return [node.a] if node.b is None else [node.a, node.b]
+
+
+def _replace_parents(node: Node, new: dict[int, int]) -> Node:
+    match node:
+        case Input():
+            return node
+        case Affine():
+            return replace(node, parent=new[node.parent])
+        case Sum():
+            return replace(node, parents=(new[node.parents[0]], new[node.parents[1]]))
+    return replace(node, a=new[node.a], b=None if node.b is None else new[node.b])
 
 
 def _transpose_by_gradient(apply: Map, in_shape: Shape) -> Map:
@@ -185,7 +217,7 @@ def add_conv(
     groups: int,
 ) -> int:
     """Add a two-dimensional convolution with zero padding: weight [out, in / groups, kH, kW]."""
-    w = weight.detach().double()
+    w = weight.detach().double().contiguous()  # a channels-last weight gives values in channels-last layout
 
     def convolve(x: Tensor, kernel: Tensor) -> Tensor:
         return F.conv2d(x, kernel, None, stride, padding, dilation, groups)
@@ -266,17 +298,21 @@ def add_max_pool(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
+    ceil_mode: bool = False,
 ) -> int:
     """Add a max pooling as a tree of maxima of two values."""
     channels, rows, columns = graph.shape(parent)
     place = torch.arange(rows * columns, dtype=torch.float64).view(1, 1, rows, columns) + 1  # 0 is padding
-    windows = F.unfold(place, kernel, dilation, padding, stride)[0].long() - 1  # [kH · kW, windows]
+    out = tuple(F.max_pool2d(place, kernel, stride, padding, dilation, ceil_mode).shape[2:])
+    # The windows may end before the padding does, or reach beyond it.
+    ends = [
+        max((n - 1) * s + d * (k - 1) + 1 - size - p, 0)
+        for n, size, k, s, p, d in zip(out, (rows, columns), kernel, stride, padding, dilation, strict=True)
+    ]
+    padded = F.pad(place, (padding[1], ends[1], padding[0], ends[0]))
+    windows = F.unfold(padded, kernel, dilation, 0, stride)[0].long() - 1  # [kH · kW, windows]
     # Padding never wins. A value of the window stands in for it.
     windows = torch.where(windows < 0, windows.max(0).values, windows)
-    out = [
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip((rows, columns), kernel, stride, padding, dilation, strict=True)
-    ]
     parts = [_add_pick(graph, parent, at, (channels, *out)) for at in windows]
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=False)

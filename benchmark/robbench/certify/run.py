@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robbench.attacks import PGD, Attack
+from robbench.certify.balls import Balls
 from robbench.certify.decide import decide
 from robbench.certify.layers import Graph
 from robbench.certify.record import (
@@ -34,13 +35,13 @@ from robbench.certify.smoothing import Smoothing
 from robbench.certify.trace import trace_graph
 from robbench.classifier.batch_width import BatchWidths, choose_lanes
 from robbench.classifier.checks import classify, compute_logits
+from robbench.classifier.guard import Guarded, list_flags
 from robbench.classifier.prepare import Target
 from robbench.core import rng
 from robbench.core.errors import ModelError, ResultError, RobbenchError
 from robbench.core.files import digest
 from robbench.core.machine import describe_device, versions
 from robbench.core.threat import Ball
-from robbench.core.types import Threat
 from robbench.core.words import format_count
 from robbench.engine import engine
 from robbench.evaluation.inputs import Images, identify, make_probe, resolve, select
@@ -58,26 +59,6 @@ _PAUSE = 20.0  # seconds between two writes
 _SAME = 1e-4  # share of the logits' size by which model and graph may differ; float32 rounds by far less
 _SEARCH, _PROGRAM = "search", "program"  # who proposed a point
 Note = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Balls:
-    """The methods `exact` and `bounds`: verdicts for a ball around every image.
-
-    Attributes:
-        method: `exact` or `bounds`.
-        threat: the ball.
-        seconds: time limit of an image. It is no part of the identity, because a proof holds however long it took.
-    """
-
-    method: str
-    threat: Threat
-    seconds: float
-
-    def describe(self) -> dict[str, Any]:
-        """Return the method's part of the identity."""
-        threat = {"norm": self.threat.norm, "eps": self.threat.exact_eps}
-        return {"method": self.method, "threat": threat, "settings": {"search": "pgd-margin-50"}}
 
 
 def certify(
@@ -331,8 +312,16 @@ def trace_target(target: Target, x: Tensor, lanes: int) -> Graph:
     """
     inner = target.module.inner
     assert isinstance(inner, torch.nn.Module)
-    graph = trace_graph(inner, x[:2])
+    assert isinstance(target.module, Guarded)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"The model cannot be certified: it runs in {x.dtype}, and proofs are for float32 and float64. Give the "
+            "images as x.float() and the model as model.float()."
+        )
+    graph = trace_graph(inner, x[:2], target.module.output, target.module.binary)
     asked = compute_logits(target, x, lanes).double()
+    if coarse := list_flags(target.module).get("dtype"):
+        raise ModelError(f"The model cannot be certified: proofs are for float32 and float64. {coarse}")
     change = float((torch.cat([graph.run(part.double()) for part in x.split(lanes)]) - asked).abs().max())  # type: ignore[no-untyped-call]
     if not change <= _SAME * float(asked.abs().max()):
         raise ModelError(

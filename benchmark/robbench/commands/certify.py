@@ -76,8 +76,8 @@ def certify(
         raise RobbenchError("--sigma goes with --method smoothing; --eps goes with exact and bounds. Give one of them.")
     if method == "exact" and norm != "Linf":
         raise RobbenchError(f"--norm {norm} given with --method exact; allowed: Linf. Use --method bounds.")
-    if not seconds > 0:
-        raise RobbenchError(f"--seconds {seconds} given; allowed: above 0.")
+    if not 0 < seconds < float("inf"):
+        raise RobbenchError(f"--seconds {seconds} given; allowed: a finite number above 0.")
     from robbench.certify.run import Balls
     from robbench.certify.run import certify as run
     from robbench.certify.smoothing import Smoothing
