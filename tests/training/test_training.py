@@ -350,6 +350,17 @@ def test_a_damaged_checkpoint_is_named_at_once(tmp_path, kind):
     assert time.perf_counter() - begin < 5
 
 
+def test_a_checkpoint_goes_on_in_its_own_precision(tmp_path):
+    """Or the card would name one precision for iterations in two."""
+    entry = put(tmp_path)
+    train(entry, runs=tmp_path / "runs", time_limit=1e-9, precision="float64")
+    with pytest.raises(
+        ModelError, match=r"begun in float64; this call trains in float32\. Go on with --precision float64"
+    ):
+        train(entry, runs=tmp_path / "runs")
+    assert train(entry, runs=tmp_path / "runs", precision="float64").table["precision"] == "float64"
+
+
 @pytest.mark.parametrize("content", ["[" * 10**5, "1", "{}", '{"iteration": "x"}'])
 def test_a_damaged_log_is_set_aside(tmp_path, content):
     entry, folder = put(tmp_path), tmp_path / "runs/digits/m"

@@ -250,6 +250,7 @@ class Run:
         buffer = io.BytesIO()
         content: dict[str, Any] = {
             "identity": self.identity,
+            "precision": self.precision,
             "iteration": self.iteration,
             "seconds": self.seconds,
             "plan": str(self.plan) if self.plan.pieces else "",
@@ -279,6 +280,12 @@ class Run:
             raise ModelError(
                 f"{path} belongs to another recipe, architecture, teacher, data set, --fit or --iterations than "
                 f"{self.entry.full_name} has now. Start over with --restart."
+            )
+        began = content.get("precision", self.precision)  # older checkpoints do not say it
+        if began != self.precision:
+            raise ModelError(
+                f"{path} was begun in {began}; this call trains in {self.precision}. Go on with --precision {began}, "
+                "or start over with --restart."
             )
         self._shorten_log()
 
