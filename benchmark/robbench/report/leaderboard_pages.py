@@ -51,9 +51,9 @@ threat. Accuracies are percentages of the n test images, with 95 % Wilson interv
 - **Certified**, if a table has this column, is the interval that holds the true robust accuracy:
   `robbench certify` has proven images against the same threat.
 - **#** is the rank by worst case. A model is tied (=) with the best model of its rank if McNemar's
-  exact paired test on the images that both have gives p of 5 % or more, not corrected for the number
-  of models. If one has other images too, their intervals must overlap as well. A model at chance
-  has no rank.
+  exact paired test on the images that both have gives p of 5 % or more, not corrected for the
+  number of models. If one has other images too, their intervals must overlap as well. A model at
+  chance has no rank.
 - **Date** is the month of the latest result.
 """
 _DETAILS = """\
