@@ -74,7 +74,8 @@ def test_what_noise_buys_is_quoted_as_it_is(repo, page):
         (digits["panel"] == "B") & digits["model"].isin([f"digits/{n}ls03" for n in ("", "a", "sb", "b")])
     ]
     assert len(smoothed) == 4 and (smoothed["value"] * smoothed["n"] < 1.5).all()
-    assert (mnist[(mnist["panel"] == "B") & (mnist["x"] > 0)]["value"] == 0).all()
+    noisy = mnist[(mnist["panel"] == "B") & (mnist["x"] > 0)]
+    assert f"leaves at most {(noisy['value'] * noisy['n']).max():.0f} of 500, with any σ" in page
     certified = pd.read_csv(figures / "digits/noise-certified.csv")
     at_half = certified[np.isclose(certified["x"], 0.5)]
     assert quoted(at_half, "A", "digits/lsq2_sigma03") and quoted(at_half, "A", "digits/natural")

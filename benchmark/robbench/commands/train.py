@@ -80,15 +80,12 @@ def train(
     members = [] if family is None else _find_family(family, registry)
     limit, seconds = _seconds("--time-limit", time_limit), _seconds("--fit", fit)
     announce(f"train {entry.full_name if entry else family or 'what is missing'}: loading")
-    from robbench.classifier.prepare import pick_device
-    from robbench.core.machine import has_bfloat16_instructions
     from robbench.training.missing import train_family
     from robbench.training.options import Options
     from robbench.training.plan import Plan
     from robbench.training.train import train
 
-    if precision == "bfloat16" and pick_device(device).type == "cpu" and has_bfloat16_instructions() is False:
-        print("This processor has no instructions for bfloat16. It trains many times slower with it.", file=sys.stderr)
+    _warn_of_slow_precision(precision, device)
     names = [entry.full_name] if entry is not None else [f"--family {family}"] if members else []
     options = Options(
         data_dir=data_dir,
@@ -141,6 +138,14 @@ def _check(given: dict[str, str | None], named: int, all_missing: bool, restart:
             raise RobbenchError(f"{option}: {unknown_name('value', str(given[option]), known)}")
     if given["--fit"] is not None and given["--iterations"] is not None:
         raise RobbenchError("--fit and --iterations given; allowed: one of them. --fit chooses the iterations itself.")
+
+
+def _warn_of_slow_precision(precision: str, device: str) -> None:
+    from robbench.classifier.prepare import pick_device
+    from robbench.core.machine import has_bfloat16_instructions
+
+    if precision == "bfloat16" and pick_device(device).type == "cpu" and has_bfloat16_instructions() is False:
+        print("This processor has no instructions for bfloat16. It trains many times slower with it.", file=sys.stderr)
 
 
 def _train_missing(models: list[Path], options: Options) -> None:
