@@ -238,7 +238,7 @@ def list_rows(text: str) -> list[list[str]]:
     """List the cells of the tables of a page, without headings."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     return [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if not line.startswith(("| #", "| :"))
+        [cell.strip() for cell in line.strip("|").split("| ")] for line in lines if not line.startswith(("| #", "| :"))
     ]
 
 

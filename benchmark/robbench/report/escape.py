@@ -100,8 +100,8 @@ def make_narrow_table(rows: Sequence[dict[str, str]]) -> str:
     """
     table = [[escape_markdown(text) for text in line] for line in [[*rows[0]], *[[*row.values()] for row in rows]]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [" | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in table]
-    lines.insert(1, " | ".join(":" + "-" * max(1, width - 1) for width in widths))
+    lines = ["| ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in table]
+    lines.insert(1, "| ".join(":" + "-" * max(1, width - 1) for width in widths))
     return "".join(f"| {line}|\n" for line in lines)
 
 
