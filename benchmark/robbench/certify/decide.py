@@ -70,7 +70,7 @@ def decide(graph: Graph, x: Tensor, y: int, threat: Threat, method: str, seconds
             for turn, k in enumerate(waiting):
                 begin = time.monotonic()
                 left = (deadline - begin) / (len(waiting) - turn)
-                answer = _decide_class(graph, region, found.gaps, y, k, _SOLVER, left, method, write_whole)
+                answer = _decide_class(graph, region, found.gaps, y, k, left, method, write_whole)
                 if answer.point is not None:  # its margin bounds the smallest one from above, not from below
                     return Decision(False, min(margins.values()), _deepen(graph, x, y, threat, answer.point))
                 margins[k] = max(margins[k], answer.margin)
@@ -87,7 +87,6 @@ def _decide_class(
     gaps: Gaps,
     y: int,
     other: int,
-    enough: float,
     seconds: float,
     method: str,
     write_whole: Callable[[], Program],
@@ -98,14 +97,14 @@ def _decide_class(
 
     def solve(part: Gaps) -> Answer | None:
         units = sum(int(part.unstable(at).sum()) for at in part.low)
-        is_finite = all(bool(end.isfinite().all()) for v in (part.low, part.high, part.noise) for end in v.values())
+        is_finite = all(bool(t.isfinite().all()) for v in (part.low, part.high, part.noise) for t in v.values())
         if region.norm != "Linf" or not is_finite or units > MOST_UNITS or count_numbers(graph, part) > MOST_NUMBERS:
             return None
         program = write_whole() if part is gaps else Program.of(graph, region, part)
-        return solve_margin(graph, region, program, y, other, enough, end)
+        return solve_margin(graph, region, program, y, other, _SOLVER, end)
 
     branching = begin + seconds * (_BRANCHING_SHARE if method == "exact" else 1)
-    answer = prove_by_branching(graph, region, gaps, y, other, enough, branching, solve)
+    answer = prove_by_branching(graph, region, gaps, y, other, _SOLVER, branching, solve)
     if answer.is_proven or answer.point is not None or method != "exact":
         return answer
     return solve(gaps) or answer
