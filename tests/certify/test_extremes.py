@@ -181,7 +181,7 @@ def test_programs_that_would_fill_the_memory_are_not_written(monkeypatch):
     monkeypatch.setattr(deciding, "prove_by_branching", lambda *args: Answer(-1.0, False))
     monkeypatch.setattr(deciding, "MOST_NUMBERS", numbers - 1)
     refused = deciding._decide_class(
-        graph, region, gaps, 0, 1, 1e-5, 5.0, "exact", lambda: pytest.fail("the program was written")
+        graph, region, gaps, 0, 1, 5.0, "exact", lambda: pytest.fail("the program was written")
     )
     assert not refused.is_proven
 
