@@ -33,6 +33,14 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, y
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bfloat16_everywhere() -> Iterator[None]:
+    """Run in bfloat16 what is asked for in it, also where the processor emulates it. Tests of that choice set it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robbench.evaluation.precision.has_bfloat16_instructions", lambda: True)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test's own folder makes importable is gone afterwards: the next one may have a module of the same name."""
