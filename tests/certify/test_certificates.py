@@ -14,7 +14,15 @@ from torch import nn
 
 from robbench.certify import run as running
 from robbench.certify.interval import CertificateIndex, find_contradictions
-from robbench.certify.record import COLUMNS, ROWS, SUMMARY, read_certified, summarize_certified, write_certified
+from robbench.certify.record import (
+    COLUMNS,
+    ROWS,
+    SUMMARY,
+    VERSIONS,
+    read_certified,
+    summarize_certified,
+    write_certified,
+)
 from robbench.certify.run import Balls, certify
 from robbench.certify.verify import verify_certified
 from robbench.core.errors import ModelError, ResultError, RobbenchError
@@ -293,6 +301,17 @@ def test_the_interval_stands_beside_the_attack(copy, capsys):
     assert find_contradictions(root) == []
     make(root, "bounds", samples=5)
     assert CertificateIndex(root).find(result) == interval
+
+
+def test_certificates_of_an_earlier_version_stand_nowhere(copy, monkeypatch):
+    root, folder = copy
+    result = attacked(root)
+    monkeypatch.setitem(VERSIONS, "exact", VERSIONS["exact"] + 1)
+    assert CertificateIndex(root).find(result) is None
+    with pytest.raises(ResultError, match="Certify again"):
+        check(folder)
+    assert make(root)[1] != folder
+    assert CertificateIndex(root).find(result).n == 24
 
 
 def test_an_image_that_is_certified_and_broken_is_an_error_of_robbench(copy, capsys):

@@ -45,7 +45,7 @@ def both(model, x, **options):
 def assert_same(fast, plain, x, bfloat16=False):
     """Compare logits and gradients up to rounding: processors and builds of torch sum in different orders.
 
-    A processor that emulates bfloat16 also rounds some of the sums: one of these gradients was just over 1.5 % off there.
+    A processor that emulates bfloat16 rounds some of the sums, too: one of these gradients was over 1.5 % off there.
     """
     for ours, theirs in zip(compute_probe(fast, x, bfloat16), compute_probe(plain, x, bfloat16), strict=True):
         assert (ours - theirs).norm() <= (2**-5 if bfloat16 else 1e-5) * theirs.norm()

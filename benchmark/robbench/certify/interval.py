@@ -71,8 +71,10 @@ class CertificateIndex:
         proven, broken, known = set[int](), set[int](), set[int]()
         threat = parse_threat(result.threat.norm, result.threat.eps)
         for file, rows in self._read(f"{result.dataset}/{result.model}")[0]:
-            if file.method == "smoothing" or not _is_same_function(file.identity, result.identity):
-                continue  # a smoothed classifier is another function
+            if file.method == "smoothing" or not file.is_current:
+                continue  # a smoothed classifier is another function; an earlier version may have proven too much
+            if not _is_same_function(file.identity, result.identity):
+                continue
             if parse_threat(file.identity["threat"]["norm"], file.identity["threat"]["eps"]) != threat:
                 continue
             known |= set(rows["sample"])
@@ -100,6 +102,8 @@ def find_contradictions(root: Path, model: str = "*/*") -> list[str]:
         certificates = [pair for pair in index._read(name)[0] if pair[0].method != "smoothing"]
         breaks = _list_breaks(root, name, certificates)
         for file, rows in certificates:
+            if not file.is_current:
+                continue
             norm, eps = file.identity["threat"]["norm"], file.identity["threat"]["eps"]
             reach = float(parse_threat(norm, eps).eps) + _SLACK
             proven = rows.loc[rows["verdict"] == "proven", "sample"]

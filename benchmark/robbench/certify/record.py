@@ -33,12 +33,12 @@ from robbench.results.selection import find_selection_error
 from robbench.results.summary import make_accuracy
 
 __all__ = [
-    "CERTIFY_VERSION",
     "COLUMNS",
     "FOLDER",
     "ROWS",
     "SUMMARY",
     "VERDICTS",
+    "VERSIONS",
     "Certificates",
     "CertifiedFile",
     "certified_folder",
@@ -54,7 +54,8 @@ __all__ = [
 
 FOLDER = "certified"
 SUMMARY, ROWS = "certified.json", "certificates.parquet"
-CERTIFY_VERSION = 1  # increased whenever the meaning of a verdict or a number changes
+VERSIONS = {"exact": 2, "bounds": 2, "smoothing": 1}
+"""Of each method; increased whenever the meaning of a verdict or a number of it changes."""
 _MOST_BYTES = 2**30
 
 Method = Literal["exact", "bounds", "smoothing"]
@@ -105,6 +106,11 @@ class CertifiedFile(StrictModel):
     def is_always_sealed(self) -> bool:
         """All versions seal."""
         return True
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the method is still the one that made the certificates."""
+        return bool(self.identity.get("certify") == VERSIONS[self.method])
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from robbench.certify.balls import Balls
 from robbench.certify.decide import decide
 from robbench.certify.layers import Graph
 from robbench.certify.record import (
-    CERTIFY_VERSION,
     COLUMNS,
     SUMMARY,
+    VERSIONS,
     CertifiedFile,
     certified_folder,
     make_empty_rows,
@@ -90,11 +90,8 @@ def certify(
 
 def _make_identity(target: Target, images: Images, method: Balls | Smoothing) -> dict[str, Any]:
     """Name everything that the verdict of an image depends on."""
-    return {
-        "certify": CERTIFY_VERSION,
-        **method.describe(),
-        **identify(target, images),
-    }
+    described = method.describe()
+    return {"certify": VERSIONS[described["method"]], **described, **identify(target, images)}
 
 
 @dataclass(eq=False)

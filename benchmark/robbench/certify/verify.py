@@ -14,13 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from robbench.certify.decide import decide
-from robbench.certify.record import (
-    CERTIFY_VERSION,
-    SUMMARY,
-    CertifiedFile,
-    read_certified,
-    read_tampered,
-)
+from robbench.certify.record import SUMMARY, VERSIONS, CertifiedFile, read_certified, read_tampered
 from robbench.certify.run import Balls, Certifier, trace_target
 from robbench.certify.smoothing import Smoothing
 from robbench.classifier.batch_width import BatchWidths
@@ -99,8 +93,11 @@ def verify_certified(
     except ResultError as error:
         refuted.append(Mismatch(str(error)))
         file, rows = read_tampered(folder)
-    if file.identity.get("certify") != CERTIFY_VERSION:
-        raise ResultError(f"{folder / SUMMARY}: made by version {file.identity.get('certify')} of the certifiers.")
+    if not file.is_current:
+        made, now = file.identity.get("certify"), VERSIONS[file.method]
+        raise ResultError(
+            f"{folder / SUMMARY}: made by version {made} of {file.method}; this is version {now}. Certify again."
+        )
     # A summary of certificates names its model as a result does.
     spec = recall_spec(cast(ResultFile, file), model, fields)
     checker = _Checker.of(spec, file, rows, Options.take({**fields, "fast_layers": False}))
