@@ -26,6 +26,8 @@ def run_in_process() -> int:
             with reserve_stdout() if "--json" in sys.argv[1:] else contextlib.nullcontext():
                 return int(app(prog_name="robbench", standalone_mode=False) or 0)
         except SystemExit as ended:  # of the command line; one of a model is an error of its command
+            if isinstance(ended.__context__, BrokenPipeError):  # `robbench … | head`: the parser makes this of it
+                return 141
             return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         except RobbenchError as error:
             message = f"robbench: {leave_out_python(_name_option(str(error)))}"

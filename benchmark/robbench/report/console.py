@@ -124,6 +124,10 @@ class TerminalConsole(Console):
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else escape_control(text), style, control)
 
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that is being handled, which ends the command. rich would exit with code 1."""
+        raise
+
     def note(self, text: str) -> None:
         """Print a warning. A reader at the command line gets no words about Python."""
         if isinstance(super().file, SafeStream):
