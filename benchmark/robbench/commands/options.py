@@ -94,7 +94,10 @@ ModelNames = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help=f"A registered model, or a source: {SOURCES} (repeatable)."),
 ]
-Norm = Annotated[str | None, typer.Option(help="Linf, L2 or L1 (L0 for attacks that know it); goes with --eps.")]
+Norm = Annotated[
+    str | None,
+    typer.Option(help="Linf, L2 or L1 (L0 for attacks that know it); goes with --eps, except in suite distance."),
+]
 Overwrite = Annotated[bool, typer.Option(help="Replace a stored result of a different run.")]
 Radius = Annotated[str | None, typer.Option(help='Radius in [0, 1] pixel units, such as "8/255".')]
 Samples = Annotated[
