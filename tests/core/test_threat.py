@@ -141,6 +141,24 @@ def test_l1_steepest_picks_a_pixel_that_can_move():
     assert Ball("L1", 1.0).steepest(x, grad).flatten().tolist() == [0.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_move_is_the_steepest_direction_times_its_length(norm):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.rand(4, 1, 3, 3, generator=generator), torch.randn(4, 1, 3, 3, generator=generator)
+    ball = Ball(norm, 1.0)
+    assert torch.equal(ball.climb(x, grad, 0.3), 0.3 * ball.steepest(x, grad))
+
+
+def test_a_move_in_l1_uses_up_its_length_on_the_steepest_pixels():
+    x = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.5]).view(1, 1, 1, 6).repeat(4, 1, 1, 1)
+    grad = torch.tensor([9.0, 4.0, -3.0, 2.0, -8.0, 0.0]).view(1, 1, 1, 6).repeat(4, 1, 1, 1)
+    size = torch.tensor([0.0, 0.25, 1.0, 9.0]).view(4, 1, 1, 1)
+    expected = [[0, 0, 0, 0], [0.25, 0, 0, 0], [0.25, -0.5, 0.25, 0], [0.25, -0.5, 0.75, 0]]
+    moves = Ball("L1", 1.0).climb(x, grad, size).view(4, 6)
+    assert moves[:, 1:5].tolist() == expected and not moves[:, [0, 5]].any()
+    assert torch.equal(Ball("L1", 1.0).climb(x[:1], grad[:1], 1.0).view(6), moves[2])
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0"])
 def test_a_radius_for_each_lane_does_what_a_ball_for_each_lane_does(norm):
     generator = torch.Generator().manual_seed(5)

@@ -92,7 +92,7 @@ class APGD(Climbing):
             x = torch.where(per_lane(halve, grad), x_best, x)
             grad = torch.where(per_lane(halve, grad), grad_best, grad)
 
-        z = ball.project(p.x, x + per_lane(size, grad) * ball.steepest(x, grad))
+        z = ball.project(p.x, x + ball.climb(x, grad, per_lane(size, grad)))
         a = per_lane(torch.where(t == 0, 1.0, _MOMENTUM).to(x.dtype), grad)
         x_next = ball.project(p.x, x + a * (z - x) + (1 - a) * (x - s["x_old"]))
         return {

@@ -141,4 +141,4 @@ class Hunt:
         at, taken = s["at"], s["taken"]
         share = taken.to(grad.dtype) / torch.where(self._chasing(at), self.chase, self.run)
         size = torch.where((at < self.starts) & (taken < self.odi_steps), 1.0, (share * math.pi).cos() + 1) * ball.eps
-        return per_lane(size, grad) * ball.steepest(s["x"], grad)
+        return ball.climb(s["x"], grad, per_lane(size, grad))

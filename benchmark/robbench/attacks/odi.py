@@ -60,7 +60,7 @@ class ODI(PGD):
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take a starting step, or a step of PGD."""
-        far = ball.project(p.x, s["x"] + self.odi_step * ball.radius(grad) * ball.steepest(s["x"], grad))
+        far = ball.project(p.x, s["x"] + ball.climb(s["x"], grad, self.odi_step * ball.radius(grad)))
         near = super().step(p, ball, s, t, logits, loss, grad)["x"]
         starting = per_lane(s["left"] > 0, grad)
         return {"x": torch.where(starting, far, near), "left": (s["left"] - 1).clamp(min=0)}

@@ -18,7 +18,7 @@ __all__ = ["FGSM", "PGD"]
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Climbing):
-    """x ← Π(x + step · steepest(∇loss)), from x or from a random point of the ball.
+    """x ← Π(x + step · steepest(∇loss)), from x or from a random point of the ball. `Ball.climb` takes the step.
 
     Attributes:
         step_size: in pixel units [0, 1]; None takes `relative_step` of eps.
@@ -62,7 +62,7 @@ class PGD(Climbing):
         if self.anneal:
             share = (t.to(grad.dtype) / self.steps * math.pi).cos().add(1) / 2
             size = size * per_lane(share, grad)
-        return {"x": ball.project(p.x, s["x"] + size * ball.steepest(s["x"], grad))}
+        return {"x": ball.project(p.x, s["x"] + ball.climb(s["x"], grad, size))}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,7 +196,7 @@ class Relax:
         if may_hold(begins):  # the draw takes time
             halfway = (s["top"] + ball.random(p, step=s["at"] + _NOISE)) / 2
             x = torch.where(per_lane(begins, grad), halfway, x)  # the gradient is that of another point
-        x = x + per_lane(size.masked_fill(begins, 0), grad) * ball.steepest(x, grad)
+        x = x + ball.climb(x, grad, per_lane(size.masked_fill(begins, 0), grad))
         # The wider ball is the ball, stretched around the image and cut at the box.
         outside = self.widen * (1 - (taken + 1).to(grad.dtype) / first).clamp(min=0)
         wide = per_lane(torch.where(probing, 0.0, outside) + 1, grad)

@@ -188,6 +188,27 @@ class Ball:
         best = free.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, best, free.gather(1, best).sign()).view_as(grad)
 
+    def climb(self, x: Tensor, grad: Tensor, size: float | Tensor) -> Tensor:
+        """Return the move of length `size` along which a linear loss with this gradient rises most.
+
+        Linf, L2: `size` times the steepest direction, which the caller projects into the box. L1: pixels move to the
+        box, those with the largest gradient first, until the length is used up. One pixel alone can move by 1 at most,
+        and radii in L1 are often far above that.
+
+        Args:
+            x: points in the box, [L, C, H, W].
+            grad: gradient at these points.
+            size: length of the moves, one for all lanes or [L, 1, 1, 1].
+        """
+        if self.norm != "L1":
+            return size * self.steepest(x, grad)
+        flat, at = grad.flatten(1), x.flatten(1)
+        order = flat.abs().argsort(dim=1, descending=True, stable=True)
+        room = (torch.where(flat > 0, 1 - at, at) * (flat != 0)).gather(1, order)
+        left = (size.flatten(1) if isinstance(size, Tensor) else size) - (room.cumsum(1) - room)
+        moved = torch.minimum(left.clamp(min=0), room)
+        return (torch.zeros_like(flat).scatter_(1, order, moved) * flat.sign()).view_as(grad)
+
 
 def _l1_threshold(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """Solve Σ min(max(size − λ, 0), room) = eps for λ per lane, [L, n], [L, n] -> [L]. A tensor eps is [L, 1].
