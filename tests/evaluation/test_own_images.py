@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from robbench.attacks import FGSM
 from robbench.classifier.own_images import check_own_images
@@ -73,3 +74,13 @@ def test_pixels_within_a_rounding_error_are_clipped_and_told():
         assert found.robust_accuracy == expected.robust_accuracy and found.run_id == expected.run_id
         assert "clipped" in attack_images(small(), FGSM(), x, Y, eps=0.02).flags
         assert x[0, 0, 0, 0] == torch.tensor(value)
+
+
+def test_images_in_float16_are_attacked_in_float32():
+    """Rounded to float16, most points of an attack lay outside the ball, and no break counted."""
+    x = X.half()
+    y = small()(x.float()).argmax(1)
+    wide, half = (attack_images(small(), FGSM(), images, y, eps="8/255") for images in (x.float(), x))
+    assert half.x_adv.dtype == torch.float32 and torch.equal(half.x_adv, wide.x_adv) and wide.broken.any()
+    given = evaluate(small(), [FGSM()], data=TensorDataset(x, y), eps="8/255", dataset="half")
+    assert given.robust_accuracy.value == wide.robust_accuracy

@@ -246,7 +246,7 @@ REFUSED = {  # name: (what is asked for, words of the sentence)
     "wrong size": (lambda: ask(x=X[..., :4]), r"cannot be run on images of shape \(1, 8, 4\)"),
     "channels last": (lambda: ask(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval(), x=X.permute(0, 2, 3, 1)),
                       r"cannot be run on images of shape \(8, 8, 1\)"),
-    "half images": (lambda: ask(x=X.half()), r"cannot be run on images of shape \(1, 8, 8\) \(torch.float16\)"),
+    "half model": (lambda: ask(small().half(), X.half()), r"weights are torch.float16; attacks need float32: call mod"),
     "one answer for all": (
         lambda: ask(answering(lambda net, x: net(x).mean(0, keepdim=True))), r"shape \(1, 10\) to a batch of .*padded"
     ),

@@ -81,6 +81,13 @@ def _compare_sizes(inner: nn.Module, x: Tensor, reason: str) -> str:
     return ""
 
 
+def _fit(weights: set[str]) -> str:
+    """Say how weights of these types and images come to fit each other. Images of 16 bits are none that we attack."""
+    if weights & {"torch.float16", "torch.bfloat16"}:
+        return "attacks need float32: call model.float() first"
+    return f"x.to({min(weights)}) may fit"
+
+
 class Guarded(nn.Module):
     """A model as the engine needs it: [L, C, H, W] in [0, 1] -> logits [L, K], on the device of the input.
 
@@ -135,7 +142,7 @@ class Guarded(nn.Module):
                 raise
             reason = str(error) or type(error).__name__
             weights = {str(p.dtype) for p in self.inner.parameters()} - {str(x.dtype)}
-            remedy = f". Its weights are {', '.join(sorted(weights))}; x.to({min(weights)}) may fit." if weights else ""
+            remedy = f". Its weights are {', '.join(sorted(weights))}; {_fit(weights)}." if weights else ""
             remedy += _compare_sizes(self.inner, x, reason)
             raise ModelError(
                 f"The model cannot be run on images of shape {tuple(x.shape[1:])} ({x.dtype}): {reason}{remedy}"

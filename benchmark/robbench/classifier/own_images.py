@@ -23,9 +23,9 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
         y: labels [N], integers from 0.
 
     Returns:
-        The images; the labels as int64; and flags, name of a problem -> sentence. A pixel that leaves [0, 1] by less
-        than the rounding of float32 near 1 is set to the bound, and flag `clipped` says so. Flag `dark` says that no
-        pixel exceeds 1/255.
+        The images, those in float16 as float32, because float16 would round the points of attacks out of the ball; the
+        labels as int64; and flags, name of a problem -> sentence. A pixel that leaves [0, 1] by less than the rounding
+        of float32 near 1 is set to the bound, and flag `clipped` says so. Flag `dark` says that no pixel exceeds 1/255.
 
     Raises:
         DataError: a wrong type or shape, no images, a value that is NaN or outside [0, 1], or a negative label.
@@ -44,6 +44,8 @@ def check_own_images(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, dict[str, st
         raise DataError(f"x holds no images: its shape is {tuple(x.shape)}.")
     x, y = x.detach().cpu(), y.detach().cpu().long()
     flags: dict[str, str] = {}
+    if x.dtype == torch.float16:
+        x = x.float()
     if x.dtype != torch.uint8:
         x, flags = _clip_rounding(x)
     flags |= _find_dark_flag(x)

@@ -233,7 +233,10 @@ def _take_item(data: Any, position: int) -> tuple[Tensor, int]:
             image = torch.from_numpy(image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0))
         if not isinstance(image, Tensor) or image.dim() != 3:
             raise ValueError(f"{type(image).__name__} given; expected: an image [C, H, W] and a label")
-        image = image.div(255) if image.dtype == torch.uint8 else image
+        if image.dtype == torch.uint8:
+            image = image.div(255)
+        elif image.dtype in (torch.float16, torch.bfloat16):  # see `own_images.check_own_images`
+            image = image.float()
         return image, int(label)
 
 

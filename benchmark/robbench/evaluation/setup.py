@@ -70,10 +70,6 @@ class Setup:
         self.coarse = options.gradients is not None
         if self.coarse and images.dtype != torch.float32:
             raise DataError(f"gradients in {options.gradients} given with images in {images.dtype}; allowed: float32.")
-        if options.levels is not None and images.dtype not in (torch.float32, torch.float64):
-            raise DataError(
-                f"levels given with images in {images.dtype}, which holds no levels exactly; allowed: float32, float64."
-            )
         self.threat = choose_threat(suite, images.dataset, options, math.prod(images.shape))
         self.stages = ready_stages(suite, self.threat, target, images, options)
         self.targets = None if options.target is None else self._make_targets(options.target)
