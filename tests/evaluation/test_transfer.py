@@ -48,6 +48,52 @@ def test_the_points_are_those_of_the_surrogate(tmp_path):
     assert result.attacks[0].config["attack"]["steps"] == 7
 
 
+@pytest.mark.parametrize(
+    "attack", [PGD(objective="margin", steps=7, restarts=3), PGD(objective="margin_targeted", steps=7, targets=3)]
+)
+def test_the_points_of_all_restarts_and_targets_are_tried(tmp_path, attack):
+    more = f'objective = "{attack.objective}"\nrestarts = {attack.restarts}\ntargets = {attack.targets}'
+    suite = write_transfer_suite(tmp_path, TRANSFER.replace('objective = "margin"', more))
+    result = evaluate("digits/at", suite, samples=70, lanes=32, results=tmp_path / "results")
+    data = load("digits", "test")
+    x, y = torch.from_numpy(data.x[:70]).float() / data.scale, torch.from_numpy(data.y[:70])
+    natural, target = (load_model(Registry.default().find(f"digits/{n}")).module for n in ("natural", "at"))
+    sample = torch.from_numpy(data.index[:70])
+    stands = [target(x).argmax(1) == y]
+    for trial in range(3):
+        p = Problem(x=x, y=y, sample=sample, trial=torch.full_like(sample, trial), key=rng.make_key(0, "BB"))
+        stands.append(target(engine.perturb(natural, attack, p, Ball("Linf", 0.2))).argmax(1) == y)
+    robust = torch.stack(stands).all(0)
+    assert robust.sum() < torch.stack(stands[:2]).all(0).sum(), "the first point is not all there is"
+    found = rows(tmp_path, result)
+    assert (found["status"] == "robust").to_numpy().tolist() == robust.tolist()
+    assert set(found.loc[found["status"] == "robust", "forwards"]) == {3}
+    assert result.attacks[0].config["trials"] == 3
+
+
+def test_a_gradient_of_nan_in_the_surrogate_stops_no_attack(tmp_path, monkeypatch):
+    (tmp_path / "rooted.py").write_text(
+        "import torch\n"
+        "from robbench.models.card import Registry\n"
+        "from robbench.models.load import load_model\n"
+        "class Rooted(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.inner = load_model(Registry.default().find('digits/natural')).module\n"
+        "    def forward(self, x):\n"
+        "        return self.inner(x) + 0 * torch.sqrt(x[:, 0, 0, :1] ** 2)\n"
+        "def make(): return Rooted().eval()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    suite = write_transfer_suite(tmp_path, TRANSFER.replace("steps = 7", "steps = 7\nrandom_start = false"))
+    options = {"samples": 30, "norm": "L2", "eps": 1}
+    plain, rooted = (
+        evaluate("digits/natural", suite, surrogate=s, **options) for s in ("digits/natural", "rooted:make")
+    )
+    assert plain.robust_accuracy.value < 0.1 and not rooted.flags
+    assert rooted.robust_accuracy.value == pytest.approx(plain.robust_accuracy.value, abs=0.04)
+
+
 def test_from_itself_it_is_the_white_box_attack(tmp_path):
     transfer = evaluate("digits/natural", write_transfer_suite(tmp_path), samples=60, results=tmp_path / "results")
     ours = rows(tmp_path, transfer)

@@ -75,9 +75,9 @@ class Rows:
 
 
 def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor:
-    """Run one trial of an attack as a plain loop, without judge and early stop.
+    """Run one trial of an attack as a plain loop, without judge and early stop. Nonfinite gradients count as 0.
 
-    Adversarial training uses it. Tests compare the lanes with it.
+    Adversarial training and transfer use it. Tests compare the lanes with it.
 
     Args:
         model: what to query.
@@ -96,6 +96,7 @@ def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor
     for step in range(attack.steps):
         t = torch.full_like(p.sample, step)
         logits, loss, grad = query(model, attack, p, s, attack.needs_grad)
+        grad = grad.nan_to_num(0.0, 0.0, 0.0)  # as the lanes do; a NaN would reach every further point
         s = attack.step(seen, ball, s, t, two_classes(logits, p.target), loss, grad)
     return s["x"].detach()
 

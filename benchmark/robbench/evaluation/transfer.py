@@ -44,11 +44,12 @@ __all__ = ["FixedPoints", "Transfer", "build_inner_attack", "build_transfer", "l
 
 @dataclass(frozen=True, eq=False)
 class FixedPoints:
-    """An attack that queries one fixed point per image.
+    """An attack that queries fixed points: one per image and trial.
 
     Attributes:
-        points: the points, [N, C, H, W] on the CPU.
-        sample: official indices of the points, [N], increasing.
+        points: the points, [N · trials, C, H, W] on the CPU: those of the first image, of the second, and so on.
+        sample: official indices of the images, [N], increasing.
+        trials: number of points of each image.
     """
 
     kind: ClassVar[str] = "given"
@@ -57,15 +58,15 @@ class FixedPoints:
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
-    trials: ClassVar[int] = 1
     steps: ClassVar[int] = 0
 
     points: Tensor
     sample: Tensor
+    trials: int = 1
 
     def init(self, p: Problem, ball: Ball) -> State:
         """Look up the point of each lane."""
-        at = torch.searchsorted(self.sample, p.sample.cpu())
+        at = torch.searchsorted(self.sample, p.sample.cpu()) * self.trials + p.trial.cpu()
         return {"x": self.points[at].to(p.x.device)}
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
@@ -79,9 +80,9 @@ class FixedPoints:
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """An attack on a surrogate. Its final points are tried on the target.
+    """An attack on a surrogate. The final point of each of its trials (restarts, targets) is tried on the target.
 
-    Only the one query of the target counts. Queries of the surrogate do not count.
+    Only these queries of the target count. Queries of the surrogate do not count.
 
     Attributes:
         surrogate: the surrogate model.
@@ -106,11 +107,13 @@ class Transfer:
     @property
     def passes(self) -> int:
         """Largest number of passes of an image, through surrogate and target together."""
-        return self.inner.steps + 2
+        return self.inner.trials * (self.inner.steps + 2)
 
     def describe(self) -> dict[str, Any]:
         """Return the attack's part of a run's identity."""
         identity = {"surrogate": self.name, "surrogate_weights": self.weights, "attack": describe(self.inner)}
+        if self.inner.trials > 1:
+            identity["trials"] = self.inner.trials  # earlier versions tried the point of the first trial alone
         return {"kind": self.kind, "version": self.version, **identity}
 
     def propose(
@@ -135,9 +138,13 @@ class Transfer:
                 key=key,
                 target=None if target is None else target[at].to(device),
             )
-            points = engine.perturb(self.surrogate, self.inner, _pad(p, lanes), ball)[: len(at)].cpu()
+            padded, trials, points = _pad(p, lanes), self.inner.trials, list[Tensor]()
+            for trial in range(trials):
+                p = replace(padded, trial=torch.full_like(padded.trial, trial))
+                points.append(engine.perturb(self.surrogate, self.inner, p, ball)[: len(at)].cpu())
             order = np.argsort(sample[at])
-            yield at, FixedPoints(points[order], torch.from_numpy(sample[at][order]))
+            of_each = torch.stack(points, dim=1)[order].flatten(0, 1)
+            yield at, FixedPoints(of_each, torch.from_numpy(sample[at][order]), trials)
 
 
 def _pad(p: Problem, lanes: int) -> Problem:

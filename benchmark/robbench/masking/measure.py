@@ -210,7 +210,7 @@ def _measure_transfer(probe: GradientProbe, stage: ReadyStage) -> Transferred:
     device = device_of(stage.attack.surrogate)
     for at, batch in stage.attack.propose(probe.x, probe.y, probe.sample, probe.ball, stage.key, probe.widths.lanes):
         order = np.argsort(probe.sample[at])
-        y = probe.y[torch.from_numpy(at[order])]
+        y = probe.y[torch.from_numpy(at[order])].repeat_interleave(batch.trials)
         with torch.no_grad():
             surrogate_wrong = stage.attack.surrogate(batch.points.to(device)).argmax(1).cpu() != y
         model_wrong = probe.compute_logits(batch.points.to(probe.target.device)).argmax(1).cpu() != y
