@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,7 @@ from robbench.results.adversarials import FILE as POINTS
 from robbench.results.adversarials import Points, merge, pack, read
 from robbench.results.reader import read_results
 from robbench.results.schema import dump_sealed
+from support.attacks import Scripted
 from support.commands import run
 from support.leaderboard import read_leaderboard
 from support.models import images, small
@@ -301,6 +303,18 @@ def test_the_interval_stands_beside_the_attack(copy, capsys):
     assert find_contradictions(root) == []
     make(root, "bounds", samples=5)
     assert CertificateIndex(root).find(result) == interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Few(Scripted):
+    norms: ClassVar[tuple[str, ...]] = ("L0",)
+
+
+def test_a_break_in_l0_contradicts_no_proof_in_another_norm(copy):
+    root, _ = copy
+    result = evaluate(NET, [Few(points=(0.0, 1.0))], x=X, y=Y, name="net", results=root, norm="L0", eps=63)
+    assert result.threat.norm == "L0"
+    assert find_contradictions(root) == []
 
 
 def test_certificates_of_an_earlier_version_stand_nowhere(copy, monkeypatch):

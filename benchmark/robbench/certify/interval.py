@@ -19,7 +19,8 @@ from robbench.results.summary import make_accuracy
 
 __all__ = ["CertificateIndex", "Interval", "find_contradictions"]
 
-_STRENGTH = {"Linf": 0, "L2": 1, "L1": 2}  # a point within a distance in one norm is within it in every earlier one
+_STRENGTH = {"Linf": 0, "L2": 1, "L1": 2}
+"""A point within a distance in one norm is within it in every earlier one. L0 says nothing about another norm."""
 _SLACK = 1e-6  # what the judge allows beyond the radius, and proofs cover
 
 
@@ -125,6 +126,8 @@ def _list_breaks(
     """List what was broken: identity of the function, norm, and a frame with sample, attack and distance."""
     breaks: list[tuple[dict[str, object], str, pd.DataFrame]] = []
     for result in read_results(root, model).results:
+        if result.threat.norm not in _STRENGTH:
+            continue
         try:
             rows = read_vouched_rows(locate_result(root, result))
         except ResultError:
