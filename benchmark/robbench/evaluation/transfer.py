@@ -112,9 +112,9 @@ class Transfer:
     def describe(self) -> dict[str, Any]:
         """Return the attack's part of a run's identity."""
         identity = {"surrogate": self.name, "surrogate_weights": self.weights, "attack": describe(self.inner)}
-        if self.inner.trials > 1:
-            identity["trials"] = self.inner.trials  # earlier versions tried the point of the first trial alone
-        return {"kind": self.kind, "version": self.version, **identity}
+        # Without this key, earlier versions tried the point of the first trial alone.
+        trials = {"trials": self.inner.trials} if self.inner.trials > 1 else {}
+        return {"kind": self.kind, "version": self.version, **identity, **trials}
 
     def propose(
         self,
