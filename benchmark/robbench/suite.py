@@ -22,7 +22,8 @@ kind = "pgd"             # from `robbench list attacks`, or "module:Class" for y
                          # package is not installed.
 objective = "ce"
 steps = 20
-on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # changes for one data set
+on.mnist = { name = "PGD-40-xent", steps = 40, step_size = "0.01" }   # changes for one data set. A step size is a
+                         # length in the norm of [threat]: in a run with another --norm, attacks take `relative_step`.
 ```
 """
 
