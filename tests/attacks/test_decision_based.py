@@ -147,3 +147,12 @@ def test_refuses_what_means_nothing(kind, given):
     name, value = next(iter(given.items()))
     with pytest.raises(SuiteError, match=f"{name} {value}"):
         kind(**given)
+
+
+def test_rays_ends_at_the_best_point_of_all_its_searches():
+    """With 16 pixels, 500 steps are several searches. The last one may be anywhere."""
+    model, x, y, radius = hyperplane("Linf", seed=3, n=12)
+    ball = Ball("Linf", float(radius.median()) * 1.2)
+    some, last = (run_attack(model, RayS(steps=500), x, y, ball, judge=judge, lanes=12) for judge in ("any", "final"))
+    assert some.broken.any() and not some.broken.all()
+    assert (last.broken == some.broken).all()

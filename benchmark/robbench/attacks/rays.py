@@ -76,6 +76,8 @@ class RayS:
             "block": none - 1,  # which of them; −1 is the first direction as it is
             "searching": none.clone(),  # queries that are left of a bisection
             "improved": torch.zeros_like(none, dtype=torch.bool),  # whether this level has kept a proposal
+            "champion": direction,  # the direction of the shortest ray of all searches of the trial
+            "reach": radius,  # its radius
         }
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
@@ -93,6 +95,10 @@ class RayS:
         searching = torch.where(kept, self.searches, (s["searching"] - 1).clamp(min=0))
         improved = s["improved"] | kept
 
+        shorter = (radius < s["reach"]) | (kept & (radius <= s["reach"]))
+        champion = torch.where(per_lane(shorter, p.x), best, s["champion"])
+        reach = torch.minimum(radius, s["reach"])
+
         over = searching == 0
         last_level = math.ceil(math.log2(p.x[0].numel()))
         block = s["block"] + over.long()
@@ -104,8 +110,10 @@ class RayS:
             best = torch.where(per_lane(restarts, p.x), self._draw(p, t + 1), best)
         radius = torch.where(restarts, 1, radius) if x_restarts else radius
 
-        asked = torch.where(per_lane(over & (t + 1 < self.steps), p.x), self._flip(best, level, block), best)
-        far = torch.where(over | (t + 1 >= self.steps), radius, (lowest + radius) / 2)
+        last = t + 1 >= self.steps
+        asked = torch.where(per_lane(over, p.x), self._flip(best, level, block), best)
+        asked = torch.where(per_lane(last, p.x), champion, asked)
+        far = torch.where(last, reach, torch.where(over, radius, (lowest + radius) / 2))
         return {
             "x": (p.x + per_lane(far, p.x) * asked).clamp(0, 1),
             "best": best,
@@ -115,6 +123,8 @@ class RayS:
             "block": block,
             "searching": searching,
             "improved": improved & ~wrapped,
+            "champion": champion,
+            "reach": reach,
         }
 
     def _draw(self, p: Problem, step: Tensor) -> Tensor:
