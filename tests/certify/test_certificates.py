@@ -417,10 +417,10 @@ def test_the_command_certifies_verifies_and_refuses(tmp_path):
     assert listed["counts"] == {"proven": 3}
     for args, message in (
         (("--eps", "0.1", "--norm", "L2"), "allowed: Linf"),
-        (("--method", "smoothing", "--eps", "0.1"), "--sigma goes with"),
+        (("--method", "smoothing", "--eps", "0.1"), "--method smoothing needs --sigma"),
         (("--sigma", "0.1"), "--sigma goes with"),
         (("--eps", "0.1", "--seconds", "0"), "--seconds"),
-        (("--method", "smoothing", "--sigma", "-1"), "sigma -1.0 given"),
+        (("--method", "smoothing", "--sigma", "-1"), "--sigma: -1.0 given"),
     ):
         assert message in run("certify", "digits/natural", *args, cwd=tmp_path, code=2).stderr
     frame = pd.read_parquet(folder / ROWS)

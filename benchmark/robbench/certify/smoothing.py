@@ -52,11 +52,12 @@ class Smoothing:
     def __post_init__(self) -> None:
         """Check the values."""
         if not 0 < self.sigma <= 10:
-            raise RobbenchError(f"sigma {self.sigma} given; allowed: above 0, at most 10.")
+            raise RobbenchError(f"sigma: {self.sigma} given; allowed: above 0, at most 10.")
         if not 0 < self.alpha < 0.5:
-            raise RobbenchError(f"alpha {self.alpha} given; allowed: above 0 and below 0.5.")
-        if not (1 <= self.draws < _CHOICE and 1 <= self.choice < _CHOICE):
-            raise RobbenchError(f"draws {self.draws} and choice {self.choice} given; allowed: from 1 on.")
+            raise RobbenchError(f"alpha: {self.alpha} given; allowed: above 0 and below 0.5.")
+        for name, count in (("draws", self.draws), ("choice", self.choice)):
+            if not 1 <= count < _CHOICE:
+                raise RobbenchError(f"{name}: {count} given; allowed: from 1 to {_CHOICE - 1}.")
 
     def describe(self) -> dict[str, Any]:
         """Return the method's part of the identity."""

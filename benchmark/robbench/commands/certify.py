@@ -72,8 +72,7 @@ def certify(
 
     about = {"dataset": dataset, "architecture": architecture, "mean": per_channel("--mean", mean)}
     spec = make_specs([model], Registry.default(models or []), {**about, "std": per_channel("--std", std)})[0]  # type: ignore[typeddict-item]
-    if (method == "smoothing") != (sigma is not None) or (method == "smoothing") != (eps is None):
-        raise RobbenchError("--sigma goes with --method smoothing; --eps goes with exact and bounds. Give one of them.")
+    _check_method(method, eps, sigma)
     if method == "exact" and norm != "Linf":
         raise RobbenchError(f"--norm {norm} given with --method exact; allowed: Linf. Use --method bounds.")
     if not 0 < seconds < float("inf"):
@@ -90,7 +89,7 @@ def certify(
         try:
             how = Balls(method, parse_threat(norm, eps), seconds)
         except ValueError as error:
-            raise RobbenchError(f"--eps: {error}") from None
+            raise RobbenchError(f"--{error}") from None
     options = Options(
         samples=samples,
         lanes=lanes,
@@ -106,3 +105,22 @@ def certify(
         print_objects([file.model_dump(mode="json")])
         return
     print_certified(file, results)
+
+
+def _check_method(method: str, eps: str | None, sigma: float | None) -> None:
+    """Check that a method has what it needs, and nothing of another method.
+
+    Raises:
+        RobbenchError: it lacks --eps or --sigma, or has the other one.
+    """
+    needed, other = ("sigma", "eps") if method == "smoothing" else ("eps", "sigma")
+    given = {"eps": eps, "sigma": sigma}
+    example = {"eps": "0.03", "sigma": "0.3"}[needed]
+    if given[other] is not None:
+        methods = "--method smoothing" if other == "sigma" else "--method exact and --method bounds"
+        raise RobbenchError(
+            f"--{other} {given[other]} given with --method {method}; --{other} goes with {methods}. "
+            f"--method {method} needs --{needed}, such as --{needed} {example}."
+        )
+    if given[needed] is None:
+        raise RobbenchError(f"--method {method} given without --{needed}. Give it, such as --{needed} {example}.")

@@ -89,7 +89,7 @@ def measure(
     try:
         radius = None if eps is None else parse_threat("Linf", eps).eps
     except ValueError as error:
-        raise RobbenchError(f"--eps: {error}") from None
+        raise RobbenchError(f"--{error}") from None
     about: SpecFields = {"dataset": dataset, "architecture": architecture}
     about |= {"mean": per_channel("--mean", mean), "std": per_channel("--std", std)}
     specs = make_specs(model, Registry.default(models or []), about)
