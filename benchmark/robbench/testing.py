@@ -28,6 +28,8 @@ from robbench.gate.decision import Decision, Policy, run_gate_check
 from robbench.gate.measure import measure_entry, measure_entry_again, open_results_tree
 from robbench.masking.run import examine
 from robbench.models.card import Registry
+from robbench.models.schema import DATASETS
+from robbench.models.sources import parse_source
 from robbench.models.spec import ModelSpec
 from robbench.report.gate import format_text
 from robbench.report.sanity import SanityResult
@@ -198,7 +200,9 @@ def _describe(
 ) -> ModelSpec:
     """Say which model is measured in the place of an entry of a baseline."""
     if x is None:
-        dataset = dataset or before.given.dataset
+        known = before.dataset if before.dataset in DATASETS else None
+        is_registered = isinstance(model, str) and parse_source(model) is None  # its card names the data set
+        dataset = dataset or (None if is_registered else before.given.dataset or known)
     if isinstance(model, str):
         return ModelSpec(model, x, y, dataset)
     is_taken = Registry.default().find_alike(before.dataset, before.model)  # a module cannot have a card's name

@@ -108,6 +108,11 @@ def make_baseline(
     from robbench.gate.baseline import write_baseline
     from robbench.models.sources import parse_source
 
+    for entry in entries:  # before the file, which every check would refuse
+        if problem := entry.find_contradiction():
+            raise RobbenchError(
+                f"{problem}. {out} was not written. Check the labels and the normalization, or take more --samples."
+            )
     write_baseline(out, entries)
     for entry in entries:
         clean, robust = entry.clean_accuracy, entry.robust_accuracy

@@ -115,7 +115,9 @@ def _list_differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    if isinstance(value, dict) and "name" in value:  # an architecture
+        value = " ".join([str(value["name"]), *(f"{key}={v}" for key, v in value.get("args", {}).items())])
+    text = "none" if value is None else " ".join(str(value).split())
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
         return text[:12]
     return text if len(text) <= 60 else text[:57] + "..."

@@ -26,6 +26,7 @@ from enum import StrEnum
 
 from robbench.core.errors import ResultError
 from robbench.core.stats import holm, hypergeometric_upper, least_discordant
+from robbench.core.words import format_count
 from robbench.gate.baseline import BaselineEntry
 from robbench.gate.changes import Change
 from robbench.gate.paired import CLEAN, WORST, Comparison, PairedTest, compare_entries
@@ -86,7 +87,7 @@ class GateFinding:
     because: tuple[Change, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decision:
     """The outcome of a whole check.
 
@@ -108,6 +109,32 @@ class Decision:
     def failed(self) -> bool:
         """Whether a test failed, or an attack of the baseline did not run."""
         return any(f.outcome is GateOutcome.FAILED for f in self.findings) or any(c.removed for c in self.comparisons)
+
+    @property
+    def headline(self) -> str:
+        """The outcome in one line."""
+        removed = sum(len(c.removed) for c in self.comparisons)
+        failed = sum(f.outcome is GateOutcome.FAILED for f in self.findings) + removed
+        tests = format_count(sum(f.test.counted for f in self.findings) + removed, "test")
+        verdict = f"FAILED: {failed} of {tests}" if self.failed else f"passed: {tests}"
+        n = format_count(sum(c.n for c in self.comparisons), "image")
+        size = f"{format_count(len(self.comparisons), 'model')}, {n}"
+        tail = f"; {self.early}" if self.early else ""
+        return f"Gate {verdict} ({size}, α = {self.policy.alpha:g}, allowed drop {self.policy.max_drop:g} points{tail})"
+
+    def __repr__(self) -> str:
+        """Return the outcome in one line."""
+        return f"<Decision {self.headline}>"
+
+    def __str__(self) -> str:
+        """Return the outcome, and a line for each test that did not pass and each attack that did not run."""
+        lines = [self.headline]
+        for f in self.findings:
+            if f.outcome is not GateOutcome.PASSED:
+                t = f.test
+                lines.append(f"{t.model}, {t.what}: {f.outcome}, {t.before} of {t.n} images before, {t.now} now")
+        lines += [f"{c.before.name}, {name}: did not run" for c in self.comparisons for name in c.removed]
+        return "\n".join(lines)
 
 
 def decide_gate(comparisons: Sequence[Comparison], policy: Policy, share: float = 1.0) -> Decision:

@@ -18,6 +18,7 @@ from robbench.core.version import digest_judging_code, digest_verdict_code
 from robbench.evaluation.options import Options
 from robbench.evaluation.request import RunRequest
 from robbench.gate.baseline import Baseline, BaselineEntry, Given, build_entry
+from robbench.models.schema import DATASETS
 from robbench.models.sources import parse_source
 from robbench.models.spec import ModelSpec
 from robbench.results.places import locate_result
@@ -184,7 +185,7 @@ def choose_entries(
             + " Only a baseline with one model can be compared with a model that it does not hold."
         )
     (entry,) = baseline.runs
-    return [(entry, _move_data(_replace_model(entry.given, models[0]), data))]
+    return [(entry, _move_data(_replace_model(entry, models[0]), data))]
 
 
 def _move_data(given: Given, data: Path | None) -> Given:
@@ -212,9 +213,11 @@ def _require_consent(given: Given) -> None:
     )
 
 
-def _replace_model(given: Given, model: str) -> Given:
-    """Name another model. The description of the source stays where the new source needs it."""
-    source = parse_source(model)
+def _replace_model(entry: BaselineEntry, model: str) -> Given:
+    """Name another model. The data set stays, and the description of the source where the new source needs it."""
+    source, given = parse_source(model), entry.given
+    if given.data is None and entry.dataset in DATASETS:
+        given = given.model_copy(update={"dataset": entry.dataset})
     if source is None:
         return Given(model=model)
     if source.kind in ("file", "hf"):

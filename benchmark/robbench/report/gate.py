@@ -35,15 +35,7 @@ _MARKS = {
 
 def format_headline(d: Decision) -> str:
     """Format the outcome of the check as one line."""
-    failed = sum(f.outcome is GateOutcome.FAILED for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
-    tests = sum(f.test.counted for f in d.findings) + sum(len(c.removed) for c in d.comparisons)
-    models, n = len(d.comparisons), sum(c.n for c in d.comparisons)
-    verdict = (
-        f"FAILED: {failed} of {format_count(tests, 'test')}" if d.failed else f"passed: {format_count(tests, 'test')}"
-    )
-    size = f"{format_count(models, 'model')}, {format_count(n, 'image')}"
-    tail = f"; {d.early}" if d.early else ""
-    return f"Gate {verdict} ({size}, α = {d.policy.alpha:g}, allowed drop {d.policy.max_drop:g} points{tail})"
+    return d.headline
 
 
 def _rows(c: Comparison, findings: list[GateFinding]) -> Iterator[dict[str, str]]:
