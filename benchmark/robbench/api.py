@@ -25,7 +25,7 @@ from robbench.core.numbers import parse_eps
 from robbench.core.types import Judge
 from robbench.data.sets import NAMES, load
 from robbench.evaluation.attack_images import AttackFields, AttackOutcome, attack_images, compute_clean_accuracy
-from robbench.evaluation.options import Options, OtherFields
+from robbench.evaluation.options import Options, OtherFields, check_count
 from robbench.evaluation.progress import Reporter
 from robbench.evaluation.request import RunRequest
 from robbench.evaluation.run import make_run, run_here
@@ -113,7 +113,7 @@ def load_data(
     """Load images [N, C, H, W] float32 in [0, 1] and labels [N] int64, in official order.
 
     Args:
-        name: digits, mnist, fashion_mnist, cifar10 or cifar100 (`robbench list datasets`).
+        name: digits, mnist, fashion_mnist, cifar10 or cifar100 (`robbench list data`).
         n: the first n images; None means all.
         split: test or train.
         data_dir: where the data sets are; None means ROBBENCH_DATA. digits needs neither.
@@ -125,7 +125,7 @@ def load_data(
         raise RobbenchError(f"split: {split!r} given; allowed: test, train.")
     if not isinstance(name, str):
         raise RobbenchError(f"name: {name!r} given; allowed: {', '.join(NAMES)}.")
-    count = Options(samples=n).samples
+    count = check_count("n", n, 1)
     data = load(name, "train" if split == "train" else "test", Options(data_dir=data_dir).data_dir)
     x = torch.from_numpy(data.x[:count]).to(torch.float32) / data.scale
     return x, torch.from_numpy(data.y[:count])

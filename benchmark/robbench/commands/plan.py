@@ -136,7 +136,4 @@ def _print_plans(plans: list[ModelPlan]) -> None:
 
     print_table([*as_rows(plans)], False, heads=["run"])
     for p in plans:
-        print_text(
-            f"{p.title}: {format_count(p.n, 'image')}, {p.seconds:.0f} s ± {100 * p.uncertainty:.0f} % on one worker. "
-            f"Passes: {p.source}. {format_count(p.lanes, 'lane')}; at most {p.memory / 2**20:.0f} MiB so far."
-        )
+        print_text(p.headline)

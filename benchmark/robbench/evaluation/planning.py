@@ -63,7 +63,7 @@ class StagePlan:
     passes_per_second: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelPlan:
     """One model under one suite.
 
@@ -91,6 +91,28 @@ class ModelPlan:
     def seconds(self) -> float:
         """On one worker."""
         return self.opening + sum(s.seconds for s in self.stages)
+
+    @property
+    def headline(self) -> str:
+        """The whole cost in one line, as `robbench plan` prints it."""
+        return (
+            f"{self.title}: {format_count(self.n, 'image')}, {self.seconds:.0f} s ± {100 * self.uncertainty:.0f} % on "
+            f"one worker. Passes: {self.source}. {format_count(self.lanes, 'lane')}; at most "
+            f"{self.memory / 2**20:.0f} MiB so far."
+        )
+
+    def __repr__(self) -> str:
+        """Return the whole cost in one line."""
+        return f"<ModelPlan {self.headline}>"
+
+    def __str__(self) -> str:
+        """Return the whole cost, and a line for each attack."""
+        costs = [
+            f"  {s.stage}: {format_count(s.attacked, 'image')}, {s.forwards} forward and {s.backwards} backward "
+            f"passes, {s.seconds:.1f} s"
+            for s in self.stages
+        ]
+        return "\n".join([self.headline, *costs])
 
 
 class _Stopwatch(Silent):
@@ -181,8 +203,8 @@ def _scaled(run: EvaluationRun, trial: EvaluationRun, watch: _Stopwatch) -> Mode
             n / known * share for share in (len(mine), mine["forwards"].sum(), mine["backwards"].sum())
         )
         seconds = _seconds(stage, forwards, run, trial, watch)
-        rate = forwards / seconds if seconds else 0.0
-        stages.append(StagePlan(stage.name, round(images), round(forwards), round(backwards), seconds, rate))
+        rate = float(forwards / seconds) if seconds else 0.0
+        stages.append(StagePlan(stage.name, round(images), round(forwards), round(backwards), float(seconds), rate))
         cost = cost.add(mine["forwards"] / rate if rate else 0.0, fill_value=0.0)
     begin, at = clock(), trial.positions
     classify(run.target, run.images.take(at), run.images.y[at], run.images.num_classes, run.lanes)

@@ -63,7 +63,7 @@ class Difference:
         return f"sample {self.sample}, {self.attack}: {self.column} was {self.stored}, is {self.again}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reproduction:
     """The comparison of a stored result with a new run.
 
@@ -90,6 +90,10 @@ class Reproduction:
     verdicts: list[Difference]
     details: list[Difference]
     circumstances: list[tuple[str, Any, Any]]
+
+    def __repr__(self) -> str:
+        """Return the conclusion in one line."""
+        return f"<Reproduction {self.lines(0)[-1]}>"
 
     def __str__(self) -> str:
         """Print what `robbench reproduce` prints."""

@@ -50,7 +50,7 @@ class Mismatch:
         return f"{', '.join(where)}: {self.what}" if where else self.what
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Verification:
     """The outcome of `robbench verify` for one result.
 
@@ -74,6 +74,10 @@ class Verification:
         about = {"run_id": r.run_id, "dataset": r.dataset, "model": r.model, "suite": r.suite, "n": r.n}
         mismatches = {"refuted": [asdict(f) for f in self.refuted], "borderline": [asdict(f) for f in self.borderline]}
         return {**about, "breaks": self.breaks, "confirmed": self.confirmed, **mismatches}
+
+    def __repr__(self) -> str:
+        """Return the verdict in one line."""
+        return f"<Verification {self}>"
 
     def __str__(self) -> str:
         """Print the verdict in one line."""
