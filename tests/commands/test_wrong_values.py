@@ -95,7 +95,10 @@ OWN = ("eval", "--eps", "0.1", "--results", "r", "--data", "colour", "-s", "quic
             (*OWN, "wrong_nets:gray", "--data", "list.csv"),
             "robbench: nowhere.png: No such file or directory. Remove it",
         ),
-        ((*OWN, "wrong_nets:gray", "--classes", "none"), "none: not a mapping of classes: No such file or directory"),
+        (
+            (*OWN, "wrong_nets:gray", "--classes", "none"),
+            "--classes: none is not a mapping of classes, a text file with a name a line or .json: No such file",
+        ),
     ],
 )
 def test_a_wrong_value_gives_one_sentence_that_helps(place, command, message):

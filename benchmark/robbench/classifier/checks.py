@@ -23,6 +23,7 @@ from robbench.classifier.prepare import Target
 from robbench.core.errors import ModelError
 from robbench.core.types import format_ids
 from robbench.core.user_code import contain_exits
+from robbench.core.words import format_count
 
 __all__ = [
     "CLEAN_FLAGS",
@@ -304,8 +305,8 @@ def _check_logits(logits: Tensor, y: Tensor, num_classes: int | None) -> None:
     found, top = logits.shape[1], int(y.max())
     if num_classes is not None and found != num_classes:
         raise ModelError(
-            f"The model has {found} classes; the data set has {num_classes}. Of a folder with some of the model's "
-            "classes, --classes FILE says which output each class is."
+            f"The model has {format_count(found, 'class')}; the data set has {num_classes}. With --data and "
+            "some of the model's classes, --classes FILE says which output each class is."
         )
     if found == 1:
         raise ModelError(

@@ -162,14 +162,17 @@ class Guarded(nn.Module):
         if isinstance(logits, Tensor) and (logits.is_nested or logits.layout != torch.strided):
             kind = "a nested tensor" if logits.is_nested else f"a tensor of layout {logits.layout}"
             raise ModelError(f"The model answers with {kind}; expected a dense one: logits.to_dense() may make it.")
+        if isinstance(logits, Tensor) and not logits.is_floating_point():
+            raise ModelError(
+                f"The model answers in {logits.dtype}; expected floating-point logits [N, classes]. If it answers with "
+                "predicted classes, return 1.0 at the predicted class and 0.0 elsewhere, and take --suite queries."
+            )
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ModelError(
                 f"The model answers with {given} to a batch of {len(x)} images (few images are padded to the width of "
                 f"a batch); expected logits of shape ({len(x)}, classes). One logit an image: --binary."
             )
-        if not logits.is_floating_point():
-            raise ModelError(f"The model answers in {logits.dtype}; expected floating-point logits [N, classes].")
         if logits.device != x.device:
             if logits.is_meta:
                 raise ModelError("The model answers on the device meta, which holds no values.")

@@ -122,7 +122,7 @@ def read_mapping(classes: str | Path | Mapping[str, int] | None) -> dict[str, in
         where = "classes"
     else:
         where = str(classes)
-        with convert_errors(f"{where}: not a mapping of classes"):
+        with convert_errors(f"classes: {where} is not a mapping of classes, a text file with a name a line or .json"):
             text = read_bounded(Path(classes), _MOST_TABLE_BYTES).decode()
             found = parse_json(text) if where.endswith(".json") else [line.strip() for line in text.splitlines()]
             found = [name for name in found if name != ""] if isinstance(found, list) else found

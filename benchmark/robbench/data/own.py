@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from robbench.core.errors import DataError
 from robbench.core.files import digest, open_regular
 from robbench.core.types import IMAGENET
-from robbench.core.words import fold_name
+from robbench.core.words import fold_name, format_count
 from robbench.data.encoded import Preparation, describe_broken, survey
 from robbench.data.folder import Listed, list_images
 from robbench.data.formats import convert_errors
@@ -157,7 +157,8 @@ def _open_npz(path: Path) -> OwnImages:
         file.seek(0)
         arrays = np.load(file, allow_pickle=False)
         if missing := {"x", "y"} - set(arrays.files):
-            raise ValueError(f"{len(arrays.files)} arrays given; lacking: {', '.join(sorted(missing))}")
+            given, lacking = format_count(len(arrays.files), "array"), ", ".join(sorted(missing))
+            raise ValueError(f"{given} given; lacking: {lacking}. numpy.savez(path, x=images, y=labels) writes both.")
         return _take_pair(arrays["x"], arrays["y"])
 
 

@@ -60,7 +60,7 @@ def require_dataset(dataset: str | None) -> str:
     if dataset is None:
         raise DataError(
             "Give images (--data PATH; in Python data=, or x= and y=), or the name of a data set (dataset=, "
-            f"--dataset): {', '.join(DATASETS)}."
+            f"--dataset): {', '.join([*DATASETS, IMAGENET])}."
         )
     if dataset not in DATASETS:
         raise DataError(unknown_name("data set", dataset, [*DATASETS, IMAGENET]))

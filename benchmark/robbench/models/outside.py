@@ -224,6 +224,9 @@ def call_model_function(what: str, where: str, name: str, x: Tensor) -> nn.Modul
             known = [key for key, value in vars(owner).items() if inspect.isfunction(value)]
             raise ModelError(f"{what}: {unknown_name(f'function of {where}', name, known)}")
         function = getattr(owner, name)
+        if isinstance(function, nn.Module) or (hasattr(function, "predict") and not isinstance(function, type)):
+            kind = type(function).__name__
+            raise ModelError(f"{what}: {name} is a model itself, a {kind}; expected: a function that returns it.")
         try:
             inspect.signature(function).bind()
         except TypeError as error:

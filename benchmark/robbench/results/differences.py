@@ -39,5 +39,7 @@ def list_differences(field: str, given: Any, expected: Any) -> Iterator[tuple[st
 
 
 def _shorten(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "name" in part for part in value):
+        return ", ".join(str(part["name"]) for part in value)  # attacks: their settings are too long for a line
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "..."

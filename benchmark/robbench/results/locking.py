@@ -47,7 +47,9 @@ def lock_result(root: Path, folder: Path, wait: bool, note: Callable[[str], None
         lock = _acquire(place, root, folder, wait, note)
     except OSError as error:
         if error.errno not in _READ_ONLY:
-            raise StorageError(f"{place} cannot be made: {error.strerror or error}.") from error
+            raise StorageError(
+                f"{place} cannot be made: {error.strerror or error}. Give another results tree."
+            ) from error
         lock = None  # a read-only tree: nobody can write, and finished results need no lock
     try:
         if lock is not None:
