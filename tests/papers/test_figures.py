@@ -213,7 +213,8 @@ def test_written_again_they_are_the_same_and_check_tells_what_is_stale(tree):
         assert image.text["Description"] == FIGURES["per-class"].caption
 
     table.write_bytes(first[1].replace(b"digits/at", b"digits/AT"))
-    assert "per-class.csv is stale: run `robbench figure per-class`" in run(*check, code=1)
+    again = f"robbench figure per-class --dataset digits --results {tree}"
+    assert f"per-class.csv is stale: run `{again}`" in run(*check, code=1)
     table.write_bytes(first[1])
     picture.write_bytes(render_png(lambda: make_figure(2, 2), {"Title": "per-class", "Numbers-SHA256": "0" * 64}))
     assert "per-class.png was drawn from other numbers" in run(*check, code=1)

@@ -21,6 +21,7 @@ from pydantic import Field
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.core.parquet import encode_rows
+from robbench.core.words import advise_overwrite
 from robbench.results.measurement import (
     MeasurementFile,
     check_summary,
@@ -149,7 +150,8 @@ def read_gradients(folder: Path) -> tuple[GradientsFile, tuple[pd.DataFrame, Pic
         check_summary(path, folder / _TABLE, file, again, rows["sample"].to_numpy())
         pictures = _read_pictures(folder / _PICTURES, file)
     except (ResultError, ValueError) as error:
-        raise ResultError(f"{error} Measure it again: robbench measure gradients --overwrite.") from None
+        command = advise_overwrite("measure gradients --model {}", folder)
+        raise ResultError(f"{error} Measure it again: {command}") from None
     return file, (rows, pictures)
 
 

@@ -19,6 +19,7 @@ from pydantic import Field
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.core.parquet import encode_rows
+from robbench.core.words import advise_overwrite
 from robbench.results.measurement import (
     MeasurementFile,
     check_summary,
@@ -145,7 +146,8 @@ def read_manifolds(folder: Path) -> tuple[ManifoldsFile, pd.DataFrame]:
         sample = rows["sample"].to_numpy()[: file.n]
         check_summary(path, folder / _TABLE, file, again, sample)
     except (ResultError, ValueError) as error:
-        raise ResultError(f"{error} Measure it again: robbench measure manifolds --overwrite.") from None
+        command = advise_overwrite("measure manifolds --model {}", folder)
+        raise ResultError(f"{error} Measure it again: {command}") from None
     return file, rows
 
 

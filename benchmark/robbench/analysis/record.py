@@ -19,6 +19,7 @@ from robbench.analysis.logits import Booleans, Integers
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.core.parquet import encode_rows
+from robbench.core.words import advise_overwrite
 from robbench.linear.theory import Values
 from robbench.results.measurement import (
     MeasurementFile,
@@ -151,7 +152,8 @@ def read_logits(folder: Path) -> tuple[LogitsFile, StoredLogits]:
         again = summarize_logits(measured, file.identity, described)
         check_summary(path, folder / _TABLE, file, again, measured.sample)
     except (ResultError, ValueError) as error:
-        raise ResultError(f"{error} Measure it again: robbench measure logits --overwrite.") from None
+        command = advise_overwrite("measure logits --model {}", folder)
+        raise ResultError(f"{error} Measure it again: {command}") from None
     return file, measured
 
 

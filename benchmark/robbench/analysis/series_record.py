@@ -20,6 +20,7 @@ import pandas as pd
 from robbench.core.errors import ResultError
 from robbench.core.files import digest
 from robbench.core.parquet import encode_rows
+from robbench.core.words import advise_overwrite
 from robbench.results.measurement import (
     MeasurementFile,
     check_summary,
@@ -131,7 +132,8 @@ def read_series(folder: Path) -> tuple[SeriesFile, pd.DataFrame]:
         check_summary(summary, table, file, again, _list_samples(rows, file.measure, file.classes))
         _check_values(table, file, rows)
     except (ResultError, ValueError) as error:
-        raise ResultError(f"{error} Measure it again: robbench measure {folder.name} --overwrite.") from None
+        command = advise_overwrite(f"measure {folder.name} --model {{}}", folder)
+        raise ResultError(f"{error} Measure it again: {command}") from None
     return file, rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from robbench.commands.options import (
 from robbench.commands.printing import announce, print_whole, tree
 from robbench.core.errors import ResultError, RobbenchError
 from robbench.core.files import read_bounded, refuse_links, write_atomically
-from robbench.core.words import format_count
+from robbench.core.words import format_count, name_tree
 
 if TYPE_CHECKING:
     from robbench.models.card import Registry
@@ -50,7 +51,7 @@ def leaderboard(
         for page in list(pages)[1:]:
             refuse_links(root, page)
     for page, text in pages.items():
-        _write_page(text, page, check, "leaderboard")
+        _write_page(text, page, check, _repeat("leaderboard", results, output))
 
 
 def trained(
@@ -64,7 +65,9 @@ def trained(
     from robbench.models.card import Registry, locate_builtin_cards
     from robbench.papers.trained import render_trained_page
 
-    _write_page(render_trained_page(Registry([locate_builtin_cards()]).entries(), root), output, check, "trained")
+    text = render_trained_page(Registry([locate_builtin_cards()]).entries(), root)
+    again = _repeat("trained", results, None if output == Path("docs/trained.md") else output)
+    _write_page(text, output, check, again)
 
 
 def table_(
@@ -123,9 +126,11 @@ def table_(
             for ending, page_format in (("md", "markdown"), ("csv", "csv")):
                 page = results / "tables" / f"{table.id}.{ending}"
                 refuse_links(results, page)
-                _write_page(render_table(filled, page_format, commands), page, check, "table all")
+                _write_page(
+                    render_table(filled, page_format, commands), page, check, _repeat("table all", results, None)
+                )
         elif output:
-            _write_page(render_table(filled, kind, commands), output, False, "table")
+            _write_page(render_table(filled, kind, commands), output, False, "")
         else:
             from rich.console import Console
 
@@ -177,7 +182,10 @@ def figure(
         if not written.paths and name != "all":
             raise ResultError(f"Nothing to draw for {written.name}. " + " Or: ".join(written.missing))
         if written.stale:
-            print(f"{written.stale}: run `robbench figure {name}`.", file=sys.stderr)
+            chosen_set = f" --dataset {dataset}" if dataset else ""
+            shown = "".join(f" --model {shlex.quote(full_name)}" for full_name in chosen)
+            again = _repeat(f"figure {name}{chosen_set}{shown}", results, output)
+            print(f"{written.stale}: run `{again}`.", file=sys.stderr)
             any_stale = True
         elif written.paths:
             print(f"{written.paths[0]} {'is up to date' if check else 'written'}.")
@@ -237,7 +245,7 @@ def export(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if output:
-        _write_page(text, output, False, "export")
+        _write_page(text, output, False, "")
     else:
         print_whole(text)
 
@@ -276,15 +284,22 @@ def _write_audit(registry: Registry, results: Path, page: Path, check: bool) -> 
 
     found, references = audit_claims(registry, results), read_references()
     picture, numbers = page.with_suffix(".png"), page.with_suffix(".csv")
+    again = _repeat("table audit", results, None if page == Path("docs/audit.md") else page)
     stale = write_plan(plan_audit_figure(found, references), "audit", picture, numbers, check)
     if stale:
-        print(f"{stale}: run `robbench table audit`.", file=sys.stderr)
+        print(f"{stale}: run `{again}`.", file=sys.stderr)
         raise typer.Exit(1)
-    _write_page(render_audit_page(found, references, picture.name), page, check, "table audit")
+    _write_page(render_audit_page(found, references, picture.name), page, check, again)
 
 
-def _write_page(text: str, output: Path, check: bool, command: str) -> None:
-    """Write a generated page, or check whether the page on disk is up to date."""
+def _repeat(command: str, results: Path, output: Path | None) -> str:
+    """Return the shell command that writes what is stale: the same one, without --check."""
+    place = "" if output is None else f" --output {shlex.quote(str(output))}"
+    return f"robbench {command}{name_tree(results)}{place}"
+
+
+def _write_page(text: str, output: Path, check: bool, again: str) -> None:
+    """Write a generated page, or check whether the page on disk is up to date; `again` is what writes it."""
     if not check:
         write_atomically(output, text.encode())
         print(f"{output} written.")
@@ -294,6 +309,6 @@ def _write_page(text: str, output: Path, check: bool, command: str) -> None:
     except OSError:
         is_stale = True
     if is_stale:
-        print(f"{output} is stale: run `robbench {command}`.", file=sys.stderr)
+        print(f"{output} is stale: run `{again}`.", file=sys.stderr)
         raise typer.Exit(1)
     print(f"{output} is up to date.")

@@ -25,6 +25,7 @@ from robbench.commands.options import (
 from robbench.commands.printing import announce, print_json, print_objects, print_table, print_text, tree
 from robbench.core.errors import RobbenchError
 from robbench.core.user_code import import_user_modules
+from robbench.core.words import name_tree
 
 if TYPE_CHECKING:
     from robbench.evaluation.request import RunRequest
@@ -41,12 +42,14 @@ def runs(results: Results = Path("results"), as_json: Json = False) -> None:
     from robbench.results.run_files import find_runs
 
     found = find_runs(root)
-    print_table([run.as_row(results) for run in found], as_json)
+    rows = [run.as_row(results) for run in found]
+    if not as_json and not any(row["note"] for row in rows):
+        rows = [{column: cell for column, cell in row.items() if column != "note"} for row in rows]
+    print_table(rows, as_json)
     if as_json:
         return
     if waiting := sum(run.resumable is not None for run in found):
-        where = "" if results == Path("results") else f" --results {results}"
-        print(f"{waiting} to be continued: robbench eval --resume{where}", file=sys.stderr)
+        print(f"{waiting} to be continued: robbench eval --resume{name_tree(results)}", file=sys.stderr)
 
 
 def choose_ray(executor: str, address: str | None, workers: int | None, threads: int) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -20,6 +21,7 @@ from robbench.commands.options import (
     check_positive,
 )
 from robbench.commands.printing import announce, print_json, print_text
+from robbench.core.words import name_tree
 
 if TYPE_CHECKING:
     from robbench.certify.verify import CertifiedCheck
@@ -106,7 +108,11 @@ def show(
     for damage in damaged:
         print_text(str(damage))
     if not stored and not damaged:
-        print_text(f"No results yet: robbench eval --model {model}")
+        registries = "".join(f" --models {shlex.quote(str(path))}" for path in models or [])
+        if entry is None:
+            print_text(f"No result of a suite in {results}: robbench eval, with --model and the source of {names[0]}.")
+        else:
+            print_text(f"No results yet: robbench eval --model {model}{registries}{name_tree(results)}")
 
 
 def _find_own(model: str, registry: Registry, results: Path) -> list[str]:
@@ -127,13 +133,20 @@ def _find_own(model: str, registry: Registry, results: Path) -> list[str]:
         registry.find(model)
     except CardError as error:
         cards = {entry.full_name for entry in registry.entries()}
-        folders = {path.parent.relative_to(results).as_posix() for path in results.glob("*/*/*/")}
+        kept = [*results.glob("*/*/*/*.json"), *results.glob("*/*/certified/*/")]  # not the pages of `robbench report`
+        folders = {path.parents[1].relative_to(results).as_posix() for path in kept}
         own = sorted(folders - cards)
         source = parse_source(model)
         asked = model if source is None else source.name
         found = [name for name in own if asked in (name, name.partition("/")[2])]
         if found and not any(entry.name == model for entry in registry.entries()):
             return found
+        if source is not None:
+            holds = f"It holds other models of your own: {', '.join(own)}." if own else "It holds no model of your own."
+            raise CardError(
+                f"No result of {model} in {results}. {holds} Another results tree: --results DIR. A result of it: "
+                f"robbench eval --model {shlex.quote(model)} --dataset NAME{name_tree(results)}"
+            ) from None
         listed = f" In {results} there are also: {', '.join(own)}." if own else ""
         raise CardError(f"{error}{listed}") from None
     return []

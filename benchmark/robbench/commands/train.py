@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -223,7 +224,10 @@ def _finish(entry: Entry, trained: TrainingResult) -> None:
         print(f"The card keeps its old weights, because they were trained for more iterations. {again}")
     elif note := _explain_replaced(entry):
         print(note)
-    print(f"Log and curve: {trained.log.parent}. Its robustness: robbench eval --model {entry.full_name}")
+    advice = (
+        f" Its robustness: robbench eval --model {entry.full_name}{_name_registry(entry)}" if trained.written else ""
+    )
+    print(f"Log and curve: {trained.log.parent}.{advice}")
 
 
 def _find_family(text: str, registry: Registry) -> list[Entry]:
@@ -261,8 +265,16 @@ def _explain_replaced(entry: Entry) -> str:
         return ""
     return (
         f"The card had weights with SHA-256 {before.sha256}. They are replaced. Their results no longer count: "
-        "`robbench eval --overwrite` makes new ones."
+        f"`robbench eval --model {entry.full_name}{_name_registry(entry)} --overwrite` makes new ones."
     )
+
+
+def _name_registry(entry: Entry) -> str:
+    """Return the option that finds a card of a registry which commands do not read without it; else nothing."""
+    from robbench.models.card import Registry
+
+    known = {usual.path.resolve() for usual in Registry.default().entries()}
+    return "" if entry.path.resolve() in known else f" --models {shlex.quote(str(entry.path.parent.parent))}"
 
 
 def _seconds(option: str, text: str | None) -> float | None:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field
 from robbench.core.errors import ResultError
 from robbench.core.files import digest, write_atomically
 from robbench.core.parquet import encode_rows, read_flat_table
+from robbench.core.words import advise_overwrite
 from robbench.linear.theory import QUANTITIES, Linearization
 from robbench.results.measurement import check_summary, digest_table, read_measurements
 from robbench.results.reader import Damage
@@ -215,7 +216,8 @@ def read_linear(folder: Path) -> LinearFile:
         again = summarize_linear(measured, file.identity, flags, described)
         check_summary(path, folder / _FILES[0], file, again, measured.sample)
     except (ResultError, ValueError) as error:
-        raise ResultError(f"{error} Measure it again: robbench measure linear --overwrite.") from None
+        command = advise_overwrite("measure linear --model {}", folder)
+        raise ResultError(f"{error} Measure it again: {command}") from None
     return file
 
 

@@ -27,12 +27,17 @@ def read_landscape(path: Path) -> pd.DataFrame:
     try:
         frame: pd.DataFrame = read_flat_table(path, MOST_LANDSCAPE_BYTES).to_pandas(ignore_metadata=True)
     except FileNotFoundError:
-        raise ResultError(f"{path} is missing. Measure again: robbench sanity.") from None
+        raise ResultError(f"{path} is missing. Measure again: the same `robbench sanity` command.") from None
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ResultError(f"{path} cannot be read: {reason}. Remove it and sanity.json: robbench sanity.") from None
+        raise ResultError(
+            f"{path} cannot be read: {reason}. Remove it and sanity.json, and measure again: the same "
+            "`robbench sanity` command."
+        ) from None
     if reason := _find_fault(frame):
-        raise ResultError(f"{path}: {reason}. Remove it and sanity.json, and measure again: robbench sanity.")
+        raise ResultError(
+            f"{path}: {reason}. Remove it and sanity.json, and measure again: the same `robbench sanity` command."
+        )
     return frame
 
 

@@ -93,13 +93,14 @@ def read_verdict(path: Path) -> SanityFile:
     """
     file = read_sanity(path)
     if foreign := find_foreign_facts(file, path.parent):
-        raise ResultError(f"{path}: {foreign}. Measure again: robbench sanity.")
+        raise ResultError(f"{path}: {foreign}. Measure again: the same `robbench sanity` command.")
     derived = {"checks", "verdict", "decided_by", "overestimation", "advice", "schema_version", "measurements"}
     rest = {name: getattr(file, name) for name in SanityFile.model_fields if name not in derived}
     judged = judge_measurements(rest, file.measurements)
     for field, given, expected in list_differences("", file.model_dump(mode="json"), judged.model_dump(mode="json")):
         raise ResultError(
-            f"{path}: {field} is {given!r}; {expected!r} follows from the measurements. Judge again: robbench sanity."
+            f"{path}: {field} is {given!r}; {expected!r} follows from the measurements. Judge again: the same "
+            "`robbench sanity` command."
         )
     return file
 

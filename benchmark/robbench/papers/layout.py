@@ -18,6 +18,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from robbench.core.errors import ResultError, unknown_name
+from robbench.core.words import name_tree
 from robbench.masking.stored import name_verdict
 from robbench.papers.tables import Cell, FilledRow, FilledTable, Missing, WorstCase
 from robbench.report.console import TerminalConsole
@@ -58,7 +59,7 @@ class Commands:
     def list_commands(self, missing: Missing) -> Iterator[str]:
         """Yield the shell commands that make the missing results, in order."""
         registries = "".join(f" --models {shlex.quote(str(m))}" for m in self.models)
-        tree = "" if self.results == Path("results") else f" --results {shlex.quote(str(self.results))}"
+        tree = name_tree(self.results)
         for name in missing.train:
             yield f"robbench train {shlex.quote(name)}{registries}"
         for run in missing.runs:

@@ -12,6 +12,7 @@ from robbench.core.types import IMAGENET
 from robbench.data.sets import NAMES
 from robbench.evaluation.options import is_list, name_target
 from robbench.models.spec import ModelSpec, RecalledFields
+from robbench.results.reader import name_near_results
 from robbench.results.schema import ResultFile
 from robbench.results.trust import require_registered_name
 
@@ -57,7 +58,8 @@ def find_result(result: str | Path) -> Path:
     path = path / "result.json" if os.path.isdir(path) else path
     for needed in (path, path.with_name("outcomes.parquet")):
         if not os.path.isfile(needed):  # unlike Path.is_file, it raises nothing where a path is too long
-            raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.")
+            near = name_near_results(path if path.name != "result.json" else path.parent)
+            raise ResultError(f"No {needed}; expected: the folder of a finished result, or its result.json.{near}")
     return path
 
 

@@ -30,7 +30,7 @@ _COLOUR = {  # a trustworthy number has no colour: green would praise the model,
     "randomized": "#cf222e",
 }  # fmt: skip
 _SMALL: dict[str, Any] = {"fontsize": 9.5, "color": "#444444"}
-_UNSEALED = "sanity.json has no digest of landscape.parquet. Measure the landscape again: robbench sanity."
+_UNSEALED = "sanity.json has no digest of landscape.parquet. Measure again: the same `robbench sanity` command."
 _PLANES = {"random": "two random directions", "adversarial": "adversarial (up) × random (right)"}
 
 

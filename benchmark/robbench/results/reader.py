@@ -8,6 +8,7 @@ result is named, and no number of it is shown.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "Damage",
     "StoredResults",
     "list_result_paths",
+    "name_near_results",
     "read_in_tree",
     "read_results",
     "read_vouched",
@@ -134,6 +136,15 @@ def list_result_paths(root: Path, model: str = "*/*") -> Iterable[Path]:
     return sorted(root.glob(f"{model}/*/{RESULT}"))
 
 
+def name_near_results(folder: Path) -> str:
+    """Return ` Near it: A, B.` with results in a folder that is none, or beside one that is missing; or nothing."""
+    place = folder if os.path.isdir(folder) else folder.parent
+    if place == Path() or not os.path.isdir(place):  # the working directory can hold anything
+        return ""
+    found = sorted(path.parent for depth in ("*", "*/*") for path in place.glob(f"{depth}/{RESULT}"))
+    return f" Near it: {', '.join(map(str, found[:3]))}{' …' if len(found) > 3 else '.'}" if found else ""
+
+
 def _digest(path: Path, most: int) -> str:
     """SHA-256 of a file; empty if it is missing."""
     try:
@@ -154,7 +165,8 @@ class _Vouched(NamedTuple):
 def _read(path: Path) -> _Vouched:
     folder = path.parent if path.name == RESULT else path
     if not (folder / RESULT).is_file():
-        raise ResultError(f"No result at {path}; give a folder with {RESULT} and {OUTCOMES}, or its {RESULT}.")
+        near = name_near_results(folder)
+        raise ResultError(f"No result at {path}; give a folder with {RESULT} and {OUTCOMES}, or its {RESULT}.{near}")
     return _check(folder, tuple(_digest(folder / name, most) for name, most in _FILES.items()))
 
 

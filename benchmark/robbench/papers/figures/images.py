@@ -72,7 +72,7 @@ def _pick_images(images: Dataset, logits: StoredLogits) -> Values:
     if min(at) < 0 or not np.array_equal(images.y[at], logits.label):
         raise ResultError(
             f"The logits were measured on other images than those of the data set {images.name} on this machine. "
-            "Measure them again: robbench measure logits --overwrite."
+            "Measure them again: `robbench measure logits`, with --model and --overwrite."
         )
     return images.x[at].astype(np.float64) / images.scale
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robbench.core.types import Status
+from robbench.core.words import name_tree
 from robbench.report.figures.canvas import (
     DASHES,
     MARKERS,
@@ -76,7 +77,8 @@ def plan_eps_figure(data: FigureData, title: str, dataset: str) -> FigurePlan:
     if usual is not None:
         radii = ",".join(["0", *(format_radius(usual * k / 4) for k in (1, 2, 3, 4, 5))])
         if single := [n for n in order if swept.get(n, 0) < 2]:
-            missing.append(f"robbench eval {' '.join(f'-m {n}' for n in single)} --suite quick --eps {radii}")
+            models = " ".join(f"-m {n}" for n in single)
+            missing.append(f"robbench eval {models} --suite quick --eps {radii}{name_tree(data.root)}")
     in_levels = usual is not None and "/255" in format_radius(usual)
     return FigurePlan(numbers, partial(_paint_eps, plotted, title, in_levels, note), missing)
 

@@ -19,6 +19,7 @@ from robbench.analysis.study_spec import load_studies
 from robbench.certify.record import Certificates, read_certified_files
 from robbench.core.errors import CardError
 from robbench.core.numbers import parse_eps
+from robbench.core.words import name_tree
 from robbench.linear.record import LinearFile, linear_folder, read_linear_files, read_linearization
 from robbench.linear.theory import Linearization
 from robbench.masking.record import SanityFile
@@ -255,7 +256,7 @@ class FigureData:
         """Return the shell command that trains the study of a part such as `digits/tsipras2019-pair`."""
         dataset, _, part = full_name.partition("/")
         restart = " --restart" if any((self.root / full_name / "study").glob("*.json")) else ""
-        return f"robbench train --family {part.rpartition('-')[0]}-{dataset}{restart}"
+        return f"robbench train --family {part.rpartition('-')[0]}-{dataset}{restart}{name_tree(self.root)}"
 
     def _choose_current(
         self, dataset: str, files: Mapping[str, tuple[_File, _Content]]
@@ -306,7 +307,7 @@ class FigureData:
         folder = {"measure": what, "sanity": "sanity"}.get(command)
         is_stale = folder is not None and any((self.root / full_name / folder).glob("*.json"))
         overwrite = " --overwrite" if is_stale and not train else ""
-        return f"{train}robbench {arguments.format(full_name)}{overwrite}"
+        return f"{train}robbench {arguments.format(full_name)}{name_tree(self.root)}{overwrite}"
 
     def choose_styles(self, names: Sequence[str]) -> dict[str, ModelStyle]:
         """Choose for every model a label, a colour by its kind of training, and dashes by its position."""
