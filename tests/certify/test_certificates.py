@@ -410,6 +410,7 @@ def test_the_command_certifies_verifies_and_refuses(tmp_path):
     done = run("certify", "digits/natural", "--method", "bounds", "--eps", "0.01", "--samples", "3", cwd=tmp_path)
     assert "digits/natural · bounds: 3 images: 3 proven" in done.stdout
     (folder,) = (tmp_path / "results" / "digits" / "natural" / "certified").iterdir()
+    assert f"robbench verify {folder.relative_to(tmp_path)}" in done.stdout
     told = run("verify", folder, "--samples", "1", cwd=tmp_path)
     assert "1 of 3 images derived again, 0 mismatches" in told.stdout
     command = ("certify", "digits/natural", "--method", "bounds", "--eps", "0.01", "--samples", "3", "--json")
@@ -421,6 +422,8 @@ def test_the_command_certifies_verifies_and_refuses(tmp_path):
         (("--sigma", "0.1"), "--sigma goes with"),
         (("--eps", "0.1", "--seconds", "0"), "--seconds"),
         (("--method", "smoothing", "--sigma", "-1"), "--sigma: -1.0 given"),
+        (("--method", "smoothing", "--sigma", "0.1", "--seed", "-1"), "--seed: -1 given"),
+        (("--method", "smoothing", "--sigma", "0.1", "--draws", "0"), "--draws: 0 given"),
     ):
         assert message in run("certify", "digits/natural", *args, cwd=tmp_path, code=2).stderr
     frame = pd.read_parquet(folder / ROWS)

@@ -55,6 +55,8 @@ class Smoothing:
             raise RobbenchError(f"sigma: {self.sigma} given; allowed: above 0, at most 10.")
         if not 0 < self.alpha < 0.5:
             raise RobbenchError(f"alpha: {self.alpha} given; allowed: above 0 and below 0.5.")
+        if self.seed < 0:
+            raise RobbenchError(f"seed: {self.seed} given; allowed: a whole number, at least 0.")
         for name, count in (("draws", self.draws), ("choice", self.choice)):
             if not 1 <= count < _CHOICE:
                 raise RobbenchError(f"{name}: {count} given; allowed: from 1 to {_CHOICE - 1}.")

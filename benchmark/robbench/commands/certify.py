@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +27,7 @@ from robbench.commands.options import (
     make_specs,
     per_channel,
 )
-from robbench.commands.printing import print_objects
+from robbench.commands.printing import print_objects, print_text
 from robbench.core.errors import RobbenchError
 
 __all__ = ["certify"]
@@ -66,6 +67,7 @@ def certify(
 
     Each image is proven, broken (the judge confirmed the point), or open. Stored images are not computed again.
     """
+    from robbench.certify.record import certified_folder
     from robbench.core.numbers import parse_threat
     from robbench.models.card import Registry
     from robbench.report.certified import print_certified
@@ -105,6 +107,9 @@ def certify(
         print_objects([file.model_dump(mode="json")])
         return
     print_certified(file, results)
+    folder = certified_folder(results, file.dataset, file.model, file.identity)
+    named = f" --model {shlex.quote(str(spec.model))}" if spec.source else ""
+    print_text(f"Check it again: robbench verify {shlex.quote(str(folder))}{named}")
 
 
 def _check_method(method: str, eps: str | None, sigma: float | None) -> None:
