@@ -83,6 +83,10 @@ OWN = ("eval", "--eps", "0.1", "--results", "r", "--data", "colour", "-s", "quic
         (("baseline", "-m", "digits/at", "--out", "file/b.json"), "--out: file given, which is a file"),
         (("leaderboard", "--output", "folder"), "--output: folder given, which is a folder"),
         (("check", "--baseline", "file", "--junit", "folder"), "--junit: folder given, which is a folder"),
+        (("plan", "-m", "digits/at", "--workers", "0"), "--workers: 0 given; allowed: a whole number, at least 1"),
+        (("plan", "-m", "digits/at", "--gpus", "-1"), "--gpus: -1 given; allowed: a whole number, at least 1"),
+        (("train", "digits/at", "--runs", "file"), "--runs: file given, which is a file; allowed: a folder"),
+        (("verify", "folder", "--samples", "0"), "--samples: 0 given; allowed: a whole number, at least 1"),
         ((*OWN, "wrong_nets:rows"), "was fitted to 64 numbers an image, and an image of shape (3, 16, 16) has 768"),
         (
             (*OWN, "wrong_nets:gray"),

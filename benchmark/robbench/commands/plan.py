@@ -54,8 +54,12 @@ def plan_runs(
             help="Images to run the suite on first; by default 128, or as many as fill the lanes.",
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Ray workers that share the work.")] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs that share the work, a worker each.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(callback=check_positive, help="Ray workers that share the work.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(callback=check_positive, help="GPUs that share the work, a worker each.")
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -87,8 +91,6 @@ def plan_runs(
     if gpus is not None and workers is not None:
         raise RobbenchError("--gpus and --workers given; a GPU is a worker, so give one of them.")
     count = gpus or workers or 1
-    if count < 1:
-        raise RobbenchError(f"{count} workers given; allowed: 1 or more.")
     import_user_modules(imports or [])
     from robbench.evaluation.arguments import check_request
     from robbench.evaluation.options import Options

@@ -161,7 +161,9 @@ def verify_result(
     lanes: Annotated[
         int | None, typer.Option(callback=check_positive, help="Batch width; that of the run if left out.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Number of certificates to derive again, drawn at random.")] = 20,
+    samples: Annotated[
+        int, typer.Option(callback=check_positive, help="Number of certificates to derive again, drawn at random.")
+    ] = 20,
     device: Device = "auto",
     models: Models = None,
     data_dir: DataDir = None,

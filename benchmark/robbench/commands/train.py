@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from robbench.commands.options import DataDir, Device, Models, Results, explain_interrupt
+from robbench.commands.options import DataDir, Device, Models, Results, check_folder, explain_interrupt
 from robbench.commands.printing import announce
 from robbench.core.errors import RobbenchError, unknown_name
 from robbench.core.words import format_count
@@ -55,7 +55,7 @@ def train(
     ] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     device: Device = "auto",
-    runs: Annotated[Path, typer.Option(help="Where checkpoints and logs go.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(callback=check_folder, help="Where checkpoints and logs go.")] = Path("runs"),
     models: Models = None,
     data_dir: DataDir = None,
     results: Results = Path("results"),
