@@ -142,7 +142,7 @@ def test_changed_tables_are_refused_even_with_a_new_seal(folder, change, message
     rewrite(folder, change)
     with pytest.raises(ResultError, match=message) as error:
         read_manifolds(folder)
-    assert "robbench measure manifolds --overwrite" in str(error.value)
+    assert "robbench measure manifolds --model digits/" in str(error.value)
     found, damaged = read_manifolds_files(folder.parents[2])
     assert not found
     assert len(damaged) == 1

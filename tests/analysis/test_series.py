@@ -171,7 +171,7 @@ def test_changed_tables_are_refused_even_with_a_new_seal(copy, kind, change, mes
     folder = rewrite(copy, kind, change)
     with pytest.raises(ResultError, match=message) as error:
         read_series(folder)
-    assert f"robbench measure {kind} --overwrite" in str(error.value)
+    assert f"robbench measure {kind} --model digits/" in str(error.value)
     found, damaged = read_series_files(copy)
     assert len(found) == 2 and len(damaged) == 1
 

@@ -157,7 +157,7 @@ def test_other_weights_than_the_cards_are_not_drawn(tree):
     figure = find_figure("1")
     picture = figure.make(FigureData(Registry.default(), tree), "", "digits")
     assert set(picture.numbers["model"]) == {"digits/natural"}
-    assert "robbench measure linear -m digits/at --overwrite" in picture.missing
+    assert f"robbench measure linear -m digits/at --results {tree} --overwrite" in picture.missing
 
 
 # ---- the gallery
@@ -244,7 +244,7 @@ def test_what_is_missing_has_its_command(tree, tmp_path):
     for name in FIGURES:
         said = run("figure", name, "--results", tmp_path / "empty", code=2)
         assert said.startswith("Nothing to draw") and "robbench " in said
-    assert "robbench train mnist/at_weak && robbench measure linear -m mnist/at_weak" in run(
+    assert "robbench train mnist/at_weak && robbench measure linear -m mnist/at_weak --results" in run(
         "figure", "2", "--results", tmp_path / "empty", code=2
     )
     assert "up to date" not in run("figure", "all", "--check", "--results", tmp_path / "empty")

@@ -96,7 +96,7 @@ def test_figures_are_drawn_twice_the_same_and_name_what_is_missing(tree, name, t
     first, second = (write_figure(data, figure, "digits", tmp_path / folder).paths for folder in "ab")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     shutil.rmtree(tree / "digits/at/logits")
-    assert list(plan(tree, name).missing) == ["robbench measure logits -m digits/at"]
+    assert list(plan(tree, name).missing) == [f"robbench measure logits -m digits/at --results {tree}"]
     assert plan(tree, name).numbers is None
 
 
@@ -104,5 +104,5 @@ def test_a_damaged_measurement_is_named_and_not_drawn(tree):
     path = tree / "digits/natural/logits/logits.parquet"
     path.write_bytes(path.read_bytes() + b" ")
     assert plan(tree, "2").numbers is None
-    assert list(plan(tree, "2").missing) == ["robbench measure logits -m digits/natural --overwrite"]
+    assert list(plan(tree, "2").missing) == [f"robbench measure logits -m digits/natural --results {tree} --overwrite"]
     assert "not as it was written" in str(FigureData(Registry.default(), tree).damaged[0])

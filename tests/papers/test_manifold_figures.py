@@ -74,6 +74,6 @@ def test_figures_are_drawn_twice_the_same_and_name_what_is_missing(tree, name, t
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     table = tree / "digits/at/manifolds/manifolds.parquet"
     table.write_bytes(table.read_bytes() + b" ")
-    assert list(plan(tree, name).missing) == ["robbench measure manifolds -m digits/at --overwrite"]
+    assert list(plan(tree, name).missing) == [f"robbench measure manifolds -m digits/at --results {tree} --overwrite"]
     assert plan(tree, name).numbers is None
     assert "not as it was written" in str(FigureData(Registry.default(), tree).damaged[0])

@@ -128,11 +128,15 @@ def test_studies_of_another_recipe_or_other_weights_are_not_drawn(tree):
     folder = tree / "digits/at/training"
     recipe = read_series(folder)[0].identity["recipe"]
     change_identity(folder, recipe=recipe | {"lr": 1.0})
-    assert list(plan(tree, "seguin2021-1").missing) == ["robbench measure training -m digits/at --overwrite"]
+    assert list(plan(tree, "seguin2021-1").missing) == [
+        f"robbench measure training -m digits/at --results {tree} --overwrite"
+    ]
     change_identity(folder, recipe=recipe)
     assert not plan(tree, "seguin2021-1").missing
     change_identity(tree / "digits/at/steps", weights="0" * 64)
-    assert list(plan(tree, "mosbach2018").missing) == ["robbench measure steps -m digits/at --overwrite"]
+    assert list(plan(tree, "mosbach2018").missing) == [
+        f"robbench measure steps -m digits/at --results {tree} --overwrite"
+    ]
 
 
 def test_the_grid_of_steps_counts_the_stored_breaks(tree):

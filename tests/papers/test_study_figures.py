@@ -96,8 +96,8 @@ def test_figures_are_drawn_twice_the_same_and_not_of_another_declaration(tree, n
     write_study(folder, rows, other, about)
     plan = figure.plan(FigureData(Registry.default(), tree), "digits")
     assert plan.numbers is None
-    assert list(plan.missing) == ["robbench train --family tsipras2019-digits --restart"]
+    assert list(plan.missing) == [f"robbench train --family tsipras2019-digits --restart --results {tree}"]
     shutil.rmtree(folder)
     assert list(figure.plan(FigureData(Registry.default(), tree), "digits").missing) == [
-        "robbench train --family tsipras2019-digits"
+        f"robbench train --family tsipras2019-digits --results {tree}"
     ]

@@ -198,7 +198,7 @@ def read_certified(folder: Path) -> Certificates:
     except (KeyError, TypeError, ValueError) as error:
         raise ResultError(f"{path}: its identity cannot be read ({type(error).__name__}: {error}).") from None
     except ResultError as error:
-        raise ResultError(f"{error} Give its `robbench certify` command again, with --overwrite.") from None
+        raise ResultError(f"{error} Certify again: give its `robbench certify` command with --overwrite.") from None
     return file, rows
 
 
