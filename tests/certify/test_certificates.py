@@ -420,6 +420,8 @@ def test_the_command_certifies_verifies_and_refuses(tmp_path):
         (("--eps", "0.1", "--norm", "L2"), "allowed: Linf"),
         (("--method", "smoothing", "--eps", "0.1"), "--method smoothing needs --sigma"),
         (("--sigma", "0.1"), "--sigma goes with"),
+        (("--eps", "0.1", "--draws", "100"), "--draws 100 given with --method exact; --draws goes with"),
+        (("--method", "smoothing", "--sigma", "0.1", "--norm", "L2"), "--norm L2 given with --method smoothing"),
         (("--eps", "0.1", "--seconds", "0"), "--seconds"),
         (("--method", "smoothing", "--sigma", "-1"), "--sigma: -1.0 given"),
         (("--method", "smoothing", "--sigma", "0.1", "--seed", "-1"), "--seed: -1 given"),

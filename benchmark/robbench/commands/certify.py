@@ -32,6 +32,8 @@ from robbench.core.errors import RobbenchError
 
 __all__ = ["certify"]
 
+_SECONDS = 60.0  # time limit of an image
+
 
 def certify(
     model: Annotated[str, typer.Argument(help=f"A registered model, or a source: {SOURCES}.")],
@@ -43,14 +45,20 @@ def certify(
     ] = "exact",
     samples: Annotated[int | None, typer.Option(help="The first N test images.")] = 100,
     eps: Radius = None,
-    norm: Annotated[Literal["Linf", "L2", "L1"], typer.Option(help="The norm of --eps; exact needs Linf.")] = "Linf",
-    seconds: Annotated[float, typer.Option(help="Time limit of an image for exact and bounds.")] = 60.0,
+    norm: Annotated[
+        Literal["Linf", "L2", "L1"] | None, typer.Option(help="The norm of --eps; Linf if left out. exact needs Linf.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time limit of an image for exact and bounds; 60 if left out.")
+    ] = None,
     sigma: Annotated[
         float | None, typer.Option(help="Standard deviation of the noise of smoothing, in pixels.")
     ] = None,
-    draws: Annotated[int, typer.Option(help="Draws of smoothing that are counted.")] = 10_000,
-    alpha: Annotated[float, typer.Option(help="Chance that a certificate of smoothing is wrong.")] = 0.001,
-    seed: Annotated[int, typer.Option(help="Seed of the draws of smoothing.")] = 0,
+    draws: Annotated[int | None, typer.Option(help="Draws of smoothing that are counted; 10000 if left out.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Chance that a certificate of smoothing is wrong; 0.001 if left out.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws of smoothing; 0 if left out.")] = None,
     dataset: Dataset = None,
     architecture: Architecture = None,
     mean: Mean = None,
@@ -74,10 +82,11 @@ def certify(
 
     about = {"dataset": dataset, "architecture": architecture, "mean": per_channel("--mean", mean)}
     spec = make_specs([model], Registry.default(models or []), {**about, "std": per_channel("--std", std)})[0]  # type: ignore[typeddict-item]
-    _check_method(method, eps, sigma)
-    if method == "exact" and norm != "Linf":
+    of_noise = {"sigma": sigma, "draws": draws, "alpha": alpha, "seed": seed}
+    _check_method(method, {"eps": eps, "norm": norm, "seconds": seconds}, of_noise)
+    if method == "exact" and norm not in (None, "Linf"):
         raise RobbenchError(f"--norm {norm} given with --method exact; allowed: Linf. Use --method bounds.")
-    if not 0 < seconds < float("inf"):
+    if seconds is not None and not 0 < seconds < float("inf"):
         raise RobbenchError(f"--seconds {seconds} given; allowed: a finite number above 0.")
     from robbench.certify.run import Balls
     from robbench.certify.run import certify as run
@@ -86,10 +95,10 @@ def certify(
 
     how: Balls | Smoothing
     if eps is None:
-        how = Smoothing(sigma=float(sigma or 0), draws=draws, alpha=alpha, seed=seed)
+        how = Smoothing(**{name: value for name, value in of_noise.items() if value is not None})  # type: ignore[arg-type]
     else:
         try:
-            how = Balls(method, parse_threat(norm, eps), seconds)
+            how = Balls(method, parse_threat(norm or "Linf", eps), _SECONDS if seconds is None else seconds)
         except ValueError as error:
             raise RobbenchError(f"--{error}") from None
     options = Options(
@@ -112,20 +121,27 @@ def certify(
     print_text(f"Check it again: robbench verify {shlex.quote(str(folder))}{named}")
 
 
-def _check_method(method: str, eps: str | None, sigma: float | None) -> None:
+def _check_method(method: str, of_balls: dict[str, object], of_noise: dict[str, object]) -> None:
     """Check that a method has what it needs, and nothing of another method.
 
+    Args:
+        method: as given.
+        of_balls: the options of exact and bounds, None where not given; --eps is needed.
+        of_noise: the options of smoothing; --sigma is needed.
+
     Raises:
-        RobbenchError: it lacks --eps or --sigma, or has the other one.
+        RobbenchError: an option is lacking, or is of another method.
     """
-    needed, other = ("sigma", "eps") if method == "smoothing" else ("eps", "sigma")
-    given = {"eps": eps, "sigma": sigma}
-    example = {"eps": "0.03", "sigma": "0.3"}[needed]
-    if given[other] is not None:
-        methods = "--method smoothing" if other == "sigma" else "--method exact and --method bounds"
-        raise RobbenchError(
-            f"--{other} {given[other]} given with --method {method}; --{other} goes with {methods}. "
-            f"--method {method} needs --{needed}, such as --{needed} {example}."
-        )
-    if given[needed] is None:
+    own, others, owners = of_balls, of_noise, "--method smoothing"
+    needed, example = "eps", "0.03"
+    if method == "smoothing":
+        own, others, owners = of_noise, of_balls, "--method exact and --method bounds"
+        needed, example = "sigma", "0.3"
+    for name, value in others.items():
+        if value is not None:
+            raise RobbenchError(
+                f"--{name} {value} given with --method {method}; --{name} goes with {owners}. "
+                f"--method {method} needs --{needed}, such as --{needed} {example}."
+            )
+    if own[needed] is None:
         raise RobbenchError(f"--method {method} given without --{needed}. Give it, such as --{needed} {example}.")
