@@ -19,6 +19,7 @@ from support.papers import registry_of
 
 # The models in the tests are tiny: threads only wait for each other, above all on a machine that is busy otherwise.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
 # Tests write into folders of their own, whatever tree a developer has chosen.
 os.environ.pop("ROBBENCH_RESULTS", None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,7 +122,7 @@ def certify(
     print_text(f"Check it again: robbench verify {shlex.quote(str(folder))}{named}")
 
 
-def _check_method(method: str, of_balls: dict[str, object], of_noise: dict[str, object]) -> None:
+def _check_method(method: str, of_balls: Mapping[str, object], of_noise: Mapping[str, object]) -> None:
     """Check that a method has what it needs, and nothing of another method.
 
     Args:
