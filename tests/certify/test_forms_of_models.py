@@ -224,7 +224,11 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize(
     ("net", "x", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(70, 3)).half(), X.half(), r"runs in torch\.float16, .* Give the images"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(70, 3)).half(),
+            X.half(),
+            r"torch\.float16.* call model\.float\(\) first",
+        ),
         (Mixed(), X, r"proofs are for float32 and float64\. The model answers in torch.bfloat16"),
     ],
 )

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from tests.support.commands import run
 from torch import nn
 
 import robbench as rb
 from robbench.core.errors import ResultError
 from robbench.core.words import advise_overwrite
+from support.commands import run
 
 NETS = """
 import numpy as np

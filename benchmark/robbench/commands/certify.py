@@ -50,15 +50,11 @@ def certify(
         Literal["Linf", "L2", "L1"] | None, typer.Option(help="The norm of --eps; Linf if left out. exact needs Linf.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Time limit of an image for exact and bounds; 60 if left out.")
+        float | None, typer.Option(help="Time limit of an image (exact, bounds); 60 if left out.")
     ] = None,
-    sigma: Annotated[
-        float | None, typer.Option(help="Standard deviation of the noise of smoothing, in pixels.")
-    ] = None,
+    sigma: Annotated[float | None, typer.Option(help="Standard deviation of smoothing's noise, in pixels.")] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of smoothing that are counted; 10000 if left out.")] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Chance that a certificate of smoothing is wrong; 0.001 if left out.")
-    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Chance that smoothing is wrong; 0.001 if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws of smoothing; 0 if left out.")] = None,
     dataset: Dataset = None,
     architecture: Architecture = None,
