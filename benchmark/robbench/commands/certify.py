@@ -54,7 +54,7 @@ def certify(
     ] = None,
     sigma: Annotated[float | None, typer.Option(help="Standard deviation of smoothing's noise, in pixels.")] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of smoothing that are counted; 10000 if left out.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Chance that smoothing is wrong; 0.001 if left out.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Chance that a certificate is wrong; 0.001 if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the draws of smoothing; 0 if left out.")] = None,
     dataset: Dataset = None,
     architecture: Architecture = None,
