@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 import robbench as rb
 from robbench.core.stats import mcnemar
-from robbench.results.reader import read_vouched_robust
+from robbench.core.types import Status
 
 NOTES = """\
 - left: images, of n, that are classified correctly and not broken, one number for each seed. only: images that only
@@ -44,12 +44,10 @@ def measure(name: str, suite: str, seed: int, samples: int, norm: str, eps: str,
     result = rb.evaluate(
         load(name, folder), suite, x=x, y=y, dataset="bench", name=name, eps=eps, norm=norm, seed=seed, results=stored
     )
-    (path,) = (file.parent for file in (stored / "bench" / name).glob("*/result.json"))
-    robust = read_vouched_robust(path)
+    rows = result.records  # of the suite as it is now; the folder may hold results of an earlier one
+    stands = (rows["status"] == Status.ROBUST.value).groupby(rows["sample"]).all()
     clean = round(result.clean_accuracy.value * result.n)
-    return Measured(
-        dict(zip(robust.index.tolist(), robust.tolist(), strict=True)), clean, result.forwards + result.backwards
-    )
+    return Measured({int(i): bool(r) for i, r in stands.items()}, clean, result.forwards + result.backwards)
 
 
 def compare(ours: Measured, other: Measured) -> str:

@@ -56,6 +56,19 @@ BODIES: dict[str, Callable[[], nn.Module]] = {
         nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
         nn.Linear(1568, 128), nn.ReLU(), nn.Linear(128, 10),
     ),
+    "cifar10-conv": lambda: nn.Sequential(
+        nn.Conv2d(3, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4096, 128), nn.ReLU(), nn.Linear(128, 10),
+    ),
+    "cifar10-wide": lambda: nn.Sequential(
+        nn.Conv2d(3, 48, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(48, 64, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4096, 256), nn.ReLU(), nn.Linear(256, 10),
+    ),
+    "cifar10-deep": lambda: nn.Sequential(
+        nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4096, 128), nn.ReLU(), nn.Linear(128, 10),
+    ),
     "mnist-dense": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
     ),
@@ -77,14 +90,19 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "ls": Recipe(smoothing=0.9, sigma=0.5, attacked="0.15"),
         "lsq": Recipe(squeezing=0.5, sigma=0.5, attacked="0.15"),
     },
+    "cifar10": {
+        "at2": Recipe(eps=2 / 255, attacked="2/255"),
+        "ls": Recipe(smoothing=0.9, sigma=0.1, attacked="2/255"),
+    },
 }
 NAMES = (
     "digits-conv-at2", "digits-dense-at2", "mnist-conv-at3", "mnist-wide-at3", "digits-conv-trades2",
     "digits-dense-lsq", "digits-conv-ls", "mnist-conv-at2", "mnist-deep-at3", "digits-dense-at1", "mnist-conv-lsq",
     "mnist-conv-trades3", "digits-conv-natural", "digits-dense-trades2", "mnist-dense-ls", "mnist-dense-at1",
-    "mnist-dense-at3",
+    "mnist-dense-at3", "mnist-wide-ls", "mnist-deep-ls", "digits-dense-ls", "mnist-conv-ls", "cifar10-conv-at2",
+    "cifar10-conv-ls", "cifar10-wide-at2", "cifar10-deep-at2",
 )  # fmt: skip
-STEPS = {"digits": 1500, "mnist": 2500}
+STEPS = {"digits": 1500, "mnist": 2500, "cifar10": 4000}
 
 
 def get_half(name: str) -> str:

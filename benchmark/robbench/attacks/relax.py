@@ -1,17 +1,19 @@
-"""Cycles towards targets, whose first steps may leave the ball, with rules to give up that no scale of logits moves."""
+"""Runs from diversified starts, cycles towards targets that may leave the ball, and a search from the best point."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robbench.attacks.base import check_parameters, clean_logits, may_hold
+from robbench.attacks.odi import weighted
+from robbench.attacks.square import Square
 from robbench.core.errors import SuiteError
-from robbench.core.losses import cross_entropy_scaled, margin, margin_targeted
+from robbench.core.losses import cross_entropy_scaled, dlr, margin, margin_targeted
 from robbench.core.threat import Ball, per_lane
 from robbench.core.types import NORMS, Norm, Problem, State
 
@@ -21,44 +23,57 @@ _NOISE = 1 << 29  # step counter of the noise, away from those of the starts
 _LONGER = 2  # how often a restart takes the steps of a cycle
 _RIVALS = 3  # the targets that restarts take by turns
 _LOOK = 4  # points of the second part after which a target may be left
+_CREDIT = 2  # the runs from starts count as so many cycles when the trial asks whether to end
+_AWAY = 0.3  # every second restart begins so far on the way from the best point to a random one
+_CAREFUL = 0.5  # and takes steps of this share
+_PERIOD = 200  # queries of the search between two looks
+_FALL = 0.95  # the search ends if a period leaves more than this share of what was left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relax:
-    """One trial of a short run and of cycles, each from a start of its own, towards the classes that the run came near.
+    """One trial of many short parts. What each of them leaves of the clean margin decides whether another follows.
 
-    First, a run of `probe` steps climbs the rescaled cross-entropy. The classes other than y are ranked by the logits
-    at its last point. Then one cycle climbs the margin of each of the `targets` likeliest classes. A cycle has three
-    parts. Points of the first part may lie outside the ball: in a ball whose radius shrinks from 1 + `widen` times ε to
-    ε. Such a point breaks nothing. Where the model errs on one, its projection is the next query, and the second part
-    begins. Points of the second part lie in the ball. The third part begins halfway between the best point of the
-    cycle and a random point of the ball. At last, up to `restarts` cycles, twice as long, climb by turns the margins of
-    the three classes that came closest to zero.
+    1. A run of `probe` steps climbs the rescaled cross-entropy.
+    2. `starts` runs of `run` steps climb the ratio of logits (DLR; Croce & Hein 2020, Eq. 6), each from an
+       output-diversified start (Tashiro et al. 2020, Eq. 2).
+    3. One cycle climbs the margin of each of the `targets` classes, that which any point came closest to first. A cycle
+       has three parts. Points of the first part may lie outside the ball: in a ball whose radius shrinks from
+       1 + `widen` times ε to ε. Such a point breaks nothing. Where the model errs on one, its projection is the next
+       query, and the second part begins. Points of the second part lie in the ball. The third part begins halfway
+       between the best point of the cycle and a random point of the ball.
+    4. Up to `restarts` cycles, twice as long, climb by turns the margins of the three classes that came closest. Every
+       second one begins near the best point of all, and takes half as large steps.
+    5. A search of up to `search` queries changes random squares of the best point, as `Square` does, and uses no
+       gradient. Every 200 queries it goes on only if the margin has shrunk by 5 % since.
 
-    The relaxation follows the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules are different.
-    What is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no
-    rule depends on the scale of the logits:
+    The cycles follow the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules are different. What
+    is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
+    depends on the scale of the logits:
 
-    - The trial ends after k cycles if more than `patience` / k is left of the image. So the images that came closest
-      get the most cycles.
+    - The trial ends k cycles after the starts if more than `patience` / (k + 2) is left of the image. So the images
+      that came closest get the most cycles, and the search.
     - A cycle ends after four points of its second part, or after the whole part, if its target is behind: more is left
       of the target than `hopeless`, and than `lag` times what is left of the image.
 
     Attributes:
-        probe: steps of the short run.
-        targets: number of target classes, the likeliest at the end of the short run first.
+        probe: steps of the first run.
+        starts: number of runs from output-diversified starts.
+        run: steps of each of them. The first step goes towards a random weighting of the logits.
+        targets: number of target classes.
         restarts: most cycles after those of the targets.
+        search: most queries of the search; 0 for none.
         outside: steps of the first part of a cycle.
         inside: steps of the second part.
         again: steps of the third part.
         widen: how far points of the first part may leave the ball, as a share of ε.
-        patience: the share of the clean margin that may be left after one cycle. After k cycles, it is a k-th of that.
+        patience: twice the share of the clean margin that may be left after the starts.
         lag: how many times what is left of the image may be left of a target.
         hopeless: what may be left of a target in any case.
     """
 
     kind: ClassVar[str] = "relax"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     memoryless: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
@@ -66,8 +81,11 @@ class Relax:
     trials: ClassVar[int] = 1
 
     probe: int = 10
+    starts: int = 5
+    run: int = 12
     targets: int = 9
-    restarts: int = 12
+    restarts: int = 10
+    search: int = 1000
     outside: int = 5
     inside: int = 10
     again: int = 5
@@ -79,10 +97,10 @@ class Relax:
     def __post_init__(self) -> None:
         """Check the hyperparameters."""
         check_parameters(self)
-        for name in ("probe", "targets", "outside", "inside", "again"):
-            if getattr(self, name) < 1:
-                raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least 1")
-        for name in ("restarts", "widen"):
+        for name, least in (("probe", 1), ("run", 2), ("targets", 1), ("outside", 1), ("inside", 1), ("again", 1)):
+            if getattr(self, name) < least:
+                raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least {least}")
+        for name in ("starts", "restarts", "search", "widen"):
             if getattr(self, name) < 0:
                 raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least 0")
         for name in ("patience", "hopeless"):
@@ -98,107 +116,156 @@ class Relax:
 
     @property
     def steps(self) -> int:
-        """The steps of the short run and of all cycles, and one step between each and the next."""
-        return self.probe + self.targets * (self.cycle + 1) + self.restarts * (_LONGER * self.cycle + 1)
+        """The steps of all parts, and one step between each and the next."""
+        cycles = self.targets * (self.cycle + 1) + self.restarts * (_LONGER * self.cycle + 1)
+        return self.probe + self.starts * (self.run + 1) + cycles + self.search
 
     def init(self, p: Problem, ball: Ball) -> State:
-        """Begin the short run."""
+        """Begin the first run."""
         count, lanes = torch.zeros_like(p.y), torch.zeros_like(p.x.flatten(1)[:, 0])
-        others = clean_logits(p).shape[1] - 1
+        classes = torch.full_like(clean_logits(p), -torch.inf)
         return {
             "x": ball.random(p),
-            "at": count,  # 0 for the short run, then the number of the cycle
+            "at": count,  # 0 for the first run, then the number of the run or cycle; the search is the last
             "taken": count.clone(),  # steps of it
-            "order": torch.zeros_like(p.y)[:, None].repeat(1, others),  # classes other than y, the likeliest first
-            "rank": count.clone(),  # of the target
-            "came": torch.full_like(lanes, -torch.inf)[:, None].repeat(1, others),  # best margin of each rank's cycles
-            "near": lanes - torch.inf,  # best margin of this cycle inside the ball, towards its target
+            "came": classes,  # best margin of each class at any point in the ball
+            "tried": torch.zeros_like(classes, dtype=torch.bool),  # classes that were targets
+            "target": count.clone(),
+            "near": lanes - torch.inf,  # best margin of this run or cycle, in a cycle towards its target
             "top": p.x.clone(),  # its point
             "best": lanes - torch.inf,  # margin of any point in the ball
+            "peak": p.x.clone(),  # its point
+            "was": lanes.clone(),  # share of the clean margin that was left when the search was last looked at
             "done": torch.zeros_like(p.y, dtype=torch.bool),
         }
 
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
-        """Evaluate the rescaled cross-entropy in the short run, and the margin of the target in a cycle."""
-        target = s["order"].gather(1, s["rank"][:, None]).squeeze(1)
-        return torch.where(s["at"] == 0, cross_entropy_scaled(logits, p.y), margin_targeted(logits, p.y, target))
+        """Evaluate what the run climbs: cross-entropy, a random weighting, the ratio, or the margin of the target."""
+        at = s["at"]
+        ratio = torch.where(s["taken"] == 0, weighted(logits, p, at), dlr(logits, p.y))
+        free = torch.where(at == 0, cross_entropy_scaled(logits, p.y), ratio)
+        return torch.where(at <= self.starts, free, margin_targeted(logits, p.y, s["target"]))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
-        """Take a step, begin the next cycle, or end the trial."""
-        at, taken, probing = s["at"], s["taken"], s["at"] == 0
-        gap, lead = margin(logits, p.y), margin(clean_logits(p), p.y)
-        outside, turn, cycle = self._parts(s)
-        inside = probing | (taken >= outside)
-        best = torch.where(inside, torch.maximum(s["best"], gap), s["best"])
-        better = inside & (loss > s["near"])
-        near = torch.where(better, loss, s["near"])
-        top = torch.where(per_lane(better, grad), s["x"], s["top"])
-
-        look = (taken == turn) | (taken == outside + _LOOK - 1)
-        behind = look & (near / lead > (self.lag * best / lead).clamp(min=self.hopeless))  # margins are negative
-        over = torch.where(probing, taken == self.probe, behind | (taken == cycle))
-        order = s["order"]
-        if may_hold(probing & over):
-            others = logits.scatter(1, p.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
-            order = torch.where((probing & over)[:, None], others, order)
-        mine = torch.arange(order.shape[1], device=at.device) == s["rank"][:, None]
-        came = torch.where((over & ~probing)[:, None] & mine, torch.maximum(s["came"], near[:, None]), s["came"])
-        done = s["done"] | (over & self._gives_up(at, best / lead, order))
+        """Take a step, begin the next run, cycle or search, or end the trial."""
+        at, taken, lead = s["at"], s["taken"], margin(clean_logits(p), p.y)
+        gaps = (logits - logits.gather(1, p.y[:, None])).scatter(1, p.y[:, None], -torch.inf)
+        gap = gaps.amax(1)
+        outside, _, _ = self._parts(s)
+        searching = self._searching(s)
+        inside = (at <= self.starts) | (taken >= outside) | searching
+        higher = inside & (gap > s["best"])
+        mine = torch.where(at <= self.starts, gap, loss)
+        better = inside & (mine > s["near"])
+        now = s | {
+            "came": torch.where(inside[:, None], torch.maximum(s["came"], gaps), s["came"]),
+            "best": torch.where(higher, gap, s["best"]),
+            "peak": torch.where(per_lane(higher, grad), s["x"], s["peak"]),
+            "near": torch.where(better, mine, s["near"]),
+            "top": torch.where(per_lane(better, grad), s["x"], s["top"]),
+        }
+        left = now["best"] / lead  # both are negative
+        over = self._is_over(now, lead, left)
+        glance = searching & (taken % _PERIOD == _PERIOD - 1)
+        stuck = glance & (left > _FALL * s["was"])
+        done = s["done"] | (over & (self._gives_up(now, left) | searching)) | stuck
         jump = over & ~done
-        number = self._number(order)
-        closest = came.argsort(dim=1, descending=True, stable=True)
-        turns = (at - number).clamp(min=0) % min(_RIVALS, number)
-        rank = torch.where(at < number, at, closest.gather(1, turns[:, None]).squeeze(1))
+        target, tried = self._choose(now, jump)
 
-        x = self._move(p, ball, s | {"top": top}, grad)
+        x = self._move(p, ball, now, grad)
         caught = ~inside & (gap > 0)  # the model errs on a point outside the ball
         if may_hold(caught):
             x = torch.where(per_lane(caught, grad), ball.project(p.x, s["x"]), x)
         if may_hold(jump):
-            x = torch.where(per_lane(jump, grad), ball.random(p, step=at + 1), x)
-        return {
+            x = torch.where(per_lane(jump, grad), self._begin(p, ball, now), x)
+        after = now | {"at": at + jump.long(), "taken": torch.where(jump, 0, torch.where(caught, outside, taken + 1))}
+        seeking = self._searching(after) & ~done
+        if may_hold(seeking):
+            square, draws = Square(steps=max(self.search, 1)), replace(p, trial=p.trial + 1)
+            x = torch.where(per_lane(seeking, grad), square.propose(draws, ball, now["peak"], after["taken"]), x)
+        return after | {
             "x": torch.where(per_lane(done, grad), s["x"], x),
-            "at": at + jump.long(),
-            "taken": torch.where(jump, 0, torch.where(caught, outside, taken + 1)),
-            "order": order,
-            "rank": torch.where(jump, rank, s["rank"]),
-            "came": came,
-            "near": near.masked_fill(jump, -torch.inf),
-            "top": top,
-            "best": best,
+            "tried": tried,
+            "target": target,
+            "near": now["near"].masked_fill(jump, -torch.inf),
+            "was": torch.where(glance | jump, left, s["was"]),
             "done": done,
         }
 
-    def _number(self, order: Tensor) -> int:
+    def _number(self, s: State) -> int:
         """Return how many targets there are."""
-        return min(self.targets, order.shape[1])
+        return min(self.targets, s["came"].shape[1] - 1)
+
+    def _restart(self, s: State, at: Tensor) -> Tensor:
+        """Return the number of the restart, from 1 on; below that for all that comes before: [L]."""
+        return at - self.starts - self._number(s)
+
+    def _searching(self, s: State) -> Tensor:
+        return self._restart(s, s["at"]) > self.restarts
 
     def _parts(self, s: State) -> tuple[Tensor, Tensor, Tensor]:
         """Return how many steps this cycle has taken after each of its parts: three of [L]."""
-        longer = torch.where(s["at"] > self._number(s["order"]), _LONGER, 1)
+        longer = torch.where(self._restart(s, s["at"]) > 0, _LONGER, 1)
         return longer * self.outside, longer * (self.outside + self.inside), longer * self.cycle
 
-    def _gives_up(self, at: Tensor, left: Tensor, order: Tensor) -> Tensor:
-        """Tell where the trial ends after cycle number `at`, with this share of the clean margin left: [L] bool."""
-        return (at > 0) & (left * at > self.patience) | (at >= self._number(order) + self.restarts)
+    def _is_over(self, s: State, lead: Tensor, left: Tensor) -> Tensor:
+        """Tell where the last step of this run, cycle or search is taken: [L] bool."""
+        at, taken = s["at"], s["taken"]
+        outside, turn, cycle = self._parts(s)
+        look = (taken == turn) | (taken == outside + _LOOK - 1)
+        behind = look & (s["near"] / lead > (self.lag * left).clamp(min=self.hopeless))
+        over = torch.where(at <= self.starts, taken == self.run, behind | (taken == cycle))
+        over = torch.where(at == 0, taken == self.probe, over)
+        return torch.where(self._searching(s), taken + 1 >= self.search, over)
+
+    def _gives_up(self, s: State, left: Tensor) -> Tensor:
+        """Tell where the trial ends after this run or cycle, with this share of the clean margin left: [L] bool."""
+        at, restart = s["at"], self._restart(s, s["at"])
+        ended = (restart >= self.restarts) & (self.search == 0)
+        return (at >= self.starts) & (left * (at - self.starts + _CREDIT) > self.patience) | ended
+
+    def _choose(self, s: State, jump: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the target of the next cycle, and note it as tried: [L] and [L, K]."""
+        fresh = s["came"].masked_fill(s["tried"], -torch.inf).argmax(1)
+        closest = s["came"].argsort(dim=1, descending=True, stable=True)
+        again = self._restart(s, s["at"] + 1)
+        turns = (again - 1).clamp(min=0) % min(_RIVALS, self._number(s))
+        target = torch.where(again > 0, closest.gather(1, turns[:, None]).squeeze(1), fresh)
+        chosen = jump & (s["at"] >= self.starts)
+        target = torch.where(chosen, target, s["target"])
+        mine = torch.arange(s["came"].shape[1], device=target.device) == target[:, None]
+        return target, s["tried"] | (mine & chosen[:, None])
+
+    def _careful(self, s: State, at: Tensor) -> Tensor:
+        """Tell where restart number `at` begins near the best point: [L] bool."""
+        number = self._restart(s, at)
+        return (number > 0) & (number % 2 == 0)
+
+    def _begin(self, p: Problem, ball: Ball, s: State) -> Tensor:
+        """Return where the next run or cycle begins: at a random point of the ball, or near the best one."""
+        at = s["at"] + 1
+        x = ball.random(p, step=at)
+        return torch.where(per_lane(self._careful(s, at), x), s["peak"] + _AWAY * (x - s["peak"]), x)
 
     def _move(self, p: Problem, ball: Ball, s: State, grad: Tensor) -> Tensor:
         """Follow the gradient by steps whose size falls along half a cosine, in the ball of this step."""
-        probing, taken = s["at"] == 0, s["taken"]
+        at, taken, free = s["at"], s["taken"], s["at"] <= self.starts
         first, turn, cycle = self._parts(s)
-        third = ~probing & (taken >= turn)
-        share = torch.where(
-            probing, taken / self.probe, torch.where(third, (taken - turn) / (cycle - turn), taken / turn)
-        ).to(grad.dtype)
-        size = ((share.clamp(max=1) * math.pi).cos() + 1) * torch.where(third, 0.5, 1.0) * ball.eps
+        third = ~free & (taken >= turn)
+        share = torch.where(third, (taken - turn) / (cycle - turn), taken / turn)
+        share = torch.where(free, (taken - 1) / (self.run - 1), share)
+        share = torch.where(at == 0, taken / self.probe, share).to(grad.dtype)
+        size = (share.clamp(0, 1) * math.pi).cos() + 1
+        size = torch.where(third | self._careful(s, at), _CAREFUL * size, size)
+        size = torch.where(free & (at > 0) & (taken == 0), 1.0, size) * ball.eps
         x = s["x"]
         begins = third & (taken == turn)
         if may_hold(begins):  # the draw takes time
-            halfway = (s["top"] + ball.random(p, step=s["at"] + _NOISE)) / 2
+            halfway = (s["top"] + ball.random(p, step=at + _NOISE)) / 2
             x = torch.where(per_lane(begins, grad), halfway, x)  # the gradient is that of another point
         x = x + ball.climb(x, grad, per_lane(size.masked_fill(begins, 0), grad))
         # The wider ball is the ball, stretched around the image and cut at the box.
         outside = self.widen * (1 - (taken + 1).to(grad.dtype) / first).clamp(min=0)
-        wide = per_lane(torch.where(probing, 0.0, outside) + 1, grad)
+        wide = per_lane(torch.where(free, 0.0, outside) + 1, grad)
         stretched = (p.x + wide * (ball.project(p.x, p.x + (x - p.x) / wide) - p.x)).clamp(0, 1)
         return torch.where(wide > 1, stretched, ball.project(p.x, x))

@@ -115,26 +115,30 @@ class Square(Climbing):
         """Count how often p has been halved at each lane's step: [L] -> [L]."""
         return _halvings(self.steps, t.device)[t.clamp(max=self.steps)]
 
-    def ahead(self, p: Problem, ball: Ball, t: Tensor) -> State:
-        """Draw the random numbers of the next steps, from each lane's own step on.
+    def ahead(self, p: Problem, ball: Ball, t: Tensor, n: int = _AHEAD) -> State:
+        """Draw the random numbers of the next n steps, from each lane's own step on.
 
         Returns:
             drawn: the first of these steps, [L].
-            Linf: the squares of each step, as factors: rows [L, steps, H], and cols [L, steps, C, W] with the sign in
+            Linf: the squares of each step, as factors: rows [L, n, H], and cols [L, n, C, W] with the sign in
             each channel, twice because that is further than any pixel may go, and zero where the search is over.
-            L2, L1: words [L, steps, 5 + C]: two for a square, three for another one and how η lies, C for the signs.
+            L2, L1: words [L, n, 5 + C]: two for a square, three for another one and how η lies, C for the signs.
         """
         lanes, c, h, w = p.x.shape
-        steps = (t[:, None] + torch.arange(_AHEAD, device=t.device)).flatten()
-        sample, trial = (v.repeat_interleave(_AHEAD) for v in (p.sample, p.trial))
+        steps = (t[:, None] + torch.arange(n, device=t.device)).flatten()
+        sample, trial = (v.repeat_interleave(n) for v in (p.sample, p.trial))
         words = rng.bits(p.key, sample, trial, steps + 1, c + (2 if ball.norm == "Linf" else 5))
         if ball.norm != "Linf":
-            return {"drawn": t, "words": words.view(lanes, _AHEAD, -1)}
+            return {"drawn": t, "words": words.view(lanes, n, -1)}
         side = _on(self.sides(h, w, ball.norm), t.device)[self.halvings(steps)]
         rows, cols = (inside for inside, _ in bands(words[:, :2], side, h, w, p.x.dtype))
         sign = 2 * _signs(words[:, 2:], p.x.dtype) * (steps + 1 < self.steps)[:, None]
         cols = sign[:, :, None] * cols[:, None, :]
-        return {"drawn": t, "rows": rows.view(lanes, _AHEAD, h), "cols": cols.view(lanes, _AHEAD, c, w)}
+        return {"drawn": t, "rows": rows.view(lanes, n, h), "cols": cols.view(lanes, n, c, w)}
+
+    def propose(self, p: Problem, ball: Ball, best: Tensor, t: Tensor) -> Tensor:
+        """Change any best point [L, C, H, W] as step t [L] would, for searches that start elsewhere: [L, C, H, W]."""
+        return self.proposals(p, ball, best, t, self.ahead(p, ball, t, 1), 1)[:, 0]
 
     def init(self, p: Problem, ball: Ball) -> State:
         """Start at random stripes (Linf) or at a random tiling (L2, L1)."""
