@@ -29,7 +29,8 @@ NOTES = """\
   with PGD would report its clean accuracy.
 - **best**: percent of the n images that are also robust under two annealed PGDs, the hunt, PGD-100 with steps of ε,
   transfer from the natural network, Square (1,000 queries) and, if the model has a stand-in with a usable gradient,
-  the end points of PGD on the stand-in. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in points.
+  the end points of PGD on the stand-in. It is an upper bound of the robust accuracy. **overstated**: PGD − best, in
+  points.
 - **not confirmed**: the rule does not give this label on these n images.
 - For a model that answers at random, an image is broken if most of 11 answers are wrong.
 - **pyautoattack**: its own checks that warn while it runs APGD-CE, APGD-T and Square (1,000 queries) on the first {aa}
