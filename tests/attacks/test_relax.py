@@ -133,7 +133,7 @@ def test_a_run_from_a_start_climbs_a_weighting_for_one_step_and_then_the_ratio_o
                 assert torch.equal(loss, weighted(logits, p, s["at"]))
                 drawn.append(float(loss))
             else:
-                assert torch.equal(loss, dlr(logits, p.y))
+                torch.testing.assert_close(loss, dlr(logits, p.y), rtol=1e-10, atol=0)  # its 1e-12 is another share
     assert len(set(drawn)) == attack.starts
 
 
@@ -174,7 +174,7 @@ def test_the_search_climbs_from_the_best_point_without_gradients():
     found = [s for s in states if s["at"] == 2]
     assert len(found) == 60
     assert all(float(ball.distance(p.x, s["x"])) <= EPS["Linf"] + 1e-12 for s in found)
-    best = [float(s["best"]) for s in found]
+    best = [float(s["came"].max()) for s in found]
     assert best == sorted(best)
     assert best[-1] > best[0]
     assert torch.equal(found[-1]["x"], found[-1]["peak"]), "the last query is the best point"
@@ -203,8 +203,7 @@ def test_no_scale_or_offset_of_the_logits_changes_a_record(attack, norm):
     assert len(np.unique(base.forwards[~base.broken])) > 1, "the rules to give up must act"
     for factor in (2.0**-10, 2.0**10):  # powers of two round nothing
         scaled = torch.nn.Sequential(net, Scale(factor, 0.0))
-        # The ratio of logits adds 1e-12 to its divisor, which moves the last digits of points in L2.
-        assert set(differing(base, run_attack(scaled, attack, x, y, ball))) <= ({"distance"} if norm == "L2" else set())
+        assert not differing(base, run_attack(scaled, attack, x, y, ball))
     for factor, offset in ((1e-3, 0.0), (1e3, 0.0), (1.0, 100.0)):
         other = run_attack(torch.nn.Sequential(net, Scale(factor, offset)), attack, x, y, ball)
         assert np.array_equal(base.broken, other.broken), (factor, offset)

@@ -133,8 +133,7 @@ class Relax:
             "target": count.clone(),
             "near": lanes - torch.inf,  # best margin of this run or cycle, in a cycle towards its target
             "top": p.x.clone(),  # its point
-            "best": lanes - torch.inf,  # margin of any point in the ball
-            "peak": p.x.clone(),  # its point
+            "peak": p.x.clone(),  # the point in the ball where any class came closest
             "was": lanes.clone(),  # share of the clean margin that was left when the search was last looked at
             "done": torch.zeros_like(p.y, dtype=torch.bool),
         }
@@ -142,8 +141,13 @@ class Relax:
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
         """Evaluate what the run climbs: cross-entropy, a random weighting, the ratio, or the margin of the target."""
         at = s["at"]
-        ratio = torch.where(s["taken"] == 0, weighted(logits, p, at), dlr(logits, p.y))
-        free = torch.where(at == 0, cross_entropy_scaled(logits, p.y), ratio)
+        # Divided by a power of two, which rounds nothing, so that the 1e-12 in the ratio is small at any scale.
+        spread = (logits.amax(1) - logits.amin(1)).detach()
+        free = dlr(logits / torch.ldexp(torch.ones_like(spread), torch.frexp(spread).exponent)[:, None], p.y)
+        free = torch.where(at == 0, cross_entropy_scaled(logits, p.y), free)
+        aimless = (at > 0) & (at <= self.starts) & (s["taken"] == 0)
+        if may_hold(aimless):  # the draw takes time
+            free = torch.where(aimless, weighted(logits, p, at), free)
         return torch.where(at <= self.starts, free, margin_targeted(logits, p.y, s["target"]))
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
@@ -154,23 +158,22 @@ class Relax:
         outside, _, _ = self._parts(s)
         searching = self._searching(s)
         inside = (at <= self.starts) | (taken >= outside) | searching
-        higher = inside & (gap > s["best"])
+        higher = inside & (gap > s["came"].amax(1))
         mine = torch.where(at <= self.starts, gap, loss)
         better = inside & (mine > s["near"])
         now = s | {
             "came": torch.where(inside[:, None], torch.maximum(s["came"], gaps), s["came"]),
-            "best": torch.where(higher, gap, s["best"]),
             "peak": torch.where(per_lane(higher, grad), s["x"], s["peak"]),
             "near": torch.where(better, mine, s["near"]),
             "top": torch.where(per_lane(better, grad), s["x"], s["top"]),
         }
-        left = now["best"] / lead  # both are negative
+        left = now["came"].amax(1) / lead  # both are negative
         over = self._is_over(now, lead, left)
         glance = searching & (taken % _PERIOD == _PERIOD - 1)
         stuck = glance & (left > _FALL * s["was"])
         done = s["done"] | (over & (self._gives_up(now, left) | searching)) | stuck
         jump = over & ~done
-        target, tried = self._choose(now, jump)
+        target, tried = self._choose(now, jump) if may_hold(jump) else (s["target"], s["tried"])
 
         x = self._move(p, ball, now, grad)
         caught = ~inside & (gap > 0)  # the model errs on a point outside the ball
@@ -180,8 +183,8 @@ class Relax:
             x = torch.where(per_lane(jump, grad), self._begin(p, ball, now), x)
         after = now | {"at": at + jump.long(), "taken": torch.where(jump, 0, torch.where(caught, outside, taken + 1))}
         seeking = self._searching(after) & ~done
-        if may_hold(seeking):
-            square, draws = Square(steps=max(self.search, 1)), replace(p, trial=p.trial + 1)
+        if self.search and may_hold(seeking):
+            square, draws = Square(steps=self.search), replace(p, trial=p.trial + 1)
             x = torch.where(per_lane(seeking, grad), square.propose(draws, ball, now["peak"], after["taken"]), x)
         return after | {
             "x": torch.where(per_lane(done, grad), s["x"], x),
