@@ -104,7 +104,8 @@ def test_a_cycle_towards_a_target_that_is_behind_ends_early():
     assert list_targets(attack, states) == [1, 2, 3, 4, 1]
     assert taken == [attack.cycle, attack.cycle, attack.cycle, attack.outside + 3]
     # Class 3 is not behind with a larger lag, or if as much may be left of any target.
-    for changed, ends in ((attack, 8), (replace(attack, lag=4.0), 20), (replace(attack, hopeless=0.4), 20)):
+    early, late = attack.outside + 3, attack.cycle
+    for changed, ends in ((attack, early), (replace(attack, lag=4.0), late), (replace(attack, hopeless=0.4), late)):
         states = follow(changed, Slopes([-1.0, -1.0, -1.0], [9.0, 8.5, 6.5]))[2]
         assert max(int(s["taken"]) for s in states if s["at"] == 3) == ends, changed
 
@@ -113,9 +114,12 @@ def test_a_cycle_towards_a_target_that_is_behind_ends_early():
 @pytest.mark.parametrize(("reached", "cycles"), [(0.6, 0), (0.4, 1), (0.24, 3), (0.11, 8), (0.09, 10), (0.001, 13)])
 def test_the_closer_an_image_came_the_more_cycles_it_gets(reached, cycles, starts):
     """Within 0.1 of the image, class 1 comes from -1 to the negative of this. Cycles + 2, times this, may come to 1."""
-    attack = Relax(starts=starts, targets=3, restarts=10, search=0)
-    states = follow(attack, Slopes([-1.0, -2.0, -2.0], [10 * (1 - reached), 0.0, 0.0]))[2]
+    attack = Relax(starts=starts, targets=3, restarts=10, search=0, patience=1.0, least=0)
+    model = Slopes([-1.0, -2.0, -2.0], [10 * (1 - reached), 0.0, 0.0])
+    states = follow(attack, model)[2]
     assert len(list_targets(attack, states)) == cycles
+    least = replace(attack, least=2)
+    assert len(list_targets(least, follow(least, model)[2])) == max(cycles, 2)
     longest = [max(int(s["taken"]) for s in states if s["at"] == starts + k) for k in range(1, cycles + 1)]
     assert longest[3:4] in ([], [2 * attack.cycle], [2 * attack.cycle + 1]), "restarts take twice the steps"
 
@@ -153,6 +157,23 @@ def test_every_second_restart_begins_near_the_best_point():
         if restart % 2 == 0:
             begin = state["peak"] + 0.3 * (begin - state["peak"])
         assert torch.allclose(state["x"], begin, atol=1e-12), restart
+
+
+def test_no_step_uses_a_gradient_that_it_does_not_want():
+    """Other gradients at these points, and NaN where no pass is made, change no state."""
+    attack = Relax(targets=2, restarts=2, search=20, patience=9.0, hopeless=9.0)
+    model = Slopes([-1.0, -2.0, -3.0], [5.0, 4.0, 3.0])
+    p, ball, states = follow(attack, model)
+    unwanted = [s for s in states[:-1] if not attack.wants_gradient(s)]
+    cycles = attack.targets + attack.restarts
+    assert len(unwanted) == 1 + attack.starts + 2 * cycles + attack.search - 1, "the last query has no step"
+    for s, after in pairwise(states):
+        if not attack.wants_gradient(s):
+            logits, loss, grad = query(model, attack, p, s, with_grad=False)
+            noise = torch.randn(grad.shape, generator=torch.Generator().manual_seed(1), dtype=grad.dtype)
+            for other in (grad, noise):
+                new = attack.step(p, ball, s, torch.zeros_like(p.y), logits, loss, other)
+                assert all(torch.equal(new[name], after[name]) for name in after)
 
 
 class Corner(torch.nn.Module):
@@ -253,6 +274,7 @@ def test_a_short_search_ends_at_the_first_look_that_finds_it_far(reached, querie
         (lambda: Relax(starts=-1), "starts -1 given; allowed: at least 0"),
         (lambda: Relax(search=-1), "search -1 given; allowed: at least 0"),
         (lambda: Relax(restarts=-1), "restarts -1 given; allowed: at least 0"),
+        (lambda: Relax(least=-1), "least -1 given; allowed: at least 0"),
         (lambda: Relax(widen=-0.5), "widen -0.5 given; allowed: at least 0"),
         (lambda: Relax(hopeless=0.0), "hopeless 0.0 given; it must be above 0"),
         (lambda: Relax(patience=-1.0), "patience -1.0 given; it must be above 0"),

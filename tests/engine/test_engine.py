@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import APGD, FGSM, PGD, Hunt, Relax
+from robbench.attacks.base import Searching
 from robbench.classifier.batch_width import BatchWidths, default_lanes
 from robbench.core import rng
 from robbench.core.errors import ModelError
@@ -17,6 +18,8 @@ from robbench.core.threat import Ball
 from robbench.core.types import Problem
 from robbench.data.sets import load
 from robbench.engine import engine
+from robbench.engine import lanes as lanes_module
+from robbench.engine.query import query
 from robbench.engine.trials import TrialQueue
 from robbench.models.card import Registry
 from robbench.models.load import load_model
@@ -47,10 +50,10 @@ def test_float64_records_do_not_depend_on_width_or_order(attack):
     ids = np.arange(150) * 7
     base = run_attack(net, attack, x, y, ball, sample=ids, lanes=16)
     assert 0 < base.broken.sum() < 150, "the comparison must see both outcomes"
-    for lanes, seed in ((64, 1), (256, 2), (5, 3)):
+    for width, seed in ((64, 1), (256, 2), (5, 3)):
         order = torch.randperm(150, generator=torch.Generator().manual_seed(seed))
-        other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=lanes)
-        assert not differing(base, other), (lanes, differing(base, other))
+        other = run_attack(net, attack, x[order], y[order], ball, sample=ids[order.numpy()], lanes=width)
+        assert not differing(base, other), (width, differing(base, other))
 
 
 def test_a_trial_may_end_early():
@@ -432,3 +435,25 @@ def test_an_attack_that_asks_for_clean_logits_gets_them(lanes):
     assert (rows.forwards == 3).all(), "one for the logits, two queries"
     points = {tuple(row[:2].tolist()) for batch in asked for row in batch.flatten(1)}
     assert {tuple(row.tolist()) for row in clean} <= points
+
+
+def test_gradients_that_nobody_uses_are_not_computed_and_change_no_verdict(monkeypatch):
+    net = network(torch.float64)
+    x, y = labelled(net, 60, torch.float64)
+    attack, ball = Relax(targets=4, restarts=3, search=30), Ball("Linf", 0.2)
+    seen = []
+
+    def note(model, attack, p, s, with_grad, bfloat16=False):
+        seen.append(with_grad)
+        return query(model, attack, p, s, with_grad, bfloat16)
+
+    monkeypatch.setattr(lanes_module, "query", note)
+    base = run_attack(net, attack, x, y, ball, lanes=16)
+    assert set(seen) == {True, False}
+    for width in (5, 64):
+        assert not differing(base, run_attack(net, attack, x, y, ball, lanes=width))
+    monkeypatch.setattr(lanes_module, "Sparing", Searching)  # no attack is known to spare gradients
+    wasteful = run_attack(net, attack, x, y, ball, lanes=16)
+    assert differing(base, wasteful) == ["backwards"]
+    stands = ~base.broken
+    assert (base.backwards[stands] < wasteful.backwards[stands]).all()

@@ -32,8 +32,8 @@ from robbench.core.threat import Ball
 from robbench.core.types import NORMS, Norm, Problem, State
 
 __all__ = [
-    "Attack", "Climbing", "Searching", "check_parameters", "clean_logits", "describe", "other_at", "others_by_rank",
-    "parameters", "target_class",
+    "Attack", "Climbing", "Searching", "Sparing", "check_parameters", "clean_logits", "describe", "other_at",
+    "others_by_rank", "parameters", "target_class",
 ]  # fmt: skip
 
 
@@ -89,6 +89,14 @@ class Attack(Protocol):
             The next state, with the tensors that did not change. When a new trial begins in a lane, only the tensors
             that `init` makes are set. A trial must not use what another trial left, because several may run at once.
         """
+
+
+@runtime_checkable
+class Sparing(Attack, Protocol):
+    """An attack by gradients that does not use the gradient at every point. Then that point costs a forward pass."""
+
+    def wants_gradient(self, s: State) -> Tensor:
+        """Tell where the next step uses the gradient: [L] bool. Elsewhere it gets zeros."""
 
 
 @runtime_checkable

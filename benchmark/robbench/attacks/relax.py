@@ -30,6 +30,10 @@ _PERIOD = 200  # queries of the search between two looks
 _FALL = 0.95  # the search ends if a period leaves more than this share of what was left
 
 
+Parts = tuple[Tensor, Tensor, Tensor]
+"""How many steps a cycle has taken after each of its parts, [L] each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Relax:
     """One trial of many short parts. What each of them leaves of the clean margin decides whether another follows.
@@ -51,8 +55,9 @@ class Relax:
     is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
     depends on the scale of the logits:
 
-    - The trial ends k cycles after the starts if more than `patience` / (k + 2) is left of the image. So the images
-      that came closest get the most cycles, and the search.
+    - The trial ends k cycles after the starts, k at least `least`, if more than `patience` / (k + 2) is left of the
+      image. So the images that came closest get the most cycles, and the search. The first cycles are for all images,
+      because where gradients are masked one run can leave nine tenths of the margin and the next one none.
     - A cycle ends after four points of its second part, or after the whole part, if its target is behind: more is left
       of the target than `hopeless`, and than `lag` times what is left of the image.
 
@@ -68,29 +73,31 @@ class Relax:
         again: steps of the third part.
         widen: how far points of the first part may leave the ball, as a share of ε.
         patience: twice the share of the clean margin that may be left after the starts.
+        least: cycles before an image is given up.
         lag: how many times what is left of the image may be left of a target.
         hopeless: what may be left of a target in any case.
     """
 
     kind: ClassVar[str] = "relax"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     memoryless: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = True
     trials: ClassVar[int] = 1
 
-    probe: int = 10
+    probe: int = 20
     starts: int = 5
-    run: int = 12
+    run: int = 10
     targets: int = 9
     restarts: int = 10
     search: int = 1000
-    outside: int = 5
-    inside: int = 10
-    again: int = 5
+    outside: int = 3
+    inside: int = 9
+    again: int = 4
     widen: float = 0.5
-    patience: float = 1.0
+    patience: float = 0.85
+    least: int = 2
     lag: float = 2.5
     hopeless: float = 0.2
 
@@ -100,7 +107,7 @@ class Relax:
         for name, least in (("probe", 1), ("run", 2), ("targets", 1), ("outside", 1), ("inside", 1), ("again", 1)):
             if getattr(self, name) < least:
                 raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least {least}")
-        for name in ("starts", "restarts", "search", "widen"):
+        for name in ("starts", "restarts", "search", "widen", "least"):
             if getattr(self, name) < 0:
                 raise SuiteError(f"{name} {getattr(self, name)} given; allowed: at least 0")
         for name in ("patience", "hopeless"):
@@ -150,13 +157,19 @@ class Relax:
             free = torch.where(aimless, weighted(logits, p, at), free)
         return torch.where(at <= self.starts, free, margin_targeted(logits, p.y, s["target"]))
 
+    def wants_gradient(self, s: State) -> Tensor:
+        """Tell where the next step climbs: not in the search, after the last step of a run, or from a new point."""
+        at, taken, (_, turn, cycle) = s["at"], s["taken"], self._parts(s)
+        stays = torch.where(at <= self.starts, taken == self._length(at), (taken == turn) | (taken == cycle))
+        return ~(stays | self._searching(s))
+
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take a step, begin the next run, cycle or search, or end the trial."""
         at, taken, lead = s["at"], s["taken"], margin(clean_logits(p), p.y)
         gaps = (logits - logits.gather(1, p.y[:, None])).scatter(1, p.y[:, None], -torch.inf)
         gap = gaps.amax(1)
-        outside, _, _ = self._parts(s)
-        searching = self._searching(s)
+        parts, searching = self._parts(s), self._searching(s)
+        outside = parts[0]
         inside = (at <= self.starts) | (taken >= outside) | searching
         higher = inside & (gap > s["came"].amax(1))
         mine = torch.where(at <= self.starts, gap, loss)
@@ -168,14 +181,14 @@ class Relax:
             "top": torch.where(per_lane(better, grad), s["x"], s["top"]),
         }
         left = now["came"].amax(1) / lead  # both are negative
-        over = self._is_over(now, lead, left)
+        over = self._is_over(now, parts, lead, left)
         glance = searching & (taken % _PERIOD == _PERIOD - 1)
         stuck = glance & (left > _FALL * s["was"])
         done = s["done"] | (over & (self._gives_up(now, left) | searching)) | stuck
         jump = over & ~done
         target, tried = self._choose(now, jump) if may_hold(jump) else (s["target"], s["tried"])
 
-        x = self._move(p, ball, now, grad)
+        x = self._move(p, ball, now, parts, grad)
         caught = ~inside & (gap > 0)  # the model errs on a point outside the ball
         if may_hold(caught):
             x = torch.where(per_lane(caught, grad), ball.project(p.x, s["x"]), x)
@@ -195,6 +208,10 @@ class Relax:
             "done": done,
         }
 
+    def _length(self, at: Tensor) -> Tensor:
+        """Return the steps of the run of this number: [L]."""
+        return torch.where(at == 0, self.probe, self.run)
+
     def _number(self, s: State) -> int:
         """Return how many targets there are."""
         return min(self.targets, s["came"].shape[1] - 1)
@@ -206,26 +223,24 @@ class Relax:
     def _searching(self, s: State) -> Tensor:
         return self._restart(s, s["at"]) > self.restarts
 
-    def _parts(self, s: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how many steps this cycle has taken after each of its parts: three of [L]."""
+    def _parts(self, s: State) -> Parts:
         longer = torch.where(self._restart(s, s["at"]) > 0, _LONGER, 1)
         return longer * self.outside, longer * (self.outside + self.inside), longer * self.cycle
 
-    def _is_over(self, s: State, lead: Tensor, left: Tensor) -> Tensor:
+    def _is_over(self, s: State, parts: Parts, lead: Tensor, left: Tensor) -> Tensor:
         """Tell where the last step of this run, cycle or search is taken: [L] bool."""
-        at, taken = s["at"], s["taken"]
-        outside, turn, cycle = self._parts(s)
+        at, taken, (outside, turn, cycle) = s["at"], s["taken"], parts
         look = (taken == turn) | (taken == outside + _LOOK - 1)
         behind = look & (s["near"] / lead > (self.lag * left).clamp(min=self.hopeless))
-        over = torch.where(at <= self.starts, taken == self.run, behind | (taken == cycle))
-        over = torch.where(at == 0, taken == self.probe, over)
+        over = torch.where(at <= self.starts, taken == self._length(at), behind | (taken == cycle))
         return torch.where(self._searching(s), taken + 1 >= self.search, over)
 
     def _gives_up(self, s: State, left: Tensor) -> Tensor:
         """Tell where the trial ends after this run or cycle, with this share of the clean margin left: [L] bool."""
         at, restart = s["at"], self._restart(s, s["at"])
         ended = (restart >= self.restarts) & (self.search == 0)
-        return (at >= self.starts) & (left * (at - self.starts + _CREDIT) > self.patience) | ended
+        cycles = at - self.starts
+        return (cycles >= self.least) & (left * (cycles + _CREDIT) > self.patience) | ended
 
     def _choose(self, s: State, jump: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the target of the next cycle, and note it as tried: [L] and [L, K]."""
@@ -250,10 +265,10 @@ class Relax:
         x = ball.random(p, step=at)
         return torch.where(per_lane(self._careful(s, at), x), s["peak"] + _AWAY * (x - s["peak"]), x)
 
-    def _move(self, p: Problem, ball: Ball, s: State, grad: Tensor) -> Tensor:
+    def _move(self, p: Problem, ball: Ball, s: State, parts: Parts, grad: Tensor) -> Tensor:
         """Follow the gradient by steps whose size falls along half a cosine, in the ball of this step."""
-        at, taken, free = s["at"], s["taken"], s["at"] <= self.starts
-        first, turn, cycle = self._parts(s)
+        at, taken, (first, turn, cycle) = s["at"], s["taken"], parts
+        free = at <= self.starts
         third = ~free & (taken >= turn)
         share = torch.where(third, (taken - turn) / (cycle - turn), taken / turn)
         share = torch.where(free, (taken - 1) / (self.run - 1), share)

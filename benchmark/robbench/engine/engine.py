@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.attacks.base import Attack, Searching
+from robbench.attacks.base import Attack, Searching, Sparing
 from robbench.classifier.batch_width import BatchWidths, device_of, using_threads
 from robbench.classifier.guard import out_of_memory
 from robbench.core.errors import ModelError
-from robbench.core.threat import Ball
+from robbench.core.threat import Ball, per_lane
 from robbench.core.types import Judge, Problem
 from robbench.engine.job import AttackJob
 from robbench.engine.lanes import Finished, Lanes
@@ -97,6 +97,8 @@ def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor
         t = torch.full_like(p.sample, step)
         logits, loss, grad = query(model, attack, p, s, attack.needs_grad)
         grad = grad.nan_to_num(0.0, 0.0, 0.0)  # as the lanes do; a NaN would reach every further point
+        if isinstance(attack, Sparing):
+            grad = torch.where(per_lane(attack.wants_gradient(s), grad), grad, 0.0)
         s = attack.step(seen, ball, s, t, two_classes(logits, p.target), loss, grad)
     return s["x"].detach()
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robbench.attacks.base import Searching
+from robbench.attacks.base import Searching, Sparing
 from robbench.classifier.guard import list_flags
 from robbench.core.errors import ModelError
 from robbench.core.types import Problem, State
@@ -71,6 +71,7 @@ class Lanes:
         device = job.device
         # A randomized model is asked step by step.
         self.search = job.attack if job.draws == 1 and isinstance(job.attack, Searching) else None
+        self.sparing = job.attack if job.draws == 1 and isinstance(job.attack, Sparing) else None
         self.p = Problem(
             # Idle lanes hold a finite image. Nothing looks at their answers.
             x=torch.zeros((width, *job.x.shape[1:]), dtype=job.x.dtype, device=device),
@@ -150,8 +151,12 @@ class Lanes:
         found = None if self.search is None else self.query_ahead(self.search)  # moves `t` on
         last = self.closing | (self.t == attack.steps)
         more = self.live & ~last
+        if self.sparing is not None:
+            more = more & self.sparing.wants_gradient(self.state).cpu().numpy()
         with_grad = attack.needs_grad and bool(more.any())
         asked = self.round(self.p, self.state)
+        if self.sparing is not None and with_grad:
+            found = self.ask_in_two(asked, more)
         logits, loss, grad = found or self.ask(self.p, asked, np.flatnonzero(self.live), with_grad)
         x = self.state["x"]
         slope = _max_slope(grad) if with_grad else None
@@ -209,6 +214,20 @@ class Lanes:
         if logits.dim() != 2 or len(logits) != len(x):
             raise ModelError(f"The model answered {tuple(logits.shape)} to {tuple(x.shape)}; expected [N, classes].")
         return logits, loss, grad
+
+    def ask_in_two(self, s: State, wanted: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Query the lanes that want a gradient, and then the others without one. None if no live lane is of those."""
+        groups = [(np.flatnonzero(self.live & wanted), True), (np.flatnonzero(self.live & ~wanted), False)]
+        if not len(groups[1][0]):
+            return None
+        whole: list[Tensor] = []
+        for lanes, with_grad in groups:
+            n = len(lanes)
+            at = torch.from_numpy(np.resize(lanes, self.job.widths.fit(n))).to(self.job.device)
+            answers = self.ask(*take_lanes(self.p, s, at), np.arange(n), with_grad)
+            whole = whole or [answer.new_zeros((self.width, *answer.shape[1:])) for answer in answers]
+            whole = [into.index_copy(0, at[:n], answer[:n]) for into, answer in zip(whole, answers, strict=True)]
+        return whole[0], whole[1], whole[2]
 
     def ask_again(self, p: Problem, s: State, n: int) -> tuple[Tensor, Tensor]:
         """Query the model without a gradient, so in the precision of the images. The first n rows are live."""
