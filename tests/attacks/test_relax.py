@@ -124,6 +124,21 @@ def test_the_closer_an_image_came_the_more_cycles_it_gets(reached, cycles, start
     assert longest[3:4] in ([], [2 * attack.cycle], [2 * attack.cycle + 1]), "restarts take twice the steps"
 
 
+@pytest.mark.parametrize(("apart", "cycles"), [(0.45, 3), (0.35, 0)])
+def test_an_image_whose_runs_end_far_apart_gets_a_cycle_towards_every_target(apart, cycles):
+    """Half of the margin is left after the first run, and more after the others, which see a flatter model."""
+    attack = Relax(starts=2, targets=3, restarts=2, search=0, patience=0.2, least=0)
+    lane = torch.zeros(1, dtype=torch.int64)
+    x = torch.full((1, 1, 1, 4), 0.5, dtype=torch.float64)
+    first, later = (Slopes([-1.0, -2.0, -2.0], [10 * gain, 0.0, 0.0]) for gain in (0.5, 0.5 - apart))
+    p = Problem(x=x, y=lane, sample=lane, trial=lane, key=rng.make_key(0, "test"), logits=first(x))
+    states = [attack.init(p, Ball("Linf", EPS["Linf"]))]
+    while not states[-1]["done"].all():
+        answer = query(first if states[-1]["at"] == 0 else later, attack, p, states[-1], True)
+        states.append(attack.step(p, Ball("Linf", EPS["Linf"]), states[-1], lane, *answer))
+    assert len(list_targets(attack, states)) == cycles
+
+
 def test_a_run_from_a_start_climbs_a_weighting_for_one_step_and_then_the_ratio_of_logits():
     attack = Relax(starts=2, targets=1, restarts=0, search=0)
     model = Slopes([-1.0, -2.0, -3.0], [5.0, 1.0, 1.0])

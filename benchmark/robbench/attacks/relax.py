@@ -26,6 +26,7 @@ _LOOK = 4  # points of the second part after which a target may be left
 _CREDIT = 2  # the runs from starts count as so many cycles when the trial asks whether to end
 _AWAY = 0.3  # every second restart begins so far on the way from the best point to a random one
 _CAREFUL = 0.5  # and takes steps of this share
+_APART = 0.4  # runs that end so far apart, as a share of the clean margin, say little about further ones
 _PERIOD = 200  # queries of the search between two looks
 _FALL = 0.95  # the search ends if a period leaves more than this share of what was left
 
@@ -55,9 +56,10 @@ class Relax:
     is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
     depends on the scale of the logits:
 
-    - The trial ends k cycles after the starts, k at least `least`, if more than `patience` / (k + 2) is left of the
-      image. So the images that came closest get the most cycles, and the search. The first cycles are for all images,
-      because where gradients are masked one run can leave nine tenths of the margin and the next one none.
+    - The trial ends k cycles after the starts, k at least `least`, if more than `patience` / (k + 2) is left. So the
+      images that came closest get the most cycles, and the search. Where gradients are masked, one run leaves nine
+      tenths of the margin and the next one none. So an image whose runs ended more than 0.4 of the margin apart gets a
+      cycle towards every target.
     - A cycle ends after four points of its second part, or after the whole part, if its target is behind: more is left
       of the target than `hopeless`, and than `lag` times what is left of the image.
 
@@ -141,6 +143,7 @@ class Relax:
             "near": lanes - torch.inf,  # best margin of this run or cycle, in a cycle towards its target
             "top": p.x.clone(),  # its point
             "peak": p.x.clone(),  # the point in the ball where any class came closest
+            "worst": lanes.clone(),  # largest share of the clean margin that a run left
             "was": lanes.clone(),  # share of the clean margin that was left when the search was last looked at
             "done": torch.zeros_like(p.y, dtype=torch.bool),
         }
@@ -182,6 +185,8 @@ class Relax:
         }
         left = now["came"].amax(1) / lead  # both are negative
         over = self._is_over(now, parts, lead, left)
+        ran = over & (at <= self.starts)
+        now["worst"] = torch.where(ran, torch.maximum(s["worst"], now["near"] / lead), s["worst"])
         glance = searching & (taken % _PERIOD == _PERIOD - 1)
         stuck = glance & (left > _FALL * s["was"])
         done = s["done"] | (over & (self._gives_up(now, left) | searching)) | stuck
@@ -240,7 +245,8 @@ class Relax:
         at, restart = s["at"], self._restart(s, s["at"])
         ended = (restart >= self.restarts) & (self.search == 0)
         cycles = at - self.starts
-        return (cycles >= self.least) & (left * (cycles + _CREDIT) > self.patience) | ended
+        least = torch.where(s["worst"] - left > _APART, max(self.least, self._number(s)), self.least)
+        return (cycles >= least) & (left * (cycles + _CREDIT) > self.patience) | ended
 
     def _choose(self, s: State, jump: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the target of the next cycle, and note it as tried: [L] and [L, K]."""
