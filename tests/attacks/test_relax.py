@@ -175,7 +175,7 @@ def test_every_second_restart_begins_near_the_best_point():
 
 
 def test_no_step_uses_a_gradient_that_it_does_not_want():
-    """Other gradients at these points, and NaN where no pass is made, change no state."""
+    """Zeros and noise in place of the gradient at these points lead to the same state."""
     attack = Relax(targets=2, restarts=2, search=20, patience=9.0, hopeless=9.0)
     model = Slopes([-1.0, -2.0, -3.0], [5.0, 4.0, 3.0])
     p, ball, states = follow(attack, model)
