@@ -26,7 +26,11 @@ _LOOK = 4  # points of the second part after which a target may be left
 _CREDIT = 2  # the runs from starts count as so many cycles when the trial asks whether to end
 _AWAY = 0.3  # every second restart begins so far on the way from the best point to a random one
 _CAREFUL = 0.5  # and takes steps of this share
-_APART = 0.4  # runs that end so far apart, as a share of the clean margin, say little about further ones
+_RUNS = 3  # runs after which an image may be given up because they agree
+_SURE = 1 / 3  # if they leave more than this share of `patience`, added to how far apart they end
+_STUCK = 0.6  # a run that leaves more than this may have met masked gradients
+_APART = 0.4  # runs that end farther apart than this, too,
+_CHANCES = 4  # and then no fewer cycles follow
 _PERIOD = 200  # queries of the search between two looks
 _FALL = 0.95  # the search ends if a period leaves more than this share of what was left
 
@@ -56,10 +60,12 @@ class Relax:
     is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
     depends on the scale of the logits:
 
-    - The trial ends k cycles after the starts, k at least `least`, if more than `patience` / (k + 2) is left. So the
-      images that came closest get the most cycles, and the search. Where gradients are masked, one run leaves nine
-      tenths of the margin and the next one none. So an image whose runs ended more than 0.4 of the margin apart gets a
-      cycle towards every target.
+    - The trial ends k cycles after the starts if more than `patience` / (k + 2) is left. So the images that came
+      closest get the most cycles, and the search.
+    - It ends after three or more runs if all of them agree: each took more than 0.4 of the margin, and the best left
+      more than `patience` / 3 (a quarter), added to how much more the worst left.
+    - Where gradients are masked, one run leaves nine tenths of the margin and the next one none. So an image gets
+      `least` cycles if a run left 0.6 or more, and four if two runs ended more than 0.4 apart.
     - A cycle ends after four points of its second part, or after the whole part, if its target is behind: more is left
       of the target than `hopeless`, and than `lag` times what is left of the image.
 
@@ -75,22 +81,22 @@ class Relax:
         again: steps of the third part.
         widen: how far points of the first part may leave the ball, as a share of ε.
         patience: twice the share of the clean margin that may be left after the starts.
-        least: cycles before an image is given up.
+        least: cycles before an image is given up of which a run left 0.6 of the clean margin or more.
         lag: how many times what is left of the image may be left of a target.
         hopeless: what may be left of a target in any case.
     """
 
     kind: ClassVar[str] = "relax"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     memoryless: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = True
     trials: ClassVar[int] = 1
 
-    probe: int = 20
+    probe: int = 12
     starts: int = 5
-    run: int = 10
+    run: int = 8
     targets: int = 9
     restarts: int = 10
     search: int = 1000
@@ -98,7 +104,7 @@ class Relax:
     inside: int = 9
     again: int = 4
     widen: float = 0.5
-    patience: float = 0.85
+    patience: float = 0.75
     least: int = 2
     lag: float = 2.5
     hopeless: float = 0.2
@@ -151,14 +157,17 @@ class Relax:
     def loss(self, logits: Tensor, p: Problem, s: State) -> Tensor:
         """Evaluate what the run climbs: cross-entropy, a random weighting, the ratio, or the margin of the target."""
         at = s["at"]
-        # Divided by a power of two, which rounds nothing, so that the 1e-12 in the ratio is small at any scale.
-        spread = (logits.amax(1) - logits.amin(1)).detach()
-        free = dlr(logits / torch.ldexp(torch.ones_like(spread), torch.frexp(spread).exponent)[:, None], p.y)
-        free = torch.where(at == 0, cross_entropy_scaled(logits, p.y), free)
-        aimless = (at > 0) & (at <= self.starts) & (s["taken"] == 0)
-        if may_hold(aimless):  # the draw takes time
-            free = torch.where(aimless, weighted(logits, p, at), free)
-        return torch.where(at <= self.starts, free, margin_targeted(logits, p.y, s["target"]))
+        climbed = torch.where(at == 0, cross_entropy_scaled(logits, p.y), margin_targeted(logits, p.y, s["target"]))
+        started = (at > 0) & (at <= self.starts)
+        if may_hold(started):  # the rest takes time
+            # Divided by a power of two, which rounds nothing, so that the 1e-12 in the ratio is small at any scale.
+            spread = (logits.amax(1) - logits.amin(1)).detach()
+            free = dlr(logits / torch.ldexp(torch.ones_like(spread), torch.frexp(spread).exponent)[:, None], p.y)
+            aimless = started & (s["taken"] == 0)
+            if may_hold(aimless):
+                free = torch.where(aimless, weighted(logits, p, at), free)
+            climbed = torch.where(started, free, climbed)
+        return climbed
 
     def wants_gradient(self, s: State) -> Tensor:
         """Tell where the next step climbs: not in the search, after the last step of a run, or from a new point."""
@@ -174,7 +183,8 @@ class Relax:
         parts, searching = self._parts(s), self._searching(s)
         outside = parts[0]
         inside = (at <= self.starts) | (taken >= outside) | searching
-        higher = inside & (gap > s["came"].amax(1))
+        best = s["came"].amax(1)
+        higher = inside & (gap > best)
         mine = torch.where(at <= self.starts, gap, loss)
         better = inside & (mine > s["near"])
         now = s | {
@@ -183,7 +193,7 @@ class Relax:
             "near": torch.where(better, mine, s["near"]),
             "top": torch.where(per_lane(better, grad), s["x"], s["top"]),
         }
-        left = now["came"].amax(1) / lead  # both are negative
+        left = torch.where(higher, gap, best) / lead  # both are negative
         over = self._is_over(now, parts, lead, left)
         ran = over & (at <= self.starts)
         now["worst"] = torch.where(ran, torch.maximum(s["worst"], now["near"] / lead), s["worst"])
@@ -242,11 +252,14 @@ class Relax:
 
     def _gives_up(self, s: State, left: Tensor) -> Tensor:
         """Tell where the trial ends after this run or cycle, with this share of the clean margin left: [L] bool."""
-        at, restart = s["at"], self._restart(s, s["at"])
-        ended = (restart >= self.restarts) & (self.search == 0)
+        at, worst, apart = s["at"], s["worst"], s["worst"] - left
+        ended = (self._restart(s, at) >= self.restarts) & (self.search == 0)
+        # Up to the last run, no point but theirs has been judged, so what is left is what the best of them left.
+        agree = (at >= _RUNS - 1) & (at <= self.starts) & (worst < _STUCK) & (left > _SURE * self.patience + apart)
         cycles = at - self.starts
-        least = torch.where(s["worst"] - left > _APART, max(self.least, self._number(s)), self.least)
-        return (cycles >= least) & (left * (cycles + _CREDIT) > self.patience) | ended
+        least = torch.where(worst < _STUCK, 0, self.least)
+        least = torch.where(apart > _APART, least.clamp(min=_CHANCES), least)
+        return agree | ((cycles >= least) & (left * (cycles + _CREDIT) > self.patience)) | ended
 
     def _choose(self, s: State, jump: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the target of the next cycle, and note it as tried: [L] and [L, K]."""

@@ -93,12 +93,13 @@ def perturb(model: Classifier, attack: Attack, p: Problem, ball: Ball) -> Tensor
             p = replace(p, logits=two_classes(model(p.x), p.target))
     seen = as_attacked(p)
     s = attack.init(seen, ball)
+    sparing = attack if isinstance(attack, Sparing) else None
     for step in range(attack.steps):
         t = torch.full_like(p.sample, step)
         logits, loss, grad = query(model, attack, p, s, attack.needs_grad)
         grad = grad.nan_to_num(0.0, 0.0, 0.0)  # as the lanes do; a NaN would reach every further point
-        if isinstance(attack, Sparing):
-            grad = torch.where(per_lane(attack.wants_gradient(s), grad), grad, 0.0)
+        if sparing is not None:
+            grad = torch.where(per_lane(sparing.wants_gradient(s), grad), grad, 0.0)
         s = attack.step(seen, ball, s, t, two_classes(logits, p.target), loss, grad)
     return s["x"].detach()
 
