@@ -234,9 +234,20 @@ def test_the_search_climbs_from_the_best_point_without_gradients():
     assert not [s for s in follow(replace(attack, search=0), model, classes=16)[2] if s["at"] == 2]
 
 
-@pytest.mark.parametrize(("gain", "queries"), [(0.0, 200), (0.99, 400)])
+@pytest.mark.parametrize(("reached", "queries"), [(0.14, 100), (0.16, 0)])
+def test_an_image_that_came_close_gets_a_search_before_it_is_given_up(reached, queries):
+    """Four cycles after the starts more than 0.75 / 6 is left. Squares win nothing on a linear model."""
+    attack = Relax(targets=3, restarts=10)
+    states = follow(attack, leaves(reached))[2]
+    search = attack.starts + attack.targets + attack.restarts + 1
+    assert sum(int(s["at"]) == search and not s["done"] for s in states) == queries
+    assert len(list_targets(attack, states)) == (4 if queries else 3)
+    assert not [s for s in follow(replace(attack, search=0), leaves(reached))[2] if s["at"] == search]
+
+
+@pytest.mark.parametrize(("gain", "queries"), [(0.0, 100), (0.99, 300)])
 def test_the_search_ends_once_a_period_gains_too_little(gain, queries):
-    """With no gain nothing is won in 200 queries. With one, all pixels are at the rim before, and then nothing is."""
+    """With no gain nothing is won in 100 queries. With one, the last pixel reaches the rim in the second hundred."""
     attack = Relax(starts=0, targets=1, restarts=0, search=1000, patience=9.0)
     states = follow(attack, Corner(gain), classes=16)[2]
     assert sum(int(s["at"]) == 2 and not s["done"] for s in states) == queries

@@ -31,8 +31,10 @@ _SURE = 1 / 3  # if they leave more than this share of `patience`, added to how 
 _STUCK = 0.6  # a run that leaves more than this may have met masked gradients
 _APART = 0.4  # runs that end farther apart than this, too,
 _CHANCES = 4  # and then no fewer cycles follow
-_PERIOD = 200  # queries of the search between two looks
-_FALL = 0.95  # the search ends if a period leaves more than this share of what was left
+_CLOSE = 0.15  # an image of which less is left is not given up before a search
+_SQUARES = 0.3  # share of the pixels in the first squares of the search
+_PERIOD = 100  # queries of the search between two looks
+_FALL = 0.9  # the search ends if a period leaves more than this share of what was left
 
 
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -54,14 +56,15 @@ class Relax:
     4. Up to `restarts` cycles, twice as long, climb by turns the margins of the three classes that came closest. Every
        second one begins near the best point of all, and takes half as large steps.
     5. A search of up to `search` queries changes random squares of the best point, as `Square` does, and uses no
-       gradient. Every 200 queries it goes on only if the margin has shrunk by 5 % since.
+       gradient. Every 100 queries it goes on only if the margin has shrunk by 10 % since.
 
     The cycles follow the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules are different. What
     is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
     depends on the scale of the logits:
 
-    - The trial ends k cycles after the starts if more than `patience` / (k + 2) is left. So the images that came
-      closest get the most cycles, and the search.
+    - The image is given up k cycles after the starts if more than `patience` / (k + 2) is left. So the images that
+      came closest get the most cycles. The trial ends then, or goes on with the search if less than 0.15 is left: on
+      some networks gradients lead nowhere, and squares break what is left.
     - It ends after three or more runs if all of them agree: each took more than 0.4 of the margin, and the best left
       more than `patience` / 3 (a quarter), added to how much more the worst left.
     - Where gradients are masked, one run leaves nine tenths of the margin and the next one none. So an image gets
@@ -199,7 +202,9 @@ class Relax:
         now["worst"] = torch.where(ran, torch.maximum(s["worst"], now["near"] / lead), s["worst"])
         glance = searching & (taken % _PERIOD == _PERIOD - 1)
         stuck = glance & (left > _FALL * s["was"])
-        done = s["done"] | (over & (self._gives_up(now, left) | searching)) | stuck
+        given_up = over & ~searching & self._gives_up(now, left)
+        saved = given_up & (left < _CLOSE) & (self.search > 0)
+        done = s["done"] | (given_up & ~saved) | (over & searching) | stuck
         jump = over & ~done
         target, tried = self._choose(now, jump) if may_hold(jump) else (s["target"], s["tried"])
 
@@ -209,10 +214,14 @@ class Relax:
             x = torch.where(per_lane(caught, grad), ball.project(p.x, s["x"]), x)
         if may_hold(jump):
             x = torch.where(per_lane(jump, grad), self._begin(p, ball, now), x)
-        after = now | {"at": at + jump.long(), "taken": torch.where(jump, 0, torch.where(caught, outside, taken + 1))}
+        last = self.starts + self._number(s) + self.restarts + 1  # the search
+        after = now | {
+            "at": torch.where(saved, last, at + jump.long()),
+            "taken": torch.where(jump, 0, torch.where(caught, outside, taken + 1)),
+        }
         seeking = self._searching(after) & ~done
         if self.search and may_hold(seeking):
-            square, draws = Square(steps=self.search), replace(p, trial=p.trial + 1)
+            square, draws = Square(steps=self.search, p_init=_SQUARES), replace(p, trial=p.trial + 1)
             x = torch.where(per_lane(seeking, grad), square.propose(draws, ball, now["peak"], after["taken"]), x)
         return after | {
             "x": torch.where(per_lane(done, grad), s["x"], x),
