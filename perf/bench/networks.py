@@ -100,7 +100,7 @@ NAMES = (
     "digits-dense-lsq", "digits-conv-ls", "mnist-conv-at2", "mnist-deep-at3", "digits-dense-at1", "mnist-conv-lsq",
     "mnist-conv-trades3", "digits-conv-natural", "digits-dense-trades2", "mnist-dense-ls", "mnist-dense-at1",
     "mnist-dense-at3", "mnist-wide-ls", "mnist-deep-ls", "digits-dense-ls", "mnist-conv-ls", "cifar10-conv-at2",
-    "cifar10-conv-ls", "cifar10-wide-at2", "cifar10-deep-at2",
+    "cifar10-conv-ls", "cifar10-wide-at2", "cifar10-deep-at2", "mnist-deep-trades3",
 )  # fmt: skip
 STEPS = {"digits": 1500, "mnist": 2500, "cifar10": 4000}
 
