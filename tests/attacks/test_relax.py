@@ -11,54 +11,13 @@ import torch
 
 from robbench.attacks import Brief, Relax
 from robbench.attacks.odi import weighted
-from robbench.core import rng
 from robbench.core.errors import SuiteError
 from robbench.core.losses import dlr
 from robbench.core.threat import Ball
-from robbench.core.types import Problem
 from robbench.engine.query import query
 from support.attacks import differing, run_attack
 from support.models import correct, labelled, network
-
-EPS = {"Linf": 0.1, "L2": 0.3}
-
-
-class Slopes(torch.nn.Module):
-    """Class 0 has logit 0. Pixel k of an image moves the logit of class k from its clean value by a slope."""
-
-    def __init__(self, clean, slopes):
-        super().__init__()
-        self.clean = torch.tensor([0.0, *clean], dtype=torch.float64)
-        self.slopes = torch.tensor([0.0, *slopes], dtype=torch.float64)
-
-    def forward(self, x):
-        return (x.flatten(1)[:, : len(self.clean)] - 0.5) * self.slopes + self.clean
-
-
-def follow(attack, model, norm="Linf", classes=4, later=None):
-    """Return the states of one trial on one image in the middle of the box, up to its end.
-
-    With `later`, all runs and cycles but the first one see this model.
-    """
-    lane = torch.zeros(1, dtype=torch.int64)
-    x = torch.full((1, 1, 1, classes), 0.5, dtype=torch.float64)
-    p = Problem(x=x, y=lane, sample=lane, trial=lane, key=rng.make_key(0, "test"), logits=model(x))
-    ball = Ball(norm, EPS[norm])
-    states = [attack.init(p, ball)]
-    for t in range(attack.steps):
-        seen = model if later is None or states[-1]["at"] == 0 else later
-        answer = query(seen, attack, p, states[-1], attack.needs_grad)
-        states.append(attack.step(p, ball, states[-1], lane + t, *answer))
-        if states[-1]["done"].all():
-            break
-    return p, ball, states
-
-
-def list_targets(attack, states):
-    """List the class of every cycle, in order."""
-    first, last = attack.starts + 1, attack.starts + min(attack.targets, states[0]["came"].shape[1] - 1)
-    targets = {int(s["at"]): int(s["target"]) for s in states if first <= s["at"] <= last + attack.restarts}
-    return [targets[k] for k in sorted(targets)]
+from support.relax import EPS, Slopes, follow, leaves, list_targets
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -123,11 +82,6 @@ def test_the_closer_an_image_came_the_more_cycles_it_gets(reached, cycles, start
     assert len(list_targets(attack, states)) == cycles
     longest = [max(int(s["taken"]) for s in states if s["at"] == starts + k) for k in range(1, cycles + 1)]
     assert longest[3:4] in ([], [2 * attack.cycle], [2 * attack.cycle + 1]), "restarts take twice the steps"
-
-
-def leaves(share):
-    """Make a model of which every run leaves this share of the clean margin."""
-    return Slopes([-1.0, -2.0, -2.0], [10 * (1 - share), 0.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -206,51 +160,6 @@ def test_no_step_uses_a_gradient_that_it_does_not_want():
             for other in (grad, noise):
                 new = attack.step(p, ball, s, torch.zeros_like(p.y), logits, loss, other)
                 assert all(torch.equal(new[name], after[name]) for name in after)
-
-
-class Corner(torch.nn.Module):
-    """Class 1 gains by the part of the image at the upper rim of the ball, where no gradient leads."""
-
-    def __init__(self, gain):
-        super().__init__()
-        self.gain = gain
-
-    def forward(self, x):
-        rim = (x.flatten(1) > 0.5 + EPS["Linf"] - 1e-6).to(x.dtype).mean(1)
-        return torch.stack([torch.zeros_like(rim), -1 + self.gain * rim + 0 * x.flatten(1).sum(1)], 1)
-
-
-def test_the_search_climbs_from_the_best_point_without_gradients():
-    attack = Relax(starts=0, targets=1, restarts=0, search=60, patience=9.0)
-    model = Corner(0.99)
-    p, ball, states = follow(attack, model, classes=16)
-    found = [s for s in states if s["at"] == 2]
-    assert len(found) == 60
-    assert all(float(ball.distance(p.x, s["x"])) <= EPS["Linf"] + 1e-12 for s in found)
-    best = [float(s["came"].max()) for s in found]
-    assert best == sorted(best)
-    assert best[-1] > best[0]
-    assert torch.equal(found[-1]["x"], found[-1]["peak"]), "the last query is the best point"
-    assert not [s for s in follow(replace(attack, search=0), model, classes=16)[2] if s["at"] == 2]
-
-
-@pytest.mark.parametrize(("reached", "queries"), [(0.14, 100), (0.16, 0)])
-def test_an_image_that_came_close_gets_a_search_before_it_is_given_up(reached, queries):
-    """Four cycles after the starts more than 0.75 / 6 is left. Squares win nothing on a linear model."""
-    attack = Relax(targets=3, restarts=10)
-    states = follow(attack, leaves(reached))[2]
-    search = attack.starts + attack.targets + attack.restarts + 1
-    assert sum(int(s["at"]) == search and not s["done"] for s in states) == queries
-    assert len(list_targets(attack, states)) == (4 if queries else 3)
-    assert not [s for s in follow(replace(attack, search=0), leaves(reached))[2] if s["at"] == search]
-
-
-@pytest.mark.parametrize(("gain", "queries"), [(0.0, 100), (0.99, 300)])
-def test_the_search_ends_once_a_period_gains_too_little(gain, queries):
-    """With no gain nothing is won in 100 queries. With one, the last pixel reaches the rim in the second hundred."""
-    attack = Relax(starts=0, targets=1, restarts=0, search=1000, patience=9.0)
-    states = follow(attack, Corner(gain), classes=16)[2]
-    assert sum(int(s["at"]) == 2 and not s["done"] for s in states) == queries
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,22 @@ _STUCK = 0.6  # a run that leaves more than this may have met masked gradients
 _APART = 0.4  # runs that end farther apart than this, too,
 _CHANCES = 4  # and then no fewer cycles follow
 _CLOSE = 0.15  # an image of which less is left is not given up before a search
-_SQUARES = 0.3  # share of the pixels in the first squares of the search
-_PERIOD = 100  # queries of the search between two looks
-_FALL = 0.9  # the search ends if a period leaves more than this share of what was left
+_FIRST = 50  # squares of the first round of the search
+_SQUARES = 100  # and of every further one
+_CLIMB = 10  # steps along the gradient after the squares of a round
+_FALL = 0.95  # the search ends if a round leaves more than this share of what was left
+_SCHEDULE = 5000  # steps over which the squares shrink as in `Square`, or longer if the search is
+_SHARE = 0.15  # share of the pixels in the first squares
 
 
 Parts = tuple[Tensor, Tensor, Tensor]
 """How many steps a cycle has taken after each of its parts, [L] each."""
+
+
+def _place(taken: Tensor) -> Tensor:
+    """Return the place in the round of the search: below 0 among the squares, then the steps taken since: [L]."""
+    first, further = _FIRST + _CLIMB + 1, _SQUARES + _CLIMB + 1
+    return torch.where(taken < first, taken - _FIRST, (taken - first) % further - _SQUARES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +64,17 @@ class Relax:
        between the best point of the cycle and a random point of the ball.
     4. Up to `restarts` cycles, twice as long, climb by turns the margins of the three classes that came closest. Every
        second one begins near the best point of all, and takes half as large steps.
-    5. A search of up to `search` queries changes random squares of the best point, as `Square` does, and uses no
-       gradient. Every 100 queries it goes on only if the margin has shrunk by 10 % since.
+    5. A search of up to `search` queries goes on from the best point, in rounds. A round changes random squares, as
+       `Square` does: 50 in the first round, 100 in the others. Then ten steps climb the margin from the best point.
+       After each round the search goes on only if the margin has shrunk by 5 % in it.
 
     The cycles follow the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules are different. What
     is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
     depends on the scale of the logits:
 
     - The image is given up k cycles after the starts if more than `patience` / (k + 2) is left. So the images that
-      came closest get the most cycles. The trial ends then, or goes on with the search if less than 0.15 is left: on
-      some networks gradients lead nowhere, and squares break what is left.
+      came closest get the most cycles. If less than 0.15 is left, the search comes before the end: on some networks
+      gradients alone lead nowhere, and squares and gradients by turns break what is left.
     - It ends after three or more runs if all of them agree: each took more than 0.4 of the margin, and the best left
       more than `patience` / 3 (a quarter), added to how much more the worst left.
     - Where gradients are masked, one run leaves nine tenths of the margin and the next one none. So an image gets
@@ -90,7 +100,7 @@ class Relax:
     """
 
     kind: ClassVar[str] = "relax"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     memoryless: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
@@ -101,8 +111,8 @@ class Relax:
     starts: int = 5
     run: int = 8
     targets: int = 9
-    restarts: int = 10
-    search: int = 1000
+    restarts: int = 6
+    search: int = 2000
     outside: int = 3
     inside: int = 9
     again: int = 4
@@ -170,13 +180,15 @@ class Relax:
             if may_hold(aimless):
                 free = torch.where(aimless, weighted(logits, p, at), free)
             climbed = torch.where(started, free, climbed)
-        return climbed
+        searching = self._searching(s)
+        return torch.where(searching, margin(logits, p.y), climbed) if may_hold(searching) else climbed
 
     def wants_gradient(self, s: State) -> Tensor:
-        """Tell where the next step climbs: not in the search, after the last step of a run, or from a new point."""
+        """Tell where the next step climbs: not after the last step of a run, from a new point, or among squares."""
         at, taken, (_, turn, cycle) = s["at"], s["taken"], self._parts(s)
         stays = torch.where(at <= self.starts, taken == self._length(at), (taken == turn) | (taken == cycle))
-        return ~(stays | self._searching(s))
+        since = _place(taken)
+        return torch.where(self._searching(s), (since >= 0) & (since < _CLIMB), ~stays)
 
     def step(self, p: Problem, ball: Ball, s: State, t: Tensor, logits: Tensor, loss: Tensor, grad: Tensor) -> State:
         """Take a step, begin the next run, cycle or search, or end the trial."""
@@ -200,11 +212,9 @@ class Relax:
         over = self._is_over(now, parts, lead, left)
         ran = over & (at <= self.starts)
         now["worst"] = torch.where(ran, torch.maximum(s["worst"], now["near"] / lead), s["worst"])
-        glance = searching & (taken % _PERIOD == _PERIOD - 1)
-        stuck = glance & (left > _FALL * s["was"])
         given_up = over & ~searching & self._gives_up(now, left)
         saved = given_up & (left < _CLOSE) & (self.search > 0)
-        done = s["done"] | (given_up & ~saved) | (over & searching) | stuck
+        done = s["done"] | (given_up & ~saved) | (over & searching)
         jump = over & ~done
         target, tried = self._choose(now, jump) if may_hold(jump) else (s["target"], s["tried"])
 
@@ -214,21 +224,20 @@ class Relax:
             x = torch.where(per_lane(caught, grad), ball.project(p.x, s["x"]), x)
         if may_hold(jump):
             x = torch.where(per_lane(jump, grad), self._begin(p, ball, now), x)
-        last = self.starts + self._number(s) + self.restarts + 1  # the search
         after = now | {
-            "at": torch.where(saved, last, at + jump.long()),
+            "at": torch.where(saved, self._last(s), at + jump.long()),
             "taken": torch.where(jump, 0, torch.where(caught, outside, taken + 1)),
         }
         seeking = self._searching(after) & ~done
         if self.search and may_hold(seeking):
-            square, draws = Square(steps=self.search, p_init=_SQUARES), replace(p, trial=p.trial + 1)
-            x = torch.where(per_lane(seeking, grad), square.propose(draws, ball, now["peak"], after["taken"]), x)
+            x = torch.where(per_lane(seeking, grad), self._seek(p, ball, after, grad), x)
+        looked = searching & (_place(taken) == _CLIMB)
         return after | {
             "x": torch.where(per_lane(done, grad), s["x"], x),
             "tried": tried,
             "target": target,
             "near": now["near"].masked_fill(jump, -torch.inf),
-            "was": torch.where(glance | jump, left, s["was"]),
+            "was": torch.where(looked | jump, left, s["was"]),
             "done": done,
         }
 
@@ -244,8 +253,12 @@ class Relax:
         """Return the number of the restart, from 1 on; below that for all that comes before: [L]."""
         return at - self.starts - self._number(s)
 
+    def _last(self, s: State) -> int:
+        """Return the number of the search."""
+        return self.starts + self._number(s) + self.restarts + 1
+
     def _searching(self, s: State) -> Tensor:
-        return self._restart(s, s["at"]) > self.restarts
+        return s["at"] == self._last(s)
 
     def _parts(self, s: State) -> Parts:
         longer = torch.where(self._restart(s, s["at"]) > 0, _LONGER, 1)
@@ -257,10 +270,11 @@ class Relax:
         look = (taken == turn) | (taken == outside + _LOOK - 1)
         behind = look & (s["near"] / lead > (self.lag * left).clamp(min=self.hopeless))
         over = torch.where(at <= self.starts, taken == self._length(at), behind | (taken == cycle))
-        return torch.where(self._searching(s), taken + 1 >= self.search, over)
+        stuck = (_place(taken) == _CLIMB) & (left > _FALL * s["was"])
+        return torch.where(self._searching(s), stuck | (taken + 1 >= self.search), over)
 
     def _gives_up(self, s: State, left: Tensor) -> Tensor:
-        """Tell where the trial ends after this run or cycle, with this share of the clean margin left: [L] bool."""
+        """Tell where the image is given up after this run or cycle, with this share of the margin left: [L] bool."""
         at, worst, apart = s["at"], s["worst"], s["worst"] - left
         ended = (self._restart(s, at) >= self.restarts) & (self.search == 0)
         # Up to the last run, no point but theirs has been judged, so what is left is what the best of them left.
@@ -292,6 +306,15 @@ class Relax:
         at = s["at"] + 1
         x = ball.random(p, step=at)
         return torch.where(per_lane(self._careful(s, at), x), s["peak"] + _AWAY * (x - s["peak"]), x)
+
+    def _seek(self, p: Problem, ball: Ball, s: State, grad: Tensor) -> Tensor:
+        """Return the next query of the search: the best point with another square, or a step along the gradient."""
+        since, draws = _place(s["taken"]), replace(p, trial=p.trial + 1)
+        square = Square(steps=max(_SCHEDULE, self.search + 1), p_init=_SHARE)
+        size = _CAREFUL * ball.eps * (((since - 1) / _CLIMB).to(grad.dtype).clamp(0, 1) * math.pi).cos().add(1)
+        climbed = ball.project(p.x, s["x"] + ball.climb(s["x"], grad, per_lane(size, grad)))
+        x = torch.where(per_lane(since > 0, grad), climbed, s["peak"])
+        return torch.where(per_lane(since < 0, grad), square.propose(draws, ball, s["peak"], s["taken"]), x)
 
     def _move(self, p: Problem, ball: Ball, s: State, parts: Parts, grad: Tensor) -> Tensor:
         """Follow the gradient by steps whose size falls along half a cosine, in the ball of this step."""
