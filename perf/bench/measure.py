@@ -1,9 +1,11 @@
 """What suites leave standing on the networks of `networks.py`, half by half, image by image.
 
     python perf/bench/measure.py --folder FOLDER [--suites fast autoattack] [--samples 200] [--half chosen]
+    python perf/bench/measure.py --folder FOLDER --public alpha-beta-CROWN/complete_verifier/models
 
 The first suite is compared with every other one on each image. Measurements are kept in the folder, so a stopped run
-goes on. A network without weights is trained first. Give `--only` to measure a few.
+goes on. A network without weights is trained first. Give `--only` to measure a few. With `--public`, the networks of
+`public.py` are measured instead.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import networks
 import numpy as np
-from networks import NAMES, get_half, get_recipe, load
+import public
 from tabulate import tabulate
+from torch import nn
 
 import robbench as rb
 from robbench.core.stats import mcnemar
@@ -36,13 +40,14 @@ class Measured(NamedTuple):
     passes: int
 
 
-def measure(name: str, suite: str, seed: int, samples: int, norm: str, eps: str, folder: Path) -> Measured:
+def measure(
+    net: nn.Module, name: str, suite: str, seed: int, norm: str, eps: str, given: argparse.Namespace
+) -> Measured:
     """Run a suite on a network, or read what is stored."""
-    data = name.split("-")[0]
-    x, y = rb.load_data(data, split="test", n=samples)
-    stored = folder / "results" / f"{Path(suite).stem}-{seed}-{norm}-{samples}"
+    x, y = rb.load_data(name.split("-")[0], split="test", n=given.samples)
+    stored = given.folder / "results" / f"{Path(suite).stem}-{seed}-{norm}-{given.samples}"
     result = rb.evaluate(
-        load(name, folder), suite, x=x, y=y, dataset="bench", name=name, eps=eps, norm=norm, seed=seed, results=stored
+        net, suite, x=x, y=y, dataset="bench", name=name, eps=eps, norm=norm, seed=seed, results=stored
     )
     rows = result.records  # of the suite as it is now; the folder may hold results of an earlier one
     stands = (rows["status"] == Status.ROBUST.value).groupby(rows["sample"]).all()
@@ -68,22 +73,28 @@ def main() -> None:
     parser.add_argument("--norm", choices=["Linf", "L2"], default="Linf")
     parser.add_argument("--eps", help="another radius than the recipe's, as for L2")
     parser.add_argument("--half", choices=["chosen", "reported"], help="measure one half only")
-    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
+    parser.add_argument("--public", type=Path, help="folder of the weights that public.py names")
+    parser.add_argument("--only", nargs="+", metavar="NAME")
     given = parser.parse_args()
+    names = tuple(public.NETWORKS) if given.public else networks.NAMES
+    if unknown := set(given.only or ()) - set(names):
+        parser.error(f"--only {' '.join(sorted(unknown))} given; allowed: {' '.join(names)}")
     warnings.simplefilter("ignore")
     rows = []
-    for name in given.only:
-        if given.half not in (None, get_half(name)):
+    for name in given.only or names:
+        half = "public" if given.public else networks.get_half(name)
+        if given.half not in (None, half):
             continue
         first = None
-        eps = given.eps or get_recipe(name).attacked
+        eps = given.eps or (public.NETWORKS[name].eps if given.public else networks.get_recipe(name).attacked)
+        net = public.load(name, given.public) if given.public else networks.load(name, given.folder)
         for suite in given.suites:
-            runs = [measure(name, suite, seed, given.samples, given.norm, eps, given.folder) for seed in given.seeds]
+            runs = [measure(net, name, suite, seed, given.norm, eps, given) for seed in given.seeds]
             first = first or runs[0]
             rows.append(
                 {
                     "network": name,
-                    "half": get_half(name),
+                    "half": half,
                     "threat": f"{given.norm} {eps}",
                     "n": len(runs[0].robust),
                     "clean": runs[0].clean,

@@ -77,12 +77,32 @@ def test_the_gradient_goes_on_from_what_squares_found():
     assert climbed == pytest.approx(-0.8 + EPS["Linf"])
 
 
-@pytest.mark.parametrize(("gain", "queries"), [(0.0, FIRST), (0.99, FIRST + 2 * FURTHER)])
+@pytest.mark.parametrize(("gain", "queries"), [(0.0, FIRST), (0.95, FIRST + 2 * FURTHER)])
 def test_the_search_ends_once_a_round_gains_too_little(gain, queries):
     """With no gain nothing is won in a round. With one, the last pixel reaches the rim in the second round."""
     attack = Relax(starts=0, targets=1, restarts=0, patience=9.0)
     states = follow(attack, Corner(gain), classes=16)[2]
     assert len(searching(attack, states)) == queries
+
+
+class Lattice(torch.nn.Module):
+    """Class 1 gains by the part of the image at the upper rim of the ball, from one pixel on by the same amount."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x):
+        some = (x.flatten(1) > 0.5 + EPS["Linf"] - 1e-6).any(1).to(x.dtype)
+        return torch.stack([torch.zeros_like(some), -0.1 + self.gain * some + 0 * x.flatten(1).sum(1)], 1)
+
+
+@pytest.mark.parametrize(("left", "queries"), [(0.02, FIRST + 4 * FURTHER), (0.04, FIRST + FURTHER)])
+def test_a_search_that_gained_and_came_very_close_goes_on_for_five_hundred_queries(left, queries):
+    """The first square puts pixels at the rim, and no further one gains."""
+    attack = Relax(starts=0, targets=1, restarts=0, patience=9.0)
+    found = searching(attack, follow(attack, Lattice(0.1 * (1 - left)), classes=16)[2])
+    assert len(found) == queries
 
 
 @pytest.mark.parametrize("most", [1, 30, 70])

@@ -36,6 +36,8 @@ _FIRST = 50  # squares of the first round of the search
 _SQUARES = 100  # and of every further one
 _CLIMB = 10  # steps along the gradient after the squares of a round
 _FALL = 0.95  # the search ends if a round leaves more than this share of what was left
+_NEARLY = 0.03  # but not before so many queries where less is left, and the first round gained
+_QUERIES = 500
 _SCHEDULE = 5000  # steps over which the squares shrink as in `Square`, or longer if the search is
 _SHARE = 0.15  # share of the pixels in the first squares
 
@@ -66,7 +68,8 @@ class Relax:
        second one begins near the best point of all, and takes half as large steps.
     5. A search of up to `search` queries goes on from the best point, in rounds. A round changes random squares, as
        `Square` does: 50 in the first round, 100 in the others. Then ten steps climb the margin from the best point.
-       After each round the search goes on only if the margin has shrunk by 5 % in it.
+       After each round the search goes on only if the margin has shrunk by 5 % in it. Where the first round did so, and
+       less than 0.03 of the clean margin is left, it goes on for 500 queries in any case.
 
     The cycles follow the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules are different. What
     is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
@@ -111,7 +114,7 @@ class Relax:
     starts: int = 5
     run: int = 8
     targets: int = 9
-    restarts: int = 6
+    restarts: int = 8
     search: int = 2000
     outside: int = 3
     inside: int = 9
@@ -270,7 +273,8 @@ class Relax:
         look = (taken == turn) | (taken == outside + _LOOK - 1)
         behind = look & (s["near"] / lead > (self.lag * left).clamp(min=self.hopeless))
         over = torch.where(at <= self.starts, taken == self._length(at), behind | (taken == cycle))
-        stuck = (_place(taken) == _CLIMB) & (left > _FALL * s["was"])
+        nearly = (left < _NEARLY) & (taken > _FIRST + _CLIMB) & (taken < _QUERIES)
+        stuck = (_place(taken) == _CLIMB) & (left > _FALL * s["was"]) & ~nearly
         return torch.where(self._searching(s), stuck | (taken + 1 >= self.search), over)
 
     def _gives_up(self, s: State, left: Tensor) -> Tensor:
