@@ -76,6 +76,10 @@ def main() -> None:
     parser.add_argument("--public", type=Path, help="folder of the weights that public.py names")
     parser.add_argument("--only", nargs="+", metavar="NAME")
     given = parser.parse_args()
+    if given.norm != "Linf" and not given.eps:
+        parser.error(f"--norm {given.norm} given without --eps; the radii of the networks are for Linf")
+    if given.public and given.half:
+        parser.error(f"--half {given.half} and --public given; public networks are in no half")
     names = tuple(public.NETWORKS) if given.public else networks.NAMES
     if unknown := set(given.only or ()) - set(names):
         parser.error(f"--only {' '.join(sorted(unknown))} given; allowed: {' '.join(names)}")
@@ -83,7 +87,7 @@ def main() -> None:
     rows = []
     for name in given.only or names:
         half = "public" if given.public else networks.get_half(name)
-        if given.half not in (None, half):
+        if given.half and given.half != half:
             continue
         first = None
         eps = given.eps or (public.NETWORKS[name].eps if given.public else networks.get_recipe(name).attacked)

@@ -1,7 +1,7 @@
 """Public networks of verification, for measurements on weights that nobody here trained.
 
 The weights lie in `complete_verifier/models` of the repository Verified-Intelligence/alpha-beta-CROWN (BSD-3): those of
-Dathathri et al. 2020 (cnn-a), Zhang et al. 2022 (madry-tiny), ERAN (conv-small, 6-100, 9-200), OVAL (base, wide, deep)
+Dathathri et al. 2020 (cnn-a), Zhang et al. 2022 (madry-tiny), ERAN (conv-small, 6-100, 9-200), OVAL (wide, deep)
 and Marabou. Clone it, and give `measure.py` that folder as `--public`. Radii are those of its configurations.
 
 `HARD` lists test images of which a complete solver found an adversarial example and gradients did not

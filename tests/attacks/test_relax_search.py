@@ -129,3 +129,41 @@ def test_the_search_follows_the_restarts():
     order = [int(s["at"]) for s in states]
     assert order == sorted(order)
     assert len(searching(attack, states)) == FIRST
+
+
+def test_the_last_query_is_the_best_point():
+    attack = Relax(targets=3, restarts=1)
+    model = Slopes([-1.0, -2.0, -3.0], [9.0, 1.0, 1.0])
+    states = follow(attack, model)[2]
+    assert states[-1]["done"].all()
+    last = model(states[-1]["x"])[0]
+    assert float(last[1] - last[0]) == float(states[-1]["came"].max())
+
+
+class Holes(torch.nn.Module):
+    """Answers NaN at some points of a linear model, but not at the image."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        first = x.flatten(1)[:, :1]
+        hole = ((first * 1e4) % 1 < 0.2) & (first != 0.5)
+        return torch.where(hole, torch.nan, self.model(x))
+
+
+def test_points_whose_logits_are_nan_count_for_nothing():
+    attack = Relax(targets=3, restarts=1)
+    states = follow(attack, Holes(leaves(0.3)))[2]
+    best = states[-1]["came"]
+    assert states[-1]["done"].all()
+    assert not best.isnan().any()
+    assert float(best.max()) == pytest.approx(-0.3, abs=0.01)
+
+
+def test_the_search_ends_at_a_tie():
+    attack = Relax(starts=0, targets=1, restarts=0, patience=9.0)
+    states = follow(attack, Lattice(0.1), classes=16)[2]
+    assert float(states[-1]["came"].max()) == 0.0
+    assert len(searching(attack, states)) == FIRST + 4 * FURTHER

