@@ -17,12 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robbench.models.architectures import Normalized
+
 
 class Network(NamedTuple):
-    """Where the weights lie, data, radius in Linf, mean and deviation of the input, padding and strides."""
+    """Where the weights lie, radius in Linf, mean and deviation of the input, padding and strides."""
 
     file: str
-    data: str
     eps: str
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -34,17 +35,17 @@ SDP = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 ERAN = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 OVAL = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
 NETWORKS = {
-    "mnist-madry-tiny": Network("bab_attack/MadryCNN_no_maxpool_tiny.pt", "mnist", "0.3", padding=2),
-    "mnist-cnn-a": Network("sdp/mnist_cnn_a_adv.model", "mnist", "0.3"),
-    "mnist-conv-small": Network("eran/mnist_conv_small_nat.pth", "mnist", "0.12", (0.1307,), (0.3081,), padding=0),
-    "mnist-6-100": Network("eran/mnist_6_100_nat.pth", "mnist", "0.026"),
-    "mnist-9-200": Network("eran/mnist_9_200_nat.pth", "mnist", "0.015"),
-    "cifar10-cnn-a": Network("sdp/cifar_cnn_a_adv.model", "cifar10", "2/255", *SDP),
-    "cifar10-cnn-a-mix": Network("sdp/cifar_cnn_a_mix.model", "cifar10", "2/255", *SDP),
-    "cifar10-conv-small": Network("eran/cifar_conv_small_pgd.pth", "cifar10", "2/255", *ERAN, padding=0),
-    "cifar10-marabou": Network("marabou_cifar10/cifar_marabou_small.pth", "cifar10", "2/255", padding=0),
-    "cifar10-wide": Network("oval/cifar_wide.pth", "cifar10", "2/255", *OVAL),
-    "cifar10-deep": Network("oval/cifar_deep.pth", "cifar10", "2/255", *OVAL, strides=(2, 1, 1, 2)),
+    "mnist-madry-tiny": Network("bab_attack/MadryCNN_no_maxpool_tiny.pt", "0.3", padding=2),
+    "mnist-cnn-a": Network("sdp/mnist_cnn_a_adv.model", "0.3"),
+    "mnist-conv-small": Network("eran/mnist_conv_small_nat.pth", "0.12", (0.1307,), (0.3081,), padding=0),
+    "mnist-6-100": Network("eran/mnist_6_100_nat.pth", "0.026"),
+    "mnist-9-200": Network("eran/mnist_9_200_nat.pth", "0.015"),
+    "cifar10-cnn-a": Network("sdp/cifar_cnn_a_adv.model", "2/255", *SDP),
+    "cifar10-cnn-a-mix": Network("sdp/cifar_cnn_a_mix.model", "2/255", *SDP),
+    "cifar10-conv-small": Network("eran/cifar_conv_small_pgd.pth", "2/255", *ERAN, padding=0),
+    "cifar10-marabou": Network("marabou_cifar10/cifar_marabou_small.pth", "2/255", padding=0),
+    "cifar10-wide": Network("oval/cifar_wide.pth", "2/255", *OVAL),
+    "cifar10-deep": Network("oval/cifar_deep.pth", "2/255", *OVAL, strides=(2, 1, 1, 2)),
 }
 HARD = {
     "mnist-madry-tiny": (
@@ -58,22 +59,9 @@ HARD = {
 }  # fmt: skip
 
 
-class Standardize(nn.Module):
-    """Subtract the mean of each channel and divide by its deviation."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Standardize images [N, C, H, W]."""
-        return (x - self.mean) / self.std
-
-
-def build(weights: dict[str, Tensor], network: Network) -> nn.Sequential:
+def build(weights: dict[str, Tensor], network: Network) -> nn.Module:
     """Build convolutions, a flattening, linear layers, and a ReLU between any two, in the order of the weights."""
-    layers: list[nn.Module] = [Standardize(network.mean, network.std)]
+    layers: list[nn.Module] = []
     strides = iter(network.strides)
     for name, weight in weights.items():
         if weight.dim() == 1:
@@ -86,7 +74,7 @@ def build(weights: dict[str, Tensor], network: Network) -> nn.Sequential:
             layers.append(nn.Linear(*weight.shape[::-1]))
         layers[-1].load_state_dict({"weight": weight, "bias": weights[name.replace("weight", "bias")]})
         layers.append(nn.ReLU())
-    return nn.Sequential(*layers[:-1]).eval()
+    return Normalized(nn.Sequential(*layers[:-1]), network.mean, network.std).eval()
 
 
 def load(name: str, folder: Path) -> nn.Module:
