@@ -90,7 +90,7 @@ def test_the_closer_an_image_came_the_more_cycles_it_gets(reached, cycles, start
         (0.5, 0.5, 3, 0),
         (0.3, 0.28, 3, 0),
         (0.28, 0.3, 3, 0),
-        (0.24, 0.24, 5, 2),  # less is left than a third of the patience
+        (0.2, 0.2, 5, 2),  # less is left than 0.28 of the patience
         (0.5, 0.35, 5, 1),  # 0.15 apart
         (0.7, 0.5, 5, 2),  # the first one left more than 0.6
         (0.65, 0.65, 5, 2),

@@ -27,7 +27,7 @@ _CREDIT = 2  # the runs from starts count as so many cycles when the trial asks 
 _AWAY = 0.3  # every second restart begins so far on the way from the best point to a random one
 _CAREFUL = 0.5  # and takes steps of this share
 _RUNS = 3  # runs after which an image may be given up because they agree
-_SURE = 1 / 3  # if they leave more than this share of `patience`, added to how far apart they end
+_SURE = 0.28  # if they leave more than this share of `patience`, added to how far apart they end
 _STUCK = 0.6  # a run that leaves more than this may have met masked gradients
 _APART = 0.4  # runs that end farther apart than this, too,
 _CHANCES = 4  # and then no fewer cycles follow
@@ -36,14 +36,19 @@ _FIRST = 50  # squares of the first round of the search
 _SQUARES = 100  # and of every further one
 _CLIMB = 10  # steps along the gradient after the squares of a round
 _FALL = 0.95  # the search ends if a round leaves more than this share of what was left
-_NEARLY = 0.03  # but not before so many queries where less is left, and the first round gained
-_QUERIES = 500
+_NEARLY = 0.02  # but not before so many queries where less is left
+_QUERIES = 300
 _SCHEDULE = 5000  # steps over which the squares shrink as in `Square`, or longer if the search is
 _SHARE = 0.15  # share of the pixels in the first squares
 
 
 Parts = tuple[Tensor, Tensor, Tensor]
 """How many steps a cycle has taken after each of its parts, [L] each."""
+
+
+def _anneal(share: Tensor) -> Tensor:
+    """Return the size of a step after this share of them, along half a cosine from 2 to 0."""
+    return (share.clamp(0, 1) * math.pi).cos() + 1
 
 
 def _place(taken: Tensor) -> Tensor:
@@ -68,8 +73,8 @@ class Relax:
        second one begins near the best point of all, and takes half as large steps.
     5. A search of up to `search` queries goes on from the best point, in rounds. A round changes random squares, as
        `Square` does: 50 in the first round, 100 in the others. Then ten steps climb the margin from the best point.
-       After each round the search goes on only if the margin has shrunk by 5 % in it. Where the first round did so, and
-       less than 0.03 of the clean margin is left, it goes on for 500 queries in any case.
+       After each round the search goes on only if the margin has shrunk by 5 % in it. Where less than 0.02 of the clean
+       margin is left, it goes on for 300 queries in any case.
 
     The cycles follow the idea of Pan et al. 2025 ("Constraint relaxation attack", AAAI). The rules are different. What
     is left of an image or a target is its best margin so far, as a share of the margin of the clean image. So no rule
@@ -79,7 +84,7 @@ class Relax:
       came closest get the most cycles. If less than 0.15 is left, the search comes before the end: on some networks
       gradients alone lead nowhere, and squares and gradients by turns break what is left.
     - It ends after three or more runs if all of them agree: each took more than 0.4 of the margin, and the best left
-      more than `patience` / 3 (a quarter), added to how much more the worst left.
+      more than 0.28 of `patience` (a fifth), added to how much more the worst left.
     - Where gradients are masked, one run leaves nine tenths of the margin and the next one none. So an image gets
       `least` cycles if a run left 0.6 or more, and four if two runs ended more than 0.4 apart.
     - A cycle ends after four points of its second part, or after the whole part, if its target is behind: more is left
@@ -103,7 +108,7 @@ class Relax:
     """
 
     kind: ClassVar[str] = "relax"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     memoryless: ClassVar[bool] = False
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_grad: ClassVar[bool] = True
@@ -111,10 +116,10 @@ class Relax:
     trials: ClassVar[int] = 1
 
     probe: int = 12
-    starts: int = 5
+    starts: int = 4
     run: int = 8
     targets: int = 9
-    restarts: int = 8
+    restarts: int = 10
     search: int = 2000
     outside: int = 3
     inside: int = 9
@@ -273,7 +278,7 @@ class Relax:
         look = (taken == turn) | (taken == outside + _LOOK - 1)
         behind = look & (s["near"] / lead > (self.lag * left).clamp(min=self.hopeless))
         over = torch.where(at <= self.starts, taken == self._length(at), behind | (taken == cycle))
-        nearly = (left < _NEARLY) & (taken > _FIRST + _CLIMB) & (taken < _QUERIES)
+        nearly = (left < _NEARLY) & (taken < _QUERIES)
         stuck = (_place(taken) == _CLIMB) & ~(left < _FALL * s["was"]) & ~nearly
         return torch.where(self._searching(s), stuck | (taken + 1 >= self.search), over)
 
@@ -315,8 +320,8 @@ class Relax:
         """Return the next query of the search: the best point with another square, or a step along the gradient."""
         since, draws = _place(s["taken"]), replace(p, trial=p.trial + 1)
         square = Square(steps=max(_SCHEDULE, self.search + 1), p_init=_SHARE)
-        size = _CAREFUL * ball.eps * (((since - 1) / _CLIMB).to(grad.dtype).clamp(0, 1) * math.pi).cos().add(1)
-        climbed = ball.project(p.x, s["x"] + ball.climb(s["x"], grad, per_lane(size, grad)))
+        size = _CAREFUL * _anneal(((since - 1) / _CLIMB).to(grad.dtype))
+        climbed = ball.project(p.x, s["x"] + ball.climb(s["x"], grad, per_lane(size * ball.eps, grad)))
         x = torch.where(per_lane(since > 0, grad), climbed, s["peak"])
         return torch.where(per_lane(since < 0, grad), square.propose(draws, ball, s["peak"], s["taken"]), x)
 
@@ -328,8 +333,7 @@ class Relax:
         share = torch.where(third, (taken - turn) / (cycle - turn), taken / turn)
         share = torch.where(free, (taken - 1) / (self.run - 1), share)
         share = torch.where(at == 0, taken / self.probe, share).to(grad.dtype)
-        size = (share.clamp(0, 1) * math.pi).cos() + 1
-        size = torch.where(third | self._careful(s, at), _CAREFUL * size, size)
+        size = torch.where(third | self._careful(s, at), _CAREFUL * _anneal(share), _anneal(share))
         size = torch.where(free & (at > 0) & (taken == 0), 1.0, size) * ball.eps
         x = s["x"]
         begins = third & (taken == turn)
