@@ -333,7 +333,8 @@ class Relax:
         share = torch.where(third, (taken - turn) / (cycle - turn), taken / turn)
         share = torch.where(free, (taken - 1) / (self.run - 1), share)
         share = torch.where(at == 0, taken / self.probe, share).to(grad.dtype)
-        size = torch.where(third | self._careful(s, at), _CAREFUL * _anneal(share), _anneal(share))
+        size = _anneal(share)
+        size = torch.where(third | self._careful(s, at), _CAREFUL * size, size)
         size = torch.where(free & (at > 0) & (taken == 0), 1.0, size) * ball.eps
         x = s["x"]
         begins = third & (taken == turn)
